@@ -1,5 +1,19 @@
-"""SSAMBA (Self-Supervised Audio Mamba, arXiv 2405.11831) as an s3prl upstream for SUPERB."""
+"""SSAMBA (Self-Supervised Audio Mamba, arXiv 2405.11831) as an s3prl upstream for SUPERB.
+
+Importing this package does not import s3prl; :func:`register` does.
+"""
 
 from .torchaudio_extension import ensure_torchaudio_imports
 
 ensure_torchaudio_imports()
+
+from transformers import AutoConfig, AutoModel  # noqa: E402
+
+from .configuration import SsambaConfig  # noqa: E402
+from .modeling import SsambaModel  # noqa: E402
+from .plugin.registry import register  # noqa: E402
+
+AutoConfig.register(SsambaConfig.model_type, SsambaConfig)
+AutoModel.register(SsambaConfig, SsambaModel)
+
+__all__ = ["SsambaConfig", "SsambaModel", "register"]

@@ -1,0 +1,99 @@
+"""What a Mamba mixer computes besides matrix products: the selective scan and the short causal convolution.
+
+Each is one function with several backends behind it; ``backend="auto"`` takes the fastest that can serve the tensors
+at hand.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from . import cuda
+from .chunked import selective_scan_chunked
+from .reference import selective_scan_reference
+
+BACKENDS = {
+    "reference": selective_scan_reference,
+    "torch": selective_scan_chunked,
+    "mamba_ssm": cuda.selective_scan_cuda,
+}
+
+
+def selective_scan(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
+    backend="auto",
+):
+    """The selective state space scan of Mamba (arXiv 2312.00752, Algorithm 2).
+
+    With step s_t = softplus(delta_t + delta_bias): state_t = exp(s_t A) state_{t-1} + s_t u_t B_t, from a zero state;
+    output_t = (C_t . state_t + D u_t) * silu(z_t). The shapes are mamba-ssm's.
+
+    Args:
+        u: (batch, channels, length), floating point. Need not be contiguous.
+        delta: (batch, channels, length), step sizes, before bias and softplus.
+        A: (channels, states), real.
+        B, C: (batch, states, length).
+        D: (channels,), skip connection. Default: none.
+        z: (batch, channels, length), gate. Default: none.
+        delta_bias: (channels,). Default: none.
+        delta_softplus: whether the step is softplus(delta + delta_bias) instead of delta + delta_bias.
+        reverse: walk from the last step to the first instead.
+        return_last_state: return (output, state after the last step walked, (batch, channels, states)).
+        backend: "auto", "reference" (the definition, any number of derivatives), "torch" (plain torch, first
+            derivatives) or "mamba_ssm" (CUDA tensors, needs mamba-ssm and causal-conv1d).
+
+    Returns:
+        (batch, channels, length) in u's dtype. The state is kept in float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError: shapes that do not fit together, an unknown backend, or a complex A.
+    """
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    if backend == "auto":
+        backend = "mamba_ssm" if _serves_cuda(u) else "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"no selective scan backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
+    return BACKENDS[backend](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state)
+
+
+def causal_convolution(x, weight, bias, reverse=False):
+    """Depthwise causal convolution followed by SiLU, as in front of every selective scan.
+
+    Args:
+        x: (batch, channels, length).
+        weight: (channels, 1, width), the last tap meeting the present step, as in ``nn.Conv1d``.
+        bias: (channels,).
+        reverse: what is causal is meant on the time-reversed sequence: taps look ahead instead of back.
+
+    Returns:
+        (batch, channels, length), in x's dtype.
+    """
+    if _serves_cuda(x):
+        return cuda.causal_convolution_cuda(x, weight.squeeze(1), bias, reverse)
+    context = weight.shape[-1] - 1
+    if reverse:
+        padded, weight = F.pad(x, (0, context)), weight.flip(-1)
+    else:
+        padded = F.pad(x, (context, 0))
+    return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0]))
+
+
+def _serves_cuda(tensor):
+    return tensor.is_cuda and tensor.dtype != torch.float64 and cuda.is_available()
+
+
+def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
+    if u.dim() != 3 or A.dim() != 2:
+        raise ValueError(f"u must be (batch, channels, length) and A (channels, states); "
+                         f"got {tuple(u.shape)} and {tuple(A.shape)}")
+    if A.is_complex():
+        raise ValueError("A must be real; complex states are not supported")
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    expected = {
+        "delta": (delta, (batch, channels, length)), "A": (A, (channels, states)), "B": (B, (batch, states, length)),
+        "C": (C, (batch, states, length)), "D": (D, (channels,)), "z": (z, (batch, channels, length)),
+        "delta_bias": (delta_bias, (channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape} beside u {tuple(u.shape)}; got {tuple(tensor.shape)}")

@@ -1,0 +1,287 @@
+"""Checkpoints: files of every format -> SsambaModel, and back; names of checkpoints -> files.
+
+The format of this package is a folder with ``config.json`` and ``model.safetensors`` (what ``save_pretrained``
+writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuration. Checkpoints of the published code
+(``.pth``, a state dict with the prefix ``module.``) load as they are. No file is ever allowed to run code.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from .configuration import HIDDEN_SIZES, SsambaConfig
+from .modeling import SsambaModel
+
+CONFIG_KEY = "ssamba_config"
+MASKED_PATCHES = (250, 300, 400)
+PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
+CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
+
+# What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
+OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
+OFFICIAL_HEADS = ("mask_embed", "cpredlayer.", "gpredlayer.", "v.head.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
+
+
+def load_model(path, block_order=None, **overrides):
+    """Load a checkpoint of any format.
+
+    Args:
+        path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
+            the published code's.
+        block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
+            which do not say, "paired", the order in which they were trained.
+        overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``.
+
+    Returns:
+        a SsambaModel in float32, in eval mode.
+
+    Raises:
+        CheckpointError: nothing there, not a SSAMBA checkpoint, damaged, a pickle with code in it, or weights that do
+            not fit the configuration exactly.
+        ValueError: an override that no network can be built from.
+    """
+    config, state = _read(path)
+    if block_order is not None:
+        overrides["block_order"] = block_order
+    model = SsambaModel(SsambaConfig(**{**config.to_dict(), **overrides}))
+    _load_strictly(model, state, path)
+    return model.eval()
+
+
+def save_model(model, path):
+    """Save a model in this package's format; see :func:`load_model` for reading it.
+
+    Args:
+        model: a SsambaModel.
+        path: a file ending in ``.safetensors`` or ``.ckpt``, which carries its configuration, or else a folder,
+            which must not hold anything yet.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        config = {CONFIG_KEY: json.dumps(model.config.to_dict()), "format": "pt"}
+        _write_atomically(path, lambda target: save_file(_contiguous(model.state_dict()), target, metadata=config))
+    elif path.suffix == ".ckpt":
+        content = {CONFIG_KEY: model.config.to_dict(), "state_dict": _contiguous(model.state_dict())}
+        _write_atomically(path, lambda target: torch.save(content, target))
+    else:
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            model.save_pretrained(folder)
+            folder.chmod(0o777 & ~_umask())
+            os.replace(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_published(name, refresh=False):
+    """The file of a published checkpoint, by the name of its s3prl entry.
+
+    Looked for, in this order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder
+    that the environment variable SSAMBA_CHECKPOINTS names; the local cache of the Hugging Face hub; the hub.
+
+    Args:
+        name: such as "ssamba_tiny_400"; without a number of masked patches, 400.
+        refresh: download again.
+
+    Raises:
+        CheckpointError: it is nowhere, or the hub cannot be reached; says what was looked for.
+    """
+    if not name.endswith(tuple(f"_{masked}" for masked in MASKED_PATCHES)):
+        name = f"{name}_{MASKED_PATCHES[-1]}"
+    folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
+    if folder:
+        for candidate in (Path(folder, name + suffix) for suffix in ("", ".safetensors", ".ckpt", ".pth")):
+            if candidate.exists():
+                return candidate
+    file = f"{name}.pth"
+    if not refresh:
+        try:
+            return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, local_files_only=True))
+        except LocalEntryNotFoundError:
+            pass
+    try:
+        return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, force_download=refresh))
+    except (OSError, HfHubHTTPError) as error:
+        raise CheckpointError(
+            f"no checkpoint {name}: looked in the folder named by {CHECKPOINT_FOLDER_VARIABLE} "
+            f"({folder or 'not set'}), in the local Hugging Face cache, and for {file} in the hub's "
+            f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give a checkpoint with -k (path_or_url in "
+            f"S3PRLUpstream), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
+        ) from error
+
+
+def download_repository(repository, refresh=False):
+    """Folder of a checkpoint in this package's format on the Hugging Face hub, such as "user/ssamba-tiny"."""
+    try:
+        return Path(snapshot_download(
+            repository, allow_patterns=["config.json", "*.safetensors"], force_download=refresh
+        ))
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise CheckpointError(f"cannot get {repository} from the Hugging Face hub: {error}") from error
+
+
+def download_url(url, refresh=False):
+    """Local copy of a checkpoint file at a URL, kept in torch.hub's folder under the URL's hash."""
+    folder = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest()[:16])
+    file = folder / (Path(urlparse(url).path).name or "checkpoint.ckpt")
+    if refresh or not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot download {url}: {error}") from error
+    return file
+
+
+def _read(path):
+    """(SsambaConfig, state dict of SsambaModel) of a checkpoint of any format."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint {path}: there is no such file or folder")
+    if path.suffix == ".safetensors":
+        metadata, state = _read_safetensors(path)
+        config = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
+    else:
+        content = _read_pickle(path)
+        config, state = content.get(CONFIG_KEY), content.get("state_dict", content)
+    if config is not None:
+        return SsambaConfig(**config), state
+    return _read_official(state, path)
+
+
+def _read_folder(folder):
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    for file in (config, weights):
+        if not file.is_file():
+            raise CheckpointError(f"{folder} is no checkpoint: it has no {file.name}")
+    try:
+        fields = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{config} cannot be read: {error}") from error
+    if fields.get("model_type") != SsambaConfig.model_type:
+        raise CheckpointError(f"{folder} holds a {fields.get('model_type')!r} model; expected "
+                              f"{SsambaConfig.model_type!r}")
+    return SsambaConfig(**fields), _read_safetensors(weights)[1]
+
+
+def _read_safetensors(file):
+    try:
+        with safe_open(file, framework="pt") as content:
+            metadata = content.metadata() or {}
+        return metadata, load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _read_pickle(file):
+    try:
+        # A plain container, and what s3prl's checkpoints hold: allowed, so that these are recognised below.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is refused: it is not a plain state dict, and reading it might run code ({error})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged or truncated: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a state dict")
+    if "Downstream" in content and "Featurizer" in content:
+        raise CheckpointError(
+            f"{file} is a checkpoint of s3prl's downstream training, not of an upstream: evaluate or resume it with "
+            "-e, and give -k the upstream's own checkpoint"
+        )
+    return content
+
+
+def _read_official(state, path):
+    """Configuration and encoder of a checkpoint of the published code; every size is read from a shape."""
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", "v.layers.0.mixer.A_log") if name not in state]
+    if missing:
+        raise CheckpointError(f"{path} is no SSAMBA checkpoint: it lacks {', '.join(missing)}")
+    try:
+        config = _official_config(state)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
+    encoder = {
+        name.removeprefix("v."): tensor for name, tensor in state.items()
+        if name not in OFFICIAL_GRID and not name.startswith(OFFICIAL_HEADS)
+    }
+    return config, encoder
+
+
+def _official_config(state):
+    mixer = "v.layers.0.mixer."
+    channels, states = state[mixer + "A_log"].shape
+    hidden_size = state["v.cls_token"].shape[-1]
+    return SsambaConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("v.layers.")),
+        state_size=states,
+        conv_kernel=state[mixer + "conv1d.weight"].shape[-1],
+        expand=channels // hidden_size,
+        time_step_rank=state[mixer + "dt_proj.weight"].shape[-1],
+        num_mel_bins=int(state["p_input_fdim"]),
+        pretraining_frames=int(state["p_input_tdim"]),
+        patch_size=list(state["v.patch_embed.proj.weight"].shape[2:]),
+        block_order="paired",
+        norm="layer_norm" if "v.norm_f.bias" in state else "rms_norm",
+    )
+
+
+def _load_strictly(model, state, path):
+    expected = model.state_dict()
+    problems = [f"lacks {name}" for name in expected if name not in state]
+    problems += [f"has {name}, which the network has not" for name in state if name not in expected]
+    problems += [
+        f"has {name} {tuple(state[name].shape)}, the network {tuple(tensor.shape)}"
+        for name, tensor in expected.items() if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path} does not fit its configuration: it {', it '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+
+
+def _contiguous(state):
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _write_atomically(path, write):
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

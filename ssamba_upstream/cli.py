@@ -1,0 +1,101 @@
+"""The ``ssamba`` command."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from .checkpoint import CheckpointError, load_model, save_model
+from .configuration import HIDDEN_SIZES, SsambaConfig
+from .modeling import SsambaModel
+
+
+def main(arguments=None):
+    """Run one ``ssamba`` command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["run-downstream"]:
+        from .plugin.runner import main as run_downstream
+
+        return run_downstream(arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"ssamba: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="ssamba", description="SSAMBA checkpoints, corpora and SUPERB runs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run-downstream", help="s3prl's run_downstream with the SSAMBA upstreams; takes its arguments")
+    _add_init(commands)
+    _add_convert(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_init(commands):
+    parser = commands.add_parser("init", help="write a checkpoint with random weights, for trying things out")
+    parser.add_argument("--size", choices=HIDDEN_SIZES, default="tiny", help="default: tiny")
+    parser.add_argument("--block-order", choices=("sequential", "paired"), default="sequential",
+                        help="default: sequential")
+    parser.add_argument("--norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="default: layer_norm")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("out", type=Path, help="a new folder, or a file ending in .safetensors or .ckpt")
+    parser.set_defaults(run=_init)
+
+
+def _init(options):
+    torch.manual_seed(options.seed)
+    config = SsambaConfig.from_size(options.size, block_order=options.block_order, norm=options.norm)
+    save_model(SsambaModel(config), options.out)
+    print(f"wrote {options.out}: {options.size}, random weights, seed {options.seed}")
+
+
+def _add_convert(commands):
+    parser = commands.add_parser("convert", help="convert a checkpoint of the published code, or between our formats")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--block-order", choices=("paired", "sequential"),
+                        help="default: what the checkpoint says; paired for the published code's")
+    parser.add_argument("out", type=Path, help="a new folder, or a file ending in .safetensors or .ckpt")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options):
+    model = load_model(options.checkpoint, block_order=options.block_order)
+    save_model(model, options.out)
+    print(f"wrote {options.out}: the encoder, {_count(model):,} parameters; prediction heads are left out")
+
+
+def _add_info(commands):
+    parser = commands.add_parser("info", help="print what a checkpoint is")
+    parser.add_argument("checkpoint", type=Path)
+    parser.set_defaults(run=_info)
+
+
+def _info(options):
+    model = load_model(options.checkpoint)
+    config = model.config
+    rows, columns = config.position_grid
+    lines = {
+        "checkpoint": options.checkpoint,
+        "size": config.size or "unpublished",
+        "parameters": f"{_count(model):,}",
+        "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
+        "width": f"{config.hidden_size}, {config.intermediate_size} channels, {config.state_size} states",
+        "patches": f"{config.patch_size[0]} mel bands x {config.patch_size[1]} frames",
+        "positions": f"{rows} x {columns}, from clips of {config.pretraining_frames / 100:g} s",
+        "hidden states": f"{config.num_hidden_layers + 1}",
+    }
+    for name, value in lines.items():
+        print(f"{name:14} {value}")
+
+
+def _count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

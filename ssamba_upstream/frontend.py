@@ -1,0 +1,65 @@
+"""Waveforms -> normalised log-mel, for a batch of utterances of any lengths at once.
+
+The features are Kaldi's fbank with the recipe's settings (16 kHz, 25 ms Hanning window every 10 ms, 128 mel bands from
+20 Hz to 8 kHz, no dither, no energy), normalised with the statistics of the pretraining data.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchaudio.compliance.kaldi import get_mel_banks
+
+SAMPLE_RATE = 16000
+FRAME_LENGTH = 400
+FRAME_SHIFT = 160
+FFT_LENGTH = 512
+PREEMPHASIS = 0.97
+LOG_MEL_MEAN = -4.2677393
+LOG_MEL_STD = 4.5689974
+
+# Frames transformed at once: bounds the memory of long recordings, and is far past the size where batching pays.
+FRAMES_AT_ONCE = 8192
+
+
+def frames_of(samples: int) -> int:
+    """Number of whole analysis windows in a waveform of so many samples (Kaldi's ``snip_edges``)."""
+    return max(0, 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT)
+
+
+class LogMel(nn.Module):
+    """Normalised log-mel of a batch of waveforms.
+
+    Equals ``torchaudio.compliance.kaldi.fbank(wav[None], htk_compat=True, sample_frequency=16000, use_energy=False,
+    window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)``, then ``(x + 4.2677393) / (2 * 4.5689974)``.
+    The mean that the recipe takes off each waveform is not taken off here: Kaldi takes it off every frame.
+    """
+
+    def __init__(self, num_mel_bins=128):
+        super().__init__()
+        bands, _ = get_mel_banks(num_mel_bins, FFT_LENGTH, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0)
+        self.register_buffer("mel_bands", F.pad(bands, (0, 1)).T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(FRAME_LENGTH, periodic=False), persistent=False)
+
+    def forward(self, wavs):
+        """
+        Args:
+            wavs: list of (samples,) waveforms in [-1, 1] at 16 kHz, float32, of any lengths.
+
+        Returns:
+            list of (frames, mel): 1 + (samples - 400) // 160 frames each, none for fewer than 400 samples.
+        """
+        counts = [frames_of(len(wav)) for wav in wavs]
+        frames = [wav.unfold(0, FRAME_LENGTH, FRAME_SHIFT) for wav, count in zip(wavs, counts) if count]
+        if not frames:
+            return [wav.new_zeros(0, self.mel_bands.shape[1]) for wav in wavs]
+        features = [self._log_mel(part) for part in torch.cat(frames).split(FRAMES_AT_ONCE)]
+        return list(torch.cat(features).split(counts))
+
+    def _log_mel(self, frames):
+        frames = frames - frames.mean(dim=1, keepdim=True)
+        previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+        frames = (frames - PREEMPHASIS * previous) * self.window
+        power = torch.view_as_real(torch.fft.rfft(frames, n=FFT_LENGTH)).square().sum(-1)
+        energies = power @ self.mel_bands
+        log_energies = energies.clamp(min=torch.finfo(torch.float32).eps).log()
+        return (log_energies - LOG_MEL_MEAN) / (2 * LOG_MEL_STD)

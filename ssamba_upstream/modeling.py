@@ -1,0 +1,191 @@
+"""SsambaModel: log-mel -> patches -> tokens -> Mamba blocks -> hidden states."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration import SsambaConfig
+from .mixer import BidirectionalMamba
+from .positions import position_embedding
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (arXiv 1910.07467) over the last dimension, with a learned scale."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def _norm(config):
+    if config.norm == "rms_norm":
+        return RMSNorm(config.hidden_size, config.norm_epsilon)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts the log-mel into patches and maps each to a token."""
+
+    def __init__(self, config):
+        super().__init__()
+        stride = (config.frequency_stride, config.time_stride)
+        self.proj = nn.Conv2d(1, config.hidden_size, kernel_size=tuple(config.patch_size), stride=stride)
+
+    def forward(self, input_values):
+        """(batch, frames, mel) -> (batch, E, rows, columns), row 0 the lowest bands."""
+        return self.proj(input_values.transpose(1, 2).unsqueeze(1))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a sample's branch with the given probability, and scales the others."""
+
+    def __init__(self, probability):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x):
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
+
+
+class SsambaBlock(nn.Module):
+    """Adds its input to the residual, and mixes the norm of that."""
+
+    def __init__(self, config, drop_path):
+        super().__init__()
+        self.mixer = BidirectionalMamba(config)
+        self.norm = _norm(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden, residual=None, time_reversed=False):
+        """(batch, length, E), twice -> the same; the block's representation is the sum of the two results.
+
+        With ``time_reversed`` the result is that of reversing both sequences before and both results after.
+        """
+        residual = hidden if residual is None else residual + self.drop_path(hidden)
+        return self.mixer(self.norm(residual), time_reversed), residual
+
+
+class SsambaPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and loading, by transformers' conventions."""
+
+    config_class = SsambaConfig
+    base_model_prefix = "ssamba"
+    main_input_name = "input_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, BidirectionalMamba):
+            module.initialise()
+        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+            nn.init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, PatchEmbedding):
+            nn.init.kaiming_uniform_(module.proj.weight, a=math.sqrt(5))
+            bound = math.prod(self.config.patch_size) ** -0.5
+            nn.init.uniform_(module.proj.bias, -bound, bound)
+        elif isinstance(module, SsambaModel):
+            nn.init.trunc_normal_(module.cls_token, std=0.02)
+            nn.init.trunc_normal_(module.pos_embed, std=0.02)
+
+
+class SsambaModel(SsambaPreTrainedModel):
+    """The SSAMBA encoder (arXiv 2405.11831, section 2).
+
+    Tokens are one class token and the patches in frequency-major order: token 1 + f * columns + t is the patch of row
+    f (0 the lowest bands) and column t.
+
+    In ``block_order="sequential"`` the blocks follow one another. In ``"paired"``, the order in which the published
+    checkpoints were trained, blocks 2i and 2i + 1 both read the same tokens, the second one reversed in time, and
+    both their outputs and their residuals are added; the residual therefore doubles with every pair.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        rows, columns = config.position_grid
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, config.hidden_size))
+        self.patch_embed = PatchEmbedding(config)
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            # As published: nothing precedes the first block, whose output meets the first rate at the second.
+            SsambaBlock(config, config.drop_path_rate * max(0, i - 1) / max(1, depth - 1)) for i in range(depth)
+        )
+        self.drop_path = DropPath(config.drop_path_rate)
+        self.norm_f = _norm(config)
+        self.post_init()
+
+    def forward(self, input_values, output_hidden_states=None, return_dict=None):
+        """
+        Args:
+            input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`. At least one
+                patch long; frames after the last whole patch are not read.
+            output_hidden_states: whether to return ``hidden_states``. Default: the configuration's.
+            return_dict: whether to return a ``BaseModelOutput`` or a tuple. Default: the configuration's.
+
+        Returns:
+            ``last_hidden_state`` (batch, 1 + rows * columns, E): the final norm of the last residual stream, and
+            ``hidden_states``, depth + 1 tensors of that shape: the tokens with their positions, and the residual
+            stream after each block, in the order of the network. In paired order the stream of pair k (from 0) is
+            divided by 2**k, which undoes the doubling.
+
+        Raises:
+            ValueError: an input of another shape, or shorter than a patch.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        tokens = self.embed(input_values)
+        run = self._paired if self.config.block_order == "paired" else self._sequential
+        streams = [tokens] if output_hidden_states else None
+        hidden, residual = run(tokens, streams)
+        output = BaseModelOutput(
+            last_hidden_state=self.norm_f(residual + self.drop_path(hidden)),
+            hidden_states=tuple(streams) if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def embed(self, input_values):
+        """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions."""
+        config = self.config
+        if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
+            raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
+                             f"got {tuple(input_values.shape)}")
+        if input_values.shape[1] < config.patch_size[1]:
+            raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
+        patches = self.patch_embed(input_values)
+        positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        return tokens + positions
+
+    def _sequential(self, hidden, streams):
+        residual = None
+        for block in self.layers:
+            hidden, residual = block(hidden, residual)
+            if streams is not None:
+                streams.append(residual + hidden)
+        return hidden, residual
+
+    def _paired(self, hidden, streams):
+        residual = None
+        for pair in range(len(self.layers) // 2):
+            forward, backward = self.layers[2 * pair], self.layers[2 * pair + 1]
+            forward_hidden, forward_residual = forward(hidden, residual)
+            backward_hidden, backward_residual = backward(hidden, residual, time_reversed=True)
+            if streams is not None:
+                streams.append((forward_residual + forward_hidden) / 2**pair)
+                streams.append((backward_residual + backward_hidden) / 2**pair)
+            hidden = forward_hidden + backward_hidden
+            residual = forward_residual + backward_residual
+        return hidden, residual

@@ -1,0 +1,68 @@
+"""Learned positions on another grid of patches than pretraining's."""
+
+import torch
+import torch.nn.functional as F
+
+
+def position_embedding(embedding, config, rows, columns):
+    """Positions of a grid of patches.
+
+    Args:
+        embedding: (1, 1 + pretraining rows * pretraining columns, E), the class token's position first.
+        config: the network's SsambaConfig; ``positions`` selects the rule.
+        rows, columns: the grid wanted.
+
+    Returns:
+        (1, 1 + rows * columns, E), the class token's position first, then frequency-major.
+
+    Raises:
+        ValueError: "physical" positions beyond the length of the pretraining clips.
+    """
+    if (rows, columns) == config.position_grid and _strides(config) == tuple(config.patch_size):
+        return embedding
+    grid = embedding[:, 1:].unflatten(1, config.position_grid)
+    rule = {"physical": _physical, "published": _published}[config.positions]
+    return torch.cat([embedding[:, :1], rule(grid, config, rows, columns).flatten(1, 2)], dim=1)
+
+
+def _physical(grid, config, rows, columns):
+    """A patch takes the position learned at its own place in frequency and time, linearly interpolated.
+
+    Pretraining patches stand a patch size apart; places past the last of them take its position.
+    """
+    first_frame = (columns - 1) * config.time_stride
+    if first_frame >= config.pretraining_frames:
+        raise ValueError(
+            f"a window of {columns} columns reaches beyond the {config.pretraining_frames} frames whose positions "
+            'were learned; use shorter windows, or positions="published", which stretches them'
+        )
+    row_weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
+    column_weights = _interpolation(columns, config.time_stride / config.patch_size[1], grid.shape[2], grid)
+    return torch.einsum("rp,cq,bpqe->brce", row_weights, column_weights, grid)
+
+
+def _interpolation(count, spacing, learned, like):
+    """(count, learned): weights of the learned places for places 0, spacing, 2 spacing, ... between them."""
+    places = (torch.arange(count, device=like.device, dtype=torch.float64) * spacing).clamp(max=learned - 1)
+    distance = (places[:, None] - torch.arange(learned, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)
+
+
+def _published(grid, config, rows, columns):
+    """The rule of the published code: the middle of the learned grid when fewer are wanted, stretched when more."""
+    grid = grid.permute(0, 3, 1, 2)
+    if columns < grid.shape[3]:
+        start = grid.shape[3] // 2 - columns // 2
+        grid = grid[..., start : start + columns]
+    else:
+        grid = F.interpolate(grid, size=(grid.shape[2], columns), mode="bilinear")
+    if rows < grid.shape[2]:
+        start = grid.shape[2] // 2 - rows // 2
+        grid = grid[:, :, start : start + rows]
+    else:
+        grid = F.interpolate(grid, size=(rows, columns), mode="bilinear")
+    return grid.permute(0, 2, 3, 1)
+
+
+def _strides(config):
+    return config.frequency_stride, config.time_stride
