@@ -9,6 +9,7 @@ import torch
 from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
+from .superb import corpora, layouts
 
 
 def main(arguments=None):
@@ -20,7 +21,7 @@ def main(arguments=None):
         return run_downstream(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        return options.run(options) or 0
     except (CheckpointError, OSError, ValueError) as error:
         print(f"ssamba: {error}", file=sys.stderr)
         return 1
@@ -33,6 +34,7 @@ def _parser():
     _add_init(commands)
     _add_convert(commands)
     _add_info(commands)
+    _add_corpora(commands)
     return parser
 
 
@@ -95,6 +97,62 @@ def _info(options):
 
 def _count(model):
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _add_corpora(commands):
+    parser = commands.add_parser("corpora", help="check SUPERB's corpora, or make small ones")
+    actions = parser.add_subparsers(dest="action", required=True)
+
+    check = actions.add_parser("check", help="say whether a corpus is laid out as s3prl needs it, and what is missing")
+    check.add_argument("task", choices=CORPUS_CHECKS, help="sid: VoxCeleb1; er: IEMOCAP; ks: Speech Commands")
+    check.add_argument("root", type=Path)
+    check.add_argument("second", type=Path, nargs="?", metavar="SPLIT_FILE|METADATA|TEST_ROOT",
+                       help="sid: the split file; er: the metadata folder; ks: the test set's folder. "
+                            "Default: looked for in the corpus's folder")
+    check.set_defaults(run=_check_corpus)
+
+    metadata = actions.add_parser("emotion-metadata", help="write the metadata of IEMOCAP's five folds for s3prl")
+    metadata.add_argument("root", type=Path, help="the folder of Session1 to Session5")
+    metadata.add_argument("out", type=Path)
+    metadata.set_defaults(run=_build_metadata)
+
+    synthesise = actions.add_parser("synth", help="make small synthetic corpora in the three official layouts")
+    synthesise.add_argument("out", type=Path, help="a new folder")
+    synthesise.add_argument("--seed", type=int, default=0, help="default: 0")
+    synthesise.set_defaults(run=_synthesise_corpora)
+
+    fsdd = actions.add_parser("fsdd", help="arrange the Free Spoken Digit Dataset as Speech Commands and VoxCeleb1")
+    fsdd.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
+    fsdd.add_argument("out", type=Path, help="a new folder")
+    fsdd.set_defaults(run=_arrange_fsdd)
+
+
+CORPUS_CHECKS = {
+    "sid": corpora.check_speaker_identification,
+    "er": corpora.check_emotion,
+    "ks": corpora.check_keyword_spotting,
+}
+
+
+def _check_corpus(options):
+    report = CORPUS_CHECKS[options.task](options.root, options.second)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _build_metadata(options):
+    corpora.build_emotion_metadata(options.root, options.out)
+    print(f"wrote {options.out}")
+
+
+def _synthesise_corpora(options):
+    layouts.synthesise_corpora(options.out, options.seed)
+    print(f"wrote {options.out}")
+
+
+def _arrange_fsdd(options):
+    layouts.arrange_fsdd(options.recordings, options.out)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

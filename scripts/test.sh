@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests in the checkout's own .venv; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh
+.venv/bin/python -m pytest "$@"
