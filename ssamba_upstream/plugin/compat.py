@@ -16,7 +16,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import inspect
 import multiprocessing
 import re
 import sys
@@ -217,8 +216,8 @@ def _restore_hub_names() -> bool:
 
 
 def _allow_namespace_in_checkpoints() -> bool:
-    reads_weights_only = inspect.signature(torch.load).parameters["weights_only"].default is not False
-    if not reads_weights_only or argparse.Namespace in torch.serialization.get_safe_globals():
+    reads_any_class = torch.__version__ < (2, 6)
+    if reads_any_class or argparse.Namespace in torch.serialization.get_safe_globals():
         return False
     torch.serialization.add_safe_globals([argparse.Namespace])
     return True
