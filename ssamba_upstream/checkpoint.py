@@ -5,7 +5,6 @@ writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuratio
 (``.pth``, a state dict with the prefix ``module.``) load as they are. No file is ever allowed to run code.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -199,10 +198,10 @@ def _read_safetensors(file):
 
 def _read_pickle(file):
     try:
-        # A plain container, and what s3prl's checkpoints hold: allowed, so that these are recognised below.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "argparse.Namespace" in str(error):
+            raise _s3prl_checkpoint(file) from None
         raise CheckpointError(
             f"{file} is refused: it is not a plain state dict, and reading it might run code ({error})"
         ) from error
@@ -211,11 +210,13 @@ def _read_pickle(file):
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a state dict")
     if "Downstream" in content and "Featurizer" in content:
-        raise CheckpointError(
-            f"{file} is a checkpoint of s3prl's downstream training, not of an upstream: evaluate or resume it with "
-            "-e, and give -k the upstream's own checkpoint"
-        )
+        raise _s3prl_checkpoint(file)
     return content
+
+
+def _s3prl_checkpoint(file):
+    return CheckpointError(f"{file} is a checkpoint of s3prl's downstream training, not of an upstream: evaluate or "
+                           "resume it with -e, and give -k the upstream's own checkpoint")
 
 
 def _read_official(state, path):

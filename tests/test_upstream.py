@@ -275,3 +275,19 @@ def test_gpu(checkpoint, expert):
     found = hidden_states(UpstreamExpert(checkpoint).cuda().eval(), *(wav.cuda() for wav in wavs))
     for gpu, cpu in zip(found, hidden_states(expert, *wavs), strict=True):
         torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-3, atol=1e-4)
+
+
+def _names_known_in(queue):
+    from s3prl import hub
+
+    queue.put("ssamba_tiny" in vars(hub))
+
+
+def test_spawned_processes_know_the_entries():
+    ssamba_upstream.register()
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_names_known_in, args=(queue,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and queue.get()

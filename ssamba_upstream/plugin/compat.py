@@ -306,6 +306,13 @@ def _keep_isinstance(module):
     module.hack_isinstance = lambda: None
 
 
+def _add_entries(module):
+    """Put SSAMBA's entries on the hub of every process that imports it, spawned ones included."""
+    from .hubconf import ENTRIES
+
+    vars(module).update(ENTRIES)
+
+
 _REPAIRS = {
     "torchaudio.set_audio_backend: accepted, without effect": _restore_set_audio_backend,
     "torchaudio.info: by soundfile": _restore_info,
@@ -317,6 +324,7 @@ _REPAIRS = {
 }
 
 _MENDED_MODULES = {
+    "s3prl.hub": _add_entries,
     "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
     "s3prl.downstream.runner": _pass_records_through_distributed_training,
     "s3prl.utility.helper": _keep_isinstance,

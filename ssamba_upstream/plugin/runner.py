@@ -11,6 +11,7 @@ import torch
 
 import ssamba_upstream
 
+from ..checkpoint import CheckpointError
 from .registry import register
 
 
@@ -100,6 +101,8 @@ def _hand_over(arguments):
         if explanation := _explain_missing_file(str(error.filename)):
             raise SystemExit(explanation) from error
         raise
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from None
     except ModuleNotFoundError as error:
         if error.name not in ("librosa", "tensorboardX"):
             raise
