@@ -340,8 +340,7 @@ def _metadata_of(session: str, turns: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: CorpusReport):
-    remedy = (f"build_emotion_metadata({str(report.root)!r}, {str(metadata)!r}) of "
-              "ssamba_upstream.superb.corpora writes it")
+    remedy = f"`ssamba corpora emotion-metadata {shlex.quote(str(report.root))} {shlex.quote(str(metadata))}` writes it"
     if not os.path.isdir(metadata):
         report.problems.append(f"The metadata folder {metadata} is missing; {remedy}.")
         return
@@ -372,8 +371,8 @@ def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: Corpus
                                f"{report.root}: {_first(sorted(missing))}; unpack them, or build the "
                                f"metadata anew: {remedy}.")
     elif not as_built:
-        report.notes.append("The metadata differs, in order at least, from what build_emotion_metadata "
-                            "writes. s3prl takes its development set from it by position, so compare "
+        report.notes.append("The metadata differs, in order at least, from what `ssamba corpora "
+                            "emotion-metadata` writes. s3prl takes its development set from it by position, so compare "
                             "accuracies only between runs with the same metadata.")
 
 
