@@ -369,9 +369,9 @@ def test_emotion_reports_metadata(iemocap):
     path.write_text("[]")
     assert_problem(check_emotion(iemocap), str(path), "not a JSON object")
     path.unlink()
-    assert_problem(check_emotion(iemocap), str(path), "cannot be read", "build_emotion_metadata")
+    assert_problem(check_emotion(iemocap), str(path), "cannot be read", "ssamba corpora emotion-metadata")
     shutil.rmtree(metadata)
-    assert_problem(check_emotion(iemocap), "metadata folder", "is missing", "build_emotion_metadata")
+    assert_problem(check_emotion(iemocap), "metadata folder", "is missing", "ssamba corpora emotion-metadata")
     build_emotion_metadata(iemocap, metadata)
     assert check_emotion(iemocap).ok
 
