@@ -59,7 +59,7 @@ class DropPath(nn.Module):
 
 
 class SsambaBlock(nn.Module):
-    """Adds its input to the residual, and mixes the norm of that."""
+    """Adds to the residual stream what the mixer makes of its norm."""
 
     def __init__(self, config, drop_path):
         super().__init__()
@@ -67,13 +67,12 @@ class SsambaBlock(nn.Module):
         self.norm = _norm(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden, residual=None, time_reversed=False):
-        """(batch, length, E), twice -> the same; the block's representation is the sum of the two results.
+    def forward(self, stream, time_reversed=False):
+        """(batch, length, E) -> (batch, length, E).
 
-        With ``time_reversed`` the result is that of reversing both sequences before and both results after.
+        With ``time_reversed`` the result is that of reversing the sequence before and the result after.
         """
-        residual = hidden if residual is None else residual + self.drop_path(hidden)
-        return self.mixer(self.norm(residual), time_reversed), residual
+        return stream + self.drop_path(self.mixer(self.norm(stream), time_reversed))
 
 
 class SsambaPreTrainedModel(PreTrainedModel):
@@ -107,8 +106,9 @@ class SsambaModel(SsambaPreTrainedModel):
     f (0 the lowest bands) and column t.
 
     In ``block_order="sequential"`` the blocks follow one another. In ``"paired"``, the order in which the published
-    checkpoints were trained, blocks 2i and 2i + 1 both read the same tokens, the second one reversed in time, and
-    both their outputs and their residuals are added; the residual therefore doubles with every pair.
+    checkpoints were trained, blocks 2i and 2i + 1 both read the same residual stream, the second one reversed in
+    time, and their results are added; the stream therefore doubles with every pair. (The published code carries
+    the stream in two parts, residual and hidden, which are only ever read as their sum.)
     """
 
     def __init__(self, config):
@@ -119,10 +119,8 @@ class SsambaModel(SsambaPreTrainedModel):
         self.patch_embed = PatchEmbedding(config)
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
-            # As published: nothing precedes the first block, whose output meets the first rate at the second.
-            SsambaBlock(config, config.drop_path_rate * max(0, i - 1) / max(1, depth - 1)) for i in range(depth)
+            SsambaBlock(config, config.drop_path_rate * i / max(1, depth - 1)) for i in range(depth)
         )
-        self.drop_path = DropPath(config.drop_path_rate)
         self.norm_f = _norm(config)
         self.post_init()
 
@@ -146,13 +144,11 @@ class SsambaModel(SsambaPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        tokens = self.embed(input_values)
+        streams = [self.embed(input_values)]
         run = self._paired if self.config.block_order == "paired" else self._sequential
-        streams = [tokens] if output_hidden_states else None
-        hidden, residual = run(tokens, streams)
+        last = run(streams, output_hidden_states)
         output = BaseModelOutput(
-            last_hidden_state=self.norm_f(residual + self.drop_path(hidden)),
-            hidden_states=tuple(streams) if output_hidden_states else None,
+            last_hidden_state=self.norm_f(last), hidden_states=tuple(streams) if output_hidden_states else None
         )
         return output if return_dict else output.to_tuple()
 
@@ -169,23 +165,20 @@ class SsambaModel(SsambaPreTrainedModel):
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         return tokens + positions
 
-    def _sequential(self, hidden, streams):
-        residual = None
+    def _sequential(self, streams, keep):
+        stream = streams[0]
         for block in self.layers:
-            hidden, residual = block(hidden, residual)
-            if streams is not None:
-                streams.append(residual + hidden)
-        return hidden, residual
+            stream = block(stream)
+            if keep:
+                streams.append(stream)
+        return stream
 
-    def _paired(self, hidden, streams):
-        residual = None
+    def _paired(self, streams, keep):
+        stream = streams[0]
         for pair in range(len(self.layers) // 2):
-            forward, backward = self.layers[2 * pair], self.layers[2 * pair + 1]
-            forward_hidden, forward_residual = forward(hidden, residual)
-            backward_hidden, backward_residual = backward(hidden, residual, time_reversed=True)
-            if streams is not None:
-                streams.append((forward_residual + forward_hidden) / 2**pair)
-                streams.append((backward_residual + backward_hidden) / 2**pair)
-            hidden = forward_hidden + backward_hidden
-            residual = forward_residual + backward_residual
-        return hidden, residual
+            forward = self.layers[2 * pair](stream)
+            backward = self.layers[2 * pair + 1](stream, time_reversed=True)
+            if keep:
+                streams += [forward / 2**pair, backward / 2**pair]
+            stream = forward + backward
+        return stream

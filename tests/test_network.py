@@ -32,11 +32,13 @@ def test_reversed_mixer_is_the_mixer_on_the_reversed_sequence(golden, official_c
 
 
 def test_golden_block(golden, official_checkpoint):
+    """The published block returns what is added and what it is added to; ours their sum."""
     x, block = golden("mixer_block"), load_model(official_checkpoint).layers[1]
-    for residual, suffix in ((None, "_resNone"), (x["residual_in"], "")):
-        hidden, stream = block(x["hidden_in"], residual)
-        torch.testing.assert_close(hidden, x[f"block1_hidden{suffix}"], **CLOSE)
+    for residual, suffix in ((0, "_resNone"), (x["residual_in"], "")):
+        stream = residual + x["hidden_in"]
         torch.testing.assert_close(stream, x[f"block1_residual{suffix}"], **CLOSE)
+        torch.testing.assert_close(block.mixer(block.norm(stream)), x[f"block1_hidden{suffix}"], **CLOSE)
+        torch.testing.assert_close(block(stream), x[f"block1_hidden{suffix}"] + stream, **CLOSE)
 
 
 @pytest.mark.parametrize("prefix", ORDERS)
@@ -57,31 +59,31 @@ def test_golden_encoder(golden, official_checkpoint, prefix):
 
 def test_golden_hidden_states_in_sequence(golden, official_checkpoint):
     expected = golden("reduced_encoder")
-    states = load_model(official_checkpoint, block_order="sequential")(
-        golden("input_fbank")["fbank"], output_hidden_states=True
-    ).hidden_states[1:]
-    for state, hidden, residual in zip(states, expected["uni_hidden"], expected["uni_residual"], strict=True):
-        torch.testing.assert_close(state, hidden + residual, **CLOSE)
+    model = load_model(official_checkpoint, block_order="sequential")
+    states = model(golden("input_fbank")["fbank"], output_hidden_states=True).hidden_states
+    for i, (hidden, residual) in enumerate(zip(expected["uni_hidden"], expected["uni_residual"], strict=True)):
+        torch.testing.assert_close(states[i + 1], hidden + residual, **CLOSE)
+        block = model.layers[i]
+        torch.testing.assert_close(block.mixer(block.norm(states[i])), hidden, **CLOSE)
 
 
 def test_golden_hidden_states_in_pairs(golden, official_checkpoint):
-    """Of a pair's two streams the golden files hold the sum; both read the same residual, the first's half of it."""
-    expected = golden("reduced_encoder")
-    states = load_model(official_checkpoint)(golden("input_fbank")["fbank"], output_hidden_states=True).hidden_states
+    """Of a pair's two streams the golden files hold the sum: what the two add, and twice what both have read."""
+    expected, model = golden("reduced_encoder"), load_model(official_checkpoint)
+    states = model(golden("input_fbank")["fbank"], output_hidden_states=True).hidden_states
+    stream = states[0]
     for pair, (hidden, residual) in enumerate(zip(expected["bi_hidden"], expected["bi_residual"], strict=True)):
-        forward, backward = states[1 + 2 * pair], states[2 + 2 * pair]
-        torch.testing.assert_close((forward + backward) * 2**pair, hidden + residual, **CLOSE)
+        forward, backward = (states[1 + 2 * pair + member] * 2**pair for member in (0, 1))
+        torch.testing.assert_close(2 * stream, residual, **CLOSE)
+        torch.testing.assert_close((forward - stream) + (backward - stream), hidden, rtol=1e-4, atol=1e-5 * 2**pair)
         assert not torch.allclose(forward, backward, atol=1e-3)
+        stream = forward + backward
 
 
 def test_a_pair_by_its_definition(official_checkpoint):
-    """Block 1 reads the reversed sequences and its results are reversed back: flipped here, not in the network."""
-    model = load_model(official_checkpoint)
-    tokens, residual = torch.randn(2, 21, 32), torch.randn(2, 21, 32)
-    hidden, stream = model.layers[1](tokens.flip(1), residual.flip(1))
-    found_hidden, found_stream = model.layers[1](tokens, residual, time_reversed=True)
-    torch.testing.assert_close(found_hidden, hidden.flip(1))
-    torch.testing.assert_close(found_stream, stream.flip(1))
+    """Block 1 reads the reversed sequence and its result is reversed back: flipped here, not in the network."""
+    block, stream = load_model(official_checkpoint).layers[1], torch.randn(2, 21, 32)
+    torch.testing.assert_close(block(stream, time_reversed=True), block(stream.flip(1)).flip(1))
 
 
 @pytest.mark.parametrize("size", HIDDEN_SIZES)
@@ -133,7 +135,7 @@ def test_stochastic_depth():
     config = small_config(drop_path_rate=0.5)
     model, fbank = SsambaModel(config), torch.randn(1, 64, 128)
     rates = [block.drop_path.probability for block in model.layers]
-    assert rates == pytest.approx([0, 0, 0.5 / 3, 1 / 3])
+    assert rates == pytest.approx([0, 0.5 / 3, 1 / 3, 0.5])
     outputs = {model(fbank).last_hidden_state.sum().item() for _ in range(8)}
     assert len(outputs) > 1
     assert len({model.eval()(fbank).last_hidden_state.sum().item() for _ in range(2)}) == 1
