@@ -8,7 +8,6 @@ each chunk's start and recomputes the rest: memory grows with the number of chun
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 # Elements of state in a chunk: small enough for a CPU's caches, large enough to hide the cost of a call.
 CHUNK_ELEMENTS = 1 << 19
@@ -101,8 +100,10 @@ class _ChunkedScan(torch.autograd.Function):
         return output, state.transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output, grad_last_state):
+        if torch.is_grad_enabled():
+            raise RuntimeError('this selective scan can be differentiated once only; backend="reference" can be '
+                               "differentiated any number of times")
         u, delta, A, B, C, D, z, delta_bias, *initial_states = ctx.saved_tensors
         dtype = torch.promote_types(u.dtype, torch.float32)
         skip = None if D is None else D.to(dtype)

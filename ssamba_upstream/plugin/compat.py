@@ -1,0 +1,388 @@
+"""s3prl 0.4 on today's torch, torchaudio and huggingface_hub.
+
+``apply`` restores what s3prl expects of its libraries and no longer finds. Every repair looks first: what
+exists and works is left alone, and neither ``torch.load`` nor a builtin is replaced. Two habits of s3prl's
+own are wrong beside any version of its libraries and are mended beside all of them: the file lists it caches
+in its own installation folder, and its replacement of the builtin ``isinstance``.
+
+s3prl itself is not imported here; its modules are mended when something imports them. Worker processes
+started by spawn, forkserver or loky (joblib) call ``apply`` before they unpickle their work.
+"""
+
+import argparse
+import collections
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import multiprocessing
+import re
+import sys
+import tempfile
+import types
+import warnings
+from typing import NamedTuple
+
+import huggingface_hub
+import soundfile
+import torch
+import torchaudio
+from torch.utils.data import DistributedSampler
+
+_repairs_made: list[str] | None = None
+
+
+def apply() -> list[str]:
+    """Make s3prl usable in this process and in the worker processes it starts.
+
+    Calling it again changes nothing.
+
+    Returns:
+        The repairs in force in this process, in words. Beside torch < 2.6, torchaudio < 2.9 with libsox,
+        huggingface_hub < 1 and catalyst the list is empty.
+    """
+    global _repairs_made
+    if _repairs_made is None:
+        _repairs_made = [name for name, repair in _REPAIRS.items() if repair()]
+        _mend_on_import(_MENDED_MODULES)
+        multiprocessing.current_process()._config["ssamba_upstream"] = _AppliedInChildren()
+    return list(_repairs_made)
+
+
+# torchaudio
+
+
+def _restore_set_audio_backend() -> bool:
+    if hasattr(torchaudio, "set_audio_backend"):
+        return False
+    torchaudio.set_audio_backend = _set_audio_backend
+    return True
+
+
+def _set_audio_backend(backend):
+    """Accept the choice of a backend; there is only one to choose from since torchaudio 2.9."""
+
+
+class AudioMetaData(NamedTuple):
+    """What ``torchaudio.info`` tells of a file."""
+
+    sample_rate: int
+    num_frames: int
+    num_channels: int
+    bits_per_sample: int  # 0 where samples have no fixed width
+    encoding: str
+
+
+def _restore_info() -> bool:
+    if hasattr(torchaudio, "info"):
+        return False
+    torchaudio.info = _info
+    return True
+
+
+_ENCODINGS = {
+    "PCM_S8": ("PCM_S", 8), "PCM_16": ("PCM_S", 16), "PCM_24": ("PCM_S", 24), "PCM_32": ("PCM_S", 32),
+    "PCM_U8": ("PCM_U", 8), "FLOAT": ("PCM_F", 32), "DOUBLE": ("PCM_F", 64), "ULAW": ("ULAW", 8),
+    "ALAW": ("ALAW", 8), "VORBIS": ("VORBIS", 0), "OPUS": ("OPUS", 0), "MPEG_LAYER_III": ("MP3", 0),
+}
+
+
+def _info(uri, format=None, buffer_size=4096, backend=None) -> AudioMetaData:
+    """``torchaudio.info`` of torchaudio < 2.9, by soundfile."""
+    found = soundfile.info(uri)
+    encoding, bits_per_sample = _ENCODINGS.get(found.subtype, ("UNKNOWN", 0))
+    if found.format == "FLAC":
+        encoding = "FLAC"
+    return AudioMetaData(found.samplerate, found.frames, found.channels, bits_per_sample, encoding)
+
+
+def _restore_load() -> bool:
+    reads_by_itself = hasattr(torchaudio, "list_audio_backends")
+    if reads_by_itself or _imports("torchcodec.decoders"):
+        return False
+    torchaudio.load = _load
+    return True
+
+
+def _load(uri, frame_offset=0, num_frames=-1, normalize=True, channels_first=True, format=None,
+          buffer_size=4096, backend=None) -> tuple[torch.Tensor, int]:
+    """``torchaudio.load`` by soundfile: float32 (channels, time) in [-1, 1], and the sample rate."""
+    if not normalize:
+        raise NotImplementedError("torchaudio.load(normalize=False) needs torchcodec or torchaudio < 2.9.")
+    samples, sample_rate = soundfile.read(uri, num_frames, frame_offset, dtype="float32", always_2d=True)
+    return torch.from_numpy(samples.T.copy() if channels_first else samples), sample_rate
+
+
+def _restore_sox_effects() -> bool:
+    if hasattr(torchaudio, "sox_effects"):
+        if _libsox_loads():
+            return False
+    else:
+        torchaudio.sox_effects = _new_module("torchaudio.sox_effects")
+    torchaudio.sox_effects.apply_effects_file = _apply_effects_file
+    torchaudio.sox_effects.apply_effects_tensor = _apply_effects_tensor
+    return True
+
+
+def _libsox_loads() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torchaudio.sox_effects.effect_names()
+        except (ImportError, OSError, RuntimeError, AttributeError):
+            return False
+    return True
+
+
+def _apply_effects_file(path, effects, normalize=True, channels_first=True,
+                        format=None) -> tuple[torch.Tensor, int]:
+    """``torchaudio.sox_effects.apply_effects_file``, for the effects that ``_apply_effects_tensor`` knows."""
+    waveform, sample_rate = _load(path, normalize=normalize)
+    waveform, sample_rate = _apply_effects_tensor(waveform, sample_rate, effects)
+    return (waveform if channels_first else waveform.T), sample_rate
+
+
+def _apply_effects_tensor(tensor, sample_rate, effects, channels_first=True) -> tuple[torch.Tensor, int]:
+    """``torchaudio.sox_effects.apply_effects_tensor`` for ``channels``, ``rate`` and ``gain``.
+
+    Between two effects sox keeps 32-bit integers: what lies outside [-1, 1] is clipped after each of them.
+    ``rate`` resamples to sox's length, with a filter close to sox's.
+
+    Args:
+        tensor: (channels, time), or (time, channels) where ``channels_first`` is False.
+        sample_rate: in Hz.
+        effects: for example ``[["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]``, with gain in dB.
+
+    Returns:
+        The waveform laid out like ``tensor``, and its sample rate.
+
+    Raises:
+        NotImplementedError: for any other effect or option.
+    """
+    waveform = tensor if channels_first else tensor.T
+    for effect in effects:
+        waveform, sample_rate = _apply_effect(waveform, sample_rate, [str(word) for word in effect])
+        waveform = waveform.clamp(-1, 1)
+    return (waveform if channels_first else waveform.T), sample_rate
+
+
+# The closest to sox's rate effect: 0.1 % of the signal's rms on speech, 2 % on white noise.
+_SOX_FILTER = dict(lowpass_filter_width=64, rolloff=0.96, resampling_method="sinc_interp_kaiser", beta=10.0)
+
+
+def _apply_effect(waveform, sample_rate, effect):
+    match effect:
+        case ["channels", "1"]:
+            return waveform.mean(dim=0, keepdim=True), sample_rate
+        case ["rate", rate] if rate.isdecimal():
+            length = int(waveform.size(-1) * int(rate) / sample_rate + 0.5)
+            resampled = torchaudio.functional.resample(waveform, sample_rate, int(rate), **_SOX_FILTER)
+            return resampled[..., :length], int(rate)
+        case ["gain", gain] if re.fullmatch(r"[+-]?\d+(\.\d*)?", gain):
+            return waveform * 10 ** (float(gain) / 20), sample_rate
+    raise NotImplementedError(
+        f"The sox effect {' '.join(effect)!r} needs torchaudio < 2.9 with libsox; without it there are only "
+        "'channels 1', 'rate HZ' and 'gain DB'.")
+
+
+# huggingface_hub
+
+
+class _RemovedFromHub:
+    """Can be imported like what it stands for, and says so when it is used."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __call__(self, *args, **kwargs):
+        raise RuntimeError(f"s3prl wants huggingface_hub.{self._name}, which huggingface_hub 1.0 removed; "
+                           "what you asked of s3prl needs huggingface_hub < 1.")
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return self
+
+
+def _restore_hub_names() -> bool:
+    missing = [name for name in ("HfFolder", "Repository") if not hasattr(huggingface_hub, name)]
+    for name in missing:
+        setattr(huggingface_hub, name, _RemovedFromHub(name))
+    return bool(missing)
+
+
+# torch
+
+
+def _allow_namespace_in_checkpoints() -> bool:
+    reads_weights_only = inspect.signature(torch.load).parameters["weights_only"].default is not False
+    if not reads_weights_only or argparse.Namespace in torch.serialization.get_safe_globals():
+        return False
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return True
+
+
+# catalyst
+
+
+class DistributedSamplerWrapper(DistributedSampler):
+    """Share what another sampler draws among the processes of a distributed run.
+
+    Every process draws the same indices, seeded by ``seed + epoch`` and not by the process's own random
+    state, and takes its own part of them: together the parts hold every drawn index, each once but for the
+    padding that makes them equally long.
+
+    Args:
+        sampler: a sampler of known length that draws from torch's default generator.
+        num_replicas, rank: default to the process group's.
+        shuffle: whether the drawn indices are shuffled before they are shared out.
+    """
+
+    def __init__(self, sampler, num_replicas=None, rank=None, shuffle=True):
+        super().__init__(range(len(sampler)), num_replicas=num_replicas, rank=rank, shuffle=shuffle)
+        self.sampler = sampler
+
+    def __iter__(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed + self.epoch)
+            drawn = list(self.sampler)
+        return map(drawn.__getitem__, super().__iter__())
+
+
+def _restore_distributed_sampler_wrapper() -> bool:
+    if _imports("catalyst.data.sampler"):
+        return False
+    for name in ("catalyst", "catalyst.data", "catalyst.data.sampler"):
+        _new_module(name)
+    sys.modules["catalyst.data.sampler"].DistributedSamplerWrapper = DistributedSamplerWrapper
+    return True
+
+
+# s3prl's own habits, wrong beside any version of its libraries
+
+
+def _forget_file_lists(module):
+    """Let voxceleb1 list its files afresh instead of caching the lists in the installation folder.
+
+    The cache knows of each split but not of the corpus, and so hands one corpus the files of another.
+    """
+    build = module.SpeakerClassifiDataset.__init__
+
+    @functools.wraps(build)
+    def build_without_cache(self, *args, **kwargs):
+        with tempfile.TemporaryDirectory() as folder:
+            module.CACHE_PATH = folder
+            build(self, *args, **kwargs)
+
+    module.SpeakerClassifiDataset.__init__ = build_without_cache
+
+
+class _Records(collections.UserDict):
+    """A ``defaultdict`` that is no ``dict``.
+
+    DistributedDataParallel on GPUs rebuilds every dict among its arguments, which fails for a defaultdict and
+    would lose what the downstream writes into it.
+    """
+
+    def __init__(self, default_factory):
+        super().__init__()
+        self.default_factory = default_factory
+
+    def __missing__(self, key):
+        self[key] = self.default_factory()
+        return self[key]
+
+
+def _pass_records_through_distributed_training(module):
+    module.defaultdict = _Records
+
+
+def _keep_isinstance(module):
+    """s3prl replaces the builtin so that no defaultdict is a dict, for the reason that ``_Records`` removes.
+
+    Its replacement fails for every other ``isinstance(a_defaultdict, (some, types))`` in the process.
+    """
+    module.hack_isinstance = lambda: None
+
+
+_REPAIRS = {
+    "torchaudio.set_audio_backend: accepted, without effect": _restore_set_audio_backend,
+    "torchaudio.info: by soundfile": _restore_info,
+    "torchaudio.load: by soundfile": _restore_load,
+    "torchaudio.sox_effects: channels, rate and gain": _restore_sox_effects,
+    "huggingface_hub.HfFolder and Repository: importable, not usable": _restore_hub_names,
+    "torch.load: accepts argparse.Namespace in s3prl's checkpoints": _allow_namespace_in_checkpoints,
+    "catalyst.data.sampler.DistributedSamplerWrapper: our own": _restore_distributed_sampler_wrapper,
+}
+
+_MENDED_MODULES = {
+    "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
+    "s3prl.downstream.runner": _pass_records_through_distributed_training,
+    "s3prl.utility.helper": _keep_isinstance,
+    "s3prl.run_downstream": _keep_isinstance,
+}
+
+
+# How repairs reach modules and processes
+
+
+def _imports(name) -> bool:
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError):  # torchcodec without FFmpeg raises RuntimeError
+        return False
+    return True
+
+
+def _new_module(name) -> types.ModuleType:
+    spec = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    return sys.modules[name]
+
+
+def _mend_on_import(mends):
+    for name, mend in mends.items():
+        if name in sys.modules:
+            mend(sys.modules[name])
+    sys.meta_path.insert(0, _MendOnImport(mends))
+
+
+class _MendOnImport(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; has some modules mended once they are loaded."""
+
+    def __init__(self, mends):
+        self.mends = mends
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in self.mends:
+            return None
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None:
+            spec.loader.exec_module = self._and_mend(spec.loader.exec_module, self.mends[fullname])
+        return spec
+
+    @staticmethod
+    def _and_mend(exec_module, mend):
+        def exec_and_mend(module):
+            exec_module(module)
+            mend(module)
+        return exec_and_mend
+
+
+class _AppliedInChildren:
+    """Calls ``apply`` wherever it is unpickled.
+
+    multiprocessing sends ``current_process()._config``, ahead of the work, to every process that does not
+    inherit its parent's memory, and hands it on to that process's own children.
+    """
+
+    def __reduce__(self):
+        return _apply_in_child, ()
+
+
+def _apply_in_child() -> _AppliedInChildren:
+    apply()
+    return _AppliedInChildren()

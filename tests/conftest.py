@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).parent / "data"
+SHARED_AUDIO = Path(__file__).parents[2] / "shared" / "audio"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The golden arrays of a file in tests/data, as tensors."""
+
+    def load(name):
+        with np.load(DATA / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def official_checkpoint():
+    """A checkpoint in the published code's format: 4 blocks, E = 32."""
+    return DATA / "reduced_d4_e32.safetensors"
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """Real spoken digits at 16 kHz, of unequal lengths."""
+    import soundfile
+    import torchaudio
+
+    files = sorted((SHARED_AUDIO / "fsdd" / "recordings").glob("*.wav"))[::250]
+    if not files:
+        pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
+    wavs = []
+    for file in files:
+        wav, rate = soundfile.read(file, dtype="float32")
+        wavs.append(torchaudio.functional.resample(torch.from_numpy(wav), rate, 16000))
+    return wavs

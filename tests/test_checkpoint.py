@@ -1,0 +1,188 @@
+"""Checkpoints of every format, and files that are none."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssamba_upstream import SsambaConfig, SsambaModel, checkpoint
+from ssamba_upstream.checkpoint import CheckpointError, find_published, load_model, save_model
+
+
+def small_model(**overrides):
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 128, **overrides}
+    return SsambaModel(SsambaConfig(**config)).eval()
+
+
+def assert_same_model(found, expected):
+    assert found.config.block_order == expected.config.block_order
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
+def test_our_formats_round_trip(tmp_path, name):
+    model = small_model(block_order="paired", norm="rms_norm")
+    save_model(model, tmp_path / name)
+    assert_same_model(load_model(tmp_path / name), model)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert load_model(tmp_path / name, time_stride=4).config.time_stride == 4
+    assert load_model(tmp_path / name, block_order="sequential").config.block_order == "sequential"
+
+
+def test_official_checkpoints_say_what_they_are_by_their_shapes(official_checkpoint):
+    config = load_model(official_checkpoint).config
+    assert (config.hidden_size, config.num_hidden_layers, config.time_step_rank) == (32, 4, 2)
+    assert (config.norm, config.block_order, config.position_grid) == ("layer_norm", "paired", (8, 64))
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_official_pth(tmp_path, official_checkpoint, prefix):
+    state = {name.replace("module.", prefix, 1): tensor for name, tensor in load_file(official_checkpoint).items()}
+    torch.save(state, tmp_path / "official.pth")
+    assert_same_model(load_model(tmp_path / "official.pth"), load_model(official_checkpoint))
+
+
+def test_official_rms_norm_is_told_by_the_missing_biases(tmp_path, official_checkpoint):
+    state = {n: t for n, t in load_file(official_checkpoint).items() if not n.endswith(("norm.bias", "norm_f.bias"))}
+    save_file(state, tmp_path / "official.safetensors")
+    assert load_model(tmp_path / "official.safetensors").config.norm == "rms_norm"
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("module.v.layers.2.mixer.D_b"), "lacks layers.2.mixer.D_b"),
+    (lambda s: s.update({"module.mlp_head.0.weight": torch.ones(2)}), "has mlp_head.0.weight, which the network has"),
+    (lambda s: s.update({"module.v.pos_embed": torch.ones(1, 100, 32)}), r"has pos_embed \(1, 100, 32\), the network"),
+    (lambda s: s.pop("module.p_input_tdim"), "is no SSAMBA checkpoint: it lacks p_input_tdim"),
+    (lambda s: s.pop("module.v.layers.0.mixer.conv1d.weight"), "no whole SSAMBA checkpoint"),
+])
+def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, change, message):
+    state = load_file(official_checkpoint)
+    change(state)
+    save_file(state, tmp_path / "changed.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "changed.safetensors")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch HACKED",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": RunsCode()}, "evil.ckpt")
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(RunsCode()))
+    for name in ("evil.ckpt", "evil.pth"):
+        with pytest.raises(CheckpointError, match="refused: it is not a plain state dict"):
+            load_model(name)
+    assert not (tmp_path / "HACKED").exists()
+
+
+@pytest.mark.parametrize("name", ["file.safetensors", "file.ckpt", "folder/model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 100, 20000])
+def test_truncated_files(tmp_path, name, kept):
+    target = tmp_path / name.split("/")[0]
+    save_model(small_model(), target)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="damaged|refused"):
+        load_model(target)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+        load_model(tmp_path / "nothing.pth")
+    with pytest.raises(CheckpointError, match="is no checkpoint: it has no config.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="holds a 'bert' model"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_of_s3prl_is_recognised(tmp_path):
+    import argparse
+
+    torch.save({"Downstream": {}, "Featurizer": {}, "Args": argparse.Namespace(mode="train")}, tmp_path / "best.ckpt")
+    with pytest.raises(CheckpointError, match="s3prl's downstream training.*with -e"):
+        load_model(tmp_path / "best.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_model(tmp_path / "list.ckpt")
+
+
+def test_nothing_is_overwritten_or_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        save_model(small_model(), tmp_path / "folder")
+    save_model(small_model(), tmp_path / "file.ckpt")
+    before = (tmp_path / "file.ckpt").read_bytes()
+
+    def full_disk(content, target):
+        target.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(small_model(), tmp_path / "file.ckpt")
+    assert (tmp_path / "file.ckpt").read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file.ckpt", "folder"]
+
+
+def test_published_names_are_looked_for_in_the_named_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path))
+    (tmp_path / "ssamba_tiny_250.pth").touch()
+    (tmp_path / "ssamba_tiny_400").mkdir()
+    (tmp_path / "ssamba_tiny_400.pth").touch()
+    assert find_published("ssamba_tiny_250") == tmp_path / "ssamba_tiny_250.pth"
+    assert find_published("ssamba_tiny") == tmp_path / "ssamba_tiny_400"
+
+
+def test_published_names_in_cache_and_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def hub(repository, file, local_files_only=False, force_download=False):
+        asked.append((repository, file, local_files_only, force_download))
+        if local_files_only:
+            raise checkpoint.LocalEntryNotFoundError("not cached")
+        return str(tmp_path / file)
+
+    monkeypatch.delenv("SSAMBA_CHECKPOINTS", raising=False)
+    monkeypatch.setattr(checkpoint, "hf_hub_download", hub)
+    repository = "attentionisallyouneed369/ssamba"
+    assert find_published("ssamba_base_300") == tmp_path / "ssamba_base_300.pth"
+    assert find_published("ssamba_base", refresh=True) == tmp_path / "ssamba_base_400.pth"
+    assert asked == [
+        (repository, "ssamba_base_300.pth", True, False), (repository, "ssamba_base_300.pth", False, False),
+        (repository, "ssamba_base_400.pth", False, True),
+    ]
+
+
+def test_offline_and_absent(tmp_path, monkeypatch):
+    def offline(*arguments, **options):
+        raise checkpoint.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "hf_hub_download", offline)
+    with pytest.raises(CheckpointError, match="no checkpoint ssamba_small_400: looked in.*SSAMBA_CHECKPOINTS.*with -k"):
+        find_published("ssamba_small")
+
+
+def test_url(tmp_path, monkeypatch):
+    save_model(small_model(), tmp_path / "model.ckpt")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    url = (tmp_path / "model.ckpt").as_uri()
+    copy = checkpoint.download_url(url)
+    assert_same_model(load_model(copy), load_model(tmp_path / "model.ckpt"))
+    (tmp_path / "model.ckpt").unlink()
+    assert checkpoint.download_url(url) == copy
+    with pytest.raises(CheckpointError, match="cannot download"):
+        checkpoint.download_url(url, refresh=True)
