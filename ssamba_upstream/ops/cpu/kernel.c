@@ -155,15 +155,17 @@ typedef struct { /* what the second part gives for an instruction set */
 #define sigmoid NAME(sigmoid)
 #define load NAME(load)
 #define store NAME(store)
-#define load_step NAME(load_step)
-#define store_step NAME(store_step)
+#define read_steps NAME(read_steps)
+#define write_steps NAME(write_steps)
 #define sum_lanes NAME(sum_lanes)
 #define copy_states NAME(copy_states)
 #define load_exponents NAME(load_exponents)
 #define take NAME(take)
+#define prefetch NAME(prefetch)
 #define tile_memory NAME(tile_memory)
 #define walk_states NAME(walk_states)
 #define convolve NAME(convolve)
+#define read_around NAME(read_around)
 #define scan_forward NAME(scan_forward)
 #define scan_backward NAME(scan_backward)
 #define convolution_forward NAME(convolution_forward)
@@ -236,7 +238,7 @@ int ssamba_scan_forward(Scan *scan)
         scan->item_channels /= 2;
     Pool pool = {.work = kernels->forward_scan, .job = scan,
                  .items = scan->batch * divide_up(scan->channels, scan->item_channels),
-                 .scratch_floats = 3 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states};
+                 .scratch_floats = 4 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states};
     return run(pool, threads);
 }
 
@@ -247,7 +249,7 @@ int ssamba_scan_backward(Scan *scan)
     scan->item_channels = GROUP;
     Pool pool = {.work = kernels->backward_scan, .job = scan,
                  .items = scan->batch * divide_up(scan->channels, GROUP),
-                 .scratch_floats = (8 + 2 * 2 + 1) * (TILE + 1) * WIDEST + 2 * GROUP +
+                 .scratch_floats = (9 + 2 * HELD) * (TILE + 1) * WIDEST + 2 * GROUP +
                                    (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states};
     return run(pool, threads);
 }
@@ -258,7 +260,7 @@ int ssamba_convolution_forward(Convolution *convolution)
     convolution->item_channels = GROUP;
     Pool pool = {.work = kernels->forward_convolution, .job = convolution,
                  .items = convolution->batch * divide_up(convolution->channels, GROUP),
-                 .scratch_floats = (TILE + 3 * convolution->width) * WIDEST};
+                 .scratch_floats = (2 * TILE + 3 * convolution->width) * WIDEST};
     return run(pool, useful_threads(convolution->threads, 2 * operations));
 }
 
@@ -268,7 +270,7 @@ int ssamba_convolution_backward(Convolution *convolution)
     convolution->item_channels = GROUP;
     Pool pool = {.work = kernels->backward_convolution, .job = convolution,
                  .items = convolution->batch * divide_up(convolution->channels, GROUP),
-                 .scratch_floats = (2 * TILE + 3 * convolution->width) * WIDEST + (2 * convolution->width + 1) * GROUP};
+                 .scratch_floats = (3 * TILE + 3 * convolution->width) * WIDEST + (2 * convolution->width + 1) * GROUP};
     return run(pool, useful_threads(convolution->threads, 4 * operations));
 }
 
@@ -422,14 +424,33 @@ INLINE void store(vector value, float *address, int64_t stride, int64_t count)
         address[i * stride] = lanes[i];
 }
 
-INLINE vector load_step(Sequence s, int64_t channel, int64_t time, int64_t count)
+/* Steps [begin, begin + steps) of a vector of channels, and back. */
+INLINE void read_steps(Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count, vector *tile)
 {
-    return load(s.data + channel * s.channel + time * s.time, s.channel, count);
+    const float *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == 1 && count >= LANES)
+        for (int64_t t = 0; t < steps; t++)
+            tile[t] = *(const unaligned *)(address + t * s.time);
+    else
+        for (int64_t t = 0; t < steps; t++)
+            tile[t] = load(address + t * s.time, s.channel, count);
 }
 
-INLINE void store_step(vector value, Sequence s, int64_t channel, int64_t time, int64_t count)
+INLINE void write_steps(const vector *tile, Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count)
 {
-    store(value, s.data + channel * s.channel + time * s.time, s.channel, count);
+    float *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == 1 && count >= LANES)
+        for (int64_t t = 0; t < steps; t++)
+            *(unaligned *)(address + t * s.time) = tile[t];
+    else
+        for (int64_t t = 0; t < steps; t++)
+            store(tile[t], address + t * s.time, s.channel, count);
+}
+
+/* Hint that one step of a vector of channels will be read soon. The address may lie outside the tensor. */
+INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
+{
+    __builtin_prefetch((const void *)((uintptr_t)s.data + (channel * s.channel + time * s.time) * sizeof(float)));
 }
 
 INLINE float sum_lanes(vector value)
@@ -471,7 +492,8 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
     int64_t batch = item / items, first = item % items * scan->item_channels;
     int64_t channels = smaller(scan->item_channels, scan->channels - first);
     int64_t vectors = divide_up(channels, LANES), padded = divide_up(scan->channels, WIDEST) * WIDEST;
-    vector *step = take(&scratch, TILE), *impulse = take(&scratch, TILE), *y = take(&scratch, TILE);
+    vector *input = take(&scratch, TILE), *step = take(&scratch, TILE);
+    vector *impulse = take(&scratch, TILE), *y = take(&scratch, TILE);
     vector *state = take(&scratch, vectors * states), *exponents = take(&scratch, vectors * states);
     float *B = scratch, *C = B + TILE * states;
 
@@ -497,6 +519,8 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                 const float *D = direction->D, *bias = direction->bias;
                 vector skip = D ? load(D + first + channel, 1, count) : splat(0);
                 vector shift = bias ? load(bias + first + channel, 1, count) : splat(0);
+                int64_t next_channel = v + 1 < vectors ? channel + LANES : 0;
+                int64_t next_begin = v + 1 < vectors ? begin : begin + TILE;
                 const vector *exponent = exponents + v * states;
                 vector *s = state + v * states;
                 if (direction->checkpoints)
@@ -504,13 +528,20 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                         store(s[n], direction->checkpoints + first + channel +
                               ((begin / TILE * scan->batch + batch) * states + n) * padded, 1, LANES);
 
+                read_steps(u, channel, begin, steps, count, input);
+                read_steps(delta, channel, begin, steps, count, step);
                 for (int64_t t = 0; t < steps; t++) {
-                    vector raw = load_step(delta, channel, begin + t, count) + shift;
-                    step[t] = scan->delta_softplus ? softplus(raw, exp_minus_abs(raw)) : raw;
-                    impulse[t] = step[t] * load_step(u, channel, begin + t, count);
+                    step[t] += shift;
+                    if (scan->delta_softplus)
+                        step[t] = softplus(step[t], exp_minus_abs(step[t]));
+                    impulse[t] = step[t] * input[t];
                 }
                 for (int64_t t = 0; t < steps; t++) {
-                    vector sum = splat(0);
+                    vector sum = skip * input[t];
+                    prefetch(u, next_channel, next_begin + t);
+                    prefetch(delta, next_channel, next_begin + t);
+                    prefetch(z, next_channel, next_begin + t);
+                    prefetch(output, next_channel, next_begin + t);
                     #pragma GCC unroll 4
                     for (int64_t n = 0; n < states; n++) {
                         s[n] = exponential2(step[t] * exponent[n]) * s[n] + impulse[t] * B[t * states + n];
@@ -518,20 +549,17 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                     }
                     y[t] = sum;
                 }
-                for (int64_t t = 0; t < steps; t++) {
-                    vector result = y[t];
-                    if (D)
-                        result += skip * load_step(u, channel, begin + t, count);
-                    if (d > 0)
-                        result += load_step(output, channel, begin + t, count);
-                    if (is_last && scan->directions > 1)
-                        result *= 1.0f / scan->directions;
-                    if (is_last && z.data) {
-                        vector gate = load_step(z, channel, begin + t, count);
-                        result *= gate * sigmoid(gate, exp_minus_abs(gate));
-                    }
-                    store_step(result, output, channel, begin + t, count);
+                if (d > 0) {
+                    read_steps(output, channel, begin, steps, count, input);
+                    for (int64_t t = 0; t < steps; t++)
+                        y[t] = (y[t] + input[t]) * (1.0f / MAX_DIRECTIONS);
                 }
+                if (is_last && z.data) {
+                    read_steps(z, channel, begin, steps, count, input);
+                    for (int64_t t = 0; t < steps; t++)
+                        y[t] *= input[t] * sigmoid(input[t], exp_minus_abs(input[t]));
+                }
+                write_steps(y, output, channel, begin, steps, count);
             }
         }
         if (direction->last_state)
@@ -546,7 +574,8 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
  * from the checkpoint, then backwards; HELD of them at a time. */
 
 typedef struct { /* of one vector of channels, one element per step of the tile */
-    vector step[TILE], slope[TILE], impulse[TILE], grad_y[TILE], grad_impulse[TILE], grad_exponent[TILE], y[TILE];
+    vector input[TILE], step[TILE], slope[TILE], impulse[TILE], y[TILE];
+    vector grad_y[TILE], grad_z[TILE], grad_impulse[TILE], grad_exponent[TILE];
     vector decay[HELD][TILE], state[HELD][TILE + 1];
 } tile_memory;
 
@@ -625,19 +654,25 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                 vector skip = D ? load(D + first + channel, 1, count) : splat(0);
                 vector shift = bias ? load(bias + first + channel, 1, count) : splat(0);
 
+                read_steps(u, channel, begin, steps, count, tile->input);
+                read_steps(delta, channel, begin, steps, count, tile->step);
+                read_steps(grad_output, channel, begin, steps, count, tile->grad_y);
                 for (int64_t t = 0; t < steps; t++) {
-                    vector raw = load_step(delta, channel, begin + t, count) + shift;
-                    vector grad = load_step(grad_output, channel, begin + t, count) * (1.0f / scan->directions);
-                    if (z.data) {
-                        vector gate = load_step(z, channel, begin + t, count);
-                        grad *= gate * sigmoid(gate, exp_minus_abs(gate));
-                    }
-                    vector small = exp_minus_abs(raw);
+                    vector raw = tile->step[t] + shift, small = exp_minus_abs(raw);
                     tile->step[t] = scan->delta_softplus ? softplus(raw, small) : raw;
                     tile->slope[t] = scan->delta_softplus ? sigmoid(raw, small) : splat(1);
-                    tile->impulse[t] = tile->step[t] * load_step(u, channel, begin + t, count);
-                    tile->grad_y[t] = grad;
-                    tile->y[t] = tile->grad_impulse[t] = tile->grad_exponent[t] = splat(0);
+                    tile->impulse[t] = tile->step[t] * tile->input[t];
+                    tile->grad_y[t] *= 1.0f / scan->directions;
+                    tile->y[t] = skip * tile->input[t];
+                    tile->grad_impulse[t] = tile->grad_exponent[t] = splat(0);
+                }
+                if (z.data) {
+                    read_steps(z, channel, begin, steps, count, tile->grad_z);
+                    for (int64_t t = 0; t < steps; t++) {
+                        vector gate = tile->grad_z[t], open = sigmoid(gate, exp_minus_abs(gate));
+                        tile->grad_z[t] = tile->grad_y[t] * open * (1.0f + gate * (1.0f - open));
+                        tile->grad_y[t] *= gate * open;
+                    }
                 }
                 for (int64_t n = 0; n < states; n += HELD) {
                     int64_t held = smaller(HELD, states - n), at = v * states + n;
@@ -652,24 +687,24 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                                     grad_A + at, grad_B + n * TILE, grad_C + n * TILE);
                 }
                 for (int64_t t = 0; t < steps; t++) {
-                    vector input = load_step(u, channel, begin + t, count), grad_y = tile->grad_y[t];
-                    vector grad_step = tile->grad_impulse[t] * input + tile->grad_exponent[t] * (float)(1 / LOG2_E);
-                    grad_step *= tile->slope[t];
-                    grad_bias[v] += grad_step;
-                    grad_D[v] += grad_y * input;
-                    store_step(grad_step, grad_delta, channel, begin + t, count);
-                    store_step(tile->grad_impulse[t] * tile->step[t] + grad_y * skip, grad_u, channel, begin + t,
-                               count);
-                    if (z.data) {
-                        vector gate = load_step(z, channel, begin + t, count);
-                        vector open = sigmoid(gate, exp_minus_abs(gate));
-                        vector grad_gate = load_step(grad_output, channel, begin + t, count) *
-                                           (1.0f / scan->directions) * (tile->y[t] + skip * input) *
-                                           open * (1.0f + gate * (1.0f - open));
-                        if (d > 0)
-                            grad_gate += load_step(grad_z, channel, begin + t, count);
-                        store_step(grad_gate, grad_z, channel, begin + t, count);
+                    vector grad_step = tile->grad_impulse[t] * tile->input[t] +
+                                       tile->grad_exponent[t] * (float)(1 / LOG2_E);
+                    tile->slope[t] *= grad_step;
+                    grad_bias[v] += tile->slope[t];
+                    grad_D[v] += tile->grad_y[t] * tile->input[t];
+                    tile->grad_impulse[t] = tile->grad_impulse[t] * tile->step[t] + tile->grad_y[t] * skip;
+                }
+                write_steps(tile->slope, grad_delta, channel, begin, steps, count);
+                write_steps(tile->grad_impulse, grad_u, channel, begin, steps, count);
+                if (z.data) {
+                    for (int64_t t = 0; t < steps; t++)
+                        tile->grad_z[t] *= tile->y[t];
+                    if (d > 0) {
+                        read_steps(grad_z, channel, begin, steps, count, tile->step);
+                        for (int64_t t = 0; t < steps; t++)
+                            tile->grad_z[t] += tile->step[t];
                     }
+                    write_steps(tile->grad_z, grad_z, channel, begin, steps, count);
                 }
             }
             for (int64_t t = 0; t < steps; t++)
@@ -692,7 +727,16 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
     }
 }
 
-/* SiLU of the convolution at one step. Window holds x in the order of the walk; the present step is its last entry. */
+/* Steps [begin, end), some of which may lie outside the sequence, where it is zero. */
+INLINE void read_around(Sequence s, int64_t channel, int64_t begin, int64_t end, int64_t length, int64_t count,
+                        vector *tile)
+{
+    int64_t before = begin < 0 ? -begin : 0, steps = smaller(end, length) - (begin + before);
+    memset(tile, 0, (end - begin) * sizeof(vector));
+    read_steps(s, channel, begin + before, steps, count, tile + before);
+}
+
+/* The convolution at the step of the window's last entry. */
 INLINE vector convolve(const vector *window, const vector *weight, int64_t width, vector bias)
 {
     for (int64_t k = 0; k < width; k++)
@@ -707,14 +751,13 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
     int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
     int64_t channels = smaller(GROUP, convolution->channels - first);
     vector *x = take(&scratch, TILE + 2 * past), *weight = take(&scratch, width);
+    vector *y = take(&scratch, TILE);
     Sequence input = from(convolution->x, batch, first, 0);
 
     for (int64_t begin = 0; begin < length; begin += TILE)
         for (int64_t channel = 0; channel < channels; channel += LANES) {
             int64_t steps = smaller(TILE, length - begin), count = channels - channel;
-            for (int64_t t = -past; t < steps + past; t++)
-                x[past + t] = begin + t >= 0 && begin + t < length ? load_step(input, channel, begin + t, count)
-                                                                   : splat(0);
+            read_around(input, channel, begin - past, begin + steps + past, length, count, x);
             for (int64_t d = 0; d < convolution->directions; d++) {
                 const Taps *taps = &convolution->taps[d];
                 Sequence output = from(taps->output, batch, first, 0);
@@ -724,8 +767,9 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
                                                                 count);
                 for (int64_t t = 0; t < steps; t++) {
                     vector sum = convolve(x + t + (taps->reverse ? past : 0), weight, width, bias);
-                    store_step(sum * sigmoid(sum, exp_minus_abs(sum)), output, channel, begin + t, count);
+                    y[t] = sum * sigmoid(sum, exp_minus_abs(sum));
                 }
+                write_steps(y, output, channel, begin, steps, count);
             }
         }
 }
@@ -737,6 +781,7 @@ static TARGET void convolution_backward(const void *job, int64_t item, float *sc
     int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
     int64_t channels = smaller(GROUP, convolution->channels - first), vectors = divide_up(channels, LANES);
     vector *x = take(&scratch, TILE + 2 * past), *grad_sum = take(&scratch, TILE + past);
+    vector *grad_x = take(&scratch, TILE);
     vector *weights = take(&scratch, vectors * width), *grad_weights = take(&scratch, vectors * width);
     vector *grad_bias = take(&scratch, vectors);
 
@@ -758,23 +803,24 @@ static TARGET void convolution_backward(const void *job, int64_t item, float *sc
                 int64_t steps = smaller(TILE, length - begin), channel = v * LANES, count = channels - channel;
                 const vector *weight = weights + v * width;
                 vector bias = load(taps->bias + first + channel, 1, count);
-                for (int64_t t = -past; t < steps + past; t++)
-                    x[past + t] = begin + t >= 0 && begin + t < length ? load_step(input, channel, begin + t, count)
-                                                                       : splat(0);
+                read_around(input, channel, begin - past, begin + steps + past, length, count, x);
+                read_around(grad_output, channel, begin, begin + steps + past, length, count, grad_sum);
                 for (int64_t t = 0; t < steps + past; t++) {
                     vector sum = convolve(x + t, weight, width, bias), open = sigmoid(sum, exp_minus_abs(sum));
-                    grad_sum[t] = begin + t < length ? load_step(grad_output, channel, begin + t, count) *
-                                                       open * (1.0f + sum * (1.0f - open)) : splat(0);
+                    grad_sum[t] *= open * (1.0f + sum * (1.0f - open));
                 }
+                if (d > 0)
+                    read_steps(grad_input, channel, begin, steps, count, grad_x);
+                else
+                    memset(grad_x, 0, steps * sizeof(vector));
                 for (int64_t t = 0; t < steps; t++) {
-                    vector grad = d > 0 ? load_step(grad_input, channel, begin + t, count) : splat(0);
                     grad_bias[v] += grad_sum[t];
                     for (int64_t k = 0; k < width; k++) {
-                        grad += weight[k] * grad_sum[t + past - k];
+                        grad_x[t] += weight[k] * grad_sum[t + past - k];
                         grad_weights[v * width + k] += grad_sum[t] * x[t + k];
                     }
-                    store_step(grad, grad_input, channel, begin + t, count);
                 }
+                write_steps(grad_x, grad_input, channel, begin, steps, count);
             }
         for (int64_t v = 0; v < vectors; v++) {
             int64_t channel = v * LANES, count = channels - channel;
