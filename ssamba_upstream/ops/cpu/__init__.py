@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _load():
@@ -51,53 +52,64 @@ def unavailable_reason():
     return _unavailable_reason
 
 
+def serves(tensor) -> bool:
+    """Whether the compiled kernels are there and compute what lies in such a tensor."""
+    return is_available() and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+
+
 def selective_scan_cpu(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
 ):
-    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once; not for float64."""
-    output, last_state = _scan(
-        [u], [delta], [A], [B], [C], [D], [delta_bias], z, [reverse], delta_softplus, return_last_state
-    )
+    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+
+    Raises:
+        ValueError: the kernels are not there, or u is not a float32, bfloat16 or float16 tensor on the CPU.
+    """
+    if not is_available():
+        raise ValueError(f"backend 'cpu' is not available: {unavailable_reason()}")
+    if not serves(u):
+        raise ValueError(f"backend 'cpu' computes in float32 on the CPU; u is {u.dtype} on {u.device}")
+    scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse}
+    output, last_state = _scan([scan], z, delta_softplus, return_last_state)
     return (output, last_state[0]) if return_last_state else output
 
 
-def selective_scan_mean_cpu(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+def selective_scan_mean_cpu(directions, z, delta_softplus):
     """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
-    return _scan(u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, False)[0]
+    return _scan(directions, z, delta_softplus, False)[0]
 
 
 def causal_convolutions_cpu(x, weights, biases, reverse):
     """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once."""
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
-    operator = _convolution if _call_directly(x, *weights, *biases) else convolution_operator
+    operator = _convolution if _call_directly([x, *weights, *biases]) else convolution_operator
     return [output.to(x.dtype) for output in operator(x.float(), weights, biases, list(reverse))]
 
 
-def _scan(u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state):
-    def converted(tensors):
-        return [tensor.float() for tensor in tensors if tensor is not None]
-
-    dtype = u[0].dtype
-    u, delta, A, B, C, D, delta_bias = map(converted, (u, delta, A, B, C, D, delta_bias))
-    z = None if z is None else z.float()
-    tensors = (*u, *delta, *A, *B, *C, *D, *delta_bias, *(() if z is None else (z,)))
-    if _call_directly(*tensors):
-        output, last_state, _ = _scan_forward(
-            u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, False
-        )
-    else:
-        keep_checkpoints = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        output, last_state, _ = scan_operator(
-            u, delta, A, B, C, D, delta_bias, z, list(reverse), delta_softplus, return_last_state, keep_checkpoints
-        )
-    return output.to(dtype), last_state
+def _scan(directions, z, delta_softplus, return_last_state):
+    lists = [
+        [scan[name].float() for scan in directions if scan[name] is not None]
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    ]
+    reverse = [scan["reverse"] for scan in directions]
+    tensors = [tensor for tensors in lists for tensor in tensors]
+    if z is not None:
+        z = z.float()
+        tensors.append(z)
+    direct = _call_directly(tensors)
+    keep_checkpoints = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    operator = _scan_forward if direct else scan_operator
+    output, last_state, _ = operator(*lists, z, reverse, delta_softplus, return_last_state, keep_checkpoints)
+    return output.to(directions[0]["u"].dtype), last_state
 
 
-def _call_directly(*tensors):
-    """Whether nobody would notice that torch's dispatcher, which takes longer than a small scan, is left out."""
-    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+def _call_directly(tensors):
+    """Whether torch's dispatcher, which can take longer than a small scan, would do nothing with the call."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 # What follows deals with float32 tensors in lists of one entry per direction; D and delta_bias may be empty lists.
