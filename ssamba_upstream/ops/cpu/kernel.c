@@ -31,6 +31,12 @@ enum {
 
 static const double LOG2_E = 1.4426950408889634;
 
+static const float ROOTS[] = { /* 2**(i / 16) */
+    1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f, 1.1892071150027210f, 1.2418578120734840f,
+    1.2968395546510096f, 1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f, 1.5422108254079407f,
+    1.6104903319492543f, 1.6817928305074290f, 1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f,
+};
+
 /* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
 
 typedef struct { /* a (batch, channels, length) tensor; strides in floats. B and C have states for channels */
@@ -146,7 +152,6 @@ typedef struct { /* what the second part gives for an instruction set */
 #define splat NAME(splat)
 #define choose NAME(choose)
 #define clamp NAME(clamp)
-#define round_exponent NAME(round_exponent)
 #define power_of_two NAME(power_of_two)
 #define exponential2 NAME(exponential2)
 #define exponential NAME(exponential)
@@ -320,66 +325,72 @@ INLINE vector clamp(vector x, float low, float high)
 #endif
 }
 
-/* 2**(whole + part) in two steps, where whole comes from round_exponent: a multiple of 1/16 and |part| <= 1/32 with
- * AVX-512, which has a table look-up and a scaling without limits in one instruction each; otherwise an integer from
- * -151 to 129 and |part| <= 1/2. Either polynomial is within 0.15 ulp; with rounding, see exponential2 for the bound. */
+/* Powers of two. An exponent x is split in whole, a multiple of 1 / GRAIN, and part, at most half of that. Adding
+ * MAGIC to x rounds it and leaves GRAIN * whole in the lowest bits; that is how whole is passed on. The fractions of
+ * whole are looked up where an instruction does so, which shortens the polynomial in part: each is within 0.45 ulp. */
 #if defined(X86) && LANES == 16
-INLINE vector round_exponent(vector x) { return (vector)_mm512_roundscale_ps((__m512)x, 4 << 4); }
-
-INLINE vector power_of_two(vector whole, vector part)
-{
-    const __m512 table = _mm512_setr_ps( /* 2**(i / 16) */
-        1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f, 1.1892071150027210f, 1.2418578120734840f,
-        1.2968395546510096f, 1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f, 1.5422108254079407f,
-        1.6104903319492543f, 1.6817928305074290f, 1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f);
-    const vector to_low_bits = splat(0x1.8p23f / 16); /* adding it leaves 16 * whole in the lowest bits */
-    vector power = (vector)_mm512_permutexvar_ps((__m512i)(whole + to_low_bits), table);
-    vector slope = (splat(0x1.c6b08ep-5f) * part + splat(0x1.ebfbep-3f)) * part + splat(0x1.62e43p-1f);
-    return (vector)_mm512_scalef_ps((__m512)(power * part * slope + power), (__m512)whole);
-}
+#define GRAIN 16
+#elif defined(X86) && LANES == 8
+#define GRAIN 8
 #else
-INLINE vector round_exponent(vector x)
-{
-    const vector round = splat(0x1.8p23f);
-    return (x + round) - round;
-}
+#define GRAIN 1
+#endif
+#define MAGIC (0x1.8p23f / GRAIN)
 
-INLINE vector power_of_two(vector whole, vector part)
+INLINE vector power_of_two(vector whole_magic, vector part)
 {
+#if GRAIN == 1
     vector slope = splat(0.00015353361959569156f) * part + splat(0.0013398875016719103f);
     slope = slope * part + splat(0.00961843691766262f);
     slope = slope * part + splat(0.055503323674201965f);
     slope = slope * part + splat(0.24022647738456726f);
     slope = slope * part + splat(0.6931471824645996f);
-    vector power = slope * part + 1.0f; /* in [0.7, 1.5]; its exponent moves half the way, a product does the rest, */
-    integers exponent = (integers)(whole + 0x1.8p23f) - (integers)splat(0x1.8p23f); /* so denormals round once */
-    integers half = exponent >> 1;
-    return (vector)((integers)power + (half << 23)) * (vector)((exponent - half + 127) << 23);
-}
+    vector power = slope * part + 1.0f;
+#else
+#if GRAIN == 16
+    vector root = (vector)_mm512_permutexvar_ps((__m512i)whole_magic, _mm512_loadu_ps(ROOTS));
+#else
+    vector root = (vector)_mm256_permutevar8x32_ps(
+        _mm256_setr_ps(ROOTS[0], ROOTS[2], ROOTS[4], ROOTS[6], ROOTS[8], ROOTS[10], ROOTS[12], ROOTS[14]),
+        (__m256i)whole_magic);
 #endif
+    vector slope = (splat(0.0554962232708931f) * part + splat(0.2402576357126236f)) * part + splat(0.6931472420692444f);
+    vector power = root * part * slope + root;
+#endif
+#if GRAIN == 16
+    return (vector)_mm512_scalef_ps((__m512)power, (__m512)(whole_magic - MAGIC)); /* rounds the exponent down */
+#else
+    /* The integer below whole, from -151 to 129, may exceed what an exponent holds: half of it goes there at once, a
+     * product brings the rest, so that denormal results are rounded once and large ones become infinite. */
+    integers floor = (integers)whole_magic >> (GRAIN == 8 ? 3 : 0), half = floor << 23 >> 24;
+    return (vector)((integers)power + (half << 23)) * (vector)((floor - half + 127) << 23);
+#endif
+}
 
 /* 2**x: at most 2 ulp from the exact value for every float, denormal results and overflow to infinity included;
  * 2**-inf = 0, 2**inf = inf, and NaN stays NaN. */
 INLINE vector exponential2(vector x)
 {
-#if defined(X86) && LANES == 16
-    return power_of_two(round_exponent(x), (vector)_mm512_reduce_ps((__m512)x, 4 << 4)); /* no part of infinities */
+#if GRAIN == 16
+    return power_of_two(x + MAGIC, (vector)_mm512_reduce_ps((__m512)x, 4 << 4)); /* the part of infinities is 0 */
 #else
     x = clamp(x, -151.0f, 129.0f);
-    vector whole = round_exponent(x);
-    return power_of_two(whole, x - whole);
+    vector whole_magic = x + MAGIC;
+    return power_of_two(whole_magic, x - (whole_magic - MAGIC));
 #endif
 }
 
-/* exp(x), with the same bound. log(2) in two parts, the first with zeros in its last bits, so that whole * it is exact
- * and nothing is lost where x is large. */
+/* exp(x), with the same bound. log(2) comes in two parts, the first with zeros in its last bits, so that its product
+ * with whole is exact and nothing is lost where x is large. */
 INLINE vector exponential(vector x)
 {
     x = clamp(x, -104.0f, 89.0f);
-    vector whole = round_exponent(x * (float)LOG2_E);
+    vector whole_magic = x * (float)LOG2_E + MAGIC, whole = whole_magic - MAGIC;
     vector part = (x - whole * 0x1.62ep-1f) - whole * 0x1.0bfbe8p-15f;
-    return power_of_two(whole, part * (float)LOG2_E);
+    return power_of_two(whole_magic, part * (float)LOG2_E);
 }
+#undef GRAIN
+#undef MAGIC
 
 /* The two below share small = exp(-|x|), in (0, 1]. */
 INLINE vector exp_minus_abs(vector x) { return exponential((vector)((integers)x | INT32_MIN)); }
