@@ -25,7 +25,7 @@ enum {
     TILE = 32,          /* steps between two checkpoints of the state */
     GROUP = 64,         /* channels whose contributions to the gradients of B and C are added up first */
     WIDEST = 16,        /* floats in the widest vector: checkpoints are padded to a multiple of it */
-    HELD = 2,           /* states walked at a time in the backward pass, to hide the recurrence's latency */
+    HELD = 4,           /* states walked at a time in the backward pass, to hide the recurrence's latency */
     MAX_DIRECTIONS = 2
 };
 
@@ -591,31 +591,46 @@ typedef struct { /* of one vector of channels, one element per step of the tile 
 } tile_memory;
 
 INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int held, const float *B, const float *C,
-                        const vector *exponent, vector *grad_state, vector *grad_A, vector *grad_B, vector *grad_C)
+                        const vector *exponents, vector *grad_states, vector *grad_A, vector *grad_B, vector *grad_C)
 {
-    vector sum[HELD];
-    for (int64_t t = 0; t < steps; t++)
-        for (int i = 0; i < held; i++) {
-            tile->decay[i][t] = exponential2(tile->step[t] * exponent[i]);
-            vector state = tile->decay[i][t] * tile->state[i][t] + tile->impulse[t] * B[t * states + i];
-            tile->state[i][t + 1] = state;
-            tile->y[t] += state * C[t * states + i];
-            grad_C[i * TILE + t] += tile->grad_y[t] * state;
-        }
-    for (int i = 0; i < held; i++)
+    vector exponent[HELD], state[HELD], grad_state[HELD], sum[HELD];
+    for (int i = 0; i < held; i++) {
+        exponent[i] = exponents[i];
+        state[i] = tile->state[i][0];
+        grad_state[i] = grad_states[i];
         sum[i] = splat(0);
-    for (int64_t t = steps - 1; t >= 0; t--)
+    }
+    for (int64_t t = 0; t < steps; t++) {
+        vector step = tile->step[t], impulse = tile->impulse[t], grad_y = tile->grad_y[t], y = tile->y[t];
         for (int i = 0; i < held; i++) {
-            vector grad = grad_state[i] + tile->grad_y[t] * C[t * states + i];
-            grad_B[i * TILE + t] += grad * tile->impulse[t];
-            tile->grad_impulse[t] += grad * B[t * states + i];
-            grad_state[i] = grad * tile->decay[i][t];
-            vector grad_exponent = grad_state[i] * tile->state[i][t];
-            tile->grad_exponent[t] += grad_exponent * exponent[i];
-            sum[i] += grad_exponent * tile->step[t];
+            vector decay = exponential2(step * exponent[i]);
+            state[i] = decay * state[i] + impulse * B[t * states + i];
+            y += state[i] * C[t * states + i];
+            grad_C[i * TILE + t] += grad_y * state[i];
+            tile->decay[i][t] = decay;
+            tile->state[i][t + 1] = state[i];
         }
-    for (int i = 0; i < held; i++)
+        tile->y[t] = y;
+    }
+    for (int64_t t = steps - 1; t >= 0; t--) {
+        vector step = tile->step[t], impulse = tile->impulse[t], grad_y = tile->grad_y[t];
+        vector grad_impulse = tile->grad_impulse[t], grad_exponent = tile->grad_exponent[t];
+        for (int i = 0; i < held; i++) {
+            vector grad = grad_state[i] + grad_y * C[t * states + i];
+            grad_B[i * TILE + t] += grad * impulse;
+            grad_impulse += grad * B[t * states + i];
+            grad_state[i] = grad * tile->decay[i][t];
+            vector product = grad_state[i] * tile->state[i][t];
+            grad_exponent += product * exponent[i];
+            sum[i] += product * step;
+        }
+        tile->grad_impulse[t] = grad_impulse;
+        tile->grad_exponent[t] = grad_exponent;
+    }
+    for (int i = 0; i < held; i++) {
+        grad_states[i] = grad_state[i];
         grad_A[i] += sum[i];
+    }
 }
 
 static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
@@ -642,6 +657,7 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
         Sequence grad_u = from(direction->grad_u, batch, first, reversed_length);
         Sequence grad_delta = from(direction->grad_delta, batch, first, reversed_length);
         Sequence grad_z = from(scan->grad_z, batch, first, reversed_length);
+        const Sequence streams[] = {u, delta, z, grad_output, grad_u, grad_delta, grad_z};
         for (int64_t v = 0; v < vectors; v++) {
             int64_t offset = (batch * scan->channels + first + v * LANES) * states, count = channels - v * LANES;
             load_exponents(direction->A + (first + v * LANES) * states, states, count, exponents + v * states);
@@ -664,6 +680,8 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                 const float *D = direction->D, *bias = direction->bias;
                 vector skip = D ? load(D + first + channel, 1, count) : splat(0);
                 vector shift = bias ? load(bias + first + channel, 1, count) : splat(0);
+                int64_t next_channel = v + 1 < vectors ? channel + LANES : 0;
+                int64_t next_begin = v + 1 < vectors ? begin : begin - TILE;
 
                 read_steps(u, channel, begin, steps, count, tile->input);
                 read_steps(delta, channel, begin, steps, count, tile->step);
@@ -676,6 +694,8 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                     tile->grad_y[t] *= 1.0f / scan->directions;
                     tile->y[t] = skip * tile->input[t];
                     tile->grad_impulse[t] = tile->grad_exponent[t] = splat(0);
+                    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
+                        prefetch(streams[i], next_channel, next_begin + t);
                 }
                 if (z.data) {
                     read_steps(z, channel, begin, steps, count, tile->grad_z);
@@ -768,6 +788,8 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
     for (int64_t begin = 0; begin < length; begin += TILE)
         for (int64_t channel = 0; channel < channels; channel += LANES) {
             int64_t steps = smaller(TILE, length - begin), count = channels - channel;
+            int64_t next_channel = channel + LANES < channels ? channel + LANES : 0;
+            int64_t next_begin = next_channel ? begin : begin + TILE;
             read_around(input, channel, begin - past, begin + steps + past, length, count, x);
             for (int64_t d = 0; d < convolution->directions; d++) {
                 const Taps *taps = &convolution->taps[d];
@@ -779,6 +801,7 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
                 for (int64_t t = 0; t < steps; t++) {
                     vector sum = convolve(x + t + (taps->reverse ? past : 0), weight, width, bias);
                     y[t] = sum * sigmoid(sum, exp_minus_abs(sum));
+                    prefetch(d > 0 ? input : output, next_channel, next_begin + t + (d > 0 ? past : 0));
                 }
                 write_steps(y, output, channel, begin, steps, count);
             }
