@@ -319,11 +319,11 @@ _convolution_backward_operator = _operator(
 
 
 def _save_scan(ctx, inputs, output):
-    *lists, z, reverse, delta_softplus, _, _ = inputs
+    *lists, z, reverse, delta_softplus, return_last_state, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], z, *(tensor for tensors in lists for tensor in tensors))
     ctx.lengths = [len(tensors) for tensors in lists]
-    ctx.reverse, ctx.delta_softplus = reverse, delta_softplus
+    ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
 
 
 def _differentiate_scan(ctx, grad_output, grad_last_state, _):
@@ -331,6 +331,8 @@ def _differentiate_scan(ctx, grad_output, grad_last_state, _):
     lists = _split(tensors, ctx.lengths)
     if grad_output is None:
         grad_output = torch.zeros_like(lists[0][0])
+    if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
+        grad_last_state = None
     gradients = _scan_backward_operator(
         grad_output, grad_last_state, checkpoints, *lists, z, ctx.reverse, ctx.delta_softplus
     )

@@ -705,8 +705,9 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                         tile->grad_y[t] *= gate * open;
                     }
                 }
-                for (int64_t n = 0; n < states; n += HELD) {
-                    int64_t held = smaller(HELD, states - n), at = v * states + n;
+                for (int64_t n = 0, held; n < states; n += held) {
+                    int64_t at = v * states + n;
+                    held = states - n < HELD ? 1 : HELD;
                     for (int64_t i = 0; i < held; i++)
                         tile->state[i][0] = load(direction->checkpoints + first + channel +
                             ((begin / TILE * scan->batch + batch) * states + n + i) * padded, 1, LANES);
