@@ -273,7 +273,8 @@ def test_half_precision_keeps_the_state_in_float32(dtype):
 @pytest.mark.parametrize("function, inputs", [(mean_scan, mean_scan_inputs), (convolutions, convolution_inputs)])
 def test_double_backward_is_refused(function, inputs):
     inputs = {name: x.requires_grad_() for name, x in inputs().items()}
-    first = torch.autograd.grad(sum(o.square().sum() for o in function(**inputs)), list(inputs.values()), create_graph=True)
+    loss = sum(output.square().sum() for output in function(**inputs))
+    first = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         first[0].sum().backward()
 

@@ -118,7 +118,7 @@ static void *take_items(void *argument)
     return NULL;
 }
 
-/* Which thread takes which item is left to chance: no item's result may depend on it. Returns nonzero out of memory. */
+/* Which thread takes which item is left to chance: no result may depend on it. Returns nonzero when out of memory. */
 static int run(Pool pool, int64_t threads)
 {
     enum { MOST = 256 };
@@ -231,8 +231,11 @@ void ssamba_elementary(int64_t which, const float *x, float *out, int64_t count)
     kernels->elementary[which](x, out, count);
 }
 
-/* Starting a thread costs some 20 microseconds; below this many vector operations it does not pay. */
-static int64_t useful_threads(int64_t threads, int64_t operations) { return smaller(threads, 1 + operations / 200000); }
+/* Starting a thread costs some 20 microseconds; for less than this many exponentials each it does not pay. */
+static int64_t useful_threads(int64_t threads, int64_t operations)
+{
+    return smaller(threads, 1 + operations / 200000);
+}
 
 int ssamba_scan_forward(Scan *scan)
 {
@@ -581,8 +584,8 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
     }
 }
 
-/* The backward pass goes through the tiles from the last to the first. Within one, the states are walked twice: forwards
- * from the checkpoint, then backwards; HELD of them at a time. */
+/* The backward pass goes through the tiles from the last to the first. Within one, the states are walked twice,
+ * forwards from the checkpoint and then backwards, HELD of them at a time. */
 
 typedef struct { /* of one vector of channels, one element per step of the tile */
     vector input[TILE], step[TILE], slope[TILE], impulse[TILE], y[TILE];
@@ -867,7 +870,7 @@ static TARGET void convolution_backward(const void *job, int64_t item, float *sc
 }
 
 #define ELEMENTARY(name, expression)                                            \
-    static TARGET void name(const float *x, float *out, int64_t count)    \
+    static TARGET void name(const float *x, float *out, int64_t count)          \
     {                                                                           \
         for (int64_t i = 0; i < count; i += LANES) {                            \
             vector value = load(x + i, 1, count - i);                           \
