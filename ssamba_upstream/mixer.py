@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .ops import causal_convolution, selective_scan
+from .ops import causal_convolutions, selective_scan_mean
 
 
 class BidirectionalMamba(nn.Module):
@@ -38,29 +38,27 @@ class BidirectionalMamba(nn.Module):
         directions change their roles.
         """
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        forward = self._scan(x, z, "", reverse=time_reversed)
-        backward = self._scan(x, z, "_b", reverse=not time_reversed)
-        return self.out_proj((forward + backward).transpose(1, 2) / 2)
+        reverse = time_reversed, not time_reversed
+        convolutions = self.conv1d, self.conv1d_b
+        inputs = causal_convolutions(x, [c.weight for c in convolutions], [c.bias for c in convolutions], reverse)
+        scans = [self._scan_arguments(*a) for a in zip(inputs, ("", "_b"), reverse)]
+        return self.out_proj(selective_scan_mean(scans, z, delta_softplus=True).transpose(1, 2))
 
-    def _scan(self, x, z, direction, reverse):
-        convolution = getattr(self, f"conv1d{direction}")
+    def _scan_arguments(self, x, direction, reverse):
         step_projection = getattr(self, f"dt_proj{direction}")
-        x = causal_convolution(x, convolution.weight, convolution.bias, reverse)
         rank, states = self.config.time_step_rank, self.config.state_size
         projected = getattr(self, f"x_proj{direction}")(x.transpose(1, 2))
         step, B, C = projected.split([rank, states, states], dim=-1)
-        return selective_scan(
-            x,
-            F.linear(step, step_projection.weight).transpose(1, 2),
-            -torch.exp(getattr(self, f"A{direction}_log").float()),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            D=getattr(self, f"D{direction}"),
-            z=z,
-            delta_bias=step_projection.bias,
-            delta_softplus=True,
-            reverse=reverse,
-        )
+        return {
+            "u": x,
+            "delta": F.linear(step, step_projection.weight).transpose(1, 2),
+            "A": -torch.exp(getattr(self, f"A{direction}_log").float()),
+            "B": B.transpose(1, 2),
+            "C": C.transpose(1, 2),
+            "D": getattr(self, f"D{direction}"),
+            "delta_bias": step_projection.bias,
+            "reverse": reverse,
+        }
 
     @torch.no_grad()
     def initialise(self):

@@ -7,13 +7,14 @@ at hand.
 import torch
 import torch.nn.functional as F
 
-from . import cuda
+from . import cpu, cuda
 from .chunked import selective_scan_chunked
 from .reference import selective_scan_reference
 
 BACKENDS = {
     "reference": selective_scan_reference,
     "torch": selective_scan_chunked,
+    "cpu": cpu.selective_scan_cpu,
     "mamba_ssm": cuda.selective_scan_cuda,
 }
 
@@ -39,20 +40,43 @@ def selective_scan(
         reverse: walk from the last step to the first instead.
         return_last_state: return (output, state after the last step walked, (batch, channels, states)).
         backend: "auto", "reference" (the definition, any number of derivatives), "torch" (plain torch, first
-            derivatives) or "mamba_ssm" (CUDA tensors, needs mamba-ssm and causal-conv1d).
+            derivatives), "cpu" (compiled, first derivatives, not for float64) or "mamba_ssm" (CUDA tensors, needs
+            mamba-ssm and causal-conv1d).
 
     Returns:
         (batch, channels, length) in u's dtype. The state is kept in float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or a complex A.
+        ValueError: shapes that do not fit together, an unknown backend or one that cannot serve, or a complex A.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
-        backend = "mamba_ssm" if _serves_cuda(u) else "torch"
+        backend = "mamba_ssm" if _serves_cuda(u) else "cpu" if cpu.serves(u) else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"no selective scan backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
     return BACKENDS[backend](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state)
+
+
+def selective_scan_mean(directions, z=None, delta_softplus=False):
+    """The mean of selective scans over the same steps, such as one forwards and one backwards, under one gate.
+
+    Args:
+        directions: a dict for each scan of the arguments u, delta, A, B, C, D, delta_bias and reverse of
+            :func:`selective_scan`. D and delta_bias are tensors in all of them or in none.
+        z, delta_softplus: as in :func:`selective_scan`, for all of them.
+
+    Returns:
+        (batch, channels, length) in u's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit together, or a complex A.
+    """
+    if len(directions) == 2 and cpu.serves(directions[0]["u"]):
+        for scan in directions:
+            _check_shapes(*(scan[name] for name in ("u", "delta", "A", "B", "C", "D")), z, scan["delta_bias"])
+        return cpu.selective_scan_mean_cpu(directions, z, delta_softplus)
+    scans = [selective_scan(**scan, z=z, delta_softplus=delta_softplus) for scan in directions]
+    return sum(scans) / len(scans)
 
 
 def causal_convolution(x, weight, bias, reverse=False):
@@ -67,8 +91,18 @@ def causal_convolution(x, weight, bias, reverse=False):
     Returns:
         (batch, channels, length), in x's dtype.
     """
-    if _serves_cuda(x):
-        return cuda.causal_convolution_cuda(x, weight.squeeze(1), bias, reverse)
+    return causal_convolutions(x, [weight], [bias], [reverse])[0]
+
+
+def causal_convolutions(x, weights, biases, reverse):
+    """:func:`causal_convolution` of the same x with each weight, bias and reverse: a list of results."""
+    if len(weights) <= 2 and cpu.serves(x):
+        return cpu.causal_convolutions_cpu(x, weights, biases, reverse)
+    convolve = cuda.causal_convolution_cuda if _serves_cuda(x) else _causal_convolution
+    return [convolve(x, *parameters) for parameters in zip(weights, biases, reverse)]
+
+
+def _causal_convolution(x, weight, bias, reverse):
     context = weight.shape[-1] - 1
     if reverse:
         padded, weight = F.pad(x, (0, context)), weight.flip(-1)

@@ -36,5 +36,5 @@ def causal_convolution_cuda(x, weight, bias, reverse=False):
     from causal_conv1d import causal_conv1d_fn
 
     x = x.flip(-1) if reverse else x
-    output = causal_conv1d_fn(x, weight.to(x.dtype), bias.to(x.dtype), activation="silu")
+    output = causal_conv1d_fn(x, weight.squeeze(1).to(x.dtype), bias.to(x.dtype), activation="silu")
     return output.flip(-1) if reverse else output

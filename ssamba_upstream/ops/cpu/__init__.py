@@ -1,0 +1,371 @@
+"""The compiled kernels for CPUs: the selective scan and the causal convolution, one direction or two at once.
+
+``kernel.c`` beside this file is built by the package's setup and holds all arithmetic, in float32. Here it is loaded
+through ctypes, so that one build serves every version of torch, and registered with torch: torch.compile, autocast,
+DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative.
+
+The environment variable SSAMBA_CPU_ISA ("avx512", "avx2" or "baseline") forbids better instruction sets than the one
+it names; by default the best that the CPU has is taken.
+"""
+
+import ctypes
+import importlib.util
+import itertools
+import os
+
+import torch
+from torch import Tensor
+
+TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _load():
+    """(library, name of the instruction set, None), or (None, None, why there is none)."""
+    spec = importlib.util.find_spec(f"{__name__}._kernel")
+    if spec is None:
+        return None, None, "it was not built: installing the package found no C compiler"
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        return None, None, f"it does not load: {error}"
+    library.ssamba_select.argtypes, library.ssamba_select.restype = [ctypes.c_char_p], ctypes.c_char_p
+    library.ssamba_elementary.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    library.ssamba_sum.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
+    wanted = os.environ.get("SSAMBA_CPU_ISA")
+    chosen = library.ssamba_select(wanted.encode() if wanted else None)
+    if chosen is None:
+        return None, None, f"SSAMBA_CPU_ISA={wanted} is not an instruction set of this CPU"
+    return library, chosen.decode(), None
+
+
+_library, instruction_set, _unavailable_reason = _load()
+
+
+def is_available() -> bool:
+    """Whether the compiled kernels are there."""
+    return _library is not None
+
+
+def unavailable_reason():
+    """Why the compiled kernels are not there, or None."""
+    return _unavailable_reason
+
+
+def serves(tensor) -> bool:
+    """Whether the compiled kernels are there and compute what lies in such a tensor."""
+    return is_available() and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+
+
+def selective_scan_cpu(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
+):
+    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+
+    Raises:
+        ValueError: the kernels are not there, or u is not a float32, bfloat16 or float16 tensor on the CPU.
+    """
+    if not is_available():
+        raise ValueError(f"backend 'cpu' is not available: {unavailable_reason()}")
+    if not serves(u):
+        raise ValueError(f"backend 'cpu' computes in float32 on the CPU; u is {u.dtype} on {u.device}")
+    scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse}
+    output, last_state = _scan([scan], z, delta_softplus, return_last_state)
+    return (output, last_state[0]) if return_last_state else output
+
+
+def selective_scan_mean_cpu(directions, z, delta_softplus):
+    """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
+    return _scan(directions, z, delta_softplus, False)[0]
+
+
+def causal_convolutions_cpu(x, weights, biases, reverse):
+    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once."""
+    weights, biases = [w.float() for w in weights], [b.float() for b in biases]
+    operator = _convolution if _call_directly([x, *weights, *biases]) else convolution_operator
+    return [output.to(x.dtype) for output in operator(x.float(), weights, biases, list(reverse))]
+
+
+def _scan(directions, z, delta_softplus, return_last_state):
+    lists = [
+        [scan[name].float() for scan in directions if scan[name] is not None]
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    ]
+    reverse = [scan["reverse"] for scan in directions]
+    tensors = [tensor for tensors in lists for tensor in tensors]
+    if z is not None:
+        z = z.float()
+        tensors.append(z)
+    direct = _call_directly(tensors)
+    keep_checkpoints = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    operator = _scan_forward if direct else scan_operator
+    output, last_state, _ = operator(*lists, z, reverse, delta_softplus, return_last_state, keep_checkpoints)
+    return output.to(directions[0]["u"].dtype), last_state
+
+
+def _call_directly(tensors):
+    """Whether torch's dispatcher, which can take longer than a small scan, would do nothing with the call."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+# What follows deals with float32 tensors in lists of one entry per direction; D and delta_bias may be empty lists.
+
+
+def _scan_forward(
+    u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    """(output, last states (directions, batch, channels, states), checkpoints for the backward pass); the last two
+    empty unless asked for."""
+    output, last_state, checkpoints = _scan_outputs(
+        u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+    )
+    A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)
+    arguments = _scan_arguments(u, A, delta_softplus, z, output, None)
+    for i in range(len(u)):
+        arguments += (
+            *_sequence(u[i]), *_sequence(delta[i]), *_sequence(B[i]), *_sequence(C[i]),
+            *_parameters(A, D, delta_bias, i), reverse[i],
+            last_state[i].data_ptr() if return_last_state else 0,
+            checkpoints[i].data_ptr() if keep_checkpoints else 0,
+            *_NO_GRADIENTS,
+        )
+    _run(_library.ssamba_scan_forward, arguments)
+    return output, last_state, checkpoints
+
+
+def _scan_outputs(
+    u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    batch, channels, length = u[0].shape
+    states = A[0].shape[1]
+    last_state = (len(u), batch, channels, states) if return_last_state else (0,)
+    tiles = -(-length // TILE)
+    checkpoints = (len(u), tiles, batch, states, -(-channels // WIDEST) * WIDEST) if keep_checkpoints else (0,)
+    return _empty_sequence(u[0]), u[0].new_empty(last_state), u[0].new_empty(checkpoints)
+
+
+def _scan_backward(
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+):
+    """Gradients of u, delta, A, B, C, D and delta_bias, one after the other, each in every direction; then of z."""
+    gradients = _scan_gradients(
+        grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+    )
+    directions = len(u)
+    grad_u, grad_delta, grad_A, grad_B, grad_C, *rest = (
+        gradients[i : i + directions] for i in range(0, len(gradients), directions)
+    )
+    grad_D = rest.pop(0) if D else ()
+    grad_bias = rest.pop(0) if delta_bias else ()
+    batch, channels, length = u[0].shape
+    groups = -(-channels // GROUP)
+    A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)
+    if grad_last_state is not None:
+        grad_last_state = grad_last_state.contiguous()
+
+    # What each batch entry, or group of channels, contributes is added up afterwards, in a fixed order.
+    parts_A, parts_D, parts_bias = (_parts(totals, batch) for totals in (grad_A, grad_D, grad_bias))
+    parts_B, parts_C = (_parts(totals, groups) for totals in (grad_B, grad_C))
+    arguments = _scan_arguments(u, A, delta_softplus, z, grad_output, None if z is None else gradients[-1])
+    for i in range(directions):
+        arguments += (
+            *_sequence(u[i]), *_sequence(delta[i]), *_sequence(B[i]), *_sequence(C[i]),
+            *_parameters(A, D, delta_bias, i), reverse[i], 0, checkpoints[i].data_ptr(),
+            0 if grad_last_state is None else grad_last_state[i].data_ptr(),
+            *_sequence(grad_u[i]), *_sequence(grad_delta[i]),
+            *_parameters(parts_A, parts_D, parts_bias, i), parts_B[i].data_ptr(), parts_C[i].data_ptr(),
+        )
+    _run(_library.ssamba_scan_backward, arguments)
+    _sum([*parts_A, *parts_D, *parts_bias, *parts_B, *parts_C], [*grad_A, *grad_D, *grad_bias, *grad_B, *grad_C])
+    return gradients
+
+
+def _scan_gradients(
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+):
+    gradients = [_empty_sequence(tensor) for tensor in (*u, *delta)]
+    gradients += [tensor.new_empty(tensor.shape) for tensor in A]
+    gradients += [_empty_sequence(tensor) for tensor in (*B, *C)]
+    gradients += [tensor.new_empty(tensor.shape) for tensor in (*D, *delta_bias)]
+    return gradients if z is None else [*gradients, _empty_sequence(z)]
+
+
+def _convolution(x, weights, biases, reverse):
+    outputs = _convolution_outputs(x, weights, biases, reverse)
+    weights, biases = _contiguous(weights), _contiguous(biases)
+    arguments = _convolution_arguments(x, None, weights)
+    for weight, bias, reverse_one, output in zip(weights, biases, reverse, outputs):
+        arguments += (weight.data_ptr(), bias.data_ptr(), reverse_one, *_sequence(output), 0, 0)
+    _run(_library.ssamba_convolution_forward, arguments)
+    return outputs
+
+
+def _convolution_outputs(x, weights, biases, reverse):
+    return [_empty_sequence(x) for _ in weights]
+
+
+def _convolution_backward(grad_outputs, x, weights, biases, reverse):
+    """Gradients of x, every weight and every bias."""
+    gradients = _convolution_gradients(grad_outputs, x, weights, biases, reverse)
+    grad_x, parameters = gradients[0], gradients[1:]
+    directions = len(weights)
+    parts = _parts(parameters, len(x))
+    weights, biases = _contiguous(weights), _contiguous(biases)
+    arguments = _convolution_arguments(x, grad_x, weights)
+    for i in range(directions):
+        arguments += (
+            weights[i].data_ptr(), biases[i].data_ptr(), reverse[i], *_sequence(grad_outputs[i]),
+            parts[i].data_ptr(), parts[directions + i].data_ptr(),
+        )
+    _run(_library.ssamba_convolution_backward, arguments)
+    _sum(parts, parameters)
+    return gradients
+
+
+def _convolution_gradients(grad_outputs, x, weights, biases, reverse):
+    return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
+
+
+# The kernel's arguments, in the order of the structs in kernel.c, all of whose fields are as wide as an int64.
+
+_NO_SEQUENCE = (0, 0, 0, 0)
+_NO_GRADIENTS = (0, *_NO_SEQUENCE, *_NO_SEQUENCE, 0, 0, 0, 0, 0)
+
+
+def _sequence(tensor):
+    return _NO_SEQUENCE if tensor is None else (tensor.data_ptr(), *tensor.stride())
+
+
+def _parameters(A, D, delta_bias, i):
+    return A[i].data_ptr(), D[i].data_ptr() if D else 0, delta_bias[i].data_ptr() if delta_bias else 0
+
+
+def _scan_arguments(u, A, delta_softplus, z, output, grad_z):
+    return [
+        torch.get_num_threads(), *u[0].shape, A[0].shape[1], delta_softplus, len(u), *_sequence(z), *_sequence(output),
+        *_sequence(grad_z),
+    ]
+
+
+def _convolution_arguments(x, grad_x, weights):
+    return [torch.get_num_threads(), *x.shape, weights[0].shape[-1], len(weights), *_sequence(x), *_sequence(grad_x)]
+
+
+_ARGUMENTS = ctypes.c_int64 * 128  # the longer struct, with room for what the kernel itself adds
+
+
+def _run(function, arguments):
+    if function(_ARGUMENTS(*arguments)):
+        raise MemoryError("the compiled kernel found no memory for its working space")
+
+
+def _parts(totals, count):
+    return [total.new_empty(count, *total.shape) for total in totals]
+
+
+def _sum(parts, totals):
+    for part, total in zip(parts, totals):
+        if _library.ssamba_sum(part.data_ptr(), total.data_ptr(), len(part), total.numel(), torch.get_num_threads()):
+            raise MemoryError("the compiled kernel found no memory for its working space")
+
+
+def _contiguous(tensors):
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _empty_sequence(like):
+    """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
+    batch, channels, length = like.shape
+    return like.new_empty(batch, length, channels).transpose(1, 2)
+
+
+# Registration. The schemas are spelt out because older versions of torch do not read today's type annotations.
+
+_SCAN_INPUTS = (
+    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
+    "bool[] reverse, bool delta_softplus"
+)
+
+
+def _operator(name, function, schema, fake):
+    operator = torch.library.custom_op(
+        f"ssamba_upstream::{name}", function, mutates_args=(), device_types="cpu", schema=schema
+    )
+    operator.register_fake(fake)
+    return operator
+
+
+scan_operator = _operator(
+    "selective_scan", _scan_forward,
+    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)", _scan_outputs,
+)
+_scan_backward_operator = _operator(
+    "selective_scan_backward", _scan_backward,
+    f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]", _scan_gradients,
+)
+convolution_operator = _operator(
+    "causal_convolutions", _convolution,
+    "(Tensor x, Tensor[] weights, Tensor[] biases, bool[] reverse) -> Tensor[]", _convolution_outputs,
+)
+_convolution_backward_operator = _operator(
+    "causal_convolutions_backward", _convolution_backward,
+    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, bool[] reverse) -> Tensor[]",
+    _convolution_gradients,
+)
+
+
+def _save_scan(ctx, inputs, output):
+    *lists, z, reverse, delta_softplus, return_last_state, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], z, *(tensor for tensors in lists for tensor in tensors))
+    ctx.lengths = [len(tensors) for tensors in lists]
+    ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
+
+
+def _differentiate_scan(ctx, grad_output, grad_last_state, _):
+    checkpoints, z, *tensors = ctx.saved_tensors
+    lists = _split(tensors, ctx.lengths)
+    if grad_output is None:
+        grad_output = torch.zeros_like(lists[0][0])
+    if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
+        grad_last_state = None
+    gradients = _scan_backward_operator(
+        grad_output, grad_last_state, checkpoints, *lists, z, ctx.reverse, ctx.delta_softplus
+    )
+    grad_z = None if z is None else gradients[-1]
+    return *_split(gradients, ctx.lengths), grad_z, None, None, None, None
+
+
+def _save_convolution(ctx, inputs, output):
+    x, weights, biases, reverse = inputs
+    ctx.save_for_backward(x, *weights, *biases)
+    ctx.reverse = reverse
+
+
+def _differentiate_convolution(ctx, grad_outputs):
+    x, *parameters = ctx.saved_tensors
+    directions = len(ctx.reverse)
+    weights, biases = _split(parameters, [directions, directions])
+    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, ctx.reverse)
+    return grad_x, *_split(gradients, [directions, directions]), None
+
+
+def _split(tensors, lengths):
+    tensors = iter(tensors)
+    return [list(itertools.islice(tensors, length)) for length in lengths]
+
+
+def _refuse(ctx, *gradients):
+    raise RuntimeError(
+        "the compiled CPU kernels have first derivatives only; for second derivatives use backend='reference'"
+    )
+
+
+scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
+convolution_operator.register_autograd(_differentiate_convolution, setup_context=_save_convolution)
+_scan_backward_operator.register_autograd(_refuse)
+_convolution_backward_operator.register_autograd(_refuse)

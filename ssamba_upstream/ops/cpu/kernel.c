@@ -1,0 +1,890 @@
+/* The selective scan and the causal convolution in front of it, on CPUs: forward and backward, float32.
+ *
+ * What is computed is defined in ssamba_upstream/ops/reference.py. Here it runs over vectors of neighbouring channels,
+ * TILE steps at a time: first what does not depend on the state (step sizes), then the recurrence, then skip
+ * connection and gate. Everything of a tile stays in the first-level cache; every input is read once.
+ *
+ * The file has two parts. The second holds the arithmetic and is compiled once per instruction set, by including this
+ * file with LANES (floats in a vector), SUFFIX and TARGET defined. The first, at the bottom of which that happens,
+ * holds types, threads and the functions that Python calls.
+ */
+
+#ifndef LANES
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <pthread.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define X86
+#endif
+
+enum {
+    TILE = 32,          /* steps between two checkpoints of the state */
+    GROUP = 64,         /* channels whose contributions to the gradients of B and C are added up first */
+    WIDEST = 16,        /* floats in the widest vector: checkpoints are padded to a multiple of it */
+    HELD = 4,           /* states walked at a time in the backward pass, to hide the recurrence's latency */
+    MAX_DIRECTIONS = 2
+};
+
+static const double LOG2_E = 1.4426950408889634;
+
+static const float ROOTS[] = { /* 2**(i / 16) */
+    1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f, 1.1892071150027210f, 1.2418578120734840f,
+    1.2968395546510096f, 1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f, 1.5422108254079407f,
+    1.6104903319492543f, 1.6817928305074290f, 1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f,
+};
+
+/* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
+
+typedef struct { /* a (batch, channels, length) tensor; strides in floats. B and C have states for channels */
+    float *data;
+    int64_t batch, channel, time;
+} Sequence;
+
+typedef struct { /* one direction of a scan. Optional tensors are NULL where there are none */
+    Sequence u, delta, B, C;
+    const float *A, *D, *bias; /* (channels, states), (channels), (channels) */
+    int64_t reverse;
+    float *last_state;  /* (batch, channels, states), optional */
+    float *checkpoints; /* (tiles, batch, states, channels padded to WIDEST): state before each tile; optional */
+    /* For the backward pass only: */
+    const float *grad_last_state; /* optional */
+    Sequence grad_u, grad_delta;
+    float *grad_A, *grad_D, *grad_bias; /* (batch, channels, states), (batch, channels) twice */
+    float *grad_B, *grad_C;             /* (groups of channels, batch, length, states) */
+} Direction;
+
+typedef struct { /* output = silu(z) * the mean over the directions of (scan + D u) */
+    int64_t threads, batch, channels, length, states, delta_softplus, directions;
+    Sequence z, output;      /* z optional; the backward pass reads the output's gradient in its place */
+    Sequence grad_z;
+    Direction direction[MAX_DIRECTIONS];
+    int64_t item_channels;   /* set here: channels of one work item */
+} Scan;
+
+typedef struct {
+    const float *weight, *bias; /* (channels, width), (channels) */
+    int64_t reverse;
+    Sequence output; /* the backward pass reads the output's gradient in its place */
+    float *grad_weight, *grad_bias; /* (batch, channels, width), (batch, channels) */
+} Taps;
+
+typedef struct { /* output = silu(bias + causal depthwise convolution of x), in each direction */
+    int64_t threads, batch, channels, length, width, directions;
+    Sequence x, grad_x;
+    Taps taps[MAX_DIRECTIONS];
+    int64_t item_channels;
+} Convolution;
+
+/* A sequence from one batch entry and channel on; reversed, its last step comes first and time runs backwards. */
+static Sequence from(Sequence s, int64_t batch, int64_t channel, int64_t reversed_length)
+{
+    if (!s.data)
+        return s;
+    s.data += batch * s.batch + channel * s.channel;
+    if (reversed_length) {
+        s.data += (reversed_length - 1) * s.time;
+        s.time = -s.time;
+    }
+    return s;
+}
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Threads live for one call only: a process forked at any other time inherits none of them and no lock. */
+
+typedef struct {
+    void (*work)(const void *job, int64_t item, float *scratch);
+    const void *job;
+    int64_t items, next, scratch_floats;
+    int out_of_memory;
+} Pool;
+
+static void *take_items(void *argument)
+{
+    Pool *pool = argument;
+    float *scratch;
+    if (posix_memalign((void **)&scratch, 64, (pool->scratch_floats + WIDEST) * sizeof(float))) {
+        __atomic_store_n(&pool->out_of_memory, 1, __ATOMIC_RELAXED);
+        return NULL;
+    }
+    for (int64_t item; (item = __atomic_fetch_add(&pool->next, 1, __ATOMIC_RELAXED)) < pool->items;)
+        pool->work(pool->job, item, scratch);
+    free(scratch);
+    return NULL;
+}
+
+/* Which thread takes which item is left to chance: no result may depend on it. Returns nonzero when out of memory. */
+static int run(Pool pool, int64_t threads)
+{
+    enum { MOST = 256 };
+    pthread_t helpers[MOST];
+    int64_t started = 0;
+    threads = smaller(smaller(threads, pool.items), MOST);
+    while (started < threads - 1 && !pthread_create(&helpers[started], NULL, take_items, &pool))
+        started++; /* where a thread cannot be had, the others do its share */
+    take_items(&pool);
+    while (started > 0)
+        pthread_join(helpers[--started], NULL);
+    return pool.out_of_memory;
+}
+
+typedef void Elementary(const float *x, float *out, int64_t count);
+typedef void Work(const void *job, int64_t item, float *scratch);
+
+typedef struct { /* what the second part gives for an instruction set */
+    Elementary *elementary[3];
+    Work *forward_scan, *backward_scan, *forward_convolution, *backward_convolution;
+} Kernels;
+
+/* Every name of the second part carries the instruction set's SUFFIX. */
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+#define NAME(name) PASTE(name, SUFFIX)
+#define INLINE static inline __attribute__((always_inline)) TARGET
+#define vector NAME(vector)
+#define integers NAME(integers)
+#define unaligned NAME(unaligned)
+#define splat NAME(splat)
+#define choose NAME(choose)
+#define clamp NAME(clamp)
+#define power_of_two NAME(power_of_two)
+#define exponential2 NAME(exponential2)
+#define exponential NAME(exponential)
+#define exp_minus_abs NAME(exp_minus_abs)
+#define softplus NAME(softplus)
+#define sigmoid NAME(sigmoid)
+#define load NAME(load)
+#define store NAME(store)
+#define read_steps NAME(read_steps)
+#define write_steps NAME(write_steps)
+#define sum_lanes NAME(sum_lanes)
+#define copy_states NAME(copy_states)
+#define load_exponents NAME(load_exponents)
+#define take NAME(take)
+#define prefetch NAME(prefetch)
+#define tile_memory NAME(tile_memory)
+#define walk_states NAME(walk_states)
+#define convolve NAME(convolve)
+#define read_around NAME(read_around)
+#define scan_forward NAME(scan_forward)
+#define scan_backward NAME(scan_backward)
+#define convolution_forward NAME(convolution_forward)
+#define convolution_backward NAME(convolution_backward)
+#define all_exponential NAME(all_exponential)
+#define all_exponential2 NAME(all_exponential2)
+#define all_softplus NAME(all_softplus)
+#define kernels_here NAME(kernels)
+
+#ifdef X86
+#define LANES 16
+#define SUFFIX _avx512
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma")))
+#include "kernel.c"
+#undef LANES
+#undef SUFFIX
+#undef TARGET
+
+#define LANES 8
+#define SUFFIX _avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#include "kernel.c"
+#undef LANES
+#undef SUFFIX
+#undef TARGET
+#endif
+
+#define LANES 4
+#define SUFFIX _baseline
+#define TARGET
+#include "kernel.c"
+
+static const Kernels *kernels;
+static const char *kernels_name;
+
+/* Takes the best instruction set this CPU has, or the one named, and returns its name; NULL if it cannot. */
+const char *ssamba_select(const char *name)
+{
+    struct { const char *name; const Kernels *kernels; int supported; } choices[] = {
+#ifdef X86
+        {"avx512", &kernels_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")},
+        {"avx2", &kernels_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+        {"baseline", &kernels_baseline, 1},
+    };
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
+        if (choices[i].supported && (!name || !strcmp(name, choices[i].name))) {
+            kernels = choices[i].kernels;
+            return kernels_name = choices[i].name;
+        }
+    return NULL;
+}
+
+/* The elementary functions by themselves, for tests: 0 exp(x), 1 2**x, 2 softplus(x). */
+void ssamba_elementary(int64_t which, const float *x, float *out, int64_t count)
+{
+    kernels->elementary[which](x, out, count);
+}
+
+/* Starting a thread costs some 20 microseconds; for less than this many exponentials each it does not pay. */
+static int64_t useful_threads(int64_t threads, int64_t operations)
+{
+    return smaller(threads, 1 + operations / 200000);
+}
+
+int ssamba_scan_forward(Scan *scan)
+{
+    int64_t threads = useful_threads(scan->threads,
+                                     scan->batch * scan->channels * scan->length * scan->states * scan->directions);
+    scan->item_channels = GROUP;
+    while (scan->item_channels > WIDEST && scan->batch * divide_up(scan->channels, scan->item_channels) < 3 * threads)
+        scan->item_channels /= 2;
+    Pool pool = {.work = kernels->forward_scan, .job = scan,
+                 .items = scan->batch * divide_up(scan->channels, scan->item_channels),
+                 .scratch_floats = 4 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states};
+    return run(pool, threads);
+}
+
+int ssamba_scan_backward(Scan *scan)
+{
+    int64_t threads = useful_threads(scan->threads,
+                                     scan->batch * scan->channels * scan->length * scan->states * scan->directions);
+    scan->item_channels = GROUP;
+    Pool pool = {.work = kernels->backward_scan, .job = scan,
+                 .items = scan->batch * divide_up(scan->channels, GROUP),
+                 .scratch_floats = (9 + 2 * HELD) * (TILE + 1) * WIDEST + 2 * GROUP +
+                                   (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states};
+    return run(pool, threads);
+}
+
+int ssamba_convolution_forward(Convolution *convolution)
+{
+    int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
+    convolution->item_channels = GROUP;
+    Pool pool = {.work = kernels->forward_convolution, .job = convolution,
+                 .items = convolution->batch * divide_up(convolution->channels, GROUP),
+                 .scratch_floats = (2 * TILE + 3 * convolution->width) * WIDEST};
+    return run(pool, useful_threads(convolution->threads, 2 * operations));
+}
+
+int ssamba_convolution_backward(Convolution *convolution)
+{
+    int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
+    convolution->item_channels = GROUP;
+    Pool pool = {.work = kernels->backward_convolution, .job = convolution,
+                 .items = convolution->batch * divide_up(convolution->channels, GROUP),
+                 .scratch_floats = (3 * TILE + 3 * convolution->width) * WIDEST + (2 * convolution->width + 1) * GROUP};
+    return run(pool, useful_threads(convolution->threads, 4 * operations));
+}
+
+typedef struct { const float *parts; float *sum; int64_t count, size; } Reduction;
+
+static void sum_slice(const void *job, int64_t item, float *scratch)
+{
+    const Reduction *reduction = job;
+    int64_t begin = item * 4096, end = smaller(begin + 4096, reduction->size);
+    (void)scratch;
+    memset(reduction->sum + begin, 0, (end - begin) * sizeof(float));
+    for (int64_t part = 0; part < reduction->count; part++)
+        for (int64_t i = begin; i < end; i++)
+            reduction->sum[i] += reduction->parts[part * reduction->size + i];
+}
+
+/* sum[i] = parts[0][i] + parts[1][i] + ..., always in this order. */
+int ssamba_sum(const float *parts, float *sum, int64_t count, int64_t size, int64_t threads)
+{
+    Reduction reduction = {parts, sum, count, size};
+    Pool pool = {.work = sum_slice, .job = &reduction, .items = divide_up(size, 4096), .scratch_floats = 0};
+    return run(pool, useful_threads(threads, count * size / 4));
+}
+
+#else /* The arithmetic, for vectors of LANES floats. */
+
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+
+INLINE vector splat(float value) { return (vector){0} + value; }
+INLINE vector choose(integers mask, vector yes, vector no)
+{
+    return (vector)((mask & (integers)yes) | (~mask & (integers)no));
+}
+
+/* Both hand a NaN in x through. */
+INLINE vector clamp(vector x, float low, float high)
+{
+#if defined(X86) && LANES == 16
+    return (vector)_mm512_min_ps((__m512)splat(high), _mm512_max_ps((__m512)splat(low), (__m512)x));
+#elif defined(X86) && LANES == 8
+    return (vector)_mm256_min_ps((__m256)splat(high), _mm256_max_ps((__m256)splat(low), (__m256)x));
+#else
+    x = choose(x < splat(low), splat(low), x);
+    return choose(x > splat(high), splat(high), x);
+#endif
+}
+
+/* Powers of two. An exponent x is split in whole, a multiple of 1 / GRAIN, and part, at most half of that. Adding
+ * MAGIC to x rounds it and leaves GRAIN * whole in the lowest bits; that is how whole is passed on. The fractions of
+ * whole are looked up where an instruction does so, which shortens the polynomial in part: each is within 0.45 ulp. */
+#if defined(X86) && LANES == 16
+#define GRAIN 16
+#elif defined(X86) && LANES == 8
+#define GRAIN 8
+#else
+#define GRAIN 1
+#endif
+#define MAGIC (0x1.8p23f / GRAIN)
+
+INLINE vector power_of_two(vector whole_magic, vector part)
+{
+#if GRAIN == 1
+    vector slope = splat(0.00015353361959569156f) * part + splat(0.0013398875016719103f);
+    slope = slope * part + splat(0.00961843691766262f);
+    slope = slope * part + splat(0.055503323674201965f);
+    slope = slope * part + splat(0.24022647738456726f);
+    slope = slope * part + splat(0.6931471824645996f);
+    vector power = slope * part + 1.0f;
+#else
+#if GRAIN == 16
+    vector root = (vector)_mm512_permutexvar_ps((__m512i)whole_magic, _mm512_loadu_ps(ROOTS));
+#else
+    vector root = (vector)_mm256_permutevar8x32_ps(
+        _mm256_setr_ps(ROOTS[0], ROOTS[2], ROOTS[4], ROOTS[6], ROOTS[8], ROOTS[10], ROOTS[12], ROOTS[14]),
+        (__m256i)whole_magic);
+#endif
+    vector slope = (splat(0.0554962232708931f) * part + splat(0.2402576357126236f)) * part + splat(0.6931472420692444f);
+    vector power = root * part * slope + root;
+#endif
+#if GRAIN == 16
+    return (vector)_mm512_scalef_ps((__m512)power, (__m512)(whole_magic - MAGIC)); /* rounds the exponent down */
+#else
+    /* The integer below whole, from -151 to 129, may exceed what an exponent holds: half of it goes there at once, a
+     * product brings the rest, so that denormal results are rounded once and large ones become infinite. */
+    integers floor = (integers)whole_magic >> (GRAIN == 8 ? 3 : 0), half = floor << 23 >> 24;
+    return (vector)((integers)power + (half << 23)) * (vector)((floor - half + 127) << 23);
+#endif
+}
+
+/* 2**x: at most 2 ulp from the exact value for every float, denormal results and overflow to infinity included;
+ * 2**-inf = 0, 2**inf = inf, and NaN stays NaN. */
+INLINE vector exponential2(vector x)
+{
+#if GRAIN == 16
+    return power_of_two(x + MAGIC, (vector)_mm512_reduce_ps((__m512)x, 4 << 4)); /* the part of infinities is 0 */
+#else
+    x = clamp(x, -151.0f, 129.0f);
+    vector whole_magic = x + MAGIC;
+    return power_of_two(whole_magic, x - (whole_magic - MAGIC));
+#endif
+}
+
+/* exp(x), with the same bound. log(2) comes in two parts, the first with zeros in its last bits, so that its product
+ * with whole is exact and nothing is lost where x is large. */
+INLINE vector exponential(vector x)
+{
+    x = clamp(x, -104.0f, 89.0f);
+    vector whole_magic = x * (float)LOG2_E + MAGIC, whole = whole_magic - MAGIC;
+    vector part = (x - whole * 0x1.62ep-1f) - whole * 0x1.0bfbe8p-15f;
+    return power_of_two(whole_magic, part * (float)LOG2_E);
+}
+#undef GRAIN
+#undef MAGIC
+
+/* The two below share small = exp(-|x|), in (0, 1]. */
+INLINE vector exp_minus_abs(vector x) { return exponential((vector)((integers)x | INT32_MIN)); }
+
+/* log(1 + exp(x)) = max(x, 0) + log1p(small), the logarithm as 2 atanh(small / (2 + small)): a few ulp everywhere,
+ * also where the result is far below the spacing of floats near 1. */
+INLINE vector softplus(vector x, vector small)
+{
+    vector ratio = small / (small + 2.0f), square = ratio * ratio;
+    vector series = splat(0.14012232422828674f) * square + splat(0.13999569416046143f);
+    series = series * square + splat(0.20010849833488464f);
+    series = series * square + splat(0.3333320617675781f);
+    vector logarithm = 2.0f * ratio + 2.0f * ratio * (series * square);
+    return choose(x > 0.0f, x, splat(0.0f)) + logarithm;
+}
+
+INLINE vector sigmoid(vector x, vector small)
+{
+    return choose(x < 0.0f, small, splat(1.0f)) / (small + 1.0f);
+}
+
+/* Up to LANES channels from address on; lanes beyond count are zero. */
+INLINE vector load(const float *address, int64_t stride, int64_t count)
+{
+    if (stride == 1 && count >= LANES)
+        return *(const unaligned *)address;
+    float lanes[LANES] = {0};
+    for (int64_t i = 0; i < smaller(count, LANES); i++)
+        lanes[i] = address[i * stride];
+    return *(const unaligned *)lanes;
+}
+
+INLINE void store(vector value, float *address, int64_t stride, int64_t count)
+{
+    if (stride == 1 && count >= LANES) {
+        *(unaligned *)address = value;
+        return;
+    }
+    float lanes[LANES];
+    *(unaligned *)lanes = value;
+    for (int64_t i = 0; i < smaller(count, LANES); i++)
+        address[i * stride] = lanes[i];
+}
+
+/* Steps [begin, begin + steps) of a vector of channels, and back. */
+INLINE void read_steps(Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count, vector *tile)
+{
+    const float *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == 1 && count >= LANES)
+        for (int64_t t = 0; t < steps; t++)
+            tile[t] = *(const unaligned *)(address + t * s.time);
+    else
+        for (int64_t t = 0; t < steps; t++)
+            tile[t] = load(address + t * s.time, s.channel, count);
+}
+
+INLINE void write_steps(const vector *tile, Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count)
+{
+    float *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == 1 && count >= LANES)
+        for (int64_t t = 0; t < steps; t++)
+            *(unaligned *)(address + t * s.time) = tile[t];
+    else
+        for (int64_t t = 0; t < steps; t++)
+            store(tile[t], address + t * s.time, s.channel, count);
+}
+
+/* Hint that one step of a vector of channels will be read soon. The address may lie outside the tensor. */
+INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
+{
+    __builtin_prefetch((const void *)((uintptr_t)s.data + (channel * s.channel + time * s.time) * sizeof(float)));
+}
+
+INLINE float sum_lanes(vector value)
+{
+    float sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += value[i];
+    return sum;
+}
+
+/* Steps [begin, begin + steps) of B or C as (steps, states). */
+INLINE void copy_states(Sequence s, int64_t begin, int64_t steps, int64_t states, float *copy)
+{
+    for (int64_t t = 0; t < steps; t++)
+        for (int64_t n = 0; n < states; n++)
+            copy[t * states + n] = s.data[(begin + t) * s.time + n * s.channel];
+}
+
+/* A in units of log(2), so that a decay is a power of two, as one vector per state. */
+INLINE void load_exponents(const float *A, int64_t states, int64_t count, vector *exponents)
+{
+    for (int64_t n = 0; n < states; n++)
+        for (int i = 0; i < LANES; i++)
+            ((float *)&exponents[n])[i] = i < count ? (float)(A[i * states + n] * LOG2_E) : 0.0f;
+}
+
+/* Scratch of at least WIDEST * size floats, LANES of each WIDEST used. */
+INLINE vector *take(float **scratch, int64_t vectors)
+{
+    vector *taken = (vector *)*scratch;
+    *scratch += vectors * LANES;
+    return taken;
+}
+
+static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
+{
+    const Scan *scan = job;
+    int64_t items = divide_up(scan->channels, scan->item_channels), states = scan->states, length = scan->length;
+    int64_t batch = item / items, first = item % items * scan->item_channels;
+    int64_t channels = smaller(scan->item_channels, scan->channels - first);
+    int64_t vectors = divide_up(channels, LANES), padded = divide_up(scan->channels, WIDEST) * WIDEST;
+    vector *input = take(&scratch, TILE), *step = take(&scratch, TILE);
+    vector *impulse = take(&scratch, TILE), *y = take(&scratch, TILE);
+    vector *state = take(&scratch, vectors * states), *exponents = take(&scratch, vectors * states);
+    float *B = scratch, *C = B + TILE * states;
+
+    for (int64_t d = 0; d < scan->directions; d++) {
+        const Direction *direction = &scan->direction[d];
+        int64_t reversed_length = direction->reverse ? length : 0;
+        int is_last = d == scan->directions - 1;
+        Sequence u = from(direction->u, batch, first, reversed_length);
+        Sequence delta = from(direction->delta, batch, first, reversed_length);
+        Sequence z = from(scan->z, batch, first, reversed_length);
+        Sequence output = from(scan->output, batch, first, reversed_length);
+        for (int64_t v = 0; v < vectors; v++)
+            load_exponents(direction->A + (first + v * LANES) * states, states, channels - v * LANES,
+                           exponents + v * states);
+        memset(state, 0, vectors * states * sizeof(vector));
+
+        for (int64_t begin = 0; begin < length; begin += TILE) {
+            int64_t steps = smaller(TILE, length - begin);
+            copy_states(from(direction->B, batch, 0, reversed_length), begin, steps, states, B);
+            copy_states(from(direction->C, batch, 0, reversed_length), begin, steps, states, C);
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t channel = v * LANES, count = channels - channel;
+                const float *D = direction->D, *bias = direction->bias;
+                vector skip = D ? load(D + first + channel, 1, count) : splat(0);
+                vector shift = bias ? load(bias + first + channel, 1, count) : splat(0);
+                int64_t next_channel = v + 1 < vectors ? channel + LANES : 0;
+                int64_t next_begin = v + 1 < vectors ? begin : begin + TILE;
+                const vector *exponent = exponents + v * states;
+                vector *s = state + v * states;
+                if (direction->checkpoints)
+                    for (int64_t n = 0; n < states; n++)
+                        store(s[n], direction->checkpoints + first + channel +
+                              ((begin / TILE * scan->batch + batch) * states + n) * padded, 1, LANES);
+
+                read_steps(u, channel, begin, steps, count, input);
+                read_steps(delta, channel, begin, steps, count, step);
+                for (int64_t t = 0; t < steps; t++) {
+                    step[t] += shift;
+                    if (scan->delta_softplus)
+                        step[t] = softplus(step[t], exp_minus_abs(step[t]));
+                    impulse[t] = step[t] * input[t];
+                }
+                for (int64_t t = 0; t < steps; t++) {
+                    vector sum = skip * input[t];
+                    prefetch(u, next_channel, next_begin + t);
+                    prefetch(delta, next_channel, next_begin + t);
+                    prefetch(z, next_channel, next_begin + t);
+                    prefetch(output, next_channel, next_begin + t);
+                    #pragma GCC unroll 4
+                    for (int64_t n = 0; n < states; n++) {
+                        s[n] = exponential2(step[t] * exponent[n]) * s[n] + impulse[t] * B[t * states + n];
+                        sum += s[n] * C[t * states + n];
+                    }
+                    y[t] = sum;
+                }
+                if (d > 0) {
+                    read_steps(output, channel, begin, steps, count, input);
+                    for (int64_t t = 0; t < steps; t++)
+                        y[t] = (y[t] + input[t]) * (1.0f / MAX_DIRECTIONS);
+                }
+                if (is_last && z.data) {
+                    read_steps(z, channel, begin, steps, count, input);
+                    for (int64_t t = 0; t < steps; t++)
+                        y[t] *= input[t] * sigmoid(input[t], exp_minus_abs(input[t]));
+                }
+                write_steps(y, output, channel, begin, steps, count);
+            }
+        }
+        if (direction->last_state)
+            for (int64_t v = 0; v < vectors; v++)
+                for (int64_t n = 0; n < states; n++)
+                    store(state[v * states + n], direction->last_state + n +
+                          (batch * scan->channels + first + v * LANES) * states, states, channels - v * LANES);
+    }
+}
+
+/* The backward pass goes through the tiles from the last to the first. Within one, the states are walked twice,
+ * forwards from the checkpoint and then backwards, HELD of them at a time. */
+
+typedef struct { /* of one vector of channels, one element per step of the tile */
+    vector input[TILE], step[TILE], slope[TILE], impulse[TILE], y[TILE];
+    vector grad_y[TILE], grad_z[TILE], grad_impulse[TILE], grad_exponent[TILE];
+    vector decay[HELD][TILE], state[HELD][TILE + 1];
+} tile_memory;
+
+INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int held, const float *B, const float *C,
+                        const vector *exponents, vector *grad_states, vector *grad_A, vector *grad_B, vector *grad_C)
+{
+    vector exponent[HELD], state[HELD], grad_state[HELD], sum[HELD];
+    for (int i = 0; i < held; i++) {
+        exponent[i] = exponents[i];
+        state[i] = tile->state[i][0];
+        grad_state[i] = grad_states[i];
+        sum[i] = splat(0);
+    }
+    for (int64_t t = 0; t < steps; t++) {
+        vector step = tile->step[t], impulse = tile->impulse[t], grad_y = tile->grad_y[t], y = tile->y[t];
+        for (int i = 0; i < held; i++) {
+            vector decay = exponential2(step * exponent[i]);
+            state[i] = decay * state[i] + impulse * B[t * states + i];
+            y += state[i] * C[t * states + i];
+            grad_C[i * TILE + t] += grad_y * state[i];
+            tile->decay[i][t] = decay;
+            tile->state[i][t + 1] = state[i];
+        }
+        tile->y[t] = y;
+    }
+    for (int64_t t = steps - 1; t >= 0; t--) {
+        vector step = tile->step[t], impulse = tile->impulse[t], grad_y = tile->grad_y[t];
+        vector grad_impulse = tile->grad_impulse[t], grad_exponent = tile->grad_exponent[t];
+        for (int i = 0; i < held; i++) {
+            vector grad = grad_state[i] + grad_y * C[t * states + i];
+            grad_B[i * TILE + t] += grad * impulse;
+            grad_impulse += grad * B[t * states + i];
+            grad_state[i] = grad * tile->decay[i][t];
+            vector product = grad_state[i] * tile->state[i][t];
+            grad_exponent += product * exponent[i];
+            sum[i] += product * step;
+        }
+        tile->grad_impulse[t] = grad_impulse;
+        tile->grad_exponent[t] = grad_exponent;
+    }
+    for (int i = 0; i < held; i++) {
+        grad_states[i] = grad_state[i];
+        grad_A[i] += sum[i];
+    }
+}
+
+static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
+{
+    const Scan *scan = job;
+    int64_t items = divide_up(scan->channels, GROUP), states = scan->states, length = scan->length;
+    int64_t batch = item / items, group = item % items, first = group * GROUP;
+    int64_t channels = smaller(GROUP, scan->channels - first);
+    int64_t vectors = divide_up(channels, LANES), padded = divide_up(scan->channels, WIDEST) * WIDEST;
+    tile_memory *tile = (tile_memory *)take(&scratch, sizeof *tile / sizeof(vector));
+    vector *exponents = take(&scratch, vectors * states), *grad_states = take(&scratch, vectors * states);
+    vector *grad_A = take(&scratch, vectors * states);
+    vector *grad_D = take(&scratch, vectors), *grad_bias = take(&scratch, vectors);
+    vector *grad_B = take(&scratch, TILE * states), *grad_C = take(&scratch, TILE * states);
+    float *B = scratch, *C = B + TILE * states;
+
+    for (int64_t d = 0; d < scan->directions; d++) {
+        const Direction *direction = &scan->direction[d];
+        int64_t reversed_length = direction->reverse ? length : 0;
+        Sequence u = from(direction->u, batch, first, reversed_length);
+        Sequence delta = from(direction->delta, batch, first, reversed_length);
+        Sequence z = from(scan->z, batch, first, reversed_length);
+        Sequence grad_output = from(scan->output, batch, first, reversed_length);
+        Sequence grad_u = from(direction->grad_u, batch, first, reversed_length);
+        Sequence grad_delta = from(direction->grad_delta, batch, first, reversed_length);
+        Sequence grad_z = from(scan->grad_z, batch, first, reversed_length);
+        const Sequence streams[] = {u, delta, z, grad_output, grad_u, grad_delta, grad_z};
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t offset = (batch * scan->channels + first + v * LANES) * states, count = channels - v * LANES;
+            load_exponents(direction->A + (first + v * LANES) * states, states, count, exponents + v * states);
+            for (int64_t n = 0; n < states; n++)
+                grad_states[v * states + n] = direction->grad_last_state
+                    ? load(direction->grad_last_state + offset + n, states, count) : splat(0);
+        }
+        memset(grad_A, 0, vectors * states * sizeof(vector));
+        memset(grad_D, 0, vectors * sizeof(vector));
+        memset(grad_bias, 0, vectors * sizeof(vector));
+
+        for (int64_t begin = (length - 1) / TILE * TILE; begin >= 0 && length; begin -= TILE) {
+            int64_t steps = smaller(TILE, length - begin);
+            copy_states(from(direction->B, batch, 0, reversed_length), begin, steps, states, B);
+            copy_states(from(direction->C, batch, 0, reversed_length), begin, steps, states, C);
+            memset(grad_B, 0, TILE * states * sizeof(vector));
+            memset(grad_C, 0, TILE * states * sizeof(vector));
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t channel = v * LANES, count = channels - channel;
+                const float *D = direction->D, *bias = direction->bias;
+                vector skip = D ? load(D + first + channel, 1, count) : splat(0);
+                vector shift = bias ? load(bias + first + channel, 1, count) : splat(0);
+                int64_t next_channel = v + 1 < vectors ? channel + LANES : 0;
+                int64_t next_begin = v + 1 < vectors ? begin : begin - TILE;
+
+                read_steps(u, channel, begin, steps, count, tile->input);
+                read_steps(delta, channel, begin, steps, count, tile->step);
+                read_steps(grad_output, channel, begin, steps, count, tile->grad_y);
+                for (int64_t t = 0; t < steps; t++) {
+                    vector raw = tile->step[t] + shift, small = exp_minus_abs(raw);
+                    tile->step[t] = scan->delta_softplus ? softplus(raw, small) : raw;
+                    tile->slope[t] = scan->delta_softplus ? sigmoid(raw, small) : splat(1);
+                    tile->impulse[t] = tile->step[t] * tile->input[t];
+                    tile->grad_y[t] *= 1.0f / scan->directions;
+                    tile->y[t] = skip * tile->input[t];
+                    tile->grad_impulse[t] = tile->grad_exponent[t] = splat(0);
+                    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
+                        prefetch(streams[i], next_channel, next_begin + t);
+                }
+                if (z.data) {
+                    read_steps(z, channel, begin, steps, count, tile->grad_z);
+                    for (int64_t t = 0; t < steps; t++) {
+                        vector gate = tile->grad_z[t], open = sigmoid(gate, exp_minus_abs(gate));
+                        tile->grad_z[t] = tile->grad_y[t] * open * (1.0f + gate * (1.0f - open));
+                        tile->grad_y[t] *= gate * open;
+                    }
+                }
+                for (int64_t n = 0, held; n < states; n += held) {
+                    int64_t at = v * states + n;
+                    held = states - n < HELD ? 1 : HELD;
+                    for (int64_t i = 0; i < held; i++)
+                        tile->state[i][0] = load(direction->checkpoints + first + channel +
+                            ((begin / TILE * scan->batch + batch) * states + n + i) * padded, 1, LANES);
+                    if (held == HELD)
+                        walk_states(tile, steps, states, HELD, B + n, C + n, exponents + at, grad_states + at,
+                                    grad_A + at, grad_B + n * TILE, grad_C + n * TILE);
+                    else
+                        walk_states(tile, steps, states, 1, B + n, C + n, exponents + at, grad_states + at,
+                                    grad_A + at, grad_B + n * TILE, grad_C + n * TILE);
+                }
+                for (int64_t t = 0; t < steps; t++) {
+                    vector grad_step = tile->grad_impulse[t] * tile->input[t] +
+                                       tile->grad_exponent[t] * (float)(1 / LOG2_E);
+                    tile->slope[t] *= grad_step;
+                    grad_bias[v] += tile->slope[t];
+                    grad_D[v] += tile->grad_y[t] * tile->input[t];
+                    tile->grad_impulse[t] = tile->grad_impulse[t] * tile->step[t] + tile->grad_y[t] * skip;
+                }
+                write_steps(tile->slope, grad_delta, channel, begin, steps, count);
+                write_steps(tile->grad_impulse, grad_u, channel, begin, steps, count);
+                if (z.data) {
+                    for (int64_t t = 0; t < steps; t++)
+                        tile->grad_z[t] *= tile->y[t];
+                    if (d > 0) {
+                        read_steps(grad_z, channel, begin, steps, count, tile->step);
+                        for (int64_t t = 0; t < steps; t++)
+                            tile->grad_z[t] += tile->step[t];
+                    }
+                    write_steps(tile->grad_z, grad_z, channel, begin, steps, count);
+                }
+            }
+            for (int64_t t = 0; t < steps; t++)
+                for (int64_t n = 0; n < states; n++) {
+                    int64_t step = direction->reverse ? length - 1 - begin - t : begin + t;
+                    int64_t at = ((group * scan->batch + batch) * length + step) * states + n;
+                    direction->grad_B[at] = sum_lanes(grad_B[n * TILE + t]);
+                    direction->grad_C[at] = sum_lanes(grad_C[n * TILE + t]);
+                }
+        }
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t at = batch * scan->channels + first + v * LANES, count = channels - v * LANES;
+            for (int64_t n = 0; n < states; n++)
+                store(grad_A[v * states + n], direction->grad_A + at * states + n, states, count);
+            if (direction->D)
+                store(grad_D[v], direction->grad_D + at, 1, count);
+            if (direction->bias)
+                store(grad_bias[v], direction->grad_bias + at, 1, count);
+        }
+    }
+}
+
+/* Steps [begin, end), some of which may lie outside the sequence, where it is zero. */
+INLINE void read_around(Sequence s, int64_t channel, int64_t begin, int64_t end, int64_t length, int64_t count,
+                        vector *tile)
+{
+    int64_t before = begin < 0 ? -begin : 0, steps = smaller(end, length) - (begin + before);
+    memset(tile, 0, (end - begin) * sizeof(vector));
+    read_steps(s, channel, begin + before, steps, count, tile + before);
+}
+
+/* The convolution at the step of the window's last entry. */
+INLINE vector convolve(const vector *window, const vector *weight, int64_t width, vector bias)
+{
+    for (int64_t k = 0; k < width; k++)
+        bias += window[k] * weight[k];
+    return bias;
+}
+
+static TARGET void convolution_forward(const void *job, int64_t item, float *scratch)
+{
+    const Convolution *convolution = job;
+    int64_t items = divide_up(convolution->channels, GROUP), length = convolution->length;
+    int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
+    int64_t channels = smaller(GROUP, convolution->channels - first);
+    vector *x = take(&scratch, TILE + 2 * past), *weight = take(&scratch, width);
+    vector *y = take(&scratch, TILE);
+    Sequence input = from(convolution->x, batch, first, 0);
+
+    for (int64_t begin = 0; begin < length; begin += TILE)
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            int64_t steps = smaller(TILE, length - begin), count = channels - channel;
+            int64_t next_channel = channel + LANES < channels ? channel + LANES : 0;
+            int64_t next_begin = next_channel ? begin : begin + TILE;
+            read_around(input, channel, begin - past, begin + steps + past, length, count, x);
+            for (int64_t d = 0; d < convolution->directions; d++) {
+                const Taps *taps = &convolution->taps[d];
+                Sequence output = from(taps->output, batch, first, 0);
+                vector bias = load(taps->bias + first + channel, 1, count);
+                for (int64_t k = 0; k < width; k++)
+                    weight[taps->reverse ? past - k : k] = load(taps->weight + (first + channel) * width + k, width,
+                                                                count);
+                for (int64_t t = 0; t < steps; t++) {
+                    vector sum = convolve(x + t + (taps->reverse ? past : 0), weight, width, bias);
+                    y[t] = sum * sigmoid(sum, exp_minus_abs(sum));
+                    prefetch(d > 0 ? input : output, next_channel, next_begin + t + (d > 0 ? past : 0));
+                }
+                write_steps(y, output, channel, begin, steps, count);
+            }
+        }
+}
+
+static TARGET void convolution_backward(const void *job, int64_t item, float *scratch)
+{
+    const Convolution *convolution = job;
+    int64_t items = divide_up(convolution->channels, GROUP), length = convolution->length;
+    int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
+    int64_t channels = smaller(GROUP, convolution->channels - first), vectors = divide_up(channels, LANES);
+    vector *x = take(&scratch, TILE + 2 * past), *grad_sum = take(&scratch, TILE + past);
+    vector *grad_x = take(&scratch, TILE);
+    vector *weights = take(&scratch, vectors * width), *grad_weights = take(&scratch, vectors * width);
+    vector *grad_bias = take(&scratch, vectors);
+
+    for (int64_t d = 0; d < convolution->directions; d++) {
+        const Taps *taps = &convolution->taps[d];
+        int64_t reversed_length = taps->reverse ? length : 0, at = batch * convolution->channels + first;
+        Sequence input = from(convolution->x, batch, first, reversed_length);
+        Sequence grad_input = from(convolution->grad_x, batch, first, reversed_length);
+        Sequence grad_output = from(taps->output, batch, first, reversed_length);
+        for (int64_t v = 0; v < vectors; v++)
+            for (int64_t k = 0; k < width; k++)
+                weights[v * width + k] = load(taps->weight + (first + v * LANES) * width + k, width,
+                                              channels - v * LANES);
+        memset(grad_weights, 0, vectors * width * sizeof(vector));
+        memset(grad_bias, 0, vectors * sizeof(vector));
+
+        for (int64_t begin = 0; begin < length; begin += TILE)
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t steps = smaller(TILE, length - begin), channel = v * LANES, count = channels - channel;
+                const vector *weight = weights + v * width;
+                vector bias = load(taps->bias + first + channel, 1, count);
+                read_around(input, channel, begin - past, begin + steps + past, length, count, x);
+                read_around(grad_output, channel, begin, begin + steps + past, length, count, grad_sum);
+                for (int64_t t = 0; t < steps + past; t++) {
+                    vector sum = convolve(x + t, weight, width, bias), open = sigmoid(sum, exp_minus_abs(sum));
+                    grad_sum[t] *= open * (1.0f + sum * (1.0f - open));
+                }
+                if (d > 0)
+                    read_steps(grad_input, channel, begin, steps, count, grad_x);
+                else
+                    memset(grad_x, 0, steps * sizeof(vector));
+                for (int64_t t = 0; t < steps; t++) {
+                    grad_bias[v] += grad_sum[t];
+                    for (int64_t k = 0; k < width; k++) {
+                        grad_x[t] += weight[k] * grad_sum[t + past - k];
+                        grad_weights[v * width + k] += grad_sum[t] * x[t + k];
+                    }
+                }
+                write_steps(grad_x, grad_input, channel, begin, steps, count);
+            }
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t channel = v * LANES, count = channels - channel;
+            for (int64_t k = 0; k < width; k++)
+                store(grad_weights[v * width + k], taps->grad_weight + (at + channel) * width + k, width, count);
+            store(grad_bias[v], taps->grad_bias + at + channel, 1, count);
+        }
+    }
+}
+
+#define ELEMENTARY(name, expression)                                            \
+    static TARGET void name(const float *x, float *out, int64_t count)          \
+    {                                                                           \
+        for (int64_t i = 0; i < count; i += LANES) {                            \
+            vector value = load(x + i, 1, count - i);                           \
+            store(expression, out + i, 1, count - i);                           \
+        }                                                                       \
+    }
+ELEMENTARY(all_exponential, exponential(value))
+ELEMENTARY(all_exponential2, exponential2(value))
+ELEMENTARY(all_softplus, softplus(value, exp_minus_abs(value)))
+#undef ELEMENTARY
+
+static const Kernels kernels_here = {
+    {all_exponential, all_exponential2, all_softplus},
+    scan_forward, scan_backward, convolution_forward, convolution_backward,
+};
+
+#endif
