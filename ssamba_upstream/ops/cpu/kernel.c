@@ -31,11 +31,13 @@ enum {
 
 static const double LOG2_E = 1.4426950408889634;
 
+#ifdef X86
 static const float ROOTS[] = { /* 2**(i / 16) */
     1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f, 1.1892071150027210f, 1.2418578120734840f,
     1.2968395546510096f, 1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f, 1.5422108254079407f,
     1.6104903319492543f, 1.6817928305074290f, 1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f,
 };
+#endif
 
 /* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
 
@@ -209,6 +211,9 @@ static const char *kernels_name;
 /* Takes the best instruction set this CPU has, or the one named, and returns its name; NULL if it cannot. */
 const char *ssamba_select(const char *name)
 {
+#ifdef X86
+    __builtin_cpu_init();
+#endif
     struct { const char *name; const Kernels *kernels; int supported; } choices[] = {
 #ifdef X86
         {"avx512", &kernels_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
