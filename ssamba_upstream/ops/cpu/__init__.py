@@ -4,8 +4,8 @@
 through ctypes, so that one build serves every version of torch, and registered with torch: torch.compile, autocast,
 DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative.
 
-The environment variable SSAMBA_CPU_ISA ("avx512", "avx2" or "baseline") forbids better instruction sets than the one
-it names; by default the best that the CPU has is taken.
+The best instruction set of the CPU is taken, or the one that the environment variable SSAMBA_CPU_ISA names: "avx512",
+"avx2" or "baseline".
 """
 
 import ctypes
@@ -118,8 +118,7 @@ def _call_directly(tensors):
 def _scan_forward(
     u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
 ):
-    """(output, last states (directions, batch, channels, states), checkpoints for the backward pass); the last two
-    empty unless asked for."""
+    """(output, last states, checkpoints for the backward pass), of which the latter are empty unless asked for."""
     output, last_state, checkpoints = _scan_outputs(
         u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
     )
@@ -156,11 +155,8 @@ def _scan_backward(
         grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
     )
     directions = len(u)
-    grad_u, grad_delta, grad_A, grad_B, grad_C, *rest = (
-        gradients[i : i + directions] for i in range(0, len(gradients), directions)
-    )
-    grad_D = rest.pop(0) if D else ()
-    grad_bias = rest.pop(0) if delta_bias else ()
+    lengths = [len(tensors) for tensors in (u, delta, A, B, C, D, delta_bias)]
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = _split(gradients, lengths)
     batch, channels, length = u[0].shape
     groups = -(-channels // GROUP)
     A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)

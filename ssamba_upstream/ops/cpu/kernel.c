@@ -31,11 +31,13 @@ enum {
 
 static const double LOG2_E = 1.4426950408889634;
 
+#ifdef X86
 static const float ROOTS[] = { /* 2**(i / 16) */
     1.0f, 1.0442737824274138f, 1.0905077326652577f, 1.1387886347566916f, 1.1892071150027210f, 1.2418578120734840f,
     1.2968395546510096f, 1.3542555469368927f, 1.4142135623730951f, 1.4768261459394993f, 1.5422108254079407f,
     1.6104903319492543f, 1.6817928305074290f, 1.7562521603732995f, 1.8340080864093424f, 1.9152065613971474f,
 };
+#endif
 
 /* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
 
@@ -76,7 +78,6 @@ typedef struct { /* output = silu(bias + causal depthwise convolution of x), in 
     int64_t threads, batch, channels, length, width, directions;
     Sequence x, grad_x;
     Taps taps[MAX_DIRECTIONS];
-    int64_t item_channels;
 } Convolution;
 
 /* A sequence from one batch entry and channel on; reversed, its last step comes first and time runs backwards. */
@@ -95,10 +96,12 @@ static Sequence from(Sequence s, int64_t batch, int64_t channel, int64_t reverse
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+typedef void Work(const void *job, int64_t item, float *scratch);
+
 /* Threads live for one call only: a process forked at any other time inherits none of them and no lock. */
 
 typedef struct {
-    void (*work)(const void *job, int64_t item, float *scratch);
+    Work *work;
     const void *job;
     int64_t items, next, scratch_floats;
     int out_of_memory;
@@ -134,7 +137,6 @@ static int run(Pool pool, int64_t threads)
 }
 
 typedef void Elementary(const float *x, float *out, int64_t count);
-typedef void Work(const void *job, int64_t item, float *scratch);
 
 typedef struct { /* what the second part gives for an instruction set */
     Elementary *elementary[3];
@@ -204,11 +206,13 @@ typedef struct { /* what the second part gives for an instruction set */
 #include "kernel.c"
 
 static const Kernels *kernels;
-static const char *kernels_name;
 
 /* Takes the best instruction set this CPU has, or the one named, and returns its name; NULL if it cannot. */
 const char *ssamba_select(const char *name)
 {
+#ifdef X86
+    __builtin_cpu_init();
+#endif
     struct { const char *name; const Kernels *kernels; int supported; } choices[] = {
 #ifdef X86
         {"avx512", &kernels_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -220,7 +224,7 @@ const char *ssamba_select(const char *name)
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
         if (choices[i].supported && (!name || !strcmp(name, choices[i].name))) {
             kernels = choices[i].kernels;
-            return kernels_name = choices[i].name;
+            return choices[i].name;
         }
     return NULL;
 }
@@ -232,15 +236,20 @@ void ssamba_elementary(int64_t which, const float *x, float *out, int64_t count)
 }
 
 /* Starting a thread costs some 20 microseconds; for less than this many exponentials each it does not pay. */
-static int64_t useful_threads(int64_t threads, int64_t operations)
+static int64_t useful_threads(int64_t threads, int64_t exponentials)
 {
-    return smaller(threads, 1 + operations / 200000);
+    return smaller(threads, 1 + exponentials / 200000);
+}
+
+static int64_t scan_threads(const Scan *scan)
+{
+    int64_t elements = scan->batch * scan->channels * scan->length;
+    return useful_threads(scan->threads, elements * scan->states * scan->directions);
 }
 
 int ssamba_scan_forward(Scan *scan)
 {
-    int64_t threads = useful_threads(scan->threads,
-                                     scan->batch * scan->channels * scan->length * scan->states * scan->directions);
+    int64_t threads = scan_threads(scan);
     scan->item_channels = GROUP;
     while (scan->item_channels > WIDEST && scan->batch * divide_up(scan->channels, scan->item_channels) < 3 * threads)
         scan->item_channels /= 2;
@@ -250,22 +259,20 @@ int ssamba_scan_forward(Scan *scan)
     return run(pool, threads);
 }
 
+/* Here the items are the same for any number of threads: they decide the order in which gradients are added up. */
 int ssamba_scan_backward(Scan *scan)
 {
-    int64_t threads = useful_threads(scan->threads,
-                                     scan->batch * scan->channels * scan->length * scan->states * scan->directions);
     scan->item_channels = GROUP;
     Pool pool = {.work = kernels->backward_scan, .job = scan,
                  .items = scan->batch * divide_up(scan->channels, GROUP),
                  .scratch_floats = (9 + 2 * HELD) * (TILE + 1) * WIDEST + 2 * GROUP +
                                    (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states};
-    return run(pool, threads);
+    return run(pool, scan_threads(scan));
 }
 
 int ssamba_convolution_forward(Convolution *convolution)
 {
     int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
-    convolution->item_channels = GROUP;
     Pool pool = {.work = kernels->forward_convolution, .job = convolution,
                  .items = convolution->batch * divide_up(convolution->channels, GROUP),
                  .scratch_floats = (2 * TILE + 3 * convolution->width) * WIDEST};
@@ -275,7 +282,6 @@ int ssamba_convolution_forward(Convolution *convolution)
 int ssamba_convolution_backward(Convolution *convolution)
 {
     int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
-    convolution->item_channels = GROUP;
     Pool pool = {.work = kernels->backward_convolution, .job = convolution,
                  .items = convolution->batch * divide_up(convolution->channels, GROUP),
                  .scratch_floats = (3 * TILE + 3 * convolution->width) * WIDEST + (2 * convolution->width + 1) * GROUP};
