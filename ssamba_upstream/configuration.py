@@ -110,6 +110,14 @@ class SsambaConfig(PretrainedConfig):
         """Patches in a column, lowest band first."""
         return (self.num_mel_bins - self.patch_size[0]) // self.frequency_stride + 1
 
+    def columns(self, frames):
+        """Columns of patches in a window of so many fbank frames."""
+        return (frames - self.patch_size[1]) // self.time_stride + 1
+
+    def tokens(self, frames):
+        """Tokens of such a window: the class token and the patches."""
+        return 1 + self.num_patch_rows * self.columns(frames)
+
     def _check(self):
         choices = {
             "positions": ("physical", "published"),

@@ -9,6 +9,9 @@ from torch import nn
 from .ops import causal_convolutions, selective_scan_mean
 
 
+DIRECTIONS = ("", "_b")
+
+
 class BidirectionalMamba(nn.Module):
     """Mixes tokens along the sequence: a selective scan in each direction, between shared projections.
 
@@ -22,7 +25,7 @@ class BidirectionalMamba(nn.Module):
         channels, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
         self.config = config
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
-        for direction in ("", "_b"):
+        for direction in DIRECTIONS:
             convolution = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
             setattr(self, f"conv1d{direction}", convolution)
             setattr(self, f"x_proj{direction}", nn.Linear(channels, rank + 2 * states, bias=False))
@@ -31,20 +34,31 @@ class BidirectionalMamba(nn.Module):
             setattr(self, f"D{direction}", nn.Parameter(torch.empty(channels)))
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
 
-    def forward(self, tokens, time_reversed=False):
-        """(batch, length, E) -> (batch, length, E).
+    def forward(self, tokens, time_reversed=False, offsets=None):
+        """
+        Args:
+            tokens: (batch, length, E).
+            time_reversed: the result is that of mixing the reversed sequence and reversing the result: the two
+                directions change their roles.
+            offsets: (sequences + 1,), int64: the batch has one entry, in which several sequences lie one after the
+                other; sequence i begins at offsets[i], and the last ends at offsets[-1]. Each is mixed by itself.
 
-        With ``time_reversed`` the result is that of mixing the reversed sequence and reversing the result: the two
-        directions change their roles.
+        Returns:
+            (batch, length, E).
         """
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
         reverse = time_reversed, not time_reversed
-        convolutions = self.conv1d, self.conv1d_b
-        inputs = causal_convolutions(x, [c.weight for c in convolutions], [c.bias for c in convolutions], reverse)
-        scans = [self._scan_arguments(*a) for a in zip(inputs, ("", "_b"), reverse)]
-        return self.out_proj(selective_scan_mean(scans, z, delta_softplus=True).transpose(1, 2))
+        inputs = self.convolve(x, reverse, offsets)
+        scans = [self.scan_arguments(*arguments) for arguments in zip(inputs, DIRECTIONS, reverse)]
+        return self.out_proj(selective_scan_mean(scans, z, True, offsets).transpose(1, 2))
 
-    def _scan_arguments(self, x, direction, reverse):
+    def convolve(self, x, reverse, offsets=None):
+        """(batch, channels, length) -> what each direction's scan reads, two tensors of that shape."""
+        convolutions = [getattr(self, f"conv1d{direction}") for direction in DIRECTIONS]
+        return causal_convolutions(x, [c.weight for c in convolutions], [c.bias for c in convolutions], reverse, offsets)
+
+    def scan_arguments(self, x, direction, reverse):
+        """Arguments of one direction's scan: its step sizes, B and C are projections of what it reads."""
         step_projection = getattr(self, f"dt_proj{direction}")
         rank, states = self.config.time_step_rank, self.config.state_size
         projected = getattr(self, f"x_proj{direction}")(x.transpose(1, 2))
@@ -71,7 +85,7 @@ class BidirectionalMamba(nn.Module):
         nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
         self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
-        for direction in ("", "_b"):
+        for direction in DIRECTIONS:
             convolution = getattr(self, f"conv1d{direction}")
             nn.init.kaiming_uniform_(convolution.weight, a=math.sqrt(5))
             nn.init.uniform_(convolution.bias, -config.conv_kernel**-0.5, config.conv_kernel**-0.5)

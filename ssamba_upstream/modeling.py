@@ -67,12 +67,9 @@ class SsambaBlock(nn.Module):
         self.norm = _norm(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, stream, time_reversed=False):
-        """(batch, length, E) -> (batch, length, E).
-
-        With ``time_reversed`` the result is that of reversing the sequence before and the result after.
-        """
-        return stream + self.drop_path(self.mixer(self.norm(stream), time_reversed))
+    def forward(self, stream, time_reversed=False, offsets=None):
+        """(batch, length, E) -> (batch, length, E); arguments: see :meth:`BidirectionalMamba.forward`."""
+        return stream + self.drop_path(self.mixer(self.norm(stream), time_reversed, offsets))
 
 
 class SsambaPreTrainedModel(PreTrainedModel):
@@ -127,8 +124,10 @@ class SsambaModel(SsambaPreTrainedModel):
     def forward(self, input_values, output_hidden_states=None, return_dict=None):
         """
         Args:
-            input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`. At least one
-                patch long; frames after the last whole patch are not read.
+            input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`; or a list of
+                (frames, mel) of any lengths, which are then packed: nothing is computed for padding, and the results
+                have one batch entry, with the tokens of all one after the other. At least one patch long; frames
+                after the last whole patch are not read.
             output_hidden_states: whether to return ``hidden_states``. Default: the configuration's.
             return_dict: whether to return a ``BaseModelOutput`` or a tuple. Default: the configuration's.
 
@@ -144,9 +143,13 @@ class SsambaModel(SsambaPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        streams = [self.embed(input_values)]
+        if isinstance(input_values, (list, tuple)):
+            tokens, offsets = self._pack(input_values)
+        else:
+            tokens, offsets = self.embed(input_values), None
+        streams = [tokens]
         run = self._paired if self.config.block_order == "paired" else self._sequential
-        last = run(streams, output_hidden_states)
+        last = run(streams, output_hidden_states, offsets)
         output = BaseModelOutput(
             last_hidden_state=self.norm_f(last), hidden_states=tuple(streams) if output_hidden_states else None
         )
@@ -165,19 +168,31 @@ class SsambaModel(SsambaPreTrainedModel):
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         return tokens + positions
 
-    def _sequential(self, streams, keep):
+    def _pack(self, windows):
+        """(1, total tokens, E) of windows of any lengths, and where each begins, and the last ends, among them."""
+        by_length = {}
+        for i, window in enumerate(windows):
+            by_length.setdefault(len(window), []).append(i)
+        tokens = [None] * len(windows)
+        for members in by_length.values():
+            for i, embedded in zip(members, self.embed(torch.stack([windows[i] for i in members]))):
+                tokens[i] = embedded
+        lengths = torch.tensor([0, *(len(embedded) for embedded in tokens)])
+        return torch.cat(tokens).unsqueeze(0), lengths.cumsum(0).to(tokens[0].device)
+
+    def _sequential(self, streams, keep, offsets):
         stream = streams[0]
         for block in self.layers:
-            stream = block(stream)
+            stream = block(stream, offsets=offsets)
             if keep:
                 streams.append(stream)
         return stream
 
-    def _paired(self, streams, keep):
+    def _paired(self, streams, keep, offsets):
         stream = streams[0]
         for pair in range(len(self.layers) // 2):
-            forward = self.layers[2 * pair](stream)
-            backward = self.layers[2 * pair + 1](stream, time_reversed=True)
+            forward = self.layers[2 * pair](stream, offsets=offsets)
+            backward = self.layers[2 * pair + 1](stream, time_reversed=True, offsets=offsets)
             if keep:
                 streams += [forward / 2**pair, backward / 2**pair]
             stream = forward + backward

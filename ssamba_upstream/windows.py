@@ -4,6 +4,7 @@ A frame is one column of patches: the hop is the time stride, and n samples give
 of an utterance depend on that utterance alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -85,74 +86,75 @@ def _fit(features, frames):
     return F.pad(features[:frames], (0, 0, 0, max(0, frames - len(features))))
 
 
-def encode(windows, model, pooling):
-    """Send windows through the network, many of the same length at a time.
+def encode(windows, model):
+    """Send windows of any lengths through the network, many at a time.
 
     Args:
-        windows: list of (fbank frames, mel), of any lengths.
+        windows: list of (fbank frames, mel).
         model: a SsambaModel.
-        pooling: how the patches of a column become a frame's feature, see :func:`tokens_to_frames`.
 
     Returns:
-        (layers, offsets): for every hidden state, and last for ``last_hidden_state``, the frames of all windows one
-        after the other, (total frames, D); and for every window, the index of its first frame among them.
+        (layers, firsts): for every hidden state, and last for ``last_hidden_state``, the tokens of all windows one
+        after the other, (total tokens, E) in float32; and for every window, the index of its first token, which is
+        its class token.
     """
-    groups = _groups_of_equal_length(windows, model.config)
-    pieces, offsets, total = [], [None] * len(windows), 0
-    for group in groups:
-        output = model(torch.stack([windows[i] for i in group]), output_hidden_states=True)
-        states = (*output.hidden_states, output.last_hidden_state)
-        frames = [tokens_to_frames(state, model.config.num_patch_rows, pooling) for state in states]
-        del output, states
-        for i in group:
-            offsets[i] = total
-            total += frames[0].shape[1]
-        pieces.append([state.flatten(0, 1).float() for state in frames])
+    packs, sizes = [], [model.config.tokens(len(window)) for window in windows]
+    for members in _packs(sizes):
+        output = model([windows[i] for i in members], output_hidden_states=True)
+        packs.append([state.squeeze(0).float() for state in (*output.hidden_states, output.last_hidden_state)])
     layers = []
-    for _ in range(len(pieces[0])):
-        layers.append(torch.cat([piece.pop(0) for piece in pieces]))
-    return layers, offsets
+    while packs[0]:  # let go of each part as soon as it is joined
+        parts = [pack.pop(0) for pack in packs]
+        layers.append(torch.cat(parts) if len(parts) > 1 else parts[0])
+    return layers, [0, *itertools.accumulate(sizes)][:-1]
 
 
-def _groups_of_equal_length(windows, config):
-    by_length = {}
-    for i, window in enumerate(windows):
-        by_length.setdefault(len(window), []).append(i)
-    for length, members in by_length.items():
-        columns = (length - config.patch_size[1]) // config.time_stride + 1
-        size = max(1, TOKENS_AT_ONCE // (1 + config.num_patch_rows * columns))
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
+def _packs(sizes):
+    """Runs of neighbours of at most TOKENS_AT_ONCE tokens, or of one."""
+    pack, total = [], 0
+    for i, size in enumerate(sizes):
+        if pack and total + size > TOKENS_AT_ONCE:
+            yield pack
+            pack, total = [], 0
+        pack.append(i)
+        total += size
+    yield pack
 
 
-def tokens_to_frames(tokens, rows, pooling):
-    """Tokens of a window -> its frames.
-
-    Args:
-        tokens: (batch, 1 + rows * columns, E), class token first, then frequency-major.
-        rows: patches in a column.
-        pooling: "concat": the patches of a column one after the other, lowest band first; "mean": their mean.
-
-    Returns:
-        (batch, columns, rows * E) or (batch, columns, E).
-    """
-    grid = tokens[:, 1:].unflatten(1, (rows, -1))
-    return grid.mean(dim=1) if pooling == "mean" else grid.transpose(1, 2).flatten(2)
-
-
-def frame_index(counts, runs):
-    """Where each utterance finds its frames.
+def token_index(counts, firsts, columns, rows):
+    """Where each utterance's frames find their tokens.
 
     Args:
         counts: frames wanted of each utterance.
-        runs: for each utterance, the (offset, length) of its windows among all frames.
+        firsts: for each utterance, the index of the class token of each of its windows.
+        columns: for each utterance, the columns of each of its windows.
+        rows: patches in a column.
 
     Returns:
-        (utterances, largest count): indices of frames; -1 where an utterance has ended. Frames that its windows do
-        not have repeat their last one.
+        (utterances, largest count, rows): indices of tokens, lowest band first; -1 where an utterance has ended.
+        Frames that its windows do not have repeat their last one.
     """
-    index = torch.full((len(counts), max(counts)), -1)
-    for row, count, windows in zip(index, counts, runs):
-        frames = torch.cat([torch.arange(offset, offset + length) for offset, length in windows])
+    index = torch.full((len(counts), max(counts), rows), -1)
+    for row, count, *windows in zip(index, counts, firsts, columns, strict=True):
+        frames = torch.cat([
+            first + 1 + torch.arange(width)[:, None] + torch.arange(rows) * width for first, width in zip(*windows)
+        ])
         row[:count] = frames[torch.arange(count).clamp(max=len(frames) - 1)]
     return index
+
+
+def tokens_to_frames(tokens, index, pooling):
+    """Tokens of all windows -> frames of the utterances.
+
+    Args:
+        tokens: (total tokens, E).
+        index: (utterances, frames, rows), see :func:`token_index`.
+        pooling: "concat": the patches of a column one after the other, lowest band first; "mean": their mean.
+
+    Returns:
+        (utterances, frames, rows * E) or (utterances, frames, E); zero where an utterance has ended.
+    """
+    patches = tokens[index.clamp(min=0)]
+    frames = patches.mean(dim=2) if pooling == "mean" else patches.flatten(2)
+    ended = index[..., :1] < 0
+    return frames.masked_fill(ended, 0) if ended.any() else frames

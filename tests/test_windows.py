@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssamba_upstream.frontend import LogMel
-from ssamba_upstream.windows import Windowing, frame_index, tokens_to_frames
+from ssamba_upstream.windows import Windowing, token_index, tokens_to_frames
 
 
 def columns_of(window, stride=10):
@@ -48,16 +48,19 @@ def test_published_windows():
     assert Windowing(10.0, 10, 16, "published").columns == 99
 
 
-def test_frames_of_tokens():
-    rows, columns, width = 3, 4, 2
-    grid = torch.randn(5, rows, columns, width)
-    tokens = torch.cat([torch.full((5, 1, width), 9.0), grid.flatten(1, 2)], dim=1)
-    concatenated = tokens_to_frames(tokens, rows, "concat")
-    assert concatenated.shape == (5, columns, rows * width)
-    torch.testing.assert_close(concatenated[2, 1], torch.cat([grid[2, row, 1] for row in range(rows)]))
-    torch.testing.assert_close(tokens_to_frames(tokens, rows, "mean"), grid.mean(1))
-
-
-def test_frames_of_utterances():
-    index = frame_index([3, 5, 1], [[(10, 2), (4, 2)], [(0, 3)], [(7, 9)]])
-    assert index.tolist() == [[10, 11, 4, -1, -1], [0, 1, 2, 2, 2], [7, -1, -1, -1, -1]]
+@pytest.mark.parametrize("pooling", ["concat", "mean"])
+def test_frames_of_utterances(pooling):
+    """Two utterances of two and one windows; the second wants one frame more than its window has columns."""
+    rows, width = 3, 2
+    grids = [torch.randn(rows, columns, width) for columns in (4, 2, 3)]
+    class_token = torch.full((1, width), 9.0)
+    tokens = torch.cat([part for grid in grids for part in (class_token, grid.flatten(0, 1))])
+    index = token_index(counts=[6, 4], firsts=[[0, 13], [20]], columns=[[4, 2], [3]], rows=rows)
+    frames = tokens_to_frames(tokens, index, pooling)
+    assert index.shape == (2, 6, rows) and (index[1, 4:] == -1).all()
+    columns = [[grids[0][:, c] for c in range(4)] + [grids[1][:, c] for c in range(2)],
+               [grids[2][:, c] for c in (0, 1, 2, 2)]]
+    for utterance, expected in zip(frames, columns):
+        for frame, column in zip(utterance, expected):
+            torch.testing.assert_close(frame, column.mean(0) if pooling == "mean" else column.flatten())
+    assert not frames[1, 4:].any()

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint import load_model
 from ..frontend import SAMPLE_RATE, LogMel
-from ..windows import Windowing, encode, frame_index
+from ..windows import Windowing, encode, token_index, tokens_to_frames
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,25 +103,22 @@ class UpstreamExpert(nn.Module):
             raise ValueError("got an empty list of waveforms; expected at least one")
         windows = self.windowing.cut(wavs, self.log_mel)
         with self._autocast(wavs[0].device.type):
-            layers, offsets = encode([window for run in windows for window in run], self.model, self.frequency_pooling)
-        counts = [self.windowing.frames(len(wav)) for wav in wavs]
-        index = frame_index(counts, self._runs(windows, offsets)).to(wavs[0].device)
-        ended = (index < 0).unsqueeze(-1)
-        index = index.clamp(min=0)
+            layers, firsts = encode([window for run in windows for window in run], self.model)
+        index = self._token_index(wavs, windows, firsts).to(wavs[0].device)
         states = []
-        while layers:
-            state = layers.pop(0)[index]
-            states.append(state.masked_fill(ended, 0) if len(wavs) > 1 else state)
+        while layers:  # let go of each layer's tokens as soon as its frames are there
+            states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
         *hidden_states, last_hidden_state = states
         return {"hidden_states": hidden_states, "last_hidden_state": last_hidden_state}
 
-    def _runs(self, windows, offsets):
-        """For each utterance, (offset, columns) of its windows."""
-        config, offsets = self.model.config, iter(offsets)
-        return [
-            [(next(offsets), (len(window) - config.patch_size[1]) // config.time_stride + 1) for window in run]
-            for run in windows
-        ]
+    def _token_index(self, wavs, windows, firsts):
+        config, firsts = self.model.config, iter(firsts)
+        return token_index(
+            counts=[self.windowing.frames(len(wav)) for wav in wavs],
+            firsts=[[next(firsts) for _ in run] for run in windows],
+            columns=[[config.columns(len(window)) for window in run] for run in windows],
+            rows=config.num_patch_rows,
+        )
 
     def _autocast(self, device_type):
         if self.autocast_dtype is None:
