@@ -1,6 +1,8 @@
 """The compiled CPU kernels against the definition in float64, and their manners as torch operators."""
 
+import itertools
 import multiprocessing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -158,26 +160,26 @@ def test_elementary_functions(instruction_set, which, exact, ulp):
     assert special[0] == 0 and special[1] == np.inf and np.isnan(special[2])
 
 
-def mean_scan_inputs():
-    both = [scan_inputs(3, 150, 41, 16), scan_inputs(3, 150, 41, 16)]
+def mean_scan_inputs(batch=3, length=41):
+    both = [scan_inputs(batch, 150, length, 16) for _ in range(2)]
     z = both[0]["z"]
     names = [name for name in both[0] if name != "z"]
     return {"z": z} | {f"{name}{i}": scan[name] for i, scan in enumerate(both) for name in names}
 
 
-def mean_scan(z, **x):
+def mean_scan(z, offsets=None, **x):
     scans = [{name[:-1]: x[name] for name in x if name[-1] == i} | {"reverse": i == "1"} for i in "01"]
-    return (ops.selective_scan_mean(scans, z, delta_softplus=True),)
+    return (ops.selective_scan_mean(scans, z, delta_softplus=True, offsets=offsets),)
 
 
-def convolutions(x, **parameters):
+def convolutions(x, offsets=None, **parameters):
     weights, biases = ([parameters[f"{kind}{i}"] for i in "01"] for kind in ("weight", "bias"))
-    return ops.causal_convolutions(x, weights, biases, [False, True])
+    return ops.causal_convolutions(x, weights, biases, [False, True], offsets)
 
 
-def convolution_inputs(length=70, width=4):
+def convolution_inputs(length=70, width=4, batch=2):
     parameters = {f"weight{i}": torch.randn(150, 1, width) for i in "01"} | {f"bias{i}": torch.randn(150) for i in "01"}
-    return {"x": torch.randn(2, length, 300).transpose(1, 2)[:, 150:], **parameters}
+    return {"x": torch.randn(batch, length, 300).transpose(1, 2)[:, 150:], **parameters}
 
 
 @pytest.mark.parametrize("function, inputs", [
@@ -197,7 +199,96 @@ def test_two_directions_equal_definition(instruction_set, function, inputs):
         assert relative_error(found[name], exact[name]) < 1e-4, name
 
 
-@pytest.mark.parametrize("function, inputs", [(mean_scan, mean_scan_inputs), (convolutions, convolution_inputs)])
+# Lengths around the tile's 32 and below the convolution's width.
+OFFSETS = torch.tensor([0, 1, 18, 18, 51, 115, 120])
+
+
+def each_sequence(function, last_state=False):
+    """``function`` applied to every sequence of a ragged batch alone, and its outputs put together."""
+
+    def apply(**inputs):
+        results = [
+            function(**{
+                name: x[..., begin:end] if x.dim() == 3 and x.shape[-1] == OFFSETS[-1] else x
+                for name, x in inputs.items()
+            })
+            for begin, end in itertools.pairwise(OFFSETS.tolist())
+            if begin < end or last_state
+        ]
+        if last_state:
+            outputs, states = zip(*results)
+            return [torch.cat(outputs, dim=-1), torch.cat(states)]
+        return [torch.cat(outputs, dim=-1) for outputs in zip(*results)]
+
+    return apply
+
+
+def assert_ragged_equals_each_sequence(ragged, alone, exact, inputs):
+    """Bit for bit what the kernel gives for each sequence alone, and close to the definition in float64."""
+    with torch.no_grad():
+        outputs = ragged(**inputs)
+        assert all(torch.equal(*pair) for pair in zip(outputs, alone(**inputs)))
+    weights = [torch.randn_like(output) for output in outputs]
+    outputs, found = gradients(ragged, inputs, weights)
+    exact_outputs, exact = gradients(exact, {name: x.double() for name, x in inputs.items()}, weights)
+    for output, exact_output in zip(outputs, exact_outputs):
+        assert relative_error(output, exact_output) < 1e-5
+    for name in inputs:
+        assert relative_error(found[name], exact[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("full, layout", [(True, "tokens"), (False, "time"), (True, "gaps")])
+def test_ragged_scan_equals_each_sequence(instruction_set, full, layout, reverse):
+    options = {"delta_softplus": full, "reverse": reverse, "return_last_state": True}
+
+    alone, exact = (
+        each_sequence(partial(ops.selective_scan, **options, backend=backend), last_state=True)
+        for backend in ("cpu", "reference")
+    )
+    ragged = partial(cpu.selective_scan_cpu, **options, offsets=OFFSETS)
+    assert_ragged_equals_each_sequence(ragged, alone, exact, scan_inputs(1, 70, 120, 5, full, layout))
+
+
+@pytest.mark.parametrize("function, inputs", [
+    (mean_scan, lambda: mean_scan_inputs(1, 120)), (convolutions, lambda: convolution_inputs(120, 4, 1)),
+    (convolutions, lambda: convolution_inputs(120, 9, 1)),
+])
+def test_ragged_two_directions_equal_each_sequence(instruction_set, function, inputs):
+    alone = each_sequence(function)
+    assert_ragged_equals_each_sequence(partial(function, offsets=OFFSETS), alone, alone, inputs())
+
+
+def test_ragged_batch_of_nothing():
+    for offsets in (torch.tensor([0]), torch.tensor([0, 0, 0])):
+        inputs = scan_inputs(1, 4, 0, 2)
+        outputs, found = gradients(
+            partial(cpu.selective_scan_cpu, return_last_state=True, offsets=offsets), inputs, [torch.ones(())] * 2
+        )
+        assert outputs[0].shape == (1, 4, 0)
+        assert torch.equal(outputs[1], torch.zeros(len(offsets) - 1, 4, 2))
+        assert not found["A"].any() and not found["D"].any()
+
+
+@pytest.mark.parametrize("batch, offsets, message", [
+    (2, OFFSETS, "a batch of 2"), (1, OFFSETS.int(), "int32"), (1, OFFSETS[None], r"\(1, 7\)"),
+    (1, OFFSETS[:0], r"\(0,\)"), (1, OFFSETS.to("meta"), "on meta"), (1, OFFSETS[1:], "from 0 to the length, 120"),
+    (1, OFFSETS[:-1], "from 0 to the length, 120"), (1, OFFSETS[[0, 2, 1, 6]], r"ascend .* \[0, 18, 1, 120\]"),
+])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_offsets_that_do_not_fit(batch, offsets, message, requires_grad):
+    for function, inputs in (
+        (mean_scan, mean_scan_inputs(batch, 120)), (convolutions, convolution_inputs(120, 4, batch))
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(**{name: x.requires_grad_(requires_grad) for name, x in inputs.items()}, offsets=offsets)
+
+
+@pytest.mark.parametrize("function, inputs", [
+    (mean_scan, mean_scan_inputs), (convolutions, lambda: convolution_inputs(700)),
+    (partial(mean_scan, offsets=OFFSETS), lambda: mean_scan_inputs(1, 120)),
+    (partial(convolutions, offsets=9 * OFFSETS), lambda: convolution_inputs(9 * 120, 4, 1)),
+])
 def test_results_do_not_depend_on_threads(threads, function, inputs):
     inputs = inputs()
     results = []
@@ -209,8 +300,8 @@ def test_results_do_not_depend_on_threads(threads, function, inputs):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-def operator_arguments():
-    x = [scan_inputs(2, 5, 7, 3), scan_inputs(2, 5, 7, 3)]
+def operator_arguments(batch=2):
+    x = [scan_inputs(batch, 5, 7, 3) for _ in range(2)]
     lists = [[scan[name].requires_grad_() for scan in x] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
     return lists, x[0]["z"].requires_grad_()
 
@@ -218,12 +309,17 @@ def operator_arguments():
 def test_operators_are_well_registered():
     lists, z = operator_arguments()
     weights, biases = [torch.randn(5, 1, 4, requires_grad=True)] * 2, [torch.randn(5, requires_grad=True)] * 2
-    torch.library.opcheck(cpu.scan_operator, (*lists, z, [False, True], True, True, True))
-    torch.library.opcheck(cpu.scan_operator, (*(x[:1] for x in lists[:5]), [], [], None, [True], True, False, True))
+    torch.library.opcheck(cpu.scan_operator, (*lists, z, None, [False, True], True, True, True))
+    one_direction = (*(x[:1] for x in lists[:5]), [], [], None, None, [True], True, False, True)
+    torch.library.opcheck(cpu.scan_operator, one_direction)
     with torch.no_grad():
         plain = [[tensor.clone() for tensor in tensors] for tensors in lists]
-    torch.library.opcheck(cpu.scan_operator, (*plain, None, [False, True], True, False, False))
-    torch.library.opcheck(cpu.convolution_operator, (z, weights, biases, [False, True]))
+    torch.library.opcheck(cpu.scan_operator, (*plain, None, None, [False, True], True, False, False))
+    torch.library.opcheck(cpu.convolution_operator, (z, weights, biases, None, [False, True]))
+    lists, z = operator_arguments(batch=1)
+    offsets = torch.tensor([0, 2, 2, 7])
+    torch.library.opcheck(cpu.scan_operator, (*lists, z, offsets, [False, True], True, True, True))
+    torch.library.opcheck(cpu.convolution_operator, (z, weights, biases, offsets, [False, True]))
 
 
 def mixer():
@@ -242,6 +338,16 @@ def test_compiles_without_graph_break():
     torch.testing.assert_close(torch.autograd.grad(compiled(tokens).sum(), [tokens, module.A_log]), expected)
     with torch.no_grad():
         torch.testing.assert_close(compiled(tokens), module(tokens))
+
+
+def test_ragged_batch_compiles_without_graph_break():
+    inputs = mean_scan_inputs(1, 120)
+    weights = [torch.randn_like(inputs["z"])]
+    expected, expected_gradients = gradients(partial(mean_scan, offsets=OFFSETS), inputs, weights)
+    compiled = torch.compile(mean_scan, fullgraph=True, backend="aot_eager")
+    found, found_gradients = gradients(partial(compiled, offsets=OFFSETS), inputs, weights)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found_gradients, expected_gradients)
 
 
 def test_activation_checkpointing():

@@ -146,6 +146,50 @@ def test_causal_convolution(reverse):
     torch.testing.assert_close(found, expected.flip(-1) if reverse else expected)
 
 
+OFFSETS = torch.tensor([0, 1, 8, 8, 10, 19])
+
+
+def test_ragged_scan_equals_each_sequence():
+    """In float64, which no compiled kernel serves: sequence after sequence."""
+    both = [scan_inputs(1, 3, 19, 4, requires_grad=True) for _ in range(2)]
+    z = both[0]["z"]
+    scans = [{name: x for name, x in scan.items() if name != "z"} for scan in both]
+    scans = [scans[0] | {"reverse": False}, scans[1] | {"reverse": True}]
+    found = ops.selective_scan_mean(scans, z, True, OFFSETS)
+    expected = torch.zeros_like(z)
+    for begin, end in zip(OFFSETS[:-1], OFFSETS[1:]):
+        for scan in scans:
+            cut = {name: scan[name][..., begin:end] for name in ("u", "delta", "B", "C")}
+            output = ops.selective_scan(
+                **scan | cut, z=z[..., begin:end], delta_softplus=True, backend="reference"
+            )
+            expected = expected + F.pad(output / 2, (begin, 19 - end))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    inputs = [z, *(x for scan in scans for x in scan.values() if torch.is_tensor(x))]
+    weights = torch.randn_like(z)
+    gradients, expected = (torch.autograd.grad(output, inputs, weights) for output in (found, expected))
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_ragged_convolutions_equal_each_sequence():
+    x, biases = torch.randn(1, 5, 19, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    weights = torch.randn(2, 5, 1, 4, dtype=torch.float64)
+    found = ops.causal_convolutions(x, weights, biases, [False, True], OFFSETS)
+    for i, output in enumerate(found):
+        alone = [
+            ops.causal_convolution(x[..., begin:end], weights[i], biases[i], reverse=i == 1)
+            for begin, end in zip(OFFSETS[:-1], OFFSETS[1:]) if end > begin
+        ]
+        torch.testing.assert_close(output, torch.cat(alone, dim=-1))
+
+
+@pytest.mark.parametrize("offsets", [OFFSETS.int(), OFFSETS[1:], OFFSETS[:-1], OFFSETS.flip(0)])
+def test_offsets_that_do_not_fit(offsets):
+    x, weight, bias = torch.randn(1, 5, 19).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
+    with pytest.raises(ValueError, match="offsets must"):
+        ops.causal_convolutions(x, [weight], [bias], [False], offsets)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype, rtol", [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])

@@ -4,11 +4,14 @@ Each is one function with several backends behind it; ``backend="auto"`` takes t
 at hand.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
 from . import cpu, cuda
 from .chunked import selective_scan_chunked
+from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 
 BACKENDS = {
@@ -57,24 +60,36 @@ def selective_scan(
     return BACKENDS[backend](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state)
 
 
-def selective_scan_mean(directions, z=None, delta_softplus=False):
+def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
     """The mean of selective scans over the same steps, such as one forwards and one backwards, under one gate.
 
     Args:
         directions: a dict for each scan of the arguments u, delta, A, B, C, D, delta_bias and reverse of
             :func:`selective_scan`. D and delta_bias are tensors in all of them or in none.
         z, delta_softplus: as in :func:`selective_scan`, for all of them.
+        offsets: for a ragged batch: (sequences + 1,), int64, on the inputs' device, ascending from 0 to the
+            length. The batch is then a single entry, in which sequence i, empty where the two are equal, occupies
+            the steps offsets[i] ... offsets[i + 1] - 1 and is scanned by itself, from a zero state. Default: every
+            batch entry is one sequence.
 
     Returns:
         (batch, channels, length) in u's dtype.
 
     Raises:
-        ValueError: shapes that do not fit together, or a complex A.
+        ValueError: shapes or offsets that do not fit together, or a complex A.
     """
-    if len(directions) == 2 and cpu.serves(directions[0]["u"]):
-        for scan in directions:
-            _check_shapes(*(scan[name] for name in ("u", "delta", "A", "B", "C", "D")), z, scan["delta_bias"])
-        return cpu.selective_scan_mean_cpu(directions, z, delta_softplus)
+    u = directions[0]["u"]
+    for scan in directions:
+        _check_shapes(*(scan[name] for name in ("u", "delta", "A", "B", "C", "D")), z, scan["delta_bias"])
+    if len(directions) == 2 and cpu.serves(u):
+        return cpu.selective_scan_mean_cpu(directions, z, delta_softplus, offsets)
+    if offsets is not None:
+        def scan_one(steps):
+            names = "u", "delta", "B", "C"
+            inputs = [scan | {name: scan[name][..., steps] for name in names} for scan in directions]
+            return [selective_scan_mean(inputs, None if z is None else z[..., steps], delta_softplus)]
+
+        return _each_sequence(scan_one, u, offsets)[0]
     scans = [selective_scan(**scan, z=z, delta_softplus=delta_softplus) for scan in directions]
     return sum(scans) / len(scans)
 
@@ -94,12 +109,28 @@ def causal_convolution(x, weight, bias, reverse=False):
     return causal_convolutions(x, [weight], [bias], [reverse])[0]
 
 
-def causal_convolutions(x, weights, biases, reverse):
-    """:func:`causal_convolution` of the same x with each weight, bias and reverse: a list of results."""
+def causal_convolutions(x, weights, biases, reverse, offsets=None):
+    """:func:`causal_convolution` of the same x with each weight, bias and reverse: a list of results.
+
+    ``offsets`` is for a ragged batch, as in :func:`selective_scan_mean`: no tap reaches into another sequence.
+    """
     if len(weights) <= 2 and cpu.serves(x):
-        return cpu.causal_convolutions_cpu(x, weights, biases, reverse)
+        return cpu.causal_convolutions_cpu(x, weights, biases, reverse, offsets)
+    if offsets is not None:
+        def convolve_one(steps):
+            return causal_convolutions(x[..., steps], weights, biases, reverse)
+
+        return _each_sequence(convolve_one, x, offsets)
     convolve = cuda.causal_convolution_cuda if _serves_cuda(x) else _causal_convolution
     return [convolve(x, *parameters) for parameters in zip(weights, biases, reverse)]
+
+
+def _each_sequence(compute, x, offsets):
+    """The list of tensors that ``compute`` gives for the steps, a slice, of each sequence, joined along time."""
+    check_offsets(x, offsets)
+    ends = itertools.pairwise(boundaries(x, offsets))
+    not_empty = [slice(begin, end) for begin, end in ends if begin < end] or [slice(0, 0)]
+    return [torch.cat(pieces, dim=-1) for pieces in zip(*map(compute, not_empty))]
 
 
 def _causal_convolution(x, weight, bias, reverse):

@@ -16,6 +16,8 @@ import os
 import torch
 from torch import Tensor
 
+from ..ragged import boundaries, check_offsets
+
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -58,35 +60,45 @@ def serves(tensor) -> bool:
 
 
 def selective_scan_cpu(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
+    return_last_state=False, offsets=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
+    Args:
+        offsets: as in :func:`ssamba_upstream.ops.selective_scan_mean`. The last state then is
+            (sequences, channels, states), zero for an empty sequence.
+
     Raises:
-        ValueError: the kernels are not there, or u is not a float32, bfloat16 or float16 tensor on the CPU.
+        ValueError: the kernels are not there, u is not a float32, bfloat16 or float16 tensor on the CPU, or the
+            offsets do not fit.
     """
     if not is_available():
         raise ValueError(f"backend 'cpu' is not available: {unavailable_reason()}")
     if not serves(u):
         raise ValueError(f"backend 'cpu' computes in float32 on the CPU; u is {u.dtype} on {u.device}")
     scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse}
-    output, last_state = _scan([scan], z, delta_softplus, return_last_state)
+    output, last_state = _scan([scan], z, delta_softplus, offsets, return_last_state)
     return (output, last_state[0]) if return_last_state else output
 
 
-def selective_scan_mean_cpu(directions, z, delta_softplus):
+def selective_scan_mean_cpu(directions, z, delta_softplus, offsets=None):
     """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
-    return _scan(directions, z, delta_softplus, False)[0]
+    return _scan(directions, z, delta_softplus, offsets, False)[0]
 
 
-def causal_convolutions_cpu(x, weights, biases, reverse):
+def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
     """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once."""
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
-    operator = _convolution if _call_directly([x, *weights, *biases]) else convolution_operator
-    return [output.to(x.dtype) for output in operator(x.float(), weights, biases, list(reverse))]
+    tensors = [x, *weights, *biases]
+    if offsets is not None:
+        check_offsets(x, offsets)
+        tensors.append(offsets)
+    operator = _convolution if _call_directly(tensors) else convolution_operator
+    return [output.to(x.dtype) for output in operator(x.float(), weights, biases, offsets, list(reverse))]
 
 
-def _scan(directions, z, delta_softplus, return_last_state):
+def _scan(directions, z, delta_softplus, offsets, return_last_state):
     lists = [
         [scan[name].float() for scan in directions if scan[name] is not None]
         for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -96,10 +108,14 @@ def _scan(directions, z, delta_softplus, return_last_state):
     if z is not None:
         z = z.float()
         tensors.append(z)
+    if offsets is not None:
+        check_offsets(directions[0]["u"], offsets)
+        tensors.append(offsets)
     direct = _call_directly(tensors)
     keep_checkpoints = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     operator = _scan_forward if direct else scan_operator
-    output, last_state, _ = operator(*lists, z, reverse, delta_softplus, return_last_state, keep_checkpoints)
+    options = reverse, delta_softplus, return_last_state, keep_checkpoints
+    output, last_state, _ = operator(*lists, z, offsets, *options)
     return output.to(directions[0]["u"].dtype), last_state
 
 
@@ -116,14 +132,15 @@ def _call_directly(tensors):
 
 
 def _scan_forward(
-    u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
 ):
     """(output, last states, checkpoints for the backward pass), of which the latter are empty unless asked for."""
+    places = _places(u[0], offsets)
     output, last_state, checkpoints = _scan_outputs(
-        u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
     )
     A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)
-    arguments = _scan_arguments(u, A, delta_softplus, z, output, None)
+    arguments = _scan_arguments(u, places, A, delta_softplus, z, output, None)
     for i in range(len(u)):
         arguments += (
             *_sequence(u[i]), *_sequence(delta[i]), *_sequence(B[i]), *_sequence(C[i]),
@@ -137,36 +154,41 @@ def _scan_forward(
 
 
 def _scan_outputs(
-    u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
 ):
     batch, channels, length = u[0].shape
-    states = A[0].shape[1]
-    last_state = (len(u), batch, channels, states) if return_last_state else (0,)
-    tiles = -(-length // TILE)
-    checkpoints = (len(u), tiles, batch, states, -(-channels // WIDEST) * WIDEST) if keep_checkpoints else (0,)
-    return _empty_sequence(u[0]), u[0].new_empty(last_state), u[0].new_empty(checkpoints)
+    states, sequences = A[0].shape[1], _sequences(u[0], offsets)
+    last_state = (len(u), sequences, channels, states) if return_last_state else (0,)
+    if offsets is None:
+        tiles, new = batch * -(-length // TILE), u[0].new_empty
+    else:
+        tiles, new = length // TILE + sequences, u[0].new_zeros  # some stay unused, see _places
+    checkpoints = (len(u), tiles, states, -(-channels // WIDEST) * WIDEST) if keep_checkpoints else (0,)
+    return _empty_sequence(u[0]), u[0].new_empty(last_state), new(checkpoints)
 
 
 def _scan_backward(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    delta_softplus,
 ):
     """Gradients of u, delta, A, B, C, D and delta_bias, one after the other, each in every direction; then of z."""
     gradients = _scan_gradients(
-        grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+        grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+        delta_softplus,
     )
     directions = len(u)
     lengths = [len(tensors) for tensors in (u, delta, A, B, C, D, delta_bias)]
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = _split(gradients, lengths)
-    batch, channels, length = u[0].shape
-    groups = -(-channels // GROUP)
+    places, groups = _places(u[0], offsets), -(-u[0].shape[1] // GROUP)
     A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)
     if grad_last_state is not None:
         grad_last_state = grad_last_state.contiguous()
 
-    # What each batch entry, or group of channels, contributes is added up afterwards, in a fixed order.
-    parts_A, parts_D, parts_bias = (_parts(totals, batch) for totals in (grad_A, grad_D, grad_bias))
+    # What each sequence, or group of channels, contributes is added up afterwards, in a fixed order.
+    sequences = _sequences(u[0], offsets)
+    parts_A, parts_D, parts_bias = (_parts(totals, sequences) for totals in (grad_A, grad_D, grad_bias))
     parts_B, parts_C = (_parts(totals, groups) for totals in (grad_B, grad_C))
-    arguments = _scan_arguments(u, A, delta_softplus, z, grad_output, None if z is None else gradients[-1])
+    arguments = _scan_arguments(u, places, A, delta_softplus, z, grad_output, None if z is None else gradients[-1])
     for i in range(directions):
         arguments += (
             *_sequence(u[i]), *_sequence(delta[i]), *_sequence(B[i]), *_sequence(C[i]),
@@ -181,7 +203,8 @@ def _scan_backward(
 
 
 def _scan_gradients(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, reverse, delta_softplus
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    delta_softplus,
 ):
     gradients = [_empty_sequence(tensor) for tensor in (*u, *delta)]
     gradients += [tensor.new_empty(tensor.shape) for tensor in A]
@@ -190,28 +213,29 @@ def _scan_gradients(
     return gradients if z is None else [*gradients, _empty_sequence(z)]
 
 
-def _convolution(x, weights, biases, reverse):
-    outputs = _convolution_outputs(x, weights, biases, reverse)
+def _convolution(x, weights, biases, offsets, reverse):
+    places = _places(x, offsets)
+    outputs = _convolution_outputs(x, weights, biases, offsets, reverse)
     weights, biases = _contiguous(weights), _contiguous(biases)
-    arguments = _convolution_arguments(x, None, weights)
+    arguments = _convolution_arguments(x, places, None, weights)
     for weight, bias, reverse_one, output in zip(weights, biases, reverse, outputs):
         arguments += (weight.data_ptr(), bias.data_ptr(), reverse_one, *_sequence(output), 0, 0)
     _run(_library.ssamba_convolution_forward, arguments)
     return outputs
 
 
-def _convolution_outputs(x, weights, biases, reverse):
+def _convolution_outputs(x, weights, biases, offsets, reverse):
     return [_empty_sequence(x) for _ in weights]
 
 
-def _convolution_backward(grad_outputs, x, weights, biases, reverse):
+def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
     """Gradients of x, every weight and every bias."""
-    gradients = _convolution_gradients(grad_outputs, x, weights, biases, reverse)
+    gradients = _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse)
     grad_x, parameters = gradients[0], gradients[1:]
-    directions = len(weights)
-    parts = _parts(parameters, len(x))
+    directions, places = len(weights), _places(x, offsets)
+    parts = _parts(parameters, _sequences(x, offsets))
     weights, biases = _contiguous(weights), _contiguous(biases)
-    arguments = _convolution_arguments(x, grad_x, weights)
+    arguments = _convolution_arguments(x, places, grad_x, weights)
     for i in range(directions):
         arguments += (
             weights[i].data_ptr(), biases[i].data_ptr(), reverse[i], *_sequence(grad_outputs[i]),
@@ -222,7 +246,7 @@ def _convolution_backward(grad_outputs, x, weights, biases, reverse):
     return gradients
 
 
-def _convolution_gradients(grad_outputs, x, weights, biases, reverse):
+def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
     return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
 
 
@@ -240,15 +264,41 @@ def _parameters(A, D, delta_bias, i):
     return A[i].data_ptr(), D[i].data_ptr() if D else 0, delta_bias[i].data_ptr() if delta_bias else 0
 
 
-def _scan_arguments(u, A, delta_softplus, z, output, grad_z):
+def _sequences(x, offsets):
+    return x.shape[0] if offsets is None else offsets.shape[0] - 1
+
+
+def _places(x, offsets):
+    """The kernel's ``Place`` of every sequence, or None without offsets.
+
+    The longest comes first, so that no thread is left alone with it. Sequence i has its checkpoints from
+    start // TILE + i on: room for its -(-length // TILE) tiles, known without a look at the other lengths.
+    """
+    if offsets is None:
+        return None
+    starts = torch.tensor(boundaries(x, offsets))
+    lengths = starts.diff()
+    order = lengths.argsort(descending=True)
+    checkpoints = starts[order] // TILE + order
+    return torch.stack([order, torch.zeros_like(order), starts[order], lengths[order], checkpoints], dim=1)
+
+
+def _batch(x, places):
+    return *x.shape, *((x.shape[0], 0) if places is None else (len(places), places.data_ptr()))
+
+
+def _scan_arguments(u, places, A, delta_softplus, z, output, grad_z):
     return [
-        torch.get_num_threads(), *u[0].shape, A[0].shape[1], delta_softplus, len(u), *_sequence(z), *_sequence(output),
-        *_sequence(grad_z),
+        torch.get_num_threads(), *_batch(u[0], places), A[0].shape[1], delta_softplus, len(u), *_sequence(z),
+        *_sequence(output), *_sequence(grad_z),
     ]
 
 
-def _convolution_arguments(x, grad_x, weights):
-    return [torch.get_num_threads(), *x.shape, weights[0].shape[-1], len(weights), *_sequence(x), *_sequence(grad_x)]
+def _convolution_arguments(x, places, grad_x, weights):
+    return [
+        torch.get_num_threads(), *_batch(x, places), weights[0].shape[-1], len(weights), *_sequence(x),
+        *_sequence(grad_x),
+    ]
 
 
 _ARGUMENTS = ctypes.c_int64 * 128  # the longer struct, with room for what the kernel itself adds
@@ -283,8 +333,9 @@ def _empty_sequence(like):
 
 _SCAN_INPUTS = (
     "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
-    "bool[] reverse, bool delta_softplus"
+    "Tensor? offsets, bool[] reverse, bool delta_softplus"
 )
+_CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
 
 
 def _operator(name, function, schema, fake):
@@ -305,49 +356,48 @@ _scan_backward_operator = _operator(
 )
 convolution_operator = _operator(
     "causal_convolutions", _convolution,
-    "(Tensor x, Tensor[] weights, Tensor[] biases, bool[] reverse) -> Tensor[]", _convolution_outputs,
+    f"({_CONVOLUTION_INPUTS}) -> Tensor[]", _convolution_outputs,
 )
 _convolution_backward_operator = _operator(
     "causal_convolutions_backward", _convolution_backward,
-    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, bool[] reverse) -> Tensor[]",
-    _convolution_gradients,
+    f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]", _convolution_gradients,
 )
 
 
 def _save_scan(ctx, inputs, output):
-    *lists, z, reverse, delta_softplus, return_last_state, _ = inputs
+    *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], z, *(tensor for tensors in lists for tensor in tensors))
+    ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
     ctx.lengths = [len(tensors) for tensors in lists]
     ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
 
 
 def _differentiate_scan(ctx, grad_output, grad_last_state, _):
-    checkpoints, z, *tensors = ctx.saved_tensors
+    checkpoints, z, offsets, *tensors = ctx.saved_tensors
     lists = _split(tensors, ctx.lengths)
     if grad_output is None:
         grad_output = torch.zeros_like(lists[0][0])
     if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
         grad_last_state = None
     gradients = _scan_backward_operator(
-        grad_output, grad_last_state, checkpoints, *lists, z, ctx.reverse, ctx.delta_softplus
+        grad_output, grad_last_state, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
     )
     grad_z = None if z is None else gradients[-1]
-    return *_split(gradients, ctx.lengths), grad_z, None, None, None, None
+    return *_split(gradients, ctx.lengths), grad_z, None, None, None, None, None
 
 
 def _save_convolution(ctx, inputs, output):
-    x, weights, biases, reverse = inputs
-    ctx.save_for_backward(x, *weights, *biases)
+    x, weights, biases, offsets, reverse = inputs
+    ctx.save_for_backward(x, offsets, *weights, *biases)
     ctx.reverse = reverse
 
 
 def _differentiate_convolution(ctx, grad_outputs):
-    x, *parameters = ctx.saved_tensors
+    x, offsets, *parameters = ctx.saved_tensors
     directions = len(ctx.reverse)
     weights, biases = _split(parameters, [directions, directions])
-    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, ctx.reverse)
-    return grad_x, *_split(gradients, [directions, directions]), None
+    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, offsets, ctx.reverse)
+    return grad_x, *_split(gradients, [directions, directions]), None, None
 
 
 def _split(tensors, lengths):

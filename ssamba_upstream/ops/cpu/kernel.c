@@ -4,6 +4,8 @@
  * TILE steps at a time: first what does not depend on the state (step sizes), then the recurrence, then skip
  * connection and gate. Everything of a tile stays in the first-level cache; every input is read once.
  *
+ * The sequences of a batch are its entries, or lie one after the other in a single entry: their Place tells.
+ *
  * The file has two parts. The second holds the arithmetic and is compiled once per instruction set, by including this
  * file with LANES (floats in a vector), SUFFIX and TARGET defined. The first, at the bottom of which that happens,
  * holds types, threads and the functions that Python calls.
@@ -46,21 +48,33 @@ typedef struct { /* a (batch, channels, length) tensor; strides in floats. B and
     int64_t batch, channel, time;
 } Sequence;
 
+typedef struct { /* where one of the sequences lies, each of which is gone through by itself */
+    int64_t index, entry, start, length; /* its number; its batch entry and the steps there from start on */
+    int64_t checkpoint;                  /* that of its first tile; those of its other tiles follow */
+} Place;
+
+typedef struct { /* the tensors' shape and the sequences in it: the batch entries, unless there are places */
+    int64_t entries, channels, length, sequences;
+    const Place *places; /* (sequences), optional: in the order in which to go through them */
+} Batch;
+
 typedef struct { /* one direction of a scan. Optional tensors are NULL where there are none */
     Sequence u, delta, B, C;
     const float *A, *D, *bias; /* (channels, states), (channels), (channels) */
     int64_t reverse;
-    float *last_state;  /* (batch, channels, states), optional */
-    float *checkpoints; /* (tiles, batch, states, channels padded to WIDEST): state before each tile; optional */
+    float *last_state;  /* (sequences, channels, states), optional */
+    float *checkpoints; /* (tiles, states, channels padded to WIDEST): state before each tile; optional */
     /* For the backward pass only: */
     const float *grad_last_state; /* optional */
     Sequence grad_u, grad_delta;
-    float *grad_A, *grad_D, *grad_bias; /* (batch, channels, states), (batch, channels) twice */
-    float *grad_B, *grad_C;             /* (groups of channels, batch, length, states) */
+    float *grad_A, *grad_D, *grad_bias; /* (sequences, channels, states), (sequences, channels) twice */
+    float *grad_B, *grad_C;             /* (groups of channels, entries, length, states) */
 } Direction;
 
 typedef struct { /* output = silu(z) * the mean over the directions of (scan + D u) */
-    int64_t threads, batch, channels, length, states, delta_softplus, directions;
+    int64_t threads;
+    Batch batch;
+    int64_t states, delta_softplus, directions;
     Sequence z, output;      /* z optional; the backward pass reads the output's gradient in its place */
     Sequence grad_z;
     Direction direction[MAX_DIRECTIONS];
@@ -71,30 +85,39 @@ typedef struct {
     const float *weight, *bias; /* (channels, width), (channels) */
     int64_t reverse;
     Sequence output; /* the backward pass reads the output's gradient in its place */
-    float *grad_weight, *grad_bias; /* (batch, channels, width), (batch, channels) */
+    float *grad_weight, *grad_bias; /* (sequences, channels, width), (sequences, channels) */
 } Taps;
 
 typedef struct { /* output = silu(bias + causal depthwise convolution of x), in each direction */
-    int64_t threads, batch, channels, length, width, directions;
+    int64_t threads;
+    Batch batch;
+    int64_t width, directions;
     Sequence x, grad_x;
     Taps taps[MAX_DIRECTIONS];
 } Convolution;
 
-/* A sequence from one batch entry and channel on; reversed, its last step comes first and time runs backwards. */
-static Sequence from(Sequence s, int64_t batch, int64_t channel, int64_t reversed_length)
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static Place find_place(const Batch *batch, int64_t number)
 {
-    if (!s.data)
+    if (batch->places)
+        return batch->places[number];
+    return (Place){number, number, 0, batch->length, number * divide_up(batch->length, TILE)};
+}
+
+/* A tensor from one place and channel on; reversed, its last step comes first and time runs backwards. */
+static Sequence from(Sequence s, Place place, int64_t channel, int64_t reverse)
+{
+    if (!s.data || !place.length)
         return s;
-    s.data += batch * s.batch + channel * s.channel;
-    if (reversed_length) {
-        s.data += (reversed_length - 1) * s.time;
+    s.data += place.entry * s.batch + place.start * s.time + channel * s.channel;
+    if (reverse) {
+        s.data += (place.length - 1) * s.time;
         s.time = -s.time;
     }
     return s;
 }
-
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef void Work(const void *job, int64_t item, float *scratch);
 
@@ -241,20 +264,27 @@ static int64_t useful_threads(int64_t threads, int64_t exponentials)
     return smaller(threads, 1 + exponentials / 200000);
 }
 
+static int64_t elements(const Batch *batch) { return batch->entries * batch->channels * batch->length; }
+
+/* Work items: blocks of the channels of a sequence. */
+static int64_t count_items(const Batch *batch, int64_t item_channels)
+{
+    return batch->sequences * divide_up(batch->channels, item_channels);
+}
+
 static int64_t scan_threads(const Scan *scan)
 {
-    int64_t elements = scan->batch * scan->channels * scan->length;
-    return useful_threads(scan->threads, elements * scan->states * scan->directions);
+    return useful_threads(scan->threads, elements(&scan->batch) * scan->states * scan->directions);
 }
 
 int ssamba_scan_forward(Scan *scan)
 {
     int64_t threads = scan_threads(scan);
     scan->item_channels = GROUP;
-    while (scan->item_channels > WIDEST && scan->batch * divide_up(scan->channels, scan->item_channels) < 3 * threads)
+    while (scan->item_channels > WIDEST && count_items(&scan->batch, scan->item_channels) < 3 * threads)
         scan->item_channels /= 2;
     Pool pool = {.work = kernels->forward_scan, .job = scan,
-                 .items = scan->batch * divide_up(scan->channels, scan->item_channels),
+                 .items = count_items(&scan->batch, scan->item_channels),
                  .scratch_floats = 4 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states};
     return run(pool, threads);
 }
@@ -264,7 +294,7 @@ int ssamba_scan_backward(Scan *scan)
 {
     scan->item_channels = GROUP;
     Pool pool = {.work = kernels->backward_scan, .job = scan,
-                 .items = scan->batch * divide_up(scan->channels, GROUP),
+                 .items = count_items(&scan->batch, GROUP),
                  .scratch_floats = (9 + 2 * HELD) * (TILE + 1) * WIDEST + 2 * GROUP +
                                    (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states};
     return run(pool, scan_threads(scan));
@@ -272,18 +302,18 @@ int ssamba_scan_backward(Scan *scan)
 
 int ssamba_convolution_forward(Convolution *convolution)
 {
-    int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
+    int64_t operations = elements(&convolution->batch) * convolution->directions;
     Pool pool = {.work = kernels->forward_convolution, .job = convolution,
-                 .items = convolution->batch * divide_up(convolution->channels, GROUP),
+                 .items = count_items(&convolution->batch, GROUP),
                  .scratch_floats = (2 * TILE + 3 * convolution->width) * WIDEST};
     return run(pool, useful_threads(convolution->threads, 2 * operations));
 }
 
 int ssamba_convolution_backward(Convolution *convolution)
 {
-    int64_t operations = convolution->batch * convolution->channels * convolution->length * convolution->directions;
+    int64_t operations = elements(&convolution->batch) * convolution->directions;
     Pool pool = {.work = kernels->backward_convolution, .job = convolution,
-                 .items = convolution->batch * divide_up(convolution->channels, GROUP),
+                 .items = count_items(&convolution->batch, GROUP),
                  .scratch_floats = (3 * TILE + 3 * convolution->width) * WIDEST + (2 * convolution->width + 1) * GROUP};
     return run(pool, useful_threads(convolution->threads, 4 * operations));
 }
@@ -508,10 +538,11 @@ INLINE vector *take(float **scratch, int64_t vectors)
 static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
 {
     const Scan *scan = job;
-    int64_t items = divide_up(scan->channels, scan->item_channels), states = scan->states, length = scan->length;
-    int64_t batch = item / items, first = item % items * scan->item_channels;
-    int64_t channels = smaller(scan->item_channels, scan->channels - first);
-    int64_t vectors = divide_up(channels, LANES), padded = divide_up(scan->channels, WIDEST) * WIDEST;
+    int64_t all_channels = scan->batch.channels, items = divide_up(all_channels, scan->item_channels);
+    Place place = find_place(&scan->batch, item / items);
+    int64_t states = scan->states, length = place.length, first = item % items * scan->item_channels;
+    int64_t channels = smaller(scan->item_channels, all_channels - first);
+    int64_t vectors = divide_up(channels, LANES), padded = divide_up(all_channels, WIDEST) * WIDEST;
     vector *input = take(&scratch, TILE), *step = take(&scratch, TILE);
     vector *impulse = take(&scratch, TILE), *y = take(&scratch, TILE);
     vector *state = take(&scratch, vectors * states), *exponents = take(&scratch, vectors * states);
@@ -519,12 +550,12 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
 
     for (int64_t d = 0; d < scan->directions; d++) {
         const Direction *direction = &scan->direction[d];
-        int64_t reversed_length = direction->reverse ? length : 0;
+        int64_t reverse = direction->reverse;
         int is_last = d == scan->directions - 1;
-        Sequence u = from(direction->u, batch, first, reversed_length);
-        Sequence delta = from(direction->delta, batch, first, reversed_length);
-        Sequence z = from(scan->z, batch, first, reversed_length);
-        Sequence output = from(scan->output, batch, first, reversed_length);
+        Sequence u = from(direction->u, place, first, reverse);
+        Sequence delta = from(direction->delta, place, first, reverse);
+        Sequence z = from(scan->z, place, first, reverse);
+        Sequence output = from(scan->output, place, first, reverse);
         for (int64_t v = 0; v < vectors; v++)
             load_exponents(direction->A + (first + v * LANES) * states, states, channels - v * LANES,
                            exponents + v * states);
@@ -532,8 +563,8 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
 
         for (int64_t begin = 0; begin < length; begin += TILE) {
             int64_t steps = smaller(TILE, length - begin);
-            copy_states(from(direction->B, batch, 0, reversed_length), begin, steps, states, B);
-            copy_states(from(direction->C, batch, 0, reversed_length), begin, steps, states, C);
+            copy_states(from(direction->B, place, 0, reverse), begin, steps, states, B);
+            copy_states(from(direction->C, place, 0, reverse), begin, steps, states, C);
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t channel = v * LANES, count = channels - channel;
                 const float *D = direction->D, *bias = direction->bias;
@@ -546,7 +577,7 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                 if (direction->checkpoints)
                     for (int64_t n = 0; n < states; n++)
                         store(s[n], direction->checkpoints + first + channel +
-                              ((begin / TILE * scan->batch + batch) * states + n) * padded, 1, LANES);
+                              ((place.checkpoint + begin / TILE) * states + n) * padded, 1, LANES);
 
                 read_steps(u, channel, begin, steps, count, input);
                 read_steps(delta, channel, begin, steps, count, step);
@@ -586,7 +617,7 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
             for (int64_t v = 0; v < vectors; v++)
                 for (int64_t n = 0; n < states; n++)
                     store(state[v * states + n], direction->last_state + n +
-                          (batch * scan->channels + first + v * LANES) * states, states, channels - v * LANES);
+                          (place.index * all_channels + first + v * LANES) * states, states, channels - v * LANES);
     }
 }
 
@@ -645,10 +676,12 @@ INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int he
 static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
 {
     const Scan *scan = job;
-    int64_t items = divide_up(scan->channels, GROUP), states = scan->states, length = scan->length;
-    int64_t batch = item / items, group = item % items, first = group * GROUP;
-    int64_t channels = smaller(GROUP, scan->channels - first);
-    int64_t vectors = divide_up(channels, LANES), padded = divide_up(scan->channels, WIDEST) * WIDEST;
+    int64_t all_channels = scan->batch.channels, items = divide_up(all_channels, GROUP);
+    Place place = find_place(&scan->batch, item / items);
+    int64_t states = scan->states, length = place.length, group = item % items, first = group * GROUP;
+    int64_t channels = smaller(GROUP, all_channels - first);
+    int64_t vectors = divide_up(channels, LANES), padded = divide_up(all_channels, WIDEST) * WIDEST;
+    int64_t sums = (group * scan->batch.entries + place.entry) * scan->batch.length + place.start;
     tile_memory *tile = (tile_memory *)take(&scratch, sizeof *tile / sizeof(vector));
     vector *exponents = take(&scratch, vectors * states), *grad_states = take(&scratch, vectors * states);
     vector *grad_A = take(&scratch, vectors * states);
@@ -658,17 +691,18 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
 
     for (int64_t d = 0; d < scan->directions; d++) {
         const Direction *direction = &scan->direction[d];
-        int64_t reversed_length = direction->reverse ? length : 0;
-        Sequence u = from(direction->u, batch, first, reversed_length);
-        Sequence delta = from(direction->delta, batch, first, reversed_length);
-        Sequence z = from(scan->z, batch, first, reversed_length);
-        Sequence grad_output = from(scan->output, batch, first, reversed_length);
-        Sequence grad_u = from(direction->grad_u, batch, first, reversed_length);
-        Sequence grad_delta = from(direction->grad_delta, batch, first, reversed_length);
-        Sequence grad_z = from(scan->grad_z, batch, first, reversed_length);
+        int64_t reverse = direction->reverse;
+        Sequence u = from(direction->u, place, first, reverse);
+        Sequence delta = from(direction->delta, place, first, reverse);
+        Sequence z = from(scan->z, place, first, reverse);
+        Sequence grad_output = from(scan->output, place, first, reverse);
+        Sequence grad_u = from(direction->grad_u, place, first, reverse);
+        Sequence grad_delta = from(direction->grad_delta, place, first, reverse);
+        Sequence grad_z = from(scan->grad_z, place, first, reverse);
         const Sequence streams[] = {u, delta, z, grad_output, grad_u, grad_delta, grad_z};
         for (int64_t v = 0; v < vectors; v++) {
-            int64_t offset = (batch * scan->channels + first + v * LANES) * states, count = channels - v * LANES;
+            int64_t offset = (place.index * all_channels + first + v * LANES) * states;
+            int64_t count = channels - v * LANES;
             load_exponents(direction->A + (first + v * LANES) * states, states, count, exponents + v * states);
             for (int64_t n = 0; n < states; n++)
                 grad_states[v * states + n] = direction->grad_last_state
@@ -680,8 +714,8 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
 
         for (int64_t begin = (length - 1) / TILE * TILE; begin >= 0 && length; begin -= TILE) {
             int64_t steps = smaller(TILE, length - begin);
-            copy_states(from(direction->B, batch, 0, reversed_length), begin, steps, states, B);
-            copy_states(from(direction->C, batch, 0, reversed_length), begin, steps, states, C);
+            copy_states(from(direction->B, place, 0, reverse), begin, steps, states, B);
+            copy_states(from(direction->C, place, 0, reverse), begin, steps, states, C);
             memset(grad_B, 0, TILE * states * sizeof(vector));
             memset(grad_C, 0, TILE * states * sizeof(vector));
             for (int64_t v = 0; v < vectors; v++) {
@@ -719,7 +753,7 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                     held = states - n < HELD ? 1 : HELD;
                     for (int64_t i = 0; i < held; i++)
                         tile->state[i][0] = load(direction->checkpoints + first + channel +
-                            ((begin / TILE * scan->batch + batch) * states + n + i) * padded, 1, LANES);
+                            ((place.checkpoint + begin / TILE) * states + n + i) * padded, 1, LANES);
                     if (held == HELD)
                         walk_states(tile, steps, states, HELD, B + n, C + n, exponents + at, grad_states + at,
                                     grad_A + at, grad_B + n * TILE, grad_C + n * TILE);
@@ -750,14 +784,14 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
             }
             for (int64_t t = 0; t < steps; t++)
                 for (int64_t n = 0; n < states; n++) {
-                    int64_t step = direction->reverse ? length - 1 - begin - t : begin + t;
-                    int64_t at = ((group * scan->batch + batch) * length + step) * states + n;
+                    int64_t step = reverse ? length - 1 - begin - t : begin + t;
+                    int64_t at = (sums + step) * states + n;
                     direction->grad_B[at] = sum_lanes(grad_B[n * TILE + t]);
                     direction->grad_C[at] = sum_lanes(grad_C[n * TILE + t]);
                 }
         }
         for (int64_t v = 0; v < vectors; v++) {
-            int64_t at = batch * scan->channels + first + v * LANES, count = channels - v * LANES;
+            int64_t at = place.index * all_channels + first + v * LANES, count = channels - v * LANES;
             for (int64_t n = 0; n < states; n++)
                 store(grad_A[v * states + n], direction->grad_A + at * states + n, states, count);
             if (direction->D)
@@ -788,12 +822,13 @@ INLINE vector convolve(const vector *window, const vector *weight, int64_t width
 static TARGET void convolution_forward(const void *job, int64_t item, float *scratch)
 {
     const Convolution *convolution = job;
-    int64_t items = divide_up(convolution->channels, GROUP), length = convolution->length;
-    int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
-    int64_t channels = smaller(GROUP, convolution->channels - first);
+    int64_t all_channels = convolution->batch.channels, items = divide_up(all_channels, GROUP);
+    Place place = find_place(&convolution->batch, item / items);
+    int64_t length = place.length, first = item % items * GROUP, width = convolution->width, past = width - 1;
+    int64_t channels = smaller(GROUP, all_channels - first);
     vector *x = take(&scratch, TILE + 2 * past), *weight = take(&scratch, width);
     vector *y = take(&scratch, TILE);
-    Sequence input = from(convolution->x, batch, first, 0);
+    Sequence input = from(convolution->x, place, first, 0);
 
     for (int64_t begin = 0; begin < length; begin += TILE)
         for (int64_t channel = 0; channel < channels; channel += LANES) {
@@ -803,7 +838,7 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
             read_around(input, channel, begin - past, begin + steps + past, length, count, x);
             for (int64_t d = 0; d < convolution->directions; d++) {
                 const Taps *taps = &convolution->taps[d];
-                Sequence output = from(taps->output, batch, first, 0);
+                Sequence output = from(taps->output, place, first, 0);
                 vector bias = load(taps->bias + first + channel, 1, count);
                 for (int64_t k = 0; k < width; k++)
                     weight[taps->reverse ? past - k : k] = load(taps->weight + (first + channel) * width + k, width,
@@ -821,9 +856,10 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
 static TARGET void convolution_backward(const void *job, int64_t item, float *scratch)
 {
     const Convolution *convolution = job;
-    int64_t items = divide_up(convolution->channels, GROUP), length = convolution->length;
-    int64_t batch = item / items, first = item % items * GROUP, width = convolution->width, past = width - 1;
-    int64_t channels = smaller(GROUP, convolution->channels - first), vectors = divide_up(channels, LANES);
+    int64_t all_channels = convolution->batch.channels, items = divide_up(all_channels, GROUP);
+    Place place = find_place(&convolution->batch, item / items);
+    int64_t length = place.length, first = item % items * GROUP, width = convolution->width, past = width - 1;
+    int64_t channels = smaller(GROUP, all_channels - first), vectors = divide_up(channels, LANES);
     vector *x = take(&scratch, TILE + 2 * past), *grad_sum = take(&scratch, TILE + past);
     vector *grad_x = take(&scratch, TILE);
     vector *weights = take(&scratch, vectors * width), *grad_weights = take(&scratch, vectors * width);
@@ -831,10 +867,10 @@ static TARGET void convolution_backward(const void *job, int64_t item, float *sc
 
     for (int64_t d = 0; d < convolution->directions; d++) {
         const Taps *taps = &convolution->taps[d];
-        int64_t reversed_length = taps->reverse ? length : 0, at = batch * convolution->channels + first;
-        Sequence input = from(convolution->x, batch, first, reversed_length);
-        Sequence grad_input = from(convolution->grad_x, batch, first, reversed_length);
-        Sequence grad_output = from(taps->output, batch, first, reversed_length);
+        int64_t reverse = taps->reverse, at = place.index * all_channels + first;
+        Sequence input = from(convolution->x, place, first, reverse);
+        Sequence grad_input = from(convolution->grad_x, place, first, reverse);
+        Sequence grad_output = from(taps->output, place, first, reverse);
         for (int64_t v = 0; v < vectors; v++)
             for (int64_t k = 0; k < width; k++)
                 weights[v * width + k] = load(taps->weight + (first + v * LANES) * width + k, width,
