@@ -1,0 +1,696 @@
+"""The Triton kernels of the selective scan and of the causal convolution, forward and backward.
+
+What is computed is defined in ``reference.py``; who calls these kernels, in which order and with what, is written in
+``triton.py``. Importing this module imports triton.
+
+A program of a scan is one warp. It walks BLOCK neighbouring channels of one sequence, in one direction, through one
+chunk of time: a tile (states, channels) in registers, of which a thread holds all the states of one channel, so that
+sums over states need no communication. Sequences are packed ("ragged") when ``offsets`` is given, otherwise they are
+the entries of a batch. A chunk has a *slot*, its place in every buffer that has one entry per chunk; the state is kept
+in float32. Programs share nothing that they write, so that results do not depend on the order in which they run.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Sequence(NamedTuple):
+    """A (batch, channels, length) tensor and its strides, in elements. Of B and C the channels are the states."""
+
+    data: Any
+    batch: Any
+    channel: Any
+    time: Any
+
+
+class Direction(NamedTuple):
+    """What one direction of a scan reads. Absent parameters are None; all parameters are contiguous."""
+
+    u: Sequence
+    delta: Sequence
+    A: Any  # (channels, states)
+    B: Sequence
+    C: Sequence
+    D: Any  # (channels,)
+    delta_bias: Any  # (channels,)
+    reverse: Any
+
+
+class Layout(NamedTuple):
+    """What all directions share. ``offsets`` is None, or the start of every packed sequence and the end of the last."""
+
+    offsets: Any
+    sequences: Any
+    length: Any  # of every sequence, where they are not packed
+    channels: Any
+    states: Any
+    blocks: Any  # of channels
+
+
+class Gradients(NamedTuple):
+    """What the backward pass of one direction writes."""
+
+    u: Sequence
+    delta: Sequence
+    z: Any  # a Sequence, or None
+    A: Any  # (slots, states, channels)
+    B: Sequence  # of the first block of channels; the others follow, each as large
+    C: Sequence
+    block_stride: Any  # elements between two blocks of B or C
+    D: Any  # (slots, channels), or None
+    delta_bias: Any  # (slots, channels), or None
+
+
+# Elementary functions
+
+
+@triton.jit
+def _exponential(x):
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + _exponential(-x))
+
+
+@triton.jit
+def _softplus(x):
+    # max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): the logarithm of a number that has been
+    # rounded next to 1 would have lost the digits of a small e. The series ends below float32's resolution.
+    e = _exponential(-tl.abs(x))
+    s = e / (2.0 + e)
+    w = s * s
+    series = 1 / 15 + 0.0 * w
+    series = series * w + 1 / 13
+    series = series * w + 1 / 11
+    series = series * w + 1 / 9
+    series = series * w + 1 / 7
+    series = series * w + 1 / 5
+    series = series * w + 1 / 3
+    series = series * w + 1.0
+    return tl.where(x > 0, x, 0.0) + 2.0 * s * series
+
+
+# Where things lie
+
+
+@triton.jit
+def _find_sequence(slot, layout, chunk_length):
+    """(sequence, batch entry, first position, length, first slot) of the sequence to which a slot belongs.
+
+    A packed sequence s that starts at offsets[s] has its slots from offsets[s] // chunk_length + s on: never fewer
+    than it needs, whatever the lengths, and known without a table. Slots left over lie behind the sequence's end.
+    """
+    if layout.offsets is None:
+        slots_each = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
+        sequence = slot // slots_each
+        batch = sequence
+        start = sequence * 0
+        length = start + layout.length
+        first_slot = sequence * slots_each
+    else:
+        sequence = slot * 0
+        beyond = sequence + layout.sequences
+        while beyond - sequence > 1:
+            middle = (sequence + beyond) // 2
+            if tl.load(layout.offsets + middle).to(tl.int64) // chunk_length + middle <= slot:
+                sequence = middle
+            else:
+                beyond = middle
+        batch = sequence * 0
+        start = tl.load(layout.offsets + sequence).to(tl.int64)
+        length = tl.load(layout.offsets + sequence + 1).to(tl.int64) - start
+        first_slot = start // chunk_length + sequence
+    return sequence, batch, start, length, first_slot
+
+
+@triton.jit
+def _sequence_slots(sequence, layout, chunk_length):
+    """(first slot, number of chunks) of a sequence."""
+    if layout.offsets is None:
+        chunks = tl.cdiv(layout.length, chunk_length)
+        first_slot = sequence * tl.maximum(chunks, 1)
+    else:
+        start = tl.load(layout.offsets + sequence).to(tl.int64)
+        end = tl.load(layout.offsets + sequence + 1).to(tl.int64)
+        chunks = tl.cdiv(end - start, chunk_length)
+        first_slot = start // chunk_length + sequence
+    return first_slot, chunks
+
+
+@triton.jit
+def _walk(reverse, start, length, first_step):
+    """(position of the chunk's first step, by how much the position changes from step to step)."""
+    sign = tl.where(reverse != 0, -1, 1).to(tl.int64)
+    return start + tl.where(reverse != 0, length - 1 - first_step, first_step), sign
+
+
+@triton.jit
+def _rows(sequence, batch, position, lanes):
+    """Pointers to one time step of a sequence."""
+    return sequence.data + (batch * sequence.batch + position * sequence.time) + lanes * sequence.channel
+
+
+@triton.jit
+def _read(pointers, mask):
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _only_if(condition, lanes, beyond):
+    """The lanes, or, unless the condition holds, lanes that are masked."""
+    return tl.where(condition, lanes, beyond)
+
+
+@triton.jit
+def _parameter(parameter, channels, mask):
+    """One number per channel; zero where there is no such parameter."""
+    if parameter is None:
+        value = tl.zeros(channels.shape, tl.float32)
+    else:
+        value = _read(parameter + channels, mask)
+    return value
+
+
+@triton.jit
+def _exponents(A, channels, states, layout):
+    """A log2(e), (states, channels)."""
+    mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
+    return _read(A + channels[None, :] * layout.states + states[:, None], mask) * LOG2_E
+
+
+@triton.jit
+def _state_pointers(buffer, slot, channels, states, layout):
+    """(pointers, mask) of an entry of a (slots, states, channels) buffer."""
+    mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
+    row = slot * layout.states + states
+    return buffer + row[:, None] * layout.channels + channels[None, :], mask
+
+
+@triton.jit
+def _program(layout, directions: tl.constexpr):
+    """(block of channels, direction, slot or sequence) of this program."""
+    program = tl.program_id(0)
+    others = program // layout.blocks
+    return program % layout.blocks, others % directions, (others // directions).to(tl.int64)
+
+
+@triton.jit
+def _inputs_and_step(direction, u, delta, along, bias, mask, SOFTPLUS: tl.constexpr):
+    """(u, step size) at one time step; zeros, which leave the state as it is, where masked."""
+    step = _read(delta + along * direction.delta.time, mask) + bias
+    if SOFTPLUS:
+        step = _softplus(step)
+    return _read(u + along * direction.u.time, mask), tl.where(mask, step, 0.0)
+
+
+@triton.jit
+def _next_state(state, inputs, step, B, exponents):
+    return tl.exp2(step[None, :] * exponents) * state + (step * inputs)[None, :] * B[:, None]
+
+
+# The selective scan, forward
+
+
+@triton.jit
+def _summarise(
+    direction, states_out, sums_out, layout, chunk_length, block, slot,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u = _rows(direction.u, batch, position, channels)
+    delta = _rows(direction.delta, batch, position, channels)
+    B = _rows(direction.B, batch, position, states)
+    exponents = _exponents(direction.A, channels, states, layout)
+    bias = _parameter(direction.delta_bias, channels, here)
+
+    state = tl.zeros((STATES, BLOCK), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for t in range(steps):
+        along = t * sign
+        inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
+        state = _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
+        total += step
+    pointers, mask = _state_pointers(states_out, slot, channels, states, layout)
+    tl.store(pointers, state, mask=mask)
+    tl.store(sums_out + slot * layout.channels + channels, total, mask=here)
+
+
+@triton.jit
+def summarise_chunks(
+    directions, states_out, sums_out, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """The state after every chunk, walked from zero, and the sum of its steps.
+
+    states_out: per direction (slots, states, channels); sums_out: per direction (slots, channels).
+    """
+    block, which, slot = _program(layout, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _summarise(
+                directions[i], states_out[i], sums_out[i], layout, chunk_length, block, slot, SOFTPLUS, STATES, BLOCK
+            )
+
+
+@triton.jit
+def _load_chunk(states_in, sums, slot, present, channels, states, layout):
+    """(state after the chunk from zero, sum of its steps); zeros, which change nothing, where it is not present."""
+    pointers, mask = _state_pointers(states_in, slot, channels, _only_if(present, states, layout.states), layout)
+    here = _only_if(present, channels, layout.channels) < layout.channels
+    return _read(pointers, mask), _read(sums + slot * layout.channels + channels, here)
+
+
+@triton.jit
+def _hand_on(carried, after, total, exponents, states_out, slot, present, channels, states, layout):
+    """Write what is carried into a chunk; return what it carries on."""
+    pointers, mask = _state_pointers(states_out, slot, channels, _only_if(present, states, layout.states), layout)
+    tl.store(pointers, carried, mask=mask)
+    # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
+    return tl.where(carried == 0, 0.0, tl.exp2(total[None, :] * exponents) * carried) + after
+
+
+@triton.jit
+def _carry(
+    A, states_in, sums, boundary, states_out, layout, chunk_length, block, sequence,
+    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    exponents = _exponents(A, channels, states, layout)
+    first_slot, chunks = _sequence_slots(sequence, layout, chunk_length)
+    slot, sign = _walk(BACKWARD, first_slot, chunks, 0)
+    if boundary is None:
+        carried = tl.zeros((STATES, BLOCK), tl.float32)
+    else:
+        pointers, mask = _state_pointers(boundary, sequence, channels, states, layout)
+        carried = _read(pointers, mask)
+    # Four chunks are read at once: one after the other, the reads' latencies would add up.
+    for i in range(0, chunks, 4):
+        slot0 = slot + i * sign
+        slot1, slot2, slot3 = slot0 + sign, slot0 + 2 * sign, slot0 + 3 * sign
+        in0, in1, in2, in3 = i < chunks, i + 1 < chunks, i + 2 < chunks, i + 3 < chunks
+        after0, total0 = _load_chunk(states_in, sums, slot0, in0, channels, states, layout)
+        after1, total1 = _load_chunk(states_in, sums, slot1, in1, channels, states, layout)
+        after2, total2 = _load_chunk(states_in, sums, slot2, in2, channels, states, layout)
+        after3, total3 = _load_chunk(states_in, sums, slot3, in3, channels, states, layout)
+        carried = _hand_on(carried, after0, total0, exponents, states_out, slot0, in0, channels, states, layout)
+        carried = _hand_on(carried, after1, total1, exponents, states_out, slot1, in1, channels, states, layout)
+        carried = _hand_on(carried, after2, total2, exponents, states_out, slot2, in2, channels, states, layout)
+        carried = _hand_on(carried, after3, total3, exponents, states_out, slot3, in3, channels, states, layout)
+
+
+@triton.jit
+def carry_over_chunks(
+    directions, states_in, sums, boundary, states_out, layout, chunk_length,
+    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """What every chunk takes over from the one before it, or, BACKWARD, from the one after it.
+
+    states_in, states_out: per direction (slots, states, channels); sums: per direction (slots, channels); boundary:
+    per direction (sequences, states, channels), what the first chunk takes over, or None for zeros.
+    """
+    block, which, sequence = _program(layout, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _carry(
+                directions[i].A, states_in[i], sums[i], boundary[i], states_out[i], layout, chunk_length, block,
+                sequence, BACKWARD, STATES, BLOCK,
+            )
+
+
+@triton.jit
+def _scan(
+    direction, z, initial, output, last_state, checkpoints, layout, chunk_length, block, slot,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u = _rows(direction.u, batch, position, channels)
+    delta = _rows(direction.delta, batch, position, channels)
+    B = _rows(direction.B, batch, position, states)
+    C = _rows(direction.C, batch, position, states)
+    out = _rows(output, batch, position, channels)
+    if z is not None:
+        gate = _rows(z, batch, position, channels)
+    exponents = _exponents(direction.A, channels, states, layout)
+    bias = _parameter(direction.delta_bias, channels, here)
+    D = _parameter(direction.D, channels, here)
+
+    if initial is None:
+        state = tl.zeros((STATES, BLOCK), tl.float32)
+    else:
+        pointers, mask = _state_pointers(initial, slot, channels, states, layout)
+        state = _read(pointers, mask)
+    if checkpoints is not None:
+        first_tile, _ = _sequence_slots(sequence, layout, TILE)
+        first_tile += first_step // TILE
+    for tile in range(tl.cdiv(steps, TILE)):
+        if checkpoints is not None:
+            pointers, mask = _state_pointers(checkpoints, first_tile + tile, channels, states, layout)
+            tl.store(pointers, state, mask=mask)
+        for t in range(tile * TILE, tl.minimum(tile * TILE + TILE, steps)):
+            along = t * sign
+            inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
+            state = _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
+            y = tl.sum(state * _read(C + along * direction.C.time, in_states)[:, None], axis=0) + D * inputs
+            if z is not None:
+                gating = _read(gate + along * z.time, here)
+                y *= gating * _sigmoid(gating)
+            tl.store(out + along * output.time, y, mask=here)
+    if last_state is not None:
+        if (first_step <= tl.maximum(length - 1, 0)) & (first_step + chunk_length >= length):
+            pointers, mask = _state_pointers(last_state, sequence, channels, states, layout)
+            tl.store(pointers, state, mask=mask)
+
+
+@triton.jit
+def scan_forward(
+    directions, z, initial, outputs, last_states, checkpoints, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """Outputs, gated when there is a z.
+
+    initial: per direction (slots, states, channels), the state before every chunk, or None for zeros. Optional
+    results, per direction: last_states (sequences, states, channels); checkpoints (tiles, states, channels), the
+    state before every TILE steps.
+    """
+    block, which, slot = _program(layout, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _scan(
+                directions[i], z, initial[i], outputs[i], last_states[i], checkpoints[i], layout, chunk_length, block,
+                slot, SOFTPLUS, STATES, BLOCK, TILE,
+            )
+
+
+@triton.jit
+def gate_mean(
+    first, second, z, output, length, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """output = silu(z) (first + second) / 2, for sequences without regard to their ends; z may be None."""
+    batch = tl.program_id(2).to(tl.int64)
+    times = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (times < length) & (lanes < channels)
+    y = _read(_rows(first, batch, times, lanes), mask) + _read(_rows(second, batch, times, lanes), mask)
+    y *= 0.5
+    if z is not None:
+        gating = _read(_rows(z, batch, times, lanes), mask)
+        y *= gating * _sigmoid(gating)
+    tl.store(_rows(output, batch, times, lanes), y, mask=mask)
+
+
+# The selective scan, backward
+
+
+@triton.jit
+def _gradient_before_gate(grad_output, gate, z, along, mask, scale):
+    """Gradient of one direction's ungated output at one time step."""
+    grad = _read(grad_output, mask) * scale
+    if z is not None:
+        gating = _read(gate + along * z.time, mask)
+        grad *= gating * _sigmoid(gating)
+    return grad
+
+
+@triton.jit
+def _summarise_adjoint(
+    direction, z, grad_output, adjoints_out, sums_out, layout, chunk_length, block, slot, scale,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u = _rows(direction.u, batch, position, channels)
+    delta = _rows(direction.delta, batch, position, channels)
+    C = _rows(direction.C, batch, position, states)
+    grad_rows = _rows(grad_output, batch, position, channels)
+    gate = None if z is None else _rows(z, batch, position, channels)
+    exponents = _exponents(direction.A, channels, states, layout)
+    bias = _parameter(direction.delta_bias, channels, here)
+
+    adjoint = tl.zeros((STATES, BLOCK), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(steps):
+        along = (steps - 1 - i) * sign
+        inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
+        grad = _gradient_before_gate(grad_rows + along * grad_output.time, gate, z, along, here, scale)
+        adjoint += grad[None, :] * _read(C + along * direction.C.time, in_states)[:, None]
+        adjoint *= tl.exp2(step[None, :] * exponents)
+        total += step
+    pointers, mask = _state_pointers(adjoints_out, slot, channels, states, layout)
+    tl.store(pointers, adjoint, mask=mask)
+    tl.store(sums_out + slot * layout.channels + channels, total, mask=here)
+
+
+@triton.jit
+def summarise_adjoints(
+    directions, z, grad_output, adjoints_out, sums_out, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
+
+    adjoints_out: per direction (slots, states, channels); sums_out: per direction (slots, channels).
+    """
+    block, which, slot = _program(layout, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _summarise_adjoint(
+                directions[i], z, grad_output, adjoints_out[i], sums_out[i], layout, chunk_length, block, slot,
+                1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK,
+            )
+
+
+@triton.jit
+def _walk_on(
+    state, direction, u, delta, B, t, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
+):
+    """The state after step t from that before it; the same state beyond the chunk's end."""
+    along = t * sign
+    here = _only_if(t < steps, channels, layout.channels) < layout.channels
+    in_states = _only_if(t < steps, states, layout.states) < layout.states
+    inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
+    return _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
+
+
+@triton.jit
+def _differentiate(
+    direction, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length, block, slot, scale,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u = _rows(direction.u, batch, position, channels)
+    delta = _rows(direction.delta, batch, position, channels)
+    B = _rows(direction.B, batch, position, states)
+    C = _rows(direction.C, batch, position, states)
+    grad_rows = _rows(grad_output, batch, position, channels)
+    gate = None if z is None else _rows(z, batch, position, channels)
+    grad_u = _rows(gradients.u, batch, position, channels)
+    grad_delta = _rows(gradients.delta, batch, position, channels)
+    grad_z = None if z is None else _rows(gradients.z, batch, position, channels)
+    parts = block.to(tl.int64) * gradients.block_stride
+    grad_B = _rows(gradients.B, batch, position, states) + parts
+    grad_C = _rows(gradients.C, batch, position, states) + parts
+    exponents = _exponents(direction.A, channels, states, layout)
+    bias = _parameter(direction.delta_bias, channels, here)
+    D = _parameter(direction.D, channels, here)
+
+    # The adjoint is the gradient of the state after the present step, as far as it comes from later steps.
+    if incoming is not None:
+        pointers, mask = _state_pointers(incoming, slot, channels, states, layout)
+        adjoint = _read(pointers, mask)
+    elif boundary is not None:
+        pointers, mask = _state_pointers(boundary, sequence, channels, states, layout)
+        adjoint = _read(pointers, mask)
+    else:
+        adjoint = tl.zeros((STATES, BLOCK), tl.float32)
+    grad_A = tl.zeros((STATES, BLOCK), tl.float32)
+    grad_D, grad_bias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+
+    first_tile, sequence_tiles = _sequence_slots(sequence, layout, TILE)
+    first_tile += first_step // TILE
+    tiles = tl.cdiv(steps, TILE)
+    for later_tiles in range(tiles):
+        tile = tiles - 1 - later_tiles
+        pointers, mask = _state_pointers(checkpoints, first_tile + tile, channels, states, layout)
+        checkpoint = _read(pointers, mask)
+        # Four steps at a time, so that the states before them fit into registers. To walk there from the checkpoint
+        # again costs less than to keep all of the tile's states in memory.
+        for later_groups in range(TILE // 4):
+            first = tile * TILE + TILE - 4 - 4 * later_groups
+            state0 = checkpoint
+            for t in range(tile * TILE, first):
+                state0 = _walk_on(
+                    state0, direction, u, delta, B, t, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+                )
+            state1 = _walk_on(
+                state0, direction, u, delta, B, first, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+            )
+            state2 = _walk_on(
+                state1, direction, u, delta, B, first + 1, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+            )
+            state3 = _walk_on(
+                state2, direction, u, delta, B, first + 2, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+            )
+            for k in tl.static_range(4):
+                if k == 0:
+                    before = state3
+                elif k == 1:
+                    before = state2
+                elif k == 2:
+                    before = state1
+                else:
+                    before = state0
+                along, walked = (first + 3 - k) * sign, first + 3 - k < steps
+                now = _only_if(walked, channels, layout.channels) < layout.channels
+                now_states = _only_if(walked, states, layout.states) < layout.states
+                inputs, step = _inputs_and_step(direction, u, delta, along, bias, now, SOFTPLUS)
+                B_now = _read(B + along * direction.B.time, now_states)[:, None]
+                C_now = _read(C + along * direction.C.time, now_states)[:, None]
+                grad = _read(grad_rows + along * grad_output.time, now) * scale
+                decay = tl.exp2(step[None, :] * exponents)
+                before = decay * before
+                state = before + (step * inputs)[None, :] * B_now
+
+                if z is not None:
+                    gating = _read(gate + along * z.time, now)
+                    sigmoid = _sigmoid(gating)
+                    y = tl.sum(state * C_now, axis=0) + D * inputs
+                    grad_gating = grad * y * sigmoid * (1.0 + gating * (1.0 - sigmoid))
+                    tl.store(grad_z + along * gradients.z.time, grad_gating, mask=now)
+                    grad *= gating * sigmoid
+                grad_state = adjoint + grad[None, :] * C_now
+                grad_exponent = grad_state * before
+                grad_impulse = tl.sum(grad_state * B_now, axis=0)
+                # exponents are A log2(e): the factor is taken out again after the sum.
+                grad_step = grad_impulse * inputs + tl.sum(grad_exponent * exponents, axis=0) * (1 / LOG2_E)
+                if SOFTPLUS:
+                    raw = _read(delta + along * direction.delta.time, now) + bias
+                    grad_step *= _sigmoid(raw)
+                grad_A += grad_exponent * step[None, :]
+                grad_D += grad * inputs
+                grad_bias += tl.where(now, grad_step, 0.0)
+                tl.store(grad_u + along * gradients.u.time, grad_impulse * step + grad * D, mask=now)
+                tl.store(grad_delta + along * gradients.delta.time, grad_step, mask=now)
+                to_B = tl.sum(grad_state * (step * inputs)[None, :], axis=1)
+                to_C = tl.sum(state * grad[None, :], axis=1)
+                tl.store(grad_B + along * gradients.B.time, to_B, mask=now_states)
+                tl.store(grad_C + along * gradients.C.time, to_C, mask=now_states)
+                adjoint = grad_state * decay
+
+    pointers, mask = _state_pointers(gradients.A, slot, channels, states, layout)
+    tl.store(pointers, grad_A, mask=mask)
+    if gradients.D is not None:
+        tl.store(gradients.D + slot * layout.channels + channels, grad_D, mask=here)
+    if gradients.delta_bias is not None:
+        tl.store(gradients.delta_bias + slot * layout.channels + channels, grad_bias, mask=here)
+
+
+@triton.jit
+def scan_backward(
+    directions, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """All gradients; those of parameters, B and C in parts that are left to be added up.
+
+    incoming: per direction (slots, states, channels), what every chunk takes over from the one after it, or None
+    where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same for the last
+    chunk, or None for zeros.
+    """
+    block, which, slot = _program(layout, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _differentiate(
+                directions[i], z, grad_output, checkpoints[i], incoming[i], boundary[i], gradients[i], layout,
+                chunk_length, block, slot, 1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK, TILE,
+            )
+
+
+# The causal convolution
+
+
+@triton.jit
+def _convolve(x, weight, bias, sign, batch, start, length, times, channels, here, WIDTH: tl.constexpr):
+    """Before SiLU, at the given times of a sequence; zero taps reach out of it."""
+    result = tl.zeros((times.shape[0], channels.shape[1]), tl.float32) + _read(bias + channels, here)
+    for tap in tl.static_range(WIDTH):
+        source = times - sign * (WIDTH - 1 - tap)
+        taken = _read(_rows(x, batch, start + source, channels), (source >= 0) & (source < length) & here)
+        result += taken * _read(weight + channels * WIDTH + tap, here)
+    return result
+
+
+@triton.jit
+def convolution_forward(
+    x, weights, biases, reverse, outputs, layout,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """silu(convolution) in every direction. weights: (channels, WIDTH) each."""
+    block, which, slot = _program(layout, 1)
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
+    times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
+    channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
+    here = channels < layout.channels
+    for i in tl.static_range(DIRECTIONS):
+        sign = tl.where(reverse[i] != 0, -1, 1)
+        result = _convolve(x, weights[i], biases[i], sign, batch, start, length, times, channels, here, WIDTH)
+        result *= _sigmoid(result)
+        tl.store(_rows(outputs[i], batch, start + times, channels), result, mask=(times < length) & here)
+
+
+@triton.jit
+def convolution_backward(
+    x, weights, biases, reverse, grad_outputs, grad_x, grad_weights, grad_biases, layout,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be added up."""
+    block, which, slot = _program(layout, 1)
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
+    times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
+    channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
+    here = channels < layout.channels
+    to_x = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i in tl.static_range(DIRECTIONS):
+        sign = tl.where(reverse[i] != 0, -1, 1)
+        # An input reaches the outputs of WIDTH steps; the last tap's is the step itself.
+        for tap in tl.static_range(WIDTH):
+            reached = times + sign * (WIDTH - 1 - tap)
+            mask = (reached >= 0) & (reached < length) & here
+            result = _convolve(x, weights[i], biases[i], sign, batch, start, length, reached, channels, here, WIDTH)
+            sigmoid = _sigmoid(result)
+            grad = _read(_rows(grad_outputs[i], batch, start + reached, channels), mask)
+            grad *= sigmoid * (1.0 + result * (1.0 - sigmoid))
+            to_x += grad * _read(weights[i] + channels * WIDTH + tap, here)
+            if tap == WIDTH - 1:
+                bias_pointers = grad_biases[i] + slot * layout.channels + channels
+                tl.store(bias_pointers, tl.sum(grad, axis=0)[None, :], mask=here)
+                for k in tl.static_range(WIDTH):
+                    source = times - sign * (WIDTH - 1 - k)
+                    taken = _read(
+                        _rows(x, batch, start + source, channels), (source >= 0) & (source < length) & here
+                    )
+                    weight_pointers = grad_weights[i] + (slot * WIDTH + k) * layout.channels + channels
+                    tl.store(weight_pointers, tl.sum(grad * taken, axis=0)[None, :], mask=here)
+    tl.store(_rows(grad_x, batch, start + times, channels), to_x, mask=(times < length) & here)
