@@ -173,6 +173,11 @@ def _power_of_two(count):
     return 1 << max(count - 1, 0).bit_length()
 
 
+def _tile_shape(channels, states):
+    """The state of all channels, as the kernels keep it: (blocks, STATES, BLOCK)."""
+    return -(-channels // BLOCK), _power_of_two(states), BLOCK
+
+
 def _empty_sequence(like, dtype=None):
     """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
     batch, channels, length = like.shape
@@ -214,22 +219,26 @@ class _Division:
         self.u = u[0]
         self.chunk_length = _chunk_length(u[0], offsets, count)
         self.sequences, self.slots = _sequences(u[0], offsets), _slots(u[0], offsets, self.chunk_length)
-        self.blocks = -(-channels // BLOCK)
-        self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, self.blocks)
-        self.state_shape = count, self.slots, states, channels
-        self.constants = {"STATES": _power_of_two(states), "BLOCK": BLOCK, "DIRECTIONS": count}
+        blocks = -(-channels // BLOCK)
+        self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, blocks)
+        self.tiles_shape = count, self.slots, *_tile_shape(channels, states)
         self.softplus = bool(delta_softplus)
         self.nothing = (None,) * count
 
-    def launch(self, kernel, each, *arguments, **constants):
-        programs = (self.blocks * len(self.directions) * each,)
+    def launch(self, kernel, blocks, each, *arguments, **constants):
+        """Run a program for every block, direction and slot or sequence."""
+        programs = (blocks * len(self.directions) * each,)
         _launch(
             kernel, self.u.device, programs, self.directions, *arguments, self.layout, self.chunk_length,
-            **constants, **self.constants,
+            STATES=_power_of_two(self.layout.states), BLOCK=BLOCK, DIRECTIONS=len(self.directions), **constants,
         )
 
+    def walk(self, kernel, *arguments, **constants):
+        """Run a program for every block of channels, direction and chunk."""
+        self.launch(kernel, self.layout.blocks, self.slots, *arguments, SOFTPLUS=self.softplus, **constants)
+
     def states_before_chunks(self):
-        """Per direction (slots, states, channels), or None where every sequence is one chunk."""
+        """Per direction (slots, blocks, STATES, BLOCK), or None where every sequence is one chunk."""
         return self._over_chunks(_kernels().summarise_chunks, (), self.nothing, backward=0)
 
     def adjoints_after_chunks(self, z, grad_output, grad_last_states):
@@ -239,13 +248,13 @@ class _Division:
     def _over_chunks(self, summarise, arguments, boundary, backward):
         if self.chunk_length >= self.u.shape[2]:
             return self.nothing
-        count, slots, _, channels = self.state_shape
-        alone, carried = self.u.new_empty(2, *self.state_shape, dtype=torch.float32).unbind()
-        sums = self.u.new_empty(count, slots, channels, dtype=torch.float32).unbind()
-        self.launch(summarise, self.slots, *arguments, alone.unbind(), sums, SOFTPLUS=self.softplus)
+        count, slots, blocks, rows, _ = self.tiles_shape
+        alone, carried = self.u.new_empty(2, *self.tiles_shape, dtype=torch.float32).unbind()
+        sums = self.u.new_empty(count, slots, blocks * BLOCK, dtype=torch.float32).unbind()
+        self.walk(summarise, *arguments, alone.unbind(), sums)
         self.launch(
-            _kernels().carry_over_chunks, self.sequences, alone.unbind(), sums, boundary, carried.unbind(),
-            BACKWARD=backward,
+            _kernels().carry_over_chunks, blocks * rows, self.sequences, alone.unbind(), sums, boundary,
+            carried.unbind(), BACKWARD=backward,
         )
         return carried.unbind()
 
@@ -256,8 +265,8 @@ class _Division:
 def _scan_forward(
     u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
 ):
-    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, states,
-    channels) for the backward pass); the last two empty unless asked for."""
+    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks, STATES,
+    BLOCK) for the backward pass); the last two empty unless asked for."""
     output, last_states, checkpoints = _scan_outputs(
         u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
     )
@@ -267,11 +276,11 @@ def _scan_forward(
     one, kernels = len(u) == 1, _kernels()
     outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in u]
     gate = None if z is None else _sequence(z)
-    division.launch(
-        kernels.scan_forward, division.slots, gate if one else None, division.states_before_chunks(),
+    division.walk(
+        kernels.scan_forward, gate if one else None, division.states_before_chunks(),
         tuple(map(_sequence, outputs)), last_states.unbind() if return_last_state else division.nothing,
         checkpoints.unbind() if keep_checkpoints else division.nothing,
-        SOFTPLUS=division.softplus, TILE=TILE,
+        TILE=TILE,
     )
     if not one:
         batch, channels, length = output.shape
@@ -288,7 +297,7 @@ def _scan_outputs(
 ):
     directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
     last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
-    kept = (directions, _slots(u[0], offsets, TILE), states, channels) if keep_checkpoints else (0,)
+    kept = (directions, _slots(u[0], offsets, TILE), *_tile_shape(channels, states)) if keep_checkpoints else (0,)
     new_state = functools.partial(u[0].new_empty, dtype=torch.float32)
     return _empty_sequence(u[0]), new_state(last), new_state(kept)
 
@@ -311,9 +320,9 @@ def _scan_backward(
     # What each chunk, or block of channels, contributes to a shared gradient is added up afterwards, in fixed order.
     grad_u, grad_delta = empty[:2]
     new = functools.partial(u[0].new_empty, dtype=torch.float32)
-    parts_A = new(count, slots, states, channels)
+    parts_A = new(division.tiles_shape)
     parts_D, parts_bias = (new(count, slots, channels) if parameters else None for parameters in (D, delta_bias))
-    parts_B, parts_C = new(2, count, division.blocks, batch, length, states).unbind()
+    parts_B, parts_C = new(2, count, division.layout.blocks, batch, length, states).unbind()
     parts_z = None
     if z is not None:
         parts_z = [empty[-1]] if count == 1 else [_empty_sequence(z, torch.float32) for _ in u]
@@ -329,13 +338,13 @@ def _scan_backward(
     gate, grad_output = None if z is None else _sequence(z), _sequence(grad_output)
     boundary = division.nothing if grad_last_states is None else grad_last_states.contiguous().unbind()
     incoming = division.adjoints_after_chunks(gate, grad_output, boundary)
-    division.launch(
-        kernels.scan_backward, slots, gate, grad_output, checkpoints.unbind(), incoming, boundary, gradients,
-        SOFTPLUS=division.softplus, TILE=TILE,
+    division.walk(
+        kernels.scan_backward, gate, grad_output, checkpoints.unbind(), incoming, boundary, gradients,
+        TILE=TILE,
     )
     results = [
-        grad_u, grad_delta, _add_up(parts_A, A).transpose(1, 2), _add_up(parts_B, B).transpose(2, 3),
-        _add_up(parts_C, C).transpose(2, 3),
+        grad_u, grad_delta, _add_up(parts_A, A).transpose(2, 3).flatten(1, 2)[:, :channels, :states].contiguous(),
+        _add_up(parts_B, B).transpose(2, 3), _add_up(parts_C, C).transpose(2, 3),
     ]
     results += [_add_up(parts_D, D)] if D else []
     results += [_add_up(parts_bias, delta_bias)] if delta_bias else []
@@ -351,12 +360,12 @@ def _scan_gradients(
     states = A[0].shape[1]
 
     def stacked(like, *shape):
-        return like[0].new_empty(len(like), *shape).transpose(-2, -1)
+        return like[0].new_empty(len(like), *shape)
 
-    gradients = [stacked(like, batch, length, channels) for like in (u, delta)]
-    gradients.append(stacked(A, states, channels))
-    gradients += [stacked(like, batch, length, states) for like in (B, C)]
-    gradients += [like[0].new_empty(len(like), channels) for like in (D, delta_bias) if like]
+    gradients = [stacked(like, batch, length, channels).transpose(2, 3) for like in (u, delta)]
+    gradients.append(stacked(A, channels, states))
+    gradients += [stacked(like, batch, length, states).transpose(2, 3) for like in (B, C)]
+    gradients += [stacked(like, channels) for like in (D, delta_bias) if like]
     return gradients if z is None else [*gradients, _empty_sequence(z)]
 
 

@@ -57,7 +57,7 @@ class Gradients(NamedTuple):
     u: Sequence
     delta: Sequence
     z: Any  # a Sequence, or None
-    A: Any  # (slots, states, channels)
+    A: Any  # (slots, blocks, STATES, BLOCK)
     B: Sequence  # of the first block of channels; the others follow, each as large
     C: Sequence
     block_stride: Any  # elements between two blocks of B or C
@@ -178,26 +178,46 @@ def _parameter(parameter, channels, mask):
 
 
 @triton.jit
+def _scattered(states, state_stride, channels, channel_stride):
+    """Offsets of a tile, (states, channels), said not to be neighbours.
+
+    Triton would otherwise give each thread what is contiguous in memory, some states of some channels, and move every
+    tile and every number per channel between two arrangements at each step.
+    """
+    return (
+        tl.max_contiguous(states[:, None], [1, 1]) * state_stride
+        + tl.max_contiguous(channels[None, :], [1, 1]) * channel_stride
+    )
+
+
+@triton.jit
 def _exponents(A, channels, states, layout):
     """A log2(e), (states, channels)."""
     mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
-    return _read(A + channels[None, :] * layout.states + states[:, None], mask) * LOG2_E
+    return _read(A + _scattered(states, 1, channels, layout.states), mask) * LOG2_E
 
 
 @triton.jit
-def _state_pointers(buffer, slot, channels, states, layout):
-    """(pointers, mask) of an entry of a (slots, states, channels) buffer."""
+def _at_boundary(states_of_sequences, sequence, channels, states, layout):
+    """(pointers, mask) of an entry of a (sequences, states, channels) buffer."""
     mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
-    row = slot * layout.states + states
-    return buffer + row[:, None] * layout.channels + channels[None, :], mask
+    entry = states_of_sequences + sequence * layout.states * layout.channels
+    return entry + _scattered(states, layout.channels, channels, 1), mask
 
 
 @triton.jit
-def _program(layout, directions: tl.constexpr):
-    """(block of channels, direction, slot or sequence) of this program."""
+def _tile(tiles, slot, block, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known before."""
+    entry = tiles + (slot * layout.blocks + block) * (STATES * BLOCK)
+    return entry + _scattered(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK), 1)
+
+
+@triton.jit
+def _program(blocks, directions: tl.constexpr):
+    """(block, direction, slot or sequence) of this program."""
     program = tl.program_id(0)
-    others = program // layout.blocks
-    return program % layout.blocks, others % directions, (others // directions).to(tl.int64)
+    others = program // blocks
+    return program % blocks, others % directions, (others // directions).to(tl.int64)
 
 
 @triton.jit
@@ -241,9 +261,8 @@ def _summarise(
         inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
         state = _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
         total += step
-    pointers, mask = _state_pointers(states_out, slot, channels, states, layout)
-    tl.store(pointers, state, mask=mask)
-    tl.store(sums_out + slot * layout.channels + channels, total, mask=here)
+    tl.store(_tile(states_out, slot, block, layout, STATES, BLOCK), state)
+    tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
 
 
 @triton.jit
@@ -253,9 +272,9 @@ def summarise_chunks(
 ):
     """The state after every chunk, walked from zero, and the sum of its steps.
 
-    states_out: per direction (slots, states, channels); sums_out: per direction (slots, channels).
+    states_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
     """
-    block, which, slot = _program(layout, DIRECTIONS)
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _summarise(
@@ -264,67 +283,74 @@ def summarise_chunks(
 
 
 @triton.jit
-def _load_chunk(states_in, sums, slot, present, channels, states, layout):
-    """(state after the chunk from zero, sum of its steps); zeros, which change nothing, where it is not present."""
-    pointers, mask = _state_pointers(states_in, slot, channels, _only_if(present, states, layout.states), layout)
-    here = _only_if(present, channels, layout.channels) < layout.channels
-    return _read(pointers, mask), _read(sums + slot * layout.channels + channels, here)
+def _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride):
+    """Of the i-th chunk: (state walked from zero, decay, the slot). Beyond the last, what changes nothing."""
+    slot += i * sign
+    present = i + tl.zeros(exponents.shape, tl.int64) < chunks
+    decay = tl.exp2(_read(sums + slot * sum_stride, present) * exponents)
+    return _read(alone + slot * tile_stride, present), decay, slot
 
 
 @triton.jit
-def _hand_on(carried, after, total, exponents, states_out, slot, present, channels, states, layout):
-    """Write what is carried into a chunk; return what it carries on."""
-    pointers, mask = _state_pointers(states_out, slot, channels, _only_if(present, states, layout.states), layout)
-    tl.store(pointers, carried, mask=mask)
+def _hand_on(carried, alone, decay):
     # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
-    return tl.where(carried == 0, 0.0, tl.exp2(total[None, :] * exponents) * carried) + after
+    return tl.where(carried == 0, 0.0, decay * carried) + alone
 
 
 @triton.jit
 def _carry(
-    A, states_in, sums, boundary, states_out, layout, chunk_length, block, sequence,
+    A, alone, sums, boundary, carried_out, layout, chunk_length, row, sequence,
     BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
-    exponents = _exponents(A, channels, states, layout)
+    state = row % STATES
+    lanes = tl.arange(0, BLOCK)
+    channels = row // STATES * BLOCK + lanes
+    here = channels < tl.where(state < layout.states, layout.channels, 0)
+    exponents = _read(A + channels * layout.states + state, here) * LOG2_E
+    tile_stride, sum_stride = layout.blocks * (STATES * BLOCK), layout.blocks * BLOCK
+    alone, carried_out, sums = alone + row * BLOCK + lanes, carried_out + row * BLOCK + lanes, sums + channels
     first_slot, chunks = _sequence_slots(sequence, layout, chunk_length)
     slot, sign = _walk(BACKWARD, first_slot, chunks, 0)
     if boundary is None:
-        carried = tl.zeros((STATES, BLOCK), tl.float32)
+        carried = tl.zeros((BLOCK,), tl.float32)
     else:
-        pointers, mask = _state_pointers(boundary, sequence, channels, states, layout)
-        carried = _read(pointers, mask)
-    # Four chunks are read at once: one after the other, the reads' latencies would add up.
+        carried = _read(boundary + (sequence * layout.states + state) * layout.channels + channels, here)
+    # Four chunks are read at once: one after the other, the latencies of the reads would add up.
     for i in range(0, chunks, 4):
-        slot0 = slot + i * sign
-        slot1, slot2, slot3 = slot0 + sign, slot0 + 2 * sign, slot0 + 3 * sign
-        in0, in1, in2, in3 = i < chunks, i + 1 < chunks, i + 2 < chunks, i + 3 < chunks
-        after0, total0 = _load_chunk(states_in, sums, slot0, in0, channels, states, layout)
-        after1, total1 = _load_chunk(states_in, sums, slot1, in1, channels, states, layout)
-        after2, total2 = _load_chunk(states_in, sums, slot2, in2, channels, states, layout)
-        after3, total3 = _load_chunk(states_in, sums, slot3, in3, channels, states, layout)
-        carried = _hand_on(carried, after0, total0, exponents, states_out, slot0, in0, channels, states, layout)
-        carried = _hand_on(carried, after1, total1, exponents, states_out, slot1, in1, channels, states, layout)
-        carried = _hand_on(carried, after2, total2, exponents, states_out, slot2, in2, channels, states, layout)
-        carried = _hand_on(carried, after3, total3, exponents, states_out, slot3, in3, channels, states, layout)
+        alone0, decay0, slot0 = _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride)
+        alone1, decay1, slot1 = _chunk(alone, sums, exponents, i + 1, chunks, slot, sign, tile_stride, sum_stride)
+        alone2, decay2, slot2 = _chunk(alone, sums, exponents, i + 2, chunks, slot, sign, tile_stride, sum_stride)
+        alone3, decay3, slot3 = _chunk(alone, sums, exponents, i + 3, chunks, slot, sign, tile_stride, sum_stride)
+        tl.store(carried_out + slot0 * tile_stride, carried)
+        carried = _hand_on(carried, alone0, decay0)
+        if i + 1 < chunks:
+            tl.store(carried_out + slot1 * tile_stride, carried)
+        carried = _hand_on(carried, alone1, decay1)
+        if i + 2 < chunks:
+            tl.store(carried_out + slot2 * tile_stride, carried)
+        carried = _hand_on(carried, alone2, decay2)
+        if i + 3 < chunks:
+            tl.store(carried_out + slot3 * tile_stride, carried)
+        carried = _hand_on(carried, alone3, decay3)
 
 
 @triton.jit
 def carry_over_chunks(
-    directions, states_in, sums, boundary, states_out, layout, chunk_length,
+    directions, alone, sums, boundary, carried_out, layout, chunk_length,
     BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
     """What every chunk takes over from the one before it, or, BACKWARD, from the one after it.
 
-    states_in, states_out: per direction (slots, states, channels); sums: per direction (slots, channels); boundary:
-    per direction (sequences, states, channels), what the first chunk takes over, or None for zeros.
+    alone, carried_out: per direction (slots, blocks, STATES, BLOCK); sums: per direction (slots, blocks, BLOCK);
+    boundary: per direction (sequences, states, channels), what the first chunk takes over, or None for zeros. A
+    program follows one state of a block of channels.
     """
-    block, which, sequence = _program(layout, DIRECTIONS)
+    row, which, sequence = _program(layout.blocks * STATES, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _carry(
-                directions[i].A, states_in[i], sums[i], boundary[i], states_out[i], layout, chunk_length, block,
-                sequence, BACKWARD, STATES, BLOCK,
+                directions[i].A, alone[i], sums[i], boundary[i], carried_out[i], layout, chunk_length, row, sequence,
+                BACKWARD, STATES, BLOCK,
             )
 
 
@@ -353,15 +379,13 @@ def _scan(
     if initial is None:
         state = tl.zeros((STATES, BLOCK), tl.float32)
     else:
-        pointers, mask = _state_pointers(initial, slot, channels, states, layout)
-        state = _read(pointers, mask)
+        state = tl.load(_tile(initial, slot, block, layout, STATES, BLOCK))
     if checkpoints is not None:
         first_tile, _ = _sequence_slots(sequence, layout, TILE)
         first_tile += first_step // TILE
     for tile in range(tl.cdiv(steps, TILE)):
         if checkpoints is not None:
-            pointers, mask = _state_pointers(checkpoints, first_tile + tile, channels, states, layout)
-            tl.store(pointers, state, mask=mask)
+            tl.store(_tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK), state)
         for t in range(tile * TILE, tl.minimum(tile * TILE + TILE, steps)):
             along = t * sign
             inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
@@ -373,7 +397,7 @@ def _scan(
             tl.store(out + along * output.time, y, mask=here)
     if last_state is not None:
         if (first_step <= tl.maximum(length - 1, 0)) & (first_step + chunk_length >= length):
-            pointers, mask = _state_pointers(last_state, sequence, channels, states, layout)
+            pointers, mask = _at_boundary(last_state, sequence, channels, states, layout)
             tl.store(pointers, state, mask=mask)
 
 
@@ -384,11 +408,11 @@ def scan_forward(
 ):
     """Outputs, gated when there is a z.
 
-    initial: per direction (slots, states, channels), the state before every chunk, or None for zeros. Optional
-    results, per direction: last_states (sequences, states, channels); checkpoints (tiles, states, channels), the
+    initial: per direction (slots, blocks, STATES, BLOCK), the state before every chunk, or None for zeros. Optional
+    results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK), the
     state before every TILE steps.
     """
-    block, which, slot = _program(layout, DIRECTIONS)
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _scan(
@@ -455,9 +479,8 @@ def _summarise_adjoint(
         adjoint += grad[None, :] * _read(C + along * direction.C.time, in_states)[:, None]
         adjoint *= tl.exp2(step[None, :] * exponents)
         total += step
-    pointers, mask = _state_pointers(adjoints_out, slot, channels, states, layout)
-    tl.store(pointers, adjoint, mask=mask)
-    tl.store(sums_out + slot * layout.channels + channels, total, mask=here)
+    tl.store(_tile(adjoints_out, slot, block, layout, STATES, BLOCK), adjoint)
+    tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
 
 
 @triton.jit
@@ -467,9 +490,9 @@ def summarise_adjoints(
 ):
     """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
 
-    adjoints_out: per direction (slots, states, channels); sums_out: per direction (slots, channels).
+    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
     """
-    block, which, slot = _program(layout, DIRECTIONS)
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _summarise_adjoint(
@@ -519,10 +542,9 @@ def _differentiate(
 
     # The adjoint is the gradient of the state after the present step, as far as it comes from later steps.
     if incoming is not None:
-        pointers, mask = _state_pointers(incoming, slot, channels, states, layout)
-        adjoint = _read(pointers, mask)
+        adjoint = tl.load(_tile(incoming, slot, block, layout, STATES, BLOCK))
     elif boundary is not None:
-        pointers, mask = _state_pointers(boundary, sequence, channels, states, layout)
+        pointers, mask = _at_boundary(boundary, sequence, channels, states, layout)
         adjoint = _read(pointers, mask)
     else:
         adjoint = tl.zeros((STATES, BLOCK), tl.float32)
@@ -534,13 +556,12 @@ def _differentiate(
     tiles = tl.cdiv(steps, TILE)
     for later_tiles in range(tiles):
         tile = tiles - 1 - later_tiles
-        pointers, mask = _state_pointers(checkpoints, first_tile + tile, channels, states, layout)
-        checkpoint = _read(pointers, mask)
+        checkpoint = _tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK)
         # Four steps at a time, so that the states before them fit into registers. To walk there from the checkpoint
         # again costs less than to keep all of the tile's states in memory.
         for later_groups in range(TILE // 4):
             first = tile * TILE + TILE - 4 - 4 * later_groups
-            state0 = checkpoint
+            state0 = tl.load(checkpoint)
             for t in range(tile * TILE, first):
                 state0 = _walk_on(
                     state0, direction, u, delta, B, t, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
@@ -600,8 +621,7 @@ def _differentiate(
                 tl.store(grad_C + along * gradients.C.time, to_C, mask=now_states)
                 adjoint = grad_state * decay
 
-    pointers, mask = _state_pointers(gradients.A, slot, channels, states, layout)
-    tl.store(pointers, grad_A, mask=mask)
+    tl.store(_tile(gradients.A, slot, block, layout, STATES, BLOCK), grad_A)
     if gradients.D is not None:
         tl.store(gradients.D + slot * layout.channels + channels, grad_D, mask=here)
     if gradients.delta_bias is not None:
@@ -615,11 +635,11 @@ def scan_backward(
 ):
     """All gradients; those of parameters, B and C in parts that are left to be added up.
 
-    incoming: per direction (slots, states, channels), what every chunk takes over from the one after it, or None
+    incoming: per direction (slots, blocks, STATES, BLOCK), what every chunk takes over from the one after it, or None
     where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same for the last
     chunk, or None for zeros.
     """
-    block, which, slot = _program(layout, DIRECTIONS)
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _differentiate(
@@ -648,7 +668,7 @@ def convolution_forward(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
     """silu(convolution) in every direction. weights: (channels, WIDTH) each."""
-    block, which, slot = _program(layout, 1)
+    block, which, slot = _program(layout.blocks, 1)
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
     times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
     channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -666,7 +686,7 @@ def convolution_backward(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
     """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be added up."""
-    block, which, slot = _program(layout, 1)
+    block, which, slot = _program(layout.blocks, 1)
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
     times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
     channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
