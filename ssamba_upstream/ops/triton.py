@@ -30,7 +30,7 @@ OLDEST_CAPABILITY = (8, 0)
 # One warp walks BLOCK channels, a thread all states of one; the backward pass starts again from the state that was kept
 # before every TILE steps.
 BLOCK, TILE = 32, 16
-CONVOLUTION_ROWS = 32
+CONVOLUTION_ROWS = 16
 GATE_ROWS, GATE_COLUMNS = 8, 128
 
 # A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and so pay

@@ -178,23 +178,25 @@ def _parameter(parameter, channels, mask):
 
 
 @triton.jit
-def _scattered(states, state_stride, channels, channel_stride):
-    """Offsets of a tile, (states, channels), said not to be neighbours.
+def _offsets(states, state_stride, channels):
+    """Offsets of a tile, (states, channels), in which channels are neighbours.
 
-    Triton would otherwise give each thread what is contiguous in memory, some states of some channels, and move every
-    tile and every number per channel between two arrangements at each step.
+    The compiler is told that states are not, and that channels are not aligned. Otherwise it would give each thread
+    what can be read at one go, some states of some channels, and would then move every tile and every number per
+    channel between two arrangements at each step.
     """
-    return (
-        tl.max_contiguous(states[:, None], [1, 1]) * state_stride
-        + tl.max_contiguous(channels[None, :], [1, 1]) * channel_stride
-    )
+    return tl.max_contiguous(states[:, None], [1, 1]) * state_stride + tl.multiple_of(channels[None, :], [1, 1])
 
 
 @triton.jit
-def _exponents(A, channels, states, layout):
-    """A log2(e), (states, channels)."""
-    mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
-    return _read(A + _scattered(states, 1, channels, layout.states), mask) * LOG2_E
+def _exponents(A, channels, states, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see _offsets."""
+    exponents = tl.zeros((STATES, BLOCK), tl.float32)
+    for state in tl.static_range(STATES):
+        here = channels < tl.where(state < layout.states, layout.channels, 0)
+        row = _read(A + channels * layout.states + state, here) * LOG2_E
+        exponents = tl.where(states[:, None] == state, row[None, :], exponents)
+    return exponents
 
 
 @triton.jit
@@ -202,14 +204,14 @@ def _at_boundary(states_of_sequences, sequence, channels, states, layout):
     """(pointers, mask) of an entry of a (sequences, states, channels) buffer."""
     mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
     entry = states_of_sequences + sequence * layout.states * layout.channels
-    return entry + _scattered(states, layout.channels, channels, 1), mask
+    return entry + _offsets(states, layout.channels, channels), mask
 
 
 @triton.jit
 def _tile(tiles, slot, block, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known before."""
     entry = tiles + (slot * layout.blocks + block) * (STATES * BLOCK)
-    return entry + _scattered(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK), 1)
+    return entry + _offsets(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK))
 
 
 @triton.jit
@@ -251,7 +253,7 @@ def _summarise(
     u = _rows(direction.u, batch, position, channels)
     delta = _rows(direction.delta, batch, position, channels)
     B = _rows(direction.B, batch, position, states)
-    exponents = _exponents(direction.A, channels, states, layout)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     state = tl.zeros((STATES, BLOCK), tl.float32)
@@ -372,7 +374,7 @@ def _scan(
     out = _rows(output, batch, position, channels)
     if z is not None:
         gate = _rows(z, batch, position, channels)
-    exponents = _exponents(direction.A, channels, states, layout)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
@@ -467,7 +469,7 @@ def _summarise_adjoint(
     C = _rows(direction.C, batch, position, states)
     grad_rows = _rows(grad_output, batch, position, channels)
     gate = None if z is None else _rows(z, batch, position, channels)
-    exponents = _exponents(direction.A, channels, states, layout)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     adjoint = tl.zeros((STATES, BLOCK), tl.float32)
@@ -536,7 +538,7 @@ def _differentiate(
     parts = block.to(tl.int64) * gradients.block_stride
     grad_B = _rows(gradients.B, batch, position, states) + parts
     grad_C = _rows(gradients.C, batch, position, states) + parts
-    exponents = _exponents(direction.A, channels, states, layout)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
