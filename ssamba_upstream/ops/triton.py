@@ -88,18 +88,19 @@ def selective_scan_triton(
     Raises:
         ValueError: float64 inputs, or offsets that do not fit the batch.
     """
-    output, last_states = _scan(
-        [u], [delta], [A], [B], [C], [D], [delta_bias], z, offsets, [reverse], delta_softplus, return_last_state
-    )
+    scan = {
+        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse,
+    }
+    output, last_states = _scan([scan], z, delta_softplus, offsets, return_last_state)
     return (output, last_states[0].transpose(1, 2)) if return_last_state else output
 
 
-def selective_scan_mean_triton(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, offsets=None):
+def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None):
     """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once.
 
     One or two directions. dtypes, strides, ``offsets`` and errors: see :func:`selective_scan_triton`.
     """
-    return _scan(u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, False)[0]
+    return _scan(directions, z, delta_softplus, offsets, False)[0]
 
 
 def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
@@ -111,19 +112,18 @@ def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
     return convolution_operator(x, list(weights), list(biases), offsets, [bool(r) for r in reverse])
 
 
-def _scan(u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state):
-    D, delta_bias = _present(D), _present(delta_bias)
-    tensors = (*u, *delta, *A, *B, *C, *D, *delta_bias, *(() if z is None else (z,)))
-    _check(u[0], tensors, offsets)
+def _scan(directions, z, delta_softplus, offsets, return_last_state):
+    lists = [
+        [scan[name] for scan in directions if scan[name] is not None]
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    ]
+    tensors = [tensor for tensors in lists for tensor in tensors] + ([] if z is None else [z])
+    _check(directions[0]["u"], tensors, offsets)
     output, last_states, _ = scan_operator(
-        list(u), list(delta), list(A), list(B), list(C), D, delta_bias, z, offsets, [bool(r) for r in reverse],
-        delta_softplus, return_last_state, torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus), return_last_state,
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
     )
     return output, last_states
-
-
-def _present(parameters):
-    return [parameter for parameter in parameters or () if parameter is not None]
 
 
 def _check(x, tensors, offsets):
@@ -131,7 +131,8 @@ def _check(x, tensors, offsets):
         raise ValueError(
             "the Triton kernels take float32, bfloat16 and float16; for float64 use backend='reference' or 'torch'"
         )
-    if offsets is not None and (x.shape[0] != 1 or offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64)):
+    fits = offsets is None or x.shape[0] == 1 and offsets.dim() == 1 and offsets.dtype in (torch.int32, torch.int64)
+    if not fits:
         raise ValueError(
             f"offsets must be (sequences + 1,) int32 or int64 beside a batch of 1; got {tuple(offsets.shape)} "
             f"{offsets.dtype} beside a batch of {x.shape[0]}"

@@ -131,14 +131,14 @@ def _find_sequence(slot, layout, chunk_length):
 
 @triton.jit
 def _sequence_slots(sequence, layout, chunk_length):
-    """(first slot, number of chunks) of a sequence."""
+    """(first slot, number of chunks) of a sequence; an empty one has an empty chunk."""
     if layout.offsets is None:
-        chunks = tl.cdiv(layout.length, chunk_length)
-        first_slot = sequence * tl.maximum(chunks, 1)
+        chunks = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
+        first_slot = sequence * chunks
     else:
         start = tl.load(layout.offsets + sequence).to(tl.int64)
         end = tl.load(layout.offsets + sequence + 1).to(tl.int64)
-        chunks = tl.cdiv(end - start, chunk_length)
+        chunks = tl.maximum(tl.cdiv(end - start, chunk_length), 1)
         first_slot = start // chunk_length + sequence
     return first_slot, chunks
 
