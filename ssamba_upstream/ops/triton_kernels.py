@@ -157,6 +157,12 @@ def _rows(sequence, batch, position, lanes):
 
 
 @triton.jit
+def _track(sequence, batch, position, sign, lanes):
+    """(pointers to the first step that is walked, by how much they change from step to step)."""
+    return _rows(sequence, batch, position, lanes), sequence.time * sign
+
+
+@triton.jit
 def _read(pointers, mask):
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
@@ -223,12 +229,12 @@ def _program(blocks, directions: tl.constexpr):
 
 
 @triton.jit
-def _inputs_and_step(direction, u, delta, along, bias, mask, SOFTPLUS: tl.constexpr):
+def _inputs_and_step(u, delta, bias, mask, SOFTPLUS: tl.constexpr):
     """(u, step size) at one time step; zeros, which leave the state as it is, where masked."""
-    step = _read(delta + along * direction.delta.time, mask) + bias
+    step = _read(delta, mask) + bias
     if SOFTPLUS:
         step = _softplus(step)
-    return _read(u + along * direction.u.time, mask), tl.where(mask, step, 0.0)
+    return _read(u, mask), tl.where(mask, step, 0.0)
 
 
 @triton.jit
@@ -250,18 +256,17 @@ def _summarise(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u = _rows(direction.u, batch, position, channels)
-    delta = _rows(direction.delta, batch, position, channels)
-    B = _rows(direction.B, batch, position, states)
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
     exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     state = tl.zeros((STATES, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for t in range(steps):
-        along = t * sign
-        inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
-        state = _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
+        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+        state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
         total += step
     tl.store(_tile(states_out, slot, block, layout, STATES, BLOCK), state)
     tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
@@ -367,13 +372,13 @@ def _scan(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u = _rows(direction.u, batch, position, channels)
-    delta = _rows(direction.delta, batch, position, channels)
-    B = _rows(direction.B, batch, position, states)
-    C = _rows(direction.C, batch, position, states)
-    out = _rows(output, batch, position, channels)
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    out, out_stride = _track(output, batch, position, sign, channels)
     if z is not None:
-        gate = _rows(z, batch, position, channels)
+        gate, gate_stride = _track(z, batch, position, sign, channels)
     exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
@@ -389,14 +394,13 @@ def _scan(
         if checkpoints is not None:
             tl.store(_tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK), state)
         for t in range(tile * TILE, tl.minimum(tile * TILE + TILE, steps)):
-            along = t * sign
-            inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
-            state = _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
-            y = tl.sum(state * _read(C + along * direction.C.time, in_states)[:, None], axis=0) + D * inputs
+            inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+            state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
+            y = tl.sum(state * _read(C + t * C_stride, in_states)[:, None], axis=0) + D * inputs
             if z is not None:
-                gating = _read(gate + along * z.time, here)
+                gating = _read(gate + t * gate_stride, here)
                 y *= gating * _sigmoid(gating)
-            tl.store(out + along * output.time, y, mask=here)
+            tl.store(out + t * out_stride, y, mask=here)
     if last_state is not None:
         if (first_step <= tl.maximum(length - 1, 0)) & (first_step + chunk_length >= length):
             pointers, mask = _at_boundary(last_state, sequence, channels, states, layout)
@@ -444,16 +448,6 @@ def gate_mean(
 
 
 @triton.jit
-def _gradient_before_gate(grad_output, gate, z, along, mask, scale):
-    """Gradient of one direction's ungated output at one time step."""
-    grad = _read(grad_output, mask) * scale
-    if z is not None:
-        gating = _read(gate + along * z.time, mask)
-        grad *= gating * _sigmoid(gating)
-    return grad
-
-
-@triton.jit
 def _summarise_adjoint(
     direction, z, grad_output, adjoints_out, sums_out, layout, chunk_length, block, slot, scale,
     SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
@@ -464,21 +458,25 @@ def _summarise_adjoint(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u = _rows(direction.u, batch, position, channels)
-    delta = _rows(direction.delta, batch, position, channels)
-    C = _rows(direction.C, batch, position, states)
-    grad_rows = _rows(grad_output, batch, position, channels)
-    gate = None if z is None else _rows(z, batch, position, channels)
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    if z is not None:
+        gate, gate_stride = _track(z, batch, position, sign, channels)
     exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     adjoint = tl.zeros((STATES, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(steps):
-        along = (steps - 1 - i) * sign
-        inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
-        grad = _gradient_before_gate(grad_rows + along * grad_output.time, gate, z, along, here, scale)
-        adjoint += grad[None, :] * _read(C + along * direction.C.time, in_states)[:, None]
+        t = steps - 1 - i
+        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+        grad = _read(grad_rows + t * grad_stride, here) * scale
+        if z is not None:
+            gating = _read(gate + t * gate_stride, here)
+            grad *= gating * _sigmoid(gating)
+        adjoint += grad[None, :] * _read(C + t * C_stride, in_states)[:, None]
         adjoint *= tl.exp2(step[None, :] * exponents)
         total += step
     tl.store(_tile(adjoints_out, slot, block, layout, STATES, BLOCK), adjoint)
@@ -505,14 +503,13 @@ def summarise_adjoints(
 
 @triton.jit
 def _walk_on(
-    state, direction, u, delta, B, t, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
+    state, u, delta, B, t, steps, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
 ):
-    """The state after step t from that before it; the same state beyond the chunk's end."""
-    along = t * sign
+    """The state after step t, whose pointers are given, from that before it; the same beyond the chunk's end."""
     here = _only_if(t < steps, channels, layout.channels) < layout.channels
     in_states = _only_if(t < steps, states, layout.states) < layout.states
-    inputs, step = _inputs_and_step(direction, u, delta, along, bias, here, SOFTPLUS)
-    return _next_state(state, inputs, step, _read(B + along * direction.B.time, in_states), exponents)
+    inputs, step = _inputs_and_step(u, delta, bias, here, SOFTPLUS)
+    return _next_state(state, inputs, step, _read(B, in_states), exponents)
 
 
 @triton.jit
@@ -526,18 +523,20 @@ def _differentiate(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u = _rows(direction.u, batch, position, channels)
-    delta = _rows(direction.delta, batch, position, channels)
-    B = _rows(direction.B, batch, position, states)
-    C = _rows(direction.C, batch, position, states)
-    grad_rows = _rows(grad_output, batch, position, channels)
-    gate = None if z is None else _rows(z, batch, position, channels)
-    grad_u = _rows(gradients.u, batch, position, channels)
-    grad_delta = _rows(gradients.delta, batch, position, channels)
-    grad_z = None if z is None else _rows(gradients.z, batch, position, channels)
-    parts = block.to(tl.int64) * gradients.block_stride
-    grad_B = _rows(gradients.B, batch, position, states) + parts
-    grad_C = _rows(gradients.C, batch, position, states) + parts
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    if z is not None:
+        gate, gate_stride = _track(z, batch, position, sign, channels)
+        grad_z, grad_z_stride = _track(gradients.z, batch, position, sign, channels)
+    grad_u, grad_u_stride = _track(gradients.u, batch, position, sign, channels)
+    grad_delta, grad_delta_stride = _track(gradients.delta, batch, position, sign, channels)
+    grad_B, grad_B_stride = _track(gradients.B, batch, position, sign, states)
+    grad_C, grad_C_stride = _track(gradients.C, batch, position, sign, states)
+    grad_B += block.to(tl.int64) * gradients.block_stride
+    grad_C += block.to(tl.int64) * gradients.block_stride
     exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
@@ -566,16 +565,20 @@ def _differentiate(
             state0 = tl.load(checkpoint)
             for t in range(tile * TILE, first):
                 state0 = _walk_on(
-                    state0, direction, u, delta, B, t, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+                    state0, u + t * u_stride, delta + t * delta_stride, B + t * B_stride, t, steps,
+                    bias, exponents, channels, states, layout, SOFTPLUS,
                 )
             state1 = _walk_on(
-                state0, direction, u, delta, B, first, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+                state0, u + first * u_stride, delta + first * delta_stride, B + first * B_stride, first, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
             )
             state2 = _walk_on(
-                state1, direction, u, delta, B, first + 1, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+                state1, u + (first + 1) * u_stride, delta + (first + 1) * delta_stride, B + (first + 1) * B_stride, first + 1, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
             )
             state3 = _walk_on(
-                state2, direction, u, delta, B, first + 2, steps, sign, bias, exponents, channels, states, layout, SOFTPLUS
+                state2, u + (first + 2) * u_stride, delta + (first + 2) * delta_stride, B + (first + 2) * B_stride, first + 2, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
             )
             for k in tl.static_range(4):
                 if k == 0:
@@ -586,23 +589,23 @@ def _differentiate(
                     before = state1
                 else:
                     before = state0
-                along, walked = (first + 3 - k) * sign, first + 3 - k < steps
-                now = _only_if(walked, channels, layout.channels) < layout.channels
-                now_states = _only_if(walked, states, layout.states) < layout.states
-                inputs, step = _inputs_and_step(direction, u, delta, along, bias, now, SOFTPLUS)
-                B_now = _read(B + along * direction.B.time, now_states)[:, None]
-                C_now = _read(C + along * direction.C.time, now_states)[:, None]
-                grad = _read(grad_rows + along * grad_output.time, now) * scale
+                t = first + 3 - k
+                now = _only_if(t < steps, channels, layout.channels) < layout.channels
+                now_states = _only_if(t < steps, states, layout.states) < layout.states
+                inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, now, SOFTPLUS)
+                B_now = _read(B + t * B_stride, now_states)[:, None]
+                C_now = _read(C + t * C_stride, now_states)[:, None]
+                grad = _read(grad_rows + t * grad_stride, now) * scale
                 decay = tl.exp2(step[None, :] * exponents)
                 before = decay * before
                 state = before + (step * inputs)[None, :] * B_now
 
                 if z is not None:
-                    gating = _read(gate + along * z.time, now)
+                    gating = _read(gate + t * gate_stride, now)
                     sigmoid = _sigmoid(gating)
                     y = tl.sum(state * C_now, axis=0) + D * inputs
                     grad_gating = grad * y * sigmoid * (1.0 + gating * (1.0 - sigmoid))
-                    tl.store(grad_z + along * gradients.z.time, grad_gating, mask=now)
+                    tl.store(grad_z + t * grad_z_stride, grad_gating, mask=now)
                     grad *= gating * sigmoid
                 grad_state = adjoint + grad[None, :] * C_now
                 grad_exponent = grad_state * before
@@ -610,17 +613,17 @@ def _differentiate(
                 # exponents are A log2(e): the factor is taken out again after the sum.
                 grad_step = grad_impulse * inputs + tl.sum(grad_exponent * exponents, axis=0) * (1 / LOG2_E)
                 if SOFTPLUS:
-                    raw = _read(delta + along * direction.delta.time, now) + bias
+                    raw = _read(delta + t * delta_stride, now) + bias
                     grad_step *= _sigmoid(raw)
                 grad_A += grad_exponent * step[None, :]
                 grad_D += grad * inputs
                 grad_bias += tl.where(now, grad_step, 0.0)
-                tl.store(grad_u + along * gradients.u.time, grad_impulse * step + grad * D, mask=now)
-                tl.store(grad_delta + along * gradients.delta.time, grad_step, mask=now)
+                tl.store(grad_u + t * grad_u_stride, grad_impulse * step + grad * D, mask=now)
+                tl.store(grad_delta + t * grad_delta_stride, grad_step, mask=now)
                 to_B = tl.sum(grad_state * (step * inputs)[None, :], axis=1)
                 to_C = tl.sum(state * grad[None, :], axis=1)
-                tl.store(grad_B + along * gradients.B.time, to_B, mask=now_states)
-                tl.store(grad_C + along * gradients.C.time, to_C, mask=now_states)
+                tl.store(grad_B + t * grad_B_stride, to_B, mask=now_states)
+                tl.store(grad_C + t * grad_C_stride, to_C, mask=now_states)
                 adjoint = grad_state * decay
 
     tl.store(_tile(gradients.A, slot, block, layout, STATES, BLOCK), grad_A)
