@@ -1,0 +1,521 @@
+"""The selective scan and the causal convolution on GPUs, through Triton: no compiler and no other package is needed.
+
+This module decides how the work is divided and registers the operators with torch: torch.compile, autocast,
+DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative. The arithmetic is
+in ``triton_kernels.py``, which is imported (and triton with it) at the first call only.
+
+Every operator takes one direction or two at once, and either a batch of equally long sequences or, with ``offsets``,
+sequences packed one after the other in a batch of one, each of which is treated as if it were alone.
+
+A scan walks time, and few sequences of few channels do not fill a GPU. Long sequences are therefore cut into chunks:
+every chunk is first walked from a zero state, then what each chunk takes over from the one before is worked out, and
+only then are the chunks walked for their outputs. A chunk's whole decay is the exponential of A times the sum of its
+steps, so that no product is formed that could underflow or overflow where the definition does not: not for A <= 0 and
+steps >= 0, whose decays are at most 1; otherwise a state that a later chunk takes over overflows where it does so in
+the definition.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+
+import torch
+
+OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
+OLDEST_CAPABILITY = (8, 0)
+
+# One warp walks BLOCK channels, a thread all states of one; the backward pass starts again from the state that was kept
+# before every TILE steps.
+BLOCK, TILE = 32, 16
+CONVOLUTION_ROWS = 16
+GATE_ROWS, GATE_COLUMNS = 8, 128
+
+# A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and so pay
+# only where they bring several times as many warps.
+WARPS_PER_MULTIPROCESSOR = 16
+FEWEST_CHUNKS, SHORTEST_CHUNK = 3, 64
+
+
+@functools.cache
+def _version():
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def unavailable_reason():
+    """Why the Triton kernels cannot run here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if _version() is not None and _version() < OLDEST_TRITON:
+        return f"triton {'.'.join(map(str, _version()))} is too old: {'.'.join(map(str, OLDEST_TRITON))} is needed"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on a CPU, for tests: very slowly)"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+        return "the GPU is too old: compute capability {}.{} is needed".format(*OLDEST_CAPABILITY)
+    return None
+
+
+def is_available() -> bool:
+    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1."""
+    return unavailable_reason() is None
+
+
+def _interpreted():
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def selective_scan_triton(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
+    offsets=None,
+):
+    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+
+    Inputs may be bfloat16, float16 or float32, each for itself, with any strides; channels that are neighbours in
+    memory are read fastest. The state is float32.
+
+    Args:
+        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one entry, in
+            which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by itself. The
+            last state then has an entry for every sequence.
+
+    Raises:
+        ValueError: float64 inputs, or offsets that do not fit the batch.
+    """
+    scan = {
+        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse,
+    }
+    output, last_states = _scan([scan], z, delta_softplus, offsets, return_last_state)
+    return (output, last_states[0].transpose(1, 2)) if return_last_state else output
+
+
+def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None):
+    """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once.
+
+    One or two directions. dtypes, strides, ``offsets`` and errors: see :func:`selective_scan_triton`.
+    """
+    return _scan(directions, z, delta_softplus, offsets, False)[0]
+
+
+def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
+    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once.
+
+    dtypes, strides, ``offsets`` and errors: see :func:`selective_scan_triton`.
+    """
+    _check(x, (x, *weights, *biases), offsets)
+    return convolution_operator(x, list(weights), list(biases), offsets, [bool(r) for r in reverse])
+
+
+def _scan(directions, z, delta_softplus, offsets, return_last_state):
+    lists = [
+        [scan[name] for scan in directions if scan[name] is not None]
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    ]
+    tensors = [tensor for tensors in lists for tensor in tensors] + ([] if z is None else [z])
+    _check(directions[0]["u"], tensors, offsets)
+    output, last_states, _ = scan_operator(
+        *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus), return_last_state,
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+    )
+    return output, last_states
+
+
+def _check(x, tensors, offsets):
+    if any(tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) for tensor in tensors):
+        raise ValueError(
+            "the Triton kernels take float32, bfloat16 and float16; for float64 use backend='reference' or 'torch'"
+        )
+    fits = offsets is None or x.shape[0] == 1 and offsets.dim() == 1 and offsets.dtype in (torch.int32, torch.int64)
+    if not fits:
+        raise ValueError(
+            f"offsets must be (sequences + 1,) int32 or int64 beside a batch of 1; got {tuple(offsets.shape)} "
+            f"{offsets.dtype} beside a batch of {x.shape[0]}"
+        )
+
+
+# How the work is divided
+
+
+def _slots(x, offsets, steps):
+    """Places for chunks of that many steps: see _find_sequence in the kernels."""
+    batch, _, length = x.shape
+    if offsets is None:
+        return batch * max(-(-length // steps), 1)
+    return length // steps + offsets.shape[0] - 1
+
+
+def _sequences(x, offsets):
+    return x.shape[0] if offsets is None else offsets.shape[0] - 1
+
+
+def _chunk_length(x, offsets, directions):
+    """Steps in a chunk: at least the length where the sequences fill the device as they are."""
+    batch, channels, length = x.shape
+    sequences = _sequences(x, offsets)
+    multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    warps = sequences * directions * -(-channels // BLOCK)
+    chunks = multiprocessors * WARPS_PER_MULTIPROCESSOR // max(warps, 1)
+    if chunks < FEWEST_CHUNKS:
+        return _round_up(length, TILE)
+    return _round_up(max(batch * length // (sequences * chunks), SHORTEST_CHUNK), TILE)
+
+
+def _round_up(count, unit):
+    return max(-(-count // unit), 1) * unit
+
+
+def _power_of_two(count):
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def _tile_shape(channels, states):
+    """The state of all channels, as the kernels keep it: (blocks, STATES, BLOCK)."""
+    return -(-channels // BLOCK), _power_of_two(states), BLOCK
+
+
+def _empty_sequence(like, dtype=None):
+    """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
+    batch, channels, length = like.shape
+    return like.new_empty(batch, length, channels, dtype=dtype).transpose(1, 2)
+
+
+def _kernels():
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+def _sequence(tensor):
+    return _kernels().Sequence(tensor, *tensor.stride())
+
+
+def _launch(kernel, device, programs, *arguments, warps=1, **constants):
+    # Triton launches on the current device, whatever the tensors' device is. The kernels count on fused
+    # multiply-adds, which newer versions of Triton make only when asked.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[programs](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
+
+
+class _Division:
+    """A scan divided into programs, as its kernels expect it."""
+
+    def __init__(self, u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus):
+        kernels, count, absent = _kernels(), len(u), [None] * len(u)
+        columns = zip(u, delta, A, B, C, D or absent, delta_bias or absent, reverse)
+        self.directions = tuple(
+            kernels.Direction(
+                _sequence(u), _sequence(delta), A.contiguous(), _sequence(B), _sequence(C),
+                None if D is None else D.contiguous(), None if bias is None else bias.contiguous(), int(reverse),
+            )
+            for u, delta, A, B, C, D, bias, reverse in columns
+        )
+        _, channels, length = u[0].shape
+        states = A[0].shape[1]
+        self.u = u[0]
+        self.chunk_length = _chunk_length(u[0], offsets, count)
+        self.sequences, self.slots = _sequences(u[0], offsets), _slots(u[0], offsets, self.chunk_length)
+        blocks = -(-channels // BLOCK)
+        self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, blocks)
+        self.tiles_shape = count, self.slots, *_tile_shape(channels, states)
+        self.softplus = bool(delta_softplus)
+        self.nothing = (None,) * count
+
+    def launch(self, kernel, blocks, each, *arguments, **constants):
+        """Run a program for every block, direction and slot or sequence."""
+        programs = (blocks * len(self.directions) * each,)
+        _launch(
+            kernel, self.u.device, programs, self.directions, *arguments, self.layout, self.chunk_length,
+            STATES=_power_of_two(self.layout.states), BLOCK=BLOCK, DIRECTIONS=len(self.directions), **constants,
+        )
+
+    def walk(self, kernel, *arguments, **constants):
+        """Run a program for every block of channels, direction and chunk."""
+        self.launch(kernel, self.layout.blocks, self.slots, *arguments, SOFTPLUS=self.softplus, **constants)
+
+    def states_before_chunks(self):
+        """Per direction (slots, blocks, STATES, BLOCK), or None where every sequence is one chunk."""
+        return self._over_chunks(_kernels().summarise_chunks, (), self.nothing, backward=0)
+
+    def adjoints_after_chunks(self, z, grad_output, grad_last_states):
+        """The same for the gradients of the states after the chunks, as far as later chunks have them."""
+        return self._over_chunks(_kernels().summarise_adjoints, (z, grad_output), grad_last_states, backward=1)
+
+    def _over_chunks(self, summarise, arguments, boundary, backward):
+        if self.chunk_length >= self.u.shape[2]:
+            return self.nothing
+        count, slots, blocks, rows, _ = self.tiles_shape
+        alone, carried = self.u.new_empty(2, *self.tiles_shape, dtype=torch.float32).unbind()
+        sums = self.u.new_empty(count, slots, blocks * BLOCK, dtype=torch.float32).unbind()
+        self.walk(summarise, *arguments, alone.unbind(), sums)
+        self.launch(
+            _kernels().carry_over_chunks, blocks * rows, self.sequences, alone.unbind(), sums, boundary,
+            carried.unbind(), BACKWARD=backward,
+        )
+        return carried.unbind()
+
+
+# What the operators do. Tensors come in lists of one entry per direction; D and delta_bias may be empty lists.
+
+
+def _scan_forward(
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks, STATES,
+    BLOCK) for the backward pass); the last two empty unless asked for."""
+    output, last_states, checkpoints = _scan_outputs(
+        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    )
+    if output.numel() == 0:
+        return output, last_states.zero_(), checkpoints.zero_()
+    division = _Division(u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus)
+    one, kernels = len(u) == 1, _kernels()
+    outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in u]
+    gate = None if z is None else _sequence(z)
+    division.walk(
+        kernels.scan_forward, gate if one else None, division.states_before_chunks(),
+        tuple(map(_sequence, outputs)), last_states.unbind() if return_last_state else division.nothing,
+        checkpoints.unbind() if keep_checkpoints else division.nothing,
+        TILE=TILE,
+    )
+    if not one:
+        batch, channels, length = output.shape
+        programs = (-(-length // GATE_ROWS), -(-channels // GATE_COLUMNS), batch)
+        _launch(
+            kernels.gate_mean, output.device, programs, *map(_sequence, outputs), gate, _sequence(output), length,
+            channels, warps=4, ROWS=GATE_ROWS, BLOCK=GATE_COLUMNS,
+        )
+    return output, last_states, checkpoints
+
+
+def _scan_outputs(
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
+    last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
+    kept = (directions, _slots(u[0], offsets, TILE), *_tile_shape(channels, states)) if keep_checkpoints else (0,)
+    new_state = functools.partial(u[0].new_empty, dtype=torch.float32)
+    return _empty_sequence(u[0]), new_state(last), new_state(kept)
+
+
+def _scan_backward(
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+):
+    """Gradients of u, delta, A, B, C, D and delta_bias, the directions stacked; then of z."""
+    empty = _scan_gradients(
+        grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+        delta_softplus,
+    )
+    if grad_output.numel() == 0:
+        return [gradient.zero_() for gradient in empty]
+    kernels, count = _kernels(), len(u)
+    division = _Division(u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus)
+    batch, channels, length = u[0].shape
+    slots, states = division.slots, A[0].shape[1]
+
+    # What each chunk, or block of channels, contributes to a shared gradient is added up afterwards, in fixed order.
+    grad_u, grad_delta = empty[:2]
+    new = functools.partial(u[0].new_empty, dtype=torch.float32)
+    parts_A = new(division.tiles_shape)
+    parts_D, parts_bias = (new(count, slots, channels) if parameters else None for parameters in (D, delta_bias))
+    parts_B, parts_C = new(2, count, division.layout.blocks, batch, length, states).unbind()
+    parts_z = None
+    if z is not None:
+        parts_z = [empty[-1]] if count == 1 else [_empty_sequence(z, torch.float32) for _ in u]
+    gradients = tuple(
+        kernels.Gradients(
+            _sequence(grad_u[i]), _sequence(grad_delta[i]), parts_z and _sequence(parts_z[i]), parts_A[i],
+            _sequence(parts_B[i, 0].transpose(1, 2)), _sequence(parts_C[i, 0].transpose(1, 2)), parts_B.stride(1),
+            parts_D[i] if D else None, parts_bias[i] if delta_bias else None,
+        )
+        for i in range(count)
+    )
+
+    gate, grad_output = None if z is None else _sequence(z), _sequence(grad_output)
+    boundary = division.nothing if grad_last_states is None else grad_last_states.contiguous().unbind()
+    incoming = division.adjoints_after_chunks(gate, grad_output, boundary)
+    division.walk(
+        kernels.scan_backward, gate, grad_output, checkpoints.unbind(), incoming, boundary, gradients,
+        TILE=TILE,
+    )
+    results = [
+        grad_u, grad_delta, _add_up(parts_A, A).transpose(2, 3).flatten(1, 2)[:, :channels, :states].contiguous(),
+        _add_up(parts_B, B).transpose(2, 3), _add_up(parts_C, C).transpose(2, 3),
+    ]
+    results += [_add_up(parts_D, D)] if D else []
+    results += [_add_up(parts_bias, delta_bias)] if delta_bias else []
+    if z is not None:
+        results.append(parts_z[0] if count == 1 else (parts_z[0] + parts_z[1]).to(z.dtype))
+    return results
+
+
+def _scan_gradients(
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+):
+    batch, channels, length = u[0].shape
+    states = A[0].shape[1]
+
+    def stacked(like, *shape):
+        return like[0].new_empty(len(like), *shape)
+
+    gradients = [stacked(like, batch, length, channels).transpose(2, 3) for like in (u, delta)]
+    gradients.append(stacked(A, channels, states))
+    gradients += [stacked(like, batch, length, states).transpose(2, 3) for like in (B, C)]
+    gradients += [stacked(like, channels) for like in (D, delta_bias) if like]
+    return gradients if z is None else [*gradients, _empty_sequence(z)]
+
+
+def _add_up(parts, like):
+    return parts.sum(1).to(like[0].dtype)
+
+
+def _convolution_layout(x, offsets):
+    """(layout, slots, programs)"""
+    _, channels, length = x.shape
+    slots, blocks = _slots(x, offsets, CONVOLUTION_ROWS), -(-channels // BLOCK)
+    return _kernels().Layout(offsets, _sequences(x, offsets), length, channels, 0, blocks), slots, (slots * blocks,)
+
+
+def _convolution_constants(weights):
+    return {
+        "WIDTH": weights[0].shape[-1], "ROWS": CONVOLUTION_ROWS, "BLOCK": BLOCK, "DIRECTIONS": len(weights), "warps": 4,
+    }
+
+
+def _contiguous(tensors):
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def _convolution(x, weights, biases, offsets, reverse):
+    outputs = _convolution_outputs(x, weights, biases, offsets, reverse)
+    if x.numel() > 0:
+        layout, _, programs = _convolution_layout(x, offsets)
+        _launch(
+            _kernels().convolution_forward, x.device, programs, _sequence(x), _contiguous(weights),
+            _contiguous(biases), tuple(map(int, reverse)), tuple(map(_sequence, outputs)), layout,
+            **_convolution_constants(weights),
+        )
+    return outputs
+
+
+def _convolution_outputs(x, weights, biases, offsets, reverse):
+    return [_empty_sequence(x) for _ in weights]
+
+
+def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
+    """Gradients of x, every weight and every bias."""
+    gradients = _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse)
+    if x.numel() == 0:
+        return [gradient.zero_() for gradient in gradients]
+    layout, slots, programs = _convolution_layout(x, offsets)
+    _, channels, _ = x.shape
+    count, width = len(weights), weights[0].shape[-1]
+    parts_weight = x.new_empty(count, slots, width, channels, dtype=torch.float32)
+    parts_bias = x.new_empty(count, slots, channels, dtype=torch.float32)
+    _launch(
+        _kernels().convolution_backward, x.device, programs, _sequence(x), _contiguous(weights), _contiguous(biases),
+        tuple(map(int, reverse)), tuple(map(_sequence, grad_outputs)), _sequence(gradients[0]), parts_weight.unbind(),
+        parts_bias.unbind(), layout, **_convolution_constants(weights),
+    )
+    for i in range(count):
+        gradients[1 + i].copy_(parts_weight[i].sum(0).T.reshape(weights[i].shape))
+        gradients[1 + count + i].copy_(parts_bias[i].sum(0))
+    return gradients
+
+
+def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
+    return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
+
+
+# Registration. The schemas are spelt out because older versions of torch do not read today's type annotations.
+
+_SCAN_INPUTS = (
+    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
+    "Tensor? offsets, bool[] reverse, bool delta_softplus"
+)
+
+
+def _operator(name, function, schema, fake):
+    operator = torch.library.custom_op(f"ssamba_upstream::{name}", function, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator
+
+
+scan_operator = _operator(
+    "selective_scan_triton", _scan_forward,
+    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)", _scan_outputs,
+)
+_scan_backward_operator = _operator(
+    "selective_scan_triton_backward", _scan_backward,
+    f"(Tensor grad_output, Tensor? grad_last_states, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]", _scan_gradients,
+)
+convolution_operator = _operator(
+    "causal_convolutions_triton", _convolution,
+    "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) -> Tensor[]",
+    _convolution_outputs,
+)
+_convolution_backward_operator = _operator(
+    "causal_convolutions_triton_backward", _convolution_backward,
+    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) -> Tensor[]",
+    _convolution_gradients,
+)
+
+
+def _save_scan(ctx, inputs, output):
+    *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
+    ctx.lengths = [len(tensors) for tensors in lists]
+    ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
+
+
+def _differentiate_scan(ctx, grad_output, grad_last_states, _):
+    checkpoints, z, offsets, *tensors = ctx.saved_tensors
+    lists = _split(tensors, ctx.lengths)
+    if grad_output is None:
+        grad_output = torch.zeros_like(lists[0][0])
+    if not ctx.return_last_state:
+        grad_last_states = None
+    gradients = _scan_backward_operator(
+        grad_output, grad_last_states, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
+    )
+    grad_z = None if z is None else gradients.pop()
+    stacks = iter(gradients)
+    grads = [list(next(stacks).unbind()) if length else [] for length in ctx.lengths]
+    return *grads, grad_z, None, None, None, None, None
+
+
+def _save_convolution(ctx, inputs, output):
+    x, weights, biases, offsets, reverse = inputs
+    ctx.save_for_backward(x, offsets, *weights, *biases)
+    ctx.reverse = reverse
+
+
+def _differentiate_convolution(ctx, grad_outputs):
+    x, offsets, *parameters = ctx.saved_tensors
+    directions = len(ctx.reverse)
+    weights, biases = _split(parameters, [directions, directions])
+    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, offsets, ctx.reverse)
+    return grad_x, *_split(gradients, [directions, directions]), None, None
+
+
+def _split(tensors, lengths):
+    tensors = iter(tensors)
+    return [list(itertools.islice(tensors, length)) for length in lengths]
+
+
+def _refuse(ctx, *gradients):
+    raise RuntimeError(
+        "the Triton kernels have first derivatives only; for second derivatives use backend='reference'"
+    )
+
+
+scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
+convolution_operator.register_autograd(_differentiate_convolution, setup_context=_save_convolution)
+_scan_backward_operator.register_autograd(_refuse)
+_convolution_backward_operator.register_autograd(_refuse)

@@ -1,0 +1,721 @@
+"""The Triton kernels of the selective scan and of the causal convolution, forward and backward.
+
+What is computed is defined in ``reference.py``; who calls these kernels, in which order and with what, is written in
+``triton.py``. Importing this module imports triton.
+
+A program of a scan is one warp. It walks BLOCK neighbouring channels of one sequence, in one direction, through one
+chunk of time: a tile (states, channels) in registers, of which a thread holds all the states of one channel, so that
+sums over states need no communication. Sequences are packed ("ragged") when ``offsets`` is given, otherwise they are
+the entries of a batch. A chunk has a *slot*, its place in every buffer that has one entry per chunk; the state is kept
+in float32. Programs share nothing that they write, so that results do not depend on the order in which they run.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Sequence(NamedTuple):
+    """A (batch, channels, length) tensor and its strides, in elements. Of B and C the channels are the states."""
+
+    data: Any
+    batch: Any
+    channel: Any
+    time: Any
+
+
+class Direction(NamedTuple):
+    """What one direction of a scan reads. Absent parameters are None; all parameters are contiguous."""
+
+    u: Sequence
+    delta: Sequence
+    A: Any  # (channels, states)
+    B: Sequence
+    C: Sequence
+    D: Any  # (channels,)
+    delta_bias: Any  # (channels,)
+    reverse: Any
+
+
+class Layout(NamedTuple):
+    """What all directions share. ``offsets`` is None, or the start of every packed sequence and the end of the last."""
+
+    offsets: Any
+    sequences: Any
+    length: Any  # of every sequence, where they are not packed
+    channels: Any
+    states: Any
+    blocks: Any  # of channels
+
+
+class Gradients(NamedTuple):
+    """What the backward pass of one direction writes."""
+
+    u: Sequence
+    delta: Sequence
+    z: Any  # a Sequence, or None
+    A: Any  # (slots, blocks, STATES, BLOCK)
+    B: Sequence  # of the first block of channels; the others follow, each as large
+    C: Sequence
+    block_stride: Any  # elements between two blocks of B or C
+    D: Any  # (slots, channels), or None
+    delta_bias: Any  # (slots, channels), or None
+
+
+# Elementary functions
+
+
+@triton.jit
+def _exponential(x):
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + _exponential(-x))
+
+
+@triton.jit
+def _softplus(x):
+    # max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): the logarithm of a number that has been
+    # rounded next to 1 would have lost the digits of a small e. The series ends below float32's resolution.
+    e = _exponential(-tl.abs(x))
+    s = e / (2.0 + e)
+    w = s * s
+    series = 1 / 15 + 0.0 * w
+    series = series * w + 1 / 13
+    series = series * w + 1 / 11
+    series = series * w + 1 / 9
+    series = series * w + 1 / 7
+    series = series * w + 1 / 5
+    series = series * w + 1 / 3
+    series = series * w + 1.0
+    return tl.where(x > 0, x, 0.0) + 2.0 * s * series
+
+
+# Where things lie
+
+
+@triton.jit
+def _find_sequence(slot, layout, chunk_length):
+    """(sequence, batch entry, first position, length, first slot) of the sequence to which a slot belongs.
+
+    A packed sequence s that starts at offsets[s] has its slots from offsets[s] // chunk_length + s on: never fewer
+    than it needs, whatever the lengths, and known without a table. Slots left over lie behind the sequence's end.
+    """
+    if layout.offsets is None:
+        slots_each = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
+        sequence = slot // slots_each
+        batch = sequence
+        start = sequence * 0
+        length = start + layout.length
+        first_slot = sequence * slots_each
+    else:
+        sequence = slot * 0
+        beyond = sequence + layout.sequences
+        while beyond - sequence > 1:
+            middle = (sequence + beyond) // 2
+            if tl.load(layout.offsets + middle).to(tl.int64) // chunk_length + middle <= slot:
+                sequence = middle
+            else:
+                beyond = middle
+        batch = sequence * 0
+        start = tl.load(layout.offsets + sequence).to(tl.int64)
+        length = tl.load(layout.offsets + sequence + 1).to(tl.int64) - start
+        first_slot = start // chunk_length + sequence
+    return sequence, batch, start, length, first_slot
+
+
+@triton.jit
+def _sequence_slots(sequence, layout, chunk_length):
+    """(first slot, number of chunks) of a sequence; an empty one has an empty chunk."""
+    if layout.offsets is None:
+        chunks = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
+        first_slot = sequence * chunks
+    else:
+        start = tl.load(layout.offsets + sequence).to(tl.int64)
+        end = tl.load(layout.offsets + sequence + 1).to(tl.int64)
+        chunks = tl.maximum(tl.cdiv(end - start, chunk_length), 1)
+        first_slot = start // chunk_length + sequence
+    return first_slot, chunks
+
+
+@triton.jit
+def _walk(reverse, start, length, first_step):
+    """(position of the chunk's first step, by how much the position changes from step to step)."""
+    sign = tl.where(reverse != 0, -1, 1).to(tl.int64)
+    return start + tl.where(reverse != 0, length - 1 - first_step, first_step), sign
+
+
+@triton.jit
+def _rows(sequence, batch, position, lanes):
+    """Pointers to one time step of a sequence."""
+    return sequence.data + (batch * sequence.batch + position * sequence.time) + lanes * sequence.channel
+
+
+@triton.jit
+def _track(sequence, batch, position, sign, lanes):
+    """(pointers to the first step that is walked, by how much they change from step to step)."""
+    return _rows(sequence, batch, position, lanes), sequence.time * sign
+
+
+@triton.jit
+def _read(pointers, mask):
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _only_if(condition, lanes, beyond):
+    """The lanes, or, unless the condition holds, lanes that are masked."""
+    return tl.where(condition, lanes, beyond)
+
+
+@triton.jit
+def _parameter(parameter, channels, mask):
+    """One number per channel; zero where there is no such parameter."""
+    if parameter is None:
+        value = tl.zeros(channels.shape, tl.float32)
+    else:
+        value = _read(parameter + channels, mask)
+    return value
+
+
+@triton.jit
+def _offsets(states, state_stride, channels):
+    """Offsets of a tile, (states, channels), in which channels are neighbours.
+
+    The compiler is told that states are not, and that channels are not aligned. Otherwise it would give each thread
+    what can be read at one go, some states of some channels, and would then move every tile and every number per
+    channel between two arrangements at each step.
+    """
+    return tl.max_contiguous(states[:, None], [1, 1]) * state_stride + tl.multiple_of(channels[None, :], [1, 1])
+
+
+@triton.jit
+def _exponents(A, channels, states, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see _offsets."""
+    exponents = tl.zeros((STATES, BLOCK), tl.float32)
+    for state in tl.static_range(STATES):
+        here = channels < tl.where(state < layout.states, layout.channels, 0)
+        row = _read(A + channels * layout.states + state, here) * LOG2_E
+        exponents = tl.where(states[:, None] == state, row[None, :], exponents)
+    return exponents
+
+
+@triton.jit
+def _at_boundary(states_of_sequences, sequence, channels, states, layout):
+    """(pointers, mask) of an entry of a (sequences, states, channels) buffer."""
+    mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
+    entry = states_of_sequences + sequence * layout.states * layout.channels
+    return entry + _offsets(states, layout.channels, channels), mask
+
+
+@triton.jit
+def _tile(tiles, slot, block, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known before."""
+    entry = tiles + (slot * layout.blocks + block) * (STATES * BLOCK)
+    return entry + _offsets(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK))
+
+
+@triton.jit
+def _program(blocks, directions: tl.constexpr):
+    """(block, direction, slot or sequence) of this program."""
+    program = tl.program_id(0)
+    others = program // blocks
+    return program % blocks, others % directions, (others // directions).to(tl.int64)
+
+
+@triton.jit
+def _inputs_and_step(u, delta, bias, mask, SOFTPLUS: tl.constexpr):
+    """(u, step size) at one time step; zeros, which leave the state as it is, where masked."""
+    step = _read(delta, mask) + bias
+    if SOFTPLUS:
+        step = _softplus(step)
+    return _read(u, mask), tl.where(mask, step, 0.0)
+
+
+@triton.jit
+def _next_state(state, inputs, step, B, exponents):
+    return tl.exp2(step[None, :] * exponents) * state + (step * inputs)[None, :] * B[:, None]
+
+
+# The selective scan, forward
+
+
+@triton.jit
+def _summarise(
+    direction, states_out, sums_out, layout, chunk_length, block, slot,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    bias = _parameter(direction.delta_bias, channels, here)
+
+    state = tl.zeros((STATES, BLOCK), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for t in range(steps):
+        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+        state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
+        total += step
+    tl.store(_tile(states_out, slot, block, layout, STATES, BLOCK), state)
+    tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
+
+
+@triton.jit
+def summarise_chunks(
+    directions, states_out, sums_out, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """The state after every chunk, walked from zero, and the sum of its steps.
+
+    states_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
+    """
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _summarise(
+                directions[i], states_out[i], sums_out[i], layout, chunk_length, block, slot, SOFTPLUS, STATES, BLOCK
+            )
+
+
+@triton.jit
+def _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride):
+    """Of the i-th chunk: (state walked from zero, decay, the slot). Beyond the last, what changes nothing."""
+    slot += i * sign
+    present = i + tl.zeros(exponents.shape, tl.int64) < chunks
+    decay = tl.exp2(_read(sums + slot * sum_stride, present) * exponents)
+    return _read(alone + slot * tile_stride, present), decay, slot
+
+
+@triton.jit
+def _hand_on(carried, alone, decay):
+    # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
+    return tl.where(carried == 0, 0.0, decay * carried) + alone
+
+
+@triton.jit
+def _carry(
+    A, alone, sums, boundary, carried_out, layout, chunk_length, row, sequence,
+    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    state = row % STATES
+    lanes = tl.arange(0, BLOCK)
+    channels = row // STATES * BLOCK + lanes
+    here = channels < tl.where(state < layout.states, layout.channels, 0)
+    exponents = _read(A + channels * layout.states + state, here) * LOG2_E
+    tile_stride, sum_stride = layout.blocks * (STATES * BLOCK), layout.blocks * BLOCK
+    alone, carried_out, sums = alone + row * BLOCK + lanes, carried_out + row * BLOCK + lanes, sums + channels
+    first_slot, chunks = _sequence_slots(sequence, layout, chunk_length)
+    slot, sign = _walk(BACKWARD, first_slot, chunks, 0)
+    if boundary is None:
+        carried = tl.zeros((BLOCK,), tl.float32)
+    else:
+        carried = _read(boundary + (sequence * layout.states + state) * layout.channels + channels, here)
+    # Four chunks are read at once: one after the other, the latencies of the reads would add up.
+    for i in range(0, chunks, 4):
+        alone0, decay0, slot0 = _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride)
+        alone1, decay1, slot1 = _chunk(alone, sums, exponents, i + 1, chunks, slot, sign, tile_stride, sum_stride)
+        alone2, decay2, slot2 = _chunk(alone, sums, exponents, i + 2, chunks, slot, sign, tile_stride, sum_stride)
+        alone3, decay3, slot3 = _chunk(alone, sums, exponents, i + 3, chunks, slot, sign, tile_stride, sum_stride)
+        tl.store(carried_out + slot0 * tile_stride, carried)
+        carried = _hand_on(carried, alone0, decay0)
+        if i + 1 < chunks:
+            tl.store(carried_out + slot1 * tile_stride, carried)
+        carried = _hand_on(carried, alone1, decay1)
+        if i + 2 < chunks:
+            tl.store(carried_out + slot2 * tile_stride, carried)
+        carried = _hand_on(carried, alone2, decay2)
+        if i + 3 < chunks:
+            tl.store(carried_out + slot3 * tile_stride, carried)
+        carried = _hand_on(carried, alone3, decay3)
+
+
+@triton.jit
+def carry_over_chunks(
+    directions, alone, sums, boundary, carried_out, layout, chunk_length,
+    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """What every chunk takes over from the one before it, or, BACKWARD, from the one after it.
+
+    alone, carried_out: per direction (slots, blocks, STATES, BLOCK); sums: per direction (slots, blocks, BLOCK);
+    boundary: per direction (sequences, states, channels), what the first chunk takes over, or None for zeros. A
+    program follows one state of a block of channels.
+    """
+    row, which, sequence = _program(layout.blocks * STATES, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _carry(
+                directions[i].A, alone[i], sums[i], boundary[i], carried_out[i], layout, chunk_length, row, sequence,
+                BACKWARD, STATES, BLOCK,
+            )
+
+
+@triton.jit
+def _scan(
+    direction, z, initial, output, last_state, checkpoints, layout, chunk_length, block, slot,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    out, out_stride = _track(output, batch, position, sign, channels)
+    if z is not None:
+        gate, gate_stride = _track(z, batch, position, sign, channels)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    bias = _parameter(direction.delta_bias, channels, here)
+    D = _parameter(direction.D, channels, here)
+
+    if initial is None:
+        state = tl.zeros((STATES, BLOCK), tl.float32)
+    else:
+        state = tl.load(_tile(initial, slot, block, layout, STATES, BLOCK))
+    if checkpoints is not None:
+        first_tile, _ = _sequence_slots(sequence, layout, TILE)
+        first_tile += first_step // TILE
+    for tile in range(tl.cdiv(steps, TILE)):
+        if checkpoints is not None:
+            tl.store(_tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK), state)
+        for t in range(tile * TILE, tl.minimum(tile * TILE + TILE, steps)):
+            inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+            state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
+            y = tl.sum(state * _read(C + t * C_stride, in_states)[:, None], axis=0) + D * inputs
+            if z is not None:
+                gating = _read(gate + t * gate_stride, here)
+                y *= gating * _sigmoid(gating)
+            tl.store(out + t * out_stride, y, mask=here)
+    if last_state is not None:
+        if (first_step <= tl.maximum(length - 1, 0)) & (first_step + chunk_length >= length):
+            pointers, mask = _at_boundary(last_state, sequence, channels, states, layout)
+            tl.store(pointers, state, mask=mask)
+
+
+@triton.jit
+def scan_forward(
+    directions, z, initial, outputs, last_states, checkpoints, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """Outputs, gated when there is a z.
+
+    initial: per direction (slots, blocks, STATES, BLOCK), the state before every chunk, or None for zeros. Optional
+    results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK), the
+    state before every TILE steps.
+    """
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _scan(
+                directions[i], z, initial[i], outputs[i], last_states[i], checkpoints[i], layout, chunk_length, block,
+                slot, SOFTPLUS, STATES, BLOCK, TILE,
+            )
+
+
+@triton.jit
+def gate_mean(
+    first, second, z, output, length, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """output = silu(z) (first + second) / 2, for sequences without regard to their ends; z may be None."""
+    batch = tl.program_id(2).to(tl.int64)
+    times = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (times < length) & (lanes < channels)
+    y = _read(_rows(first, batch, times, lanes), mask) + _read(_rows(second, batch, times, lanes), mask)
+    y *= 0.5
+    if z is not None:
+        gating = _read(_rows(z, batch, times, lanes), mask)
+        y *= gating * _sigmoid(gating)
+    tl.store(_rows(output, batch, times, lanes), y, mask=mask)
+
+
+# The selective scan, backward
+
+
+@triton.jit
+def _summarise_adjoint(
+    direction, z, grad_output, adjoints_out, sums_out, layout, chunk_length, block, slot, scale,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    if z is not None:
+        gate, gate_stride = _track(z, batch, position, sign, channels)
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    bias = _parameter(direction.delta_bias, channels, here)
+
+    adjoint = tl.zeros((STATES, BLOCK), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(steps):
+        t = steps - 1 - i
+        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
+        grad = _read(grad_rows + t * grad_stride, here) * scale
+        if z is not None:
+            gating = _read(gate + t * gate_stride, here)
+            grad *= gating * _sigmoid(gating)
+        adjoint += grad[None, :] * _read(C + t * C_stride, in_states)[:, None]
+        adjoint *= tl.exp2(step[None, :] * exponents)
+        total += step
+    tl.store(_tile(adjoints_out, slot, block, layout, STATES, BLOCK), adjoint)
+    tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
+
+
+@triton.jit
+def summarise_adjoints(
+    directions, z, grad_output, adjoints_out, sums_out, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
+
+    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
+    """
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _summarise_adjoint(
+                directions[i], z, grad_output, adjoints_out[i], sums_out[i], layout, chunk_length, block, slot,
+                1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK,
+            )
+
+
+@triton.jit
+def _walk_on(
+    state, u, delta, B, t, steps, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
+):
+    """The state after step t, whose pointers are given, from that before it; the same beyond the chunk's end."""
+    here = _only_if(t < steps, channels, layout.channels) < layout.channels
+    in_states = _only_if(t < steps, states, layout.states) < layout.states
+    inputs, step = _inputs_and_step(u, delta, bias, here, SOFTPLUS)
+    return _next_state(state, inputs, step, _read(B, in_states), exponents)
+
+
+@triton.jit
+def _differentiate(
+    direction, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length, block, slot, scale,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
+    first_step = (slot - first_slot) * chunk_length
+    steps = tl.minimum(length - first_step, chunk_length)
+    position, sign = _walk(direction.reverse, start, length, first_step)
+    channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
+    here, in_states = channels < layout.channels, states < layout.states
+    u, u_stride = _track(direction.u, batch, position, sign, channels)
+    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
+    B, B_stride = _track(direction.B, batch, position, sign, states)
+    C, C_stride = _track(direction.C, batch, position, sign, states)
+    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    if z is not None:
+        gate, gate_stride = _track(z, batch, position, sign, channels)
+        grad_z, grad_z_stride = _track(gradients.z, batch, position, sign, channels)
+    grad_u, grad_u_stride = _track(gradients.u, batch, position, sign, channels)
+    grad_delta, grad_delta_stride = _track(gradients.delta, batch, position, sign, channels)
+    grad_B, grad_B_stride = _track(gradients.B, batch, position, sign, states)
+    grad_C, grad_C_stride = _track(gradients.C, batch, position, sign, states)
+    grad_B += block.to(tl.int64) * gradients.block_stride
+    grad_C += block.to(tl.int64) * gradients.block_stride
+    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    bias = _parameter(direction.delta_bias, channels, here)
+    D = _parameter(direction.D, channels, here)
+
+    # The adjoint is the gradient of the state after the present step, as far as it comes from later steps.
+    if incoming is not None:
+        adjoint = tl.load(_tile(incoming, slot, block, layout, STATES, BLOCK))
+    elif boundary is not None:
+        pointers, mask = _at_boundary(boundary, sequence, channels, states, layout)
+        adjoint = _read(pointers, mask)
+    else:
+        adjoint = tl.zeros((STATES, BLOCK), tl.float32)
+    grad_A = tl.zeros((STATES, BLOCK), tl.float32)
+    grad_D, grad_bias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+
+    first_tile, sequence_tiles = _sequence_slots(sequence, layout, TILE)
+    first_tile += first_step // TILE
+    tiles = tl.cdiv(steps, TILE)
+    for later_tiles in range(tiles):
+        tile = tiles - 1 - later_tiles
+        checkpoint = _tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK)
+        # Four steps at a time, so that the states before them fit into registers. To walk there from the checkpoint
+        # again costs less than to keep all of the tile's states in memory.
+        for later_groups in range(TILE // 4):
+            first = tile * TILE + TILE - 4 - 4 * later_groups
+            state0 = tl.load(checkpoint)
+            for t in range(tile * TILE, first):
+                state0 = _walk_on(
+                    state0, u + t * u_stride, delta + t * delta_stride, B + t * B_stride, t, steps,
+                    bias, exponents, channels, states, layout, SOFTPLUS,
+                )
+            state1 = _walk_on(
+                state0, u + first * u_stride, delta + first * delta_stride, B + first * B_stride, first, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
+            )
+            state2 = _walk_on(
+                state1, u + (first + 1) * u_stride, delta + (first + 1) * delta_stride, B + (first + 1) * B_stride, first + 1, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
+            )
+            state3 = _walk_on(
+                state2, u + (first + 2) * u_stride, delta + (first + 2) * delta_stride, B + (first + 2) * B_stride, first + 2, steps,
+                bias, exponents, channels, states, layout, SOFTPLUS,
+            )
+            for k in tl.static_range(4):
+                if k == 0:
+                    before = state3
+                elif k == 1:
+                    before = state2
+                elif k == 2:
+                    before = state1
+                else:
+                    before = state0
+                t = first + 3 - k
+                now = _only_if(t < steps, channels, layout.channels) < layout.channels
+                now_states = _only_if(t < steps, states, layout.states) < layout.states
+                inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, now, SOFTPLUS)
+                B_now = _read(B + t * B_stride, now_states)[:, None]
+                C_now = _read(C + t * C_stride, now_states)[:, None]
+                grad = _read(grad_rows + t * grad_stride, now) * scale
+                decay = tl.exp2(step[None, :] * exponents)
+                before = decay * before
+                state = before + (step * inputs)[None, :] * B_now
+
+                if z is not None:
+                    gating = _read(gate + t * gate_stride, now)
+                    sigmoid = _sigmoid(gating)
+                    y = tl.sum(state * C_now, axis=0) + D * inputs
+                    grad_gating = grad * y * sigmoid * (1.0 + gating * (1.0 - sigmoid))
+                    tl.store(grad_z + t * grad_z_stride, grad_gating, mask=now)
+                    grad *= gating * sigmoid
+                grad_state = adjoint + grad[None, :] * C_now
+                grad_exponent = grad_state * before
+                grad_impulse = tl.sum(grad_state * B_now, axis=0)
+                # exponents are A log2(e): the factor is taken out again after the sum.
+                grad_step = grad_impulse * inputs + tl.sum(grad_exponent * exponents, axis=0) * (1 / LOG2_E)
+                if SOFTPLUS:
+                    raw = _read(delta + t * delta_stride, now) + bias
+                    grad_step *= _sigmoid(raw)
+                grad_A += grad_exponent * step[None, :]
+                grad_D += grad * inputs
+                grad_bias += tl.where(now, grad_step, 0.0)
+                tl.store(grad_u + t * grad_u_stride, grad_impulse * step + grad * D, mask=now)
+                tl.store(grad_delta + t * grad_delta_stride, grad_step, mask=now)
+                to_B = tl.sum(grad_state * (step * inputs)[None, :], axis=1)
+                to_C = tl.sum(state * grad[None, :], axis=1)
+                tl.store(grad_B + t * grad_B_stride, to_B, mask=now_states)
+                tl.store(grad_C + t * grad_C_stride, to_C, mask=now_states)
+                adjoint = grad_state * decay
+
+    tl.store(_tile(gradients.A, slot, block, layout, STATES, BLOCK), grad_A)
+    if gradients.D is not None:
+        tl.store(gradients.D + slot * layout.channels + channels, grad_D, mask=here)
+    if gradients.delta_bias is not None:
+        tl.store(gradients.delta_bias + slot * layout.channels + channels, grad_bias, mask=here)
+
+
+@triton.jit
+def scan_backward(
+    directions, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """All gradients; those of parameters, B and C in parts that are left to be added up.
+
+    incoming: per direction (slots, blocks, STATES, BLOCK), what every chunk takes over from the one after it, or None
+    where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same for the last
+    chunk, or None for zeros.
+    """
+    block, which, slot = _program(layout.blocks, DIRECTIONS)
+    for i in tl.static_range(DIRECTIONS):
+        if which == i:
+            _differentiate(
+                directions[i], z, grad_output, checkpoints[i], incoming[i], boundary[i], gradients[i], layout,
+                chunk_length, block, slot, 1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK, TILE,
+            )
+
+
+# The causal convolution
+
+
+@triton.jit
+def _convolve(x, weight, bias, sign, batch, start, length, times, channels, here, WIDTH: tl.constexpr):
+    """Before SiLU, at the given times of a sequence; zero taps reach out of it."""
+    result = tl.zeros((times.shape[0], channels.shape[1]), tl.float32) + _read(bias + channels, here)
+    for tap in tl.static_range(WIDTH):
+        source = times - sign * (WIDTH - 1 - tap)
+        taken = _read(_rows(x, batch, start + source, channels), (source >= 0) & (source < length) & here)
+        result += taken * _read(weight + channels * WIDTH + tap, here)
+    return result
+
+
+@triton.jit
+def convolution_forward(
+    x, weights, biases, reverse, outputs, layout,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """silu(convolution) in every direction. weights: (channels, WIDTH) each."""
+    block, which, slot = _program(layout.blocks, 1)
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
+    times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
+    channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
+    here = channels < layout.channels
+    for i in tl.static_range(DIRECTIONS):
+        sign = tl.where(reverse[i] != 0, -1, 1)
+        result = _convolve(x, weights[i], biases[i], sign, batch, start, length, times, channels, here, WIDTH)
+        result *= _sigmoid(result)
+        tl.store(_rows(outputs[i], batch, start + times, channels), result, mask=(times < length) & here)
+
+
+@triton.jit
+def convolution_backward(
+    x, weights, biases, reverse, grad_outputs, grad_x, grad_weights, grad_biases, layout,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+):
+    """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be added up."""
+    block, which, slot = _program(layout.blocks, 1)
+    sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
+    times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
+    channels = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
+    here = channels < layout.channels
+    to_x = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i in tl.static_range(DIRECTIONS):
+        sign = tl.where(reverse[i] != 0, -1, 1)
+        # An input reaches the outputs of WIDTH steps; the last tap's is the step itself.
+        for tap in tl.static_range(WIDTH):
+            reached = times + sign * (WIDTH - 1 - tap)
+            mask = (reached >= 0) & (reached < length) & here
+            result = _convolve(x, weights[i], biases[i], sign, batch, start, length, reached, channels, here, WIDTH)
+            sigmoid = _sigmoid(result)
+            grad = _read(_rows(grad_outputs[i], batch, start + reached, channels), mask)
+            grad *= sigmoid * (1.0 + result * (1.0 - sigmoid))
+            to_x += grad * _read(weights[i] + channels * WIDTH + tap, here)
+            if tap == WIDTH - 1:
+                bias_pointers = grad_biases[i] + slot * layout.channels + channels
+                tl.store(bias_pointers, tl.sum(grad, axis=0)[None, :], mask=here)
+                for k in tl.static_range(WIDTH):
+                    source = times - sign * (WIDTH - 1 - k)
+                    taken = _read(
+                        _rows(x, batch, start + source, channels), (source >= 0) & (source < length) & here
+                    )
+                    weight_pointers = grad_weights[i] + (slot * WIDTH + k) * layout.channels + channels
+                    tl.store(weight_pointers, tl.sum(grad * taken, axis=0)[None, :], mask=here)
+    tl.store(_rows(grad_x, batch, start + times, channels), to_x, mask=(times < length) & here)
