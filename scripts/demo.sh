@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-result/demo}
 
-scripts/setup.sh
+scripts/setup.sh superb
 ssamba=.venv/bin/ssamba
 $ssamba corpora synth "$out/corpora"
 $ssamba init --size tiny "$out/ssamba_tiny"

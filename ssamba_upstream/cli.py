@@ -9,6 +9,7 @@ import torch
 from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
+from . import bench, ops
 from .superb import corpora, layouts
 
 
@@ -35,6 +36,7 @@ def _parser():
     _add_convert(commands)
     _add_info(commands)
     _add_corpora(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -72,12 +74,16 @@ def _convert(options):
 
 
 def _add_info(commands):
-    parser = commands.add_parser("info", help="print what a checkpoint is")
-    parser.add_argument("checkpoint", type=Path)
+    parser = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("checkpoint", type=Path, nargs="?")
+    subject.add_argument("--system", action="store_true", help="versions, and which scan backends there are")
     parser.set_defaults(run=_info)
 
 
 def _info(options):
+    if options.system:
+        return _system_info()
     model = load_model(options.checkpoint)
     config = model.config
     rows, columns = config.position_grid
@@ -93,6 +99,16 @@ def _info(options):
     }
     for name, value in lines.items():
         print(f"{name:14} {value}")
+
+
+def _system_info():
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled CPU kernels for "
+          f"{ops.cpu.instruction_set or 'no instruction set'}")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        name = torch.cuda.get_device_name() if device == "cuda" else "float32"
+        print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")
+        for backend in ops.BACKENDS:
+            print(f"  {backend:10} {ops.unavailable_reason(backend, device) or 'available'}")
 
 
 def _count(model):
@@ -153,6 +169,26 @@ def _synthesise_corpora(options):
 def _arrange_fsdd(options):
     layouts.arrange_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
+
+
+def _add_bench(commands):
+    parser = commands.add_parser("bench", help="measure the scan's backends and peers, or the whole network")
+    parser.add_argument("subject", choices=("scan", "model"))
+    parser.add_argument("--size", choices=HIDDEN_SIZES, action="append", help="model: default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--out", type=Path, default=Path("result/bench"), help="folder for the CSV; default: result/bench")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options):
+    if options.subject == "scan":
+        rows = bench.bench_scan(options.device, options.rounds)
+    else:
+        rows = bench.bench_model(options.device, options.rounds, options.size or tuple(HIDDEN_SIZES))
+    path = options.out / f"{options.subject}.csv"
+    print(bench.write_table(rows, path))
+    print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
 
 
 if __name__ == "__main__":

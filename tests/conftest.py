@@ -1,8 +1,13 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this once, when something first imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 DATA = Path(__file__).parent / "data"
 SHARED_AUDIO = Path(__file__).parents[2] / "shared" / "audio"

@@ -5,7 +5,6 @@ write, but neither races between programs nor what the compiler makes of them.
 """
 
 import importlib.util
-import os
 from unittest import mock
 
 import pytest
@@ -13,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ssamba_upstream.ops import triton as scan
+from ssamba_upstream.ops.reference import selective_scan_reference
+
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-if not ON_GPU:
-    # Triton asks for this once, when it is imported: torch and transformers do that too, if they find it.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-from ssamba_upstream.ops import triton as scan  # noqa: E402
-from ssamba_upstream.ops.reference import selective_scan_reference  # noqa: E402
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -443,7 +439,7 @@ def test_gpu_convolutions(shape):
 def test_gpu_equals_mamba_ssm(length):
     from ssamba_upstream.ops import cuda
 
-    if not cuda.is_available():
+    if cuda.unavailable_reason():
         pytest.skip("needs mamba-ssm and causal-conv1d")
     inputs = scan_inputs(2, 384, length, 16)
     weights = [torch.randn(2, 384, length, device="cuda")]

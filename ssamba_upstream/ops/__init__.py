@@ -4,22 +4,63 @@ Each is one function with several backends behind it; ``backend="auto"`` takes t
 at hand.
 """
 
+import contextlib
 import itertools
 
 import torch
 import torch.nn.functional as F
 
-from . import cpu, cuda
+from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
 from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 
+# The best first: "auto" takes the first that serves.
 BACKENDS = {
-    "reference": selective_scan_reference,
-    "torch": selective_scan_chunked,
-    "cpu": cpu.selective_scan_cpu,
     "mamba_ssm": cuda.selective_scan_cuda,
+    "triton": triton.selective_scan_triton,
+    "cpu": cpu.selective_scan_cpu,
+    "torch": selective_scan_chunked,
+    "reference": selective_scan_reference,
 }
+_RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
+_RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
+
+_forced = None
+_best = {}  # by device type and dtype; asking every backend anew would take longer than a small scan
+
+
+@contextlib.contextmanager
+def forced_backend(name):
+    """Let "auto" mean one backend, or again the best one ("auto"), as long as this context lasts: for comparisons."""
+    global _forced
+    previous, _forced = _forced, None if name == "auto" else name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def choose_backend(tensor):
+    """The backend that "auto" means for such a tensor."""
+    kind = tensor.device.type, tensor.dtype
+    if kind not in _best:
+        _best[kind] = next(name for name in BACKENDS if unavailable_reason(name, *kind) is None)
+    return _forced or _best[kind]
+
+
+def unavailable_reason(backend, device="cpu", dtype=torch.float32):
+    """Why a backend cannot compute on a device ("cpu", "cuda") in a dtype, or None if it can."""
+    if backend not in BACKENDS:
+        return f"there is no such backend; there are: auto, {', '.join(BACKENDS)}"
+    if backend in ("torch", "reference"):
+        return None
+    home = "cpu" if backend == "cpu" else "cuda"
+    if device != home:
+        return f"it computes on {home} only"
+    if dtype == torch.float64:
+        return "it does not compute in float64"
+    return {"mamba_ssm": cuda, "triton": triton, "cpu": cpu}[backend].unavailable_reason()
 
 
 def selective_scan(
@@ -42,9 +83,10 @@ def selective_scan(
         delta_softplus: whether the step is softplus(delta + delta_bias) instead of delta + delta_bias.
         reverse: walk from the last step to the first instead.
         return_last_state: return (output, state after the last step walked, (batch, channels, states)).
-        backend: "auto", "reference" (the definition, any number of derivatives), "torch" (plain torch, first
-            derivatives), "cpu" (compiled, first derivatives, not for float64) or "mamba_ssm" (CUDA tensors, needs
-            mamba-ssm and causal-conv1d).
+        backend: "auto", the best that can serve, of: "mamba_ssm" (CUDA tensors, needs mamba-ssm and causal-conv1d),
+            "triton" (CUDA tensors, needs nothing but triton), "cpu" (compiled), "torch" (plain torch, any device) and
+            "reference" (the definition). Only the last two serve float64, and only the last has more than first
+            derivatives.
 
     Returns:
         (batch, channels, length) in u's dtype. The state is kept in float32, or float64 for float64 inputs.
@@ -54,9 +96,9 @@ def selective_scan(
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
-        backend = "mamba_ssm" if _serves_cuda(u) else "cpu" if cpu.serves(u) else "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"no selective scan backend {backend!r}; there are: auto, {', '.join(BACKENDS)}")
+        backend = choose_backend(u)
+    elif reason := unavailable_reason(backend, u.device.type, u.dtype):
+        raise ValueError(f"backend {backend!r} cannot serve: {reason}")
     return BACKENDS[backend](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state)
 
 
@@ -81,8 +123,8 @@ def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
     u = directions[0]["u"]
     for scan in directions:
         _check_shapes(*(scan[name] for name in ("u", "delta", "A", "B", "C", "D")), z, scan["delta_bias"])
-    if len(directions) == 2 and cpu.serves(u):
-        return cpu.selective_scan_mean_cpu(directions, z, delta_softplus, offsets)
+    if len(directions) == 2 and (scan_both := _RAGGED_MEANS.get(choose_backend(u))):
+        return scan_both(directions, z, delta_softplus, offsets)
     if offsets is not None:
         def scan_one(steps):
             names = "u", "delta", "B", "C"
@@ -114,14 +156,15 @@ def causal_convolutions(x, weights, biases, reverse, offsets=None):
 
     ``offsets`` is for a ragged batch, as in :func:`selective_scan_mean`: no tap reaches into another sequence.
     """
-    if len(weights) <= 2 and cpu.serves(x):
-        return cpu.causal_convolutions_cpu(x, weights, biases, reverse, offsets)
+    backend = choose_backend(x)
+    if len(weights) <= 2 and (convolve_all := _RAGGED_CONVOLUTIONS.get(backend)):
+        return convolve_all(x, weights, biases, reverse, offsets)
     if offsets is not None:
         def convolve_one(steps):
             return causal_convolutions(x[..., steps], weights, biases, reverse)
 
         return _each_sequence(convolve_one, x, offsets)
-    convolve = cuda.causal_convolution_cuda if _serves_cuda(x) else _causal_convolution
+    convolve = cuda.causal_convolution_cuda if backend == "mamba_ssm" else _causal_convolution
     return [convolve(x, *parameters) for parameters in zip(weights, biases, reverse)]
 
 
@@ -140,10 +183,6 @@ def _causal_convolution(x, weight, bias, reverse):
     else:
         padded = F.pad(x, (context, 0))
     return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0]))
-
-
-def _serves_cuda(tensor):
-    return tensor.is_cuda and tensor.dtype != torch.float64 and cuda.is_available()
 
 
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias):

@@ -6,9 +6,10 @@ Both only walk forwards in time, so the reverse direction flips its inputs and i
 import importlib.util
 
 
-def is_available() -> bool:
-    """Whether both packages are installed; they are imported at first use only."""
-    return all(importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "causal_conv1d"))
+def unavailable_reason():
+    """Why these kernels cannot serve, or None. The packages are imported at first use only."""
+    missing = [name for name in ("mamba_ssm", "causal_conv1d") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} is not installed" if missing else None
 
 
 def selective_scan_cuda(
