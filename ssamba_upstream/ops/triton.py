@@ -1,19 +1,20 @@
-"""The selective scan and the causal convolution on GPUs, through Triton: no compiler and no other package is needed.
+"""The selective scan and the causal convolution on GPUs, through Triton: no compiler and no other package is
+needed.
 
 This module decides how the work is divided and registers the operators with torch: torch.compile, autocast,
-DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative. The arithmetic is
-in ``triton_kernels.py``, which is imported (and triton with it) at the first call only.
+DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative. The
+arithmetic is in ``triton_kernels.py``, which is imported (and triton with it) at the first call only.
 
-Every operator takes one direction or two at once, and either a batch of equally long sequences or, with ``offsets``,
-sequences packed one after the other in a batch of one, each of which is treated as if it were alone.
+Every operator takes one direction or two at once, and either a batch of equally long sequences or, with
+``offsets``, sequences packed one after the other in a batch of one, each of which is treated as if it were
+alone.
 
-A scan walks time, and few sequences of few channels do not fill a GPU. Long sequences are therefore cut into chunks:
-every chunk is first walked from a zero state, then what each chunk takes over from the one before is worked out, and
-only then are the chunks walked for their outputs. A chunk's whole decay is the exponential of A times the sum of its
-steps, so that no product is formed that could underflow or overflow where the definition does not: not for A <= 0 and
-steps >= 0, whose decays are at most 1; otherwise a state that a later chunk takes over overflows where it does so in
-the definition.
-"""
+A scan walks time, and few sequences of few channels do not fill a GPU. Long sequences are therefore cut into
+chunks: every chunk is first walked from a zero state, then what each chunk takes over from the one before is
+worked out, and only then are the chunks walked for their outputs. A chunk's whole decay is the exponential of
+A times the sum of its steps, so that no product is formed that could underflow or overflow where the
+definition does not: not for A <= 0 and steps >= 0, whose decays are at most 1; otherwise a state that a later
+chunk takes over overflows where it does so in the definition. """
 
 import contextlib
 import functools
@@ -27,14 +28,14 @@ import torch
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 OLDEST_CAPABILITY = (8, 0)
 
-# One warp walks BLOCK channels, a thread all states of one; the backward pass starts again from the state that was kept
-# before every TILE steps.
+# One warp walks BLOCK channels, a thread all states of one; the backward pass starts again from the state
+# that was kept before every TILE steps.
 BLOCK, TILE = 32, 16
 CONVOLUTION_ROWS = 16
 GATE_ROWS, GATE_COLUMNS = 8, 128
 
-# A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and so pay
-# only where they bring several times as many warps.
+# A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and
+# so pay only where they bring several times as many warps.
 WARPS_PER_MULTIPROCESSOR = 16
 FEWEST_CHUNKS, SHORTEST_CHUNK = 3, 64
 
@@ -52,18 +53,19 @@ def unavailable_reason():
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if _version() is not None and _version() < OLDEST_TRITON:
-        return f"triton {'.'.join(map(str, _version()))} is too old: {'.'.join(map(str, OLDEST_TRITON))} is needed"
+        return "triton {}.{} is too old: {}.{} is needed".format(*_version(), *OLDEST_TRITON)
     if _interpreted():
         return None
     if not torch.cuda.is_available():
-        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernels on a CPU, for tests: very slowly)"
+        return "there is no CUDA device (for tests, TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
     if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
         return "the GPU is too old: compute capability {}.{} is needed".format(*OLDEST_CAPABILITY)
     return None
 
 
 def is_available() -> bool:
-    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1."""
+    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1.
+    """
     return unavailable_reason() is None
 
 
@@ -72,18 +74,19 @@ def _interpreted():
 
 
 def selective_scan_triton(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
-    offsets=None,
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
+    return_last_state=False, offsets=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
-    Inputs may be bfloat16, float16 or float32, each for itself, with any strides; channels that are neighbours in
-    memory are read fastest. The state is float32.
+    Inputs may be bfloat16, float16 or float32, each for itself, with any strides; channels that are
+    neighbours in memory are read fastest. The state is float32.
 
     Args:
-        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one entry, in
-            which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by itself. The
-            last state then has an entry for every sequence.
+        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one
+        entry, in
+            which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by
+            itself. The last state then has an entry for every sequence.
 
     Raises:
         ValueError: float64 inputs, or offsets that do not fit the batch.
@@ -120,8 +123,8 @@ def _scan(directions, z, delta_softplus, offsets, return_last_state):
     tensors = [tensor for tensors in lists for tensor in tensors] + ([] if z is None else [z])
     _check(directions[0]["u"], tensors, offsets)
     output, last_states, _ = scan_operator(
-        *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus), return_last_state,
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus),
+        return_last_state, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
     )
     return output, last_states
 
@@ -129,13 +132,15 @@ def _scan(directions, z, delta_softplus, offsets, return_last_state):
 def _check(x, tensors, offsets):
     if any(tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) for tensor in tensors):
         raise ValueError(
-            "the Triton kernels take float32, bfloat16 and float16; for float64 use backend='reference' or 'torch'"
+            "the Triton kernels take float32, bfloat16 and float16; for float64 use backend='reference' "
+            "or 'torch'"
         )
-    fits = offsets is None or x.shape[0] == 1 and offsets.dim() == 1 and offsets.dtype in (torch.int32, torch.int64)
-    if not fits:
+    if offsets is None:
+        return
+    if x.shape[0] != 1 or offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"offsets must be (sequences + 1,) int32 or int64 beside a batch of 1; got {tuple(offsets.shape)} "
-            f"{offsets.dtype} beside a batch of {x.shape[0]}"
+            "offsets must be (sequences + 1,) int32 or int64 beside a batch of 1; "
+            f"got {tuple(offsets.shape)} {offsets.dtype} beside a batch of {x.shape[0]}"
         )
 
 
@@ -211,7 +216,8 @@ class _Division:
         self.directions = tuple(
             kernels.Direction(
                 _sequence(u), _sequence(delta), A.contiguous(), _sequence(B), _sequence(C),
-                None if D is None else D.contiguous(), None if bias is None else bias.contiguous(), int(reverse),
+                None if D is None else D.contiguous(), None if bias is None else bias.contiguous(),
+                int(reverse),
             )
             for u, delta, A, B, C, D, bias, reverse in columns
         )
@@ -231,7 +237,8 @@ class _Division:
         programs = (blocks * len(self.directions) * each,)
         _launch(
             kernel, self.u.device, programs, self.directions, *arguments, self.layout, self.chunk_length,
-            STATES=_power_of_two(self.layout.states), BLOCK=BLOCK, DIRECTIONS=len(self.directions), **constants,
+            STATES=_power_of_two(self.layout.states), BLOCK=BLOCK, DIRECTIONS=len(self.directions),
+            **constants,
         )
 
     def walk(self, kernel, *arguments, **constants):
@@ -244,7 +251,8 @@ class _Division:
 
     def adjoints_after_chunks(self, z, grad_output, grad_last_states):
         """The same for the gradients of the states after the chunks, as far as later chunks have them."""
-        return self._over_chunks(_kernels().summarise_adjoints, (z, grad_output), grad_last_states, backward=1)
+        arguments = z, grad_output
+        return self._over_chunks(_kernels().summarise_adjoints, arguments, grad_last_states, backward=1)
 
     def _over_chunks(self, summarise, arguments, boundary, backward):
         if self.chunk_length >= self.u.shape[2]:
@@ -260,16 +268,18 @@ class _Division:
         return carried.unbind()
 
 
-# What the operators do. Tensors come in lists of one entry per direction; D and delta_bias may be empty lists.
+# What the operators do. Tensors come in lists of one entry per direction; D and delta_bias may be empty
+# lists.
 
 
 def _scan_forward(
     u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
 ):
-    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks, STATES,
-    BLOCK) for the backward pass); the last two empty unless asked for."""
+    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
+    STATES, BLOCK) for the backward pass); the last two empty unless asked for."""
     output, last_states, checkpoints = _scan_outputs(
-        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state,
+        keep_checkpoints,
     )
     if output.numel() == 0:
         return output, last_states.zero_(), checkpoints.zero_()
@@ -287,8 +297,8 @@ def _scan_forward(
         batch, channels, length = output.shape
         programs = (-(-length // GATE_ROWS), -(-channels // GATE_COLUMNS), batch)
         _launch(
-            kernels.gate_mean, output.device, programs, *map(_sequence, outputs), gate, _sequence(output), length,
-            channels, warps=4, ROWS=GATE_ROWS, BLOCK=GATE_COLUMNS,
+            kernels.gate_mean, output.device, programs, *map(_sequence, outputs), gate, _sequence(output),
+            length, channels, warps=4, ROWS=GATE_ROWS, BLOCK=GATE_COLUMNS,
         )
     return output, last_states, checkpoints
 
@@ -298,13 +308,15 @@ def _scan_outputs(
 ):
     directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
     last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
-    kept = (directions, _slots(u[0], offsets, TILE), *_tile_shape(channels, states)) if keep_checkpoints else (0,)
+    tiles = (directions, _slots(u[0], offsets, TILE), *_tile_shape(channels, states))
+    kept = tiles if keep_checkpoints else (0,)
     new_state = functools.partial(u[0].new_empty, dtype=torch.float32)
     return _empty_sequence(u[0]), new_state(last), new_state(kept)
 
 
 def _scan_backward(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    delta_softplus,
 ):
     """Gradients of u, delta, A, B, C, D and delta_bias, the directions stacked; then of z."""
     empty = _scan_gradients(
@@ -318,11 +330,13 @@ def _scan_backward(
     batch, channels, length = u[0].shape
     slots, states = division.slots, A[0].shape[1]
 
-    # What each chunk, or block of channels, contributes to a shared gradient is added up afterwards, in fixed order.
+    # What each chunk, or block of channels, contributes to a shared gradient is added up afterwards, in fixed
+    # order.
     grad_u, grad_delta = empty[:2]
     new = functools.partial(u[0].new_empty, dtype=torch.float32)
     parts_A = new(division.tiles_shape)
-    parts_D, parts_bias = (new(count, slots, channels) if parameters else None for parameters in (D, delta_bias))
+    parts_D = new(count, slots, channels) if D else None
+    parts_bias = new(count, slots, channels) if delta_bias else None
     parts_B, parts_C = new(2, count, division.layout.blocks, batch, length, states).unbind()
     parts_z = None
     if z is not None:
@@ -330,8 +344,8 @@ def _scan_backward(
     gradients = tuple(
         kernels.Gradients(
             _sequence(grad_u[i]), _sequence(grad_delta[i]), parts_z and _sequence(parts_z[i]), parts_A[i],
-            _sequence(parts_B[i, 0].transpose(1, 2)), _sequence(parts_C[i, 0].transpose(1, 2)), parts_B.stride(1),
-            parts_D[i] if D else None, parts_bias[i] if delta_bias else None,
+            _sequence(parts_B[i, 0].transpose(1, 2)), _sequence(parts_C[i, 0].transpose(1, 2)),
+            parts_B.stride(1), parts_D[i] if D else None, parts_bias[i] if delta_bias else None,
         )
         for i in range(count)
     )
@@ -344,7 +358,8 @@ def _scan_backward(
         TILE=TILE,
     )
     results = [
-        grad_u, grad_delta, _add_up(parts_A, A).transpose(2, 3).flatten(1, 2)[:, :channels, :states].contiguous(),
+        grad_u, grad_delta,
+        _add_up(parts_A, A).transpose(2, 3).flatten(1, 2)[:, :channels, :states].contiguous(),
         _add_up(parts_B, B).transpose(2, 3), _add_up(parts_C, C).transpose(2, 3),
     ]
     results += [_add_up(parts_D, D)] if D else []
@@ -355,7 +370,8 @@ def _scan_backward(
 
 
 def _scan_gradients(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    delta_softplus,
 ):
     batch, channels, length = u[0].shape
     states = A[0].shape[1]
@@ -378,12 +394,14 @@ def _convolution_layout(x, offsets):
     """(layout, slots, programs)"""
     _, channels, length = x.shape
     slots, blocks = _slots(x, offsets, CONVOLUTION_ROWS), -(-channels // BLOCK)
-    return _kernels().Layout(offsets, _sequences(x, offsets), length, channels, 0, blocks), slots, (slots * blocks,)
+    layout = _kernels().Layout(offsets, _sequences(x, offsets), length, channels, 0, blocks)
+    return layout, slots, (slots * blocks,)
 
 
 def _convolution_constants(weights):
     return {
-        "WIDTH": weights[0].shape[-1], "ROWS": CONVOLUTION_ROWS, "BLOCK": BLOCK, "DIRECTIONS": len(weights), "warps": 4,
+        "WIDTH": weights[0].shape[-1], "ROWS": CONVOLUTION_ROWS, "BLOCK": BLOCK, "DIRECTIONS": len(weights),
+        "warps": 4,
     }
 
 
@@ -418,9 +436,10 @@ def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
     parts_weight = x.new_empty(count, slots, width, channels, dtype=torch.float32)
     parts_bias = x.new_empty(count, slots, channels, dtype=torch.float32)
     _launch(
-        _kernels().convolution_backward, x.device, programs, _sequence(x), _contiguous(weights), _contiguous(biases),
-        tuple(map(int, reverse)), tuple(map(_sequence, grad_outputs)), _sequence(gradients[0]), parts_weight.unbind(),
-        parts_bias.unbind(), layout, **_convolution_constants(weights),
+        _kernels().convolution_backward, x.device, programs, _sequence(x), _contiguous(weights),
+        _contiguous(biases), tuple(map(int, reverse)), tuple(map(_sequence, grad_outputs)),
+        _sequence(gradients[0]), parts_weight.unbind(), parts_bias.unbind(), layout,
+        **_convolution_constants(weights),
     )
     for i in range(count):
         gradients[1 + i].copy_(parts_weight[i].sum(0).T.reshape(weights[i].shape))
@@ -432,11 +451,12 @@ def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
     return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
 
 
-# Registration. The schemas are spelt out because older versions of torch do not read today's type annotations.
+# Registration. The schemas are spelt out because older versions of torch do not read today's type
+# annotations.
 
 _SCAN_INPUTS = (
-    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
-    "Tensor? offsets, bool[] reverse, bool delta_softplus"
+    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, "
+    "Tensor? z, Tensor? offsets, bool[] reverse, bool delta_softplus"
 )
 
 
@@ -448,11 +468,13 @@ def _operator(name, function, schema, fake):
 
 scan_operator = _operator(
     "selective_scan_triton", _scan_forward,
-    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)", _scan_outputs,
+    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
+    _scan_outputs,
 )
 _scan_backward_operator = _operator(
     "selective_scan_triton_backward", _scan_backward,
-    f"(Tensor grad_output, Tensor? grad_last_states, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]", _scan_gradients,
+    f"(Tensor grad_output, Tensor? grad_last_states, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]",
+    _scan_gradients,
 )
 convolution_operator = _operator(
     "causal_convolutions_triton", _convolution,
@@ -461,7 +483,8 @@ convolution_operator = _operator(
 )
 _convolution_backward_operator = _operator(
     "causal_convolutions_triton_backward", _convolution_backward,
-    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) -> Tensor[]",
+    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) "
+    "-> Tensor[]",
     _convolution_gradients,
 )
 
@@ -500,7 +523,9 @@ def _differentiate_convolution(ctx, grad_outputs):
     x, offsets, *parameters = ctx.saved_tensors
     directions = len(ctx.reverse)
     weights, biases = _split(parameters, [directions, directions])
-    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, offsets, ctx.reverse)
+    grad_x, *gradients = _convolution_backward_operator(
+        grad_outputs, x, weights, biases, offsets, ctx.reverse
+    )
     return grad_x, *_split(gradients, [directions, directions]), None, None
 
 

@@ -1,14 +1,14 @@
 """The Triton kernels of the selective scan and of the causal convolution, forward and backward.
 
-What is computed is defined in ``reference.py``; who calls these kernels, in which order and with what, is written in
-``triton.py``. Importing this module imports triton.
+What is computed is defined in ``reference.py``; who calls these kernels, in which order and with what, is
+written in ``triton.py``. Importing this module imports triton.
 
-A program of a scan is one warp. It walks BLOCK neighbouring channels of one sequence, in one direction, through one
-chunk of time: a tile (states, channels) in registers, of which a thread holds all the states of one channel, so that
-sums over states need no communication. Sequences are packed ("ragged") when ``offsets`` is given, otherwise they are
-the entries of a batch. A chunk has a *slot*, its place in every buffer that has one entry per chunk; the state is kept
-in float32. Programs share nothing that they write, so that results do not depend on the order in which they run.
-"""
+A program of a scan is one warp. It walks BLOCK neighbouring channels of one sequence, in one direction,
+through one chunk of time: a tile (states, channels) in registers, of which a thread holds all the states of
+one channel, so that sums over states need no communication. Sequences are packed ("ragged") when ``offsets``
+is given, otherwise they are the entries of a batch. A chunk has a *slot*, its place in every buffer that has
+one entry per chunk; the state is kept in float32. Programs share nothing that they write, so that results do
+not depend on the order in which they run. """
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Sequence(NamedTuple):
-    """A (batch, channels, length) tensor and its strides, in elements. Of B and C the channels are the states."""
+    """A (batch, channels, length) tensor and its strides, in elements. Of B and C the channels are the
+    states."""
 
     data: Any
     batch: Any
@@ -41,7 +42,8 @@ class Direction(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What all directions share. ``offsets`` is None, or the start of every packed sequence and the end of the last."""
+    """What all directions share. ``offsets`` is None, or the start of every packed sequence and the end of
+    the last."""
 
     offsets: Any
     sequences: Any
@@ -103,9 +105,9 @@ def _softplus(x):
 def _find_sequence(slot, layout, chunk_length):
     """(sequence, batch entry, first position, length, first slot) of the sequence to which a slot belongs.
 
-    A packed sequence s that starts at offsets[s] has its slots from offsets[s] // chunk_length + s on: never fewer
-    than it needs, whatever the lengths, and known without a table. Slots left over lie behind the sequence's end.
-    """
+    A packed sequence s that starts at offsets[s] has its slots from offsets[s] // chunk_length + s on: never
+    fewer than it needs, whatever the lengths, and known without a table. Slots left over lie behind the
+    sequence's end. """
     if layout.offsets is None:
         slots_each = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
         sequence = slot // slots_each
@@ -187,16 +189,17 @@ def _parameter(parameter, channels, mask):
 def _offsets(states, state_stride, channels):
     """Offsets of a tile, (states, channels), in which channels are neighbours.
 
-    The compiler is told that states are not, and that channels are not aligned. Otherwise it would give each thread
-    what can be read at one go, some states of some channels, and would then move every tile and every number per
-    channel between two arrangements at each step.
-    """
-    return tl.max_contiguous(states[:, None], [1, 1]) * state_stride + tl.multiple_of(channels[None, :], [1, 1])
+    The compiler is told that states are not, and that channels are not aligned. Otherwise it would give each
+    thread what can be read at one go, some states of some channels, and would then move every tile and every
+    number per channel between two arrangements at each step. """
+    rows = tl.max_contiguous(states[:, None], [1, 1]) * state_stride
+    return rows + tl.multiple_of(channels[None, :], [1, 1])
 
 
 @triton.jit
 def _exponents(A, channels, states, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see _offsets."""
+    """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see
+    _offsets."""
     exponents = tl.zeros((STATES, BLOCK), tl.float32)
     for state in tl.static_range(STATES):
         here = channels < tl.where(state < layout.states, layout.channels, 0)
@@ -215,7 +218,8 @@ def _at_boundary(states_of_sequences, sequence, channels, states, layout):
 
 @triton.jit
 def _tile(tiles, slot, block, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known before."""
+    """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known
+    before."""
     entry = tiles + (slot * layout.blocks + block) * (STATES * BLOCK)
     return entry + _offsets(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK))
 
@@ -285,17 +289,18 @@ def summarise_chunks(
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _summarise(
-                directions[i], states_out[i], sums_out[i], layout, chunk_length, block, slot, SOFTPLUS, STATES, BLOCK
+                directions[i], states_out[i], sums_out[i], layout, chunk_length, block, slot, SOFTPLUS,
+                STATES, BLOCK,
             )
 
 
 @triton.jit
-def _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride):
+def _chunk(alone, sums, exponents, i, chunks, slot, sign, stride, sum_stride):
     """Of the i-th chunk: (state walked from zero, decay, the slot). Beyond the last, what changes nothing."""
     slot += i * sign
     present = i + tl.zeros(exponents.shape, tl.int64) < chunks
     decay = tl.exp2(_read(sums + slot * sum_stride, present) * exponents)
-    return _read(alone + slot * tile_stride, present), decay, slot
+    return _read(alone + slot * stride, present), decay, slot
 
 
 @triton.jit
@@ -314,7 +319,7 @@ def _carry(
     channels = row // STATES * BLOCK + lanes
     here = channels < tl.where(state < layout.states, layout.channels, 0)
     exponents = _read(A + channels * layout.states + state, here) * LOG2_E
-    tile_stride, sum_stride = layout.blocks * (STATES * BLOCK), layout.blocks * BLOCK
+    stride, sum_stride = layout.blocks * (STATES * BLOCK), layout.blocks * BLOCK
     alone, carried_out, sums = alone + row * BLOCK + lanes, carried_out + row * BLOCK + lanes, sums + channels
     first_slot, chunks = _sequence_slots(sequence, layout, chunk_length)
     slot, sign = _walk(BACKWARD, first_slot, chunks, 0)
@@ -324,20 +329,20 @@ def _carry(
         carried = _read(boundary + (sequence * layout.states + state) * layout.channels + channels, here)
     # Four chunks are read at once: one after the other, the latencies of the reads would add up.
     for i in range(0, chunks, 4):
-        alone0, decay0, slot0 = _chunk(alone, sums, exponents, i, chunks, slot, sign, tile_stride, sum_stride)
-        alone1, decay1, slot1 = _chunk(alone, sums, exponents, i + 1, chunks, slot, sign, tile_stride, sum_stride)
-        alone2, decay2, slot2 = _chunk(alone, sums, exponents, i + 2, chunks, slot, sign, tile_stride, sum_stride)
-        alone3, decay3, slot3 = _chunk(alone, sums, exponents, i + 3, chunks, slot, sign, tile_stride, sum_stride)
-        tl.store(carried_out + slot0 * tile_stride, carried)
+        alone0, decay0, slot0 = _chunk(alone, sums, exponents, i, chunks, slot, sign, stride, sum_stride)
+        alone1, decay1, slot1 = _chunk(alone, sums, exponents, i + 1, chunks, slot, sign, stride, sum_stride)
+        alone2, decay2, slot2 = _chunk(alone, sums, exponents, i + 2, chunks, slot, sign, stride, sum_stride)
+        alone3, decay3, slot3 = _chunk(alone, sums, exponents, i + 3, chunks, slot, sign, stride, sum_stride)
+        tl.store(carried_out + slot0 * stride, carried)
         carried = _hand_on(carried, alone0, decay0)
         if i + 1 < chunks:
-            tl.store(carried_out + slot1 * tile_stride, carried)
+            tl.store(carried_out + slot1 * stride, carried)
         carried = _hand_on(carried, alone1, decay1)
         if i + 2 < chunks:
-            tl.store(carried_out + slot2 * tile_stride, carried)
+            tl.store(carried_out + slot2 * stride, carried)
         carried = _hand_on(carried, alone2, decay2)
         if i + 3 < chunks:
-            tl.store(carried_out + slot3 * tile_stride, carried)
+            tl.store(carried_out + slot3 * stride, carried)
         carried = _hand_on(carried, alone3, decay3)
 
 
@@ -348,16 +353,15 @@ def carry_over_chunks(
 ):
     """What every chunk takes over from the one before it, or, BACKWARD, from the one after it.
 
-    alone, carried_out: per direction (slots, blocks, STATES, BLOCK); sums: per direction (slots, blocks, BLOCK);
-    boundary: per direction (sequences, states, channels), what the first chunk takes over, or None for zeros. A
-    program follows one state of a block of channels.
-    """
+    alone, carried_out: per direction (slots, blocks, STATES, BLOCK); sums: per direction (slots, blocks,
+    BLOCK); boundary: per direction (sequences, states, channels), what the first chunk takes over, or None
+    for zeros. A program follows one state of a block of channels. """
     row, which, sequence = _program(layout.blocks * STATES, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _carry(
-                directions[i].A, alone[i], sums[i], boundary[i], carried_out[i], layout, chunk_length, row, sequence,
-                BACKWARD, STATES, BLOCK,
+                directions[i].A, alone[i], sums[i], boundary[i], carried_out[i], layout, chunk_length, row,
+                sequence, BACKWARD, STATES, BLOCK,
             )
 
 
@@ -409,21 +413,20 @@ def _scan(
 
 @triton.jit
 def scan_forward(
-    directions, z, initial, outputs, last_states, checkpoints, layout, chunk_length,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    directions, z, initial, outputs, last_states, checkpoints, layout, chunk_length, SOFTPLUS: tl.constexpr,
+    STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
     """Outputs, gated when there is a z.
 
-    initial: per direction (slots, blocks, STATES, BLOCK), the state before every chunk, or None for zeros. Optional
-    results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK), the
-    state before every TILE steps.
-    """
+    initial: per direction (slots, blocks, STATES, BLOCK), the state before every chunk, or None for zeros.
+    Optional results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks,
+    STATES, BLOCK), the state before every TILE steps. """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _scan(
-                directions[i], z, initial[i], outputs[i], last_states[i], checkpoints[i], layout, chunk_length, block,
-                slot, SOFTPLUS, STATES, BLOCK, TILE,
+                directions[i], z, initial[i], outputs[i], last_states[i], checkpoints[i], layout,
+                chunk_length, block, slot, SOFTPLUS, STATES, BLOCK, TILE,
             )
 
 
@@ -490,14 +493,14 @@ def summarise_adjoints(
 ):
     """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
 
-    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
-    """
+    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks,
+    BLOCK). """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _summarise_adjoint(
-                directions[i], z, grad_output, adjoints_out[i], sums_out[i], layout, chunk_length, block, slot,
-                1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK,
+                directions[i], z, grad_output, adjoints_out[i], sums_out[i], layout, chunk_length, block,
+                slot, 1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK,
             )
 
 
@@ -505,7 +508,8 @@ def summarise_adjoints(
 def _walk_on(
     state, u, delta, B, t, steps, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
 ):
-    """The state after step t, whose pointers are given, from that before it; the same beyond the chunk's end."""
+    """The state after step t, whose pointers are given, from that before it; the same beyond the chunk's end.
+    """
     here = _only_if(t < steps, channels, layout.channels) < layout.channels
     in_states = _only_if(t < steps, states, layout.states) < layout.states
     inputs, step = _inputs_and_step(u, delta, bias, here, SOFTPLUS)
@@ -514,8 +518,8 @@ def _walk_on(
 
 @triton.jit
 def _differentiate(
-    direction, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length, block, slot, scale,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    direction, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length, block, slot,
+    scale, SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
     first_step = (slot - first_slot) * chunk_length
@@ -558,8 +562,8 @@ def _differentiate(
     for later_tiles in range(tiles):
         tile = tiles - 1 - later_tiles
         checkpoint = _tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK)
-        # Four steps at a time, so that the states before them fit into registers. To walk there from the checkpoint
-        # again costs less than to keep all of the tile's states in memory.
+        # Four steps at a time, so that the states before them fit into registers. To walk there from the
+        # checkpoint again costs less than to keep all of the tile's states in memory.
         for later_groups in range(TILE // 4):
             first = tile * TILE + TILE - 4 - 4 * later_groups
             state0 = tl.load(checkpoint)
@@ -569,16 +573,18 @@ def _differentiate(
                     bias, exponents, channels, states, layout, SOFTPLUS,
                 )
             state1 = _walk_on(
-                state0, u + first * u_stride, delta + first * delta_stride, B + first * B_stride, first, steps,
-                bias, exponents, channels, states, layout, SOFTPLUS,
+                state0, u + first * u_stride, delta + first * delta_stride, B + first * B_stride, first,
+                steps, bias, exponents, channels, states, layout, SOFTPLUS,
             )
             state2 = _walk_on(
-                state1, u + (first + 1) * u_stride, delta + (first + 1) * delta_stride, B + (first + 1) * B_stride, first + 1, steps,
-                bias, exponents, channels, states, layout, SOFTPLUS,
+                state1, u + (first + 1) * u_stride, delta + (first + 1) * delta_stride,
+                B + (first + 1) * B_stride, first + 1, steps, bias, exponents, channels, states, layout,
+                SOFTPLUS,
             )
             state3 = _walk_on(
-                state2, u + (first + 2) * u_stride, delta + (first + 2) * delta_stride, B + (first + 2) * B_stride, first + 2, steps,
-                bias, exponents, channels, states, layout, SOFTPLUS,
+                state2, u + (first + 2) * u_stride, delta + (first + 2) * delta_stride,
+                B + (first + 2) * B_stride, first + 2, steps, bias, exponents, channels, states, layout,
+                SOFTPLUS,
             )
             for k in tl.static_range(4):
                 if k == 0:
@@ -592,7 +598,9 @@ def _differentiate(
                 t = first + 3 - k
                 now = _only_if(t < steps, channels, layout.channels) < layout.channels
                 now_states = _only_if(t < steps, states, layout.states) < layout.states
-                inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, now, SOFTPLUS)
+                inputs, step = _inputs_and_step(
+                    u + t * u_stride, delta + t * delta_stride, bias, now, SOFTPLUS
+                )
                 B_now = _read(B + t * B_stride, now_states)[:, None]
                 C_now = _read(C + t * C_stride, now_states)[:, None]
                 grad = _read(grad_rows + t * grad_stride, now) * scale
@@ -636,14 +644,14 @@ def _differentiate(
 @triton.jit
 def scan_backward(
     directions, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
     """All gradients; those of parameters, B and C in parts that are left to be added up.
 
-    incoming: per direction (slots, blocks, STATES, BLOCK), what every chunk takes over from the one after it, or None
-    where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same for the last
-    chunk, or None for zeros.
-    """
+    incoming: per direction (slots, blocks, STATES, BLOCK), what every chunk takes over from the one after it,
+    or None where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same
+    for the last chunk, or None for zeros. """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
@@ -690,7 +698,8 @@ def convolution_backward(
     x, weights, biases, reverse, grad_outputs, grad_x, grad_weights, grad_biases, layout,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
-    """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be added up."""
+    """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be
+    added up."""
     block, which, slot = _program(layout.blocks, 1)
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
     times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -703,7 +712,9 @@ def convolution_backward(
         for tap in tl.static_range(WIDTH):
             reached = times + sign * (WIDTH - 1 - tap)
             mask = (reached >= 0) & (reached < length) & here
-            result = _convolve(x, weights[i], biases[i], sign, batch, start, length, reached, channels, here, WIDTH)
+            result = _convolve(
+                x, weights[i], biases[i], sign, batch, start, length, reached, channels, here, WIDTH
+            )
             sigmoid = _sigmoid(result)
             grad = _read(_rows(grad_outputs[i], batch, start + reached, channels), mask)
             grad *= sigmoid * (1.0 + result * (1.0 - sigmoid))
