@@ -241,7 +241,6 @@ def assert_ragged_equals_each_sequence(ragged, alone, exact, inputs):
 @pytest.mark.parametrize("full, layout", [(True, "tokens"), (False, "time"), (True, "gaps")])
 def test_ragged_scan_equals_each_sequence(instruction_set, full, layout, reverse):
     options = {"delta_softplus": full, "reverse": reverse, "return_last_state": True}
-
     alone, exact = (
         each_sequence(partial(ops.selective_scan, **options, backend=backend), last_state=True)
         for backend in ("cpu", "reference")

@@ -156,12 +156,9 @@ def _scan_outputs(
     batch, channels, length = u[0].shape
     states, sequences = A[0].shape[1], _sequences(u[0], offsets)
     last_state = (len(u), sequences, channels, states) if return_last_state else (0,)
-    if offsets is None:
-        tiles, new = batch * -(-length // TILE), u[0].new_empty
-    else:
-        tiles, new = length // TILE + sequences, u[0].new_zeros  # some stay unused, see _places
+    tiles = batch * -(-length // TILE) if offsets is None else length // TILE + sequences
     checkpoints = (len(u), tiles, states, -(-channels // WIDEST) * WIDEST) if keep_checkpoints else (0,)
-    return _empty_sequence(u[0]), u[0].new_empty(last_state), new(checkpoints)
+    return _empty_sequence(u[0]), u[0].new_empty(last_state), u[0].new_empty(checkpoints)
 
 
 def _scan_backward(
@@ -269,15 +266,16 @@ def _places(x, offsets):
     """The kernel's ``Place`` of every sequence, or None without offsets.
 
     The longest comes first, so that no thread is left alone with it. Sequence i has its checkpoints from
-    start // TILE + i on: room for its -(-length // TILE) tiles, known without a look at the other lengths.
+    start // TILE + i on: enough for its tiles, and in all as many as the shapes alone tell.
     """
     if offsets is None:
         return None
-    starts = torch.tensor(boundaries(x, offsets))
-    lengths = starts.diff()
-    order = lengths.argsort(descending=True)
-    checkpoints = starts[order] // TILE + order
-    return torch.stack([order, torch.zeros_like(order), starts[order], lengths[order], checkpoints], dim=1)
+    places = [
+        (i, 0, start, end - start, start // TILE + i, end // TILE + 1 - start // TILE)
+        for i, (start, end) in enumerate(itertools.pairwise(boundaries(x, offsets)))
+    ]
+    places.sort(key=lambda place: place[3], reverse=True)
+    return torch.tensor(places, dtype=torch.int64)
 
 
 def _batch(x, places):

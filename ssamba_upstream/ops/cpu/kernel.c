@@ -50,7 +50,7 @@ typedef struct { /* a (batch, channels, length) tensor; strides in floats. B and
 
 typedef struct { /* where one of the sequences lies, each of which is gone through by itself */
     int64_t index, entry, start, length; /* its number; its batch entry and the steps there from start on */
-    int64_t checkpoint;                  /* that of its first tile; those of its other tiles follow */
+    int64_t checkpoint, checkpoints;     /* the first and the number of its own: one per tile, or more */
 } Place;
 
 typedef struct { /* the tensors' shape and the sequences in it: the batch entries, unless there are places */
@@ -103,7 +103,8 @@ static Place find_place(const Batch *batch, int64_t number)
 {
     if (batch->places)
         return batch->places[number];
-    return (Place){number, number, 0, batch->length, number * divide_up(batch->length, TILE)};
+    int64_t tiles = divide_up(batch->length, TILE);
+    return (Place){number, number, 0, batch->length, number * tiles, tiles};
 }
 
 /* A tensor from one place and channel on; reversed, its last step comes first and time runs backwards. */
@@ -613,6 +614,11 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                 write_steps(y, output, channel, begin, steps, count);
             }
         }
+        if (direction->checkpoints) /* the spare ones become zero: what is handed out shall be reproducible */
+            for (int64_t tile = divide_up(length, TILE); tile < place.checkpoints; tile++)
+                for (int64_t n = 0; n < states; n++)
+                    memset(direction->checkpoints + first + ((place.checkpoint + tile) * states + n) * padded, 0,
+                           vectors * sizeof(vector));
         if (direction->last_state)
             for (int64_t v = 0; v < vectors; v++)
                 for (int64_t n = 0; n < states; n++)
