@@ -361,6 +361,13 @@ def test_errors_say_what_is_wrong():
         scan.selective_scan_triton(**inputs, offsets=torch.tensor([0, 4, 8]))
 
 
+def test_refuses_cpu_tensors_where_nothing_interprets(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    inputs = {name: x.cpu() for name, x in scan_inputs(1, 2, 4, 3).items()}
+    with pytest.raises(RuntimeError, match="got CPU tensors, which the other backends take"):
+        scan.selective_scan_triton(**inputs)
+
+
 def test_says_why_it_is_not_available(monkeypatch):
     assert scan.is_available() and scan.unavailable_reason() is None
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
