@@ -201,6 +201,8 @@ def _sequence(tensor):
 
 
 def _launch(kernel, device, programs, *arguments, warps=1, **constants):
+    if device.type == "cpu" and not _interpreted():
+        raise RuntimeError("the Triton kernels run on a GPU: got CPU tensors, which the other backends take")
     # Triton launches on the current device, whatever the tensors' device is. The kernels count on fused
     # multiply-adds, which newer versions of Triton make only when asked.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
