@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,12 +292,19 @@ def test_offsets_that_do_not_fit(batch, offsets, message, requires_grad):
 def test_results_do_not_depend_on_threads(threads, function, inputs):
     inputs = inputs()
     results = []
-    for count in (1, 2, 5):
+    for count, team in ((1, None), (2, None), (5, None), (2, cpu._torch_team())):
         threads(count)
+        cpu._library.ssamba_use_team(team)
         outputs, grads = gradients(function, inputs, [torch.ones(()), torch.ones(())])
         results.append([*outputs, *grads.values()])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_torch_s_own_threads_are_found():
+    """Where torch brings GCC's OpenMP runtime, as its Linux wheels do."""
+    bundled = list(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    assert (cpu._torch_team() is not None) or not bundled
 
 
 def operator_arguments(batch=2):

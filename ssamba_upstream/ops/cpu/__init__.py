@@ -8,10 +8,12 @@ The best instruction set of the CPU is taken, or the one that the environment va
 "avx2" or "baseline".
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import itertools
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,11 +36,24 @@ def _load():
     library.ssamba_select.argtypes, library.ssamba_select.restype = [ctypes.c_char_p], ctypes.c_char_p
     library.ssamba_elementary.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     library.ssamba_sum.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
+    library.ssamba_use_team.argtypes = [ctypes.c_void_p]
+    library.ssamba_use_team(_torch_team())
+    # The runtime's threads are not there in a forked process, and it would wait for them.
+    os.register_at_fork(after_in_child=lambda: library.ssamba_use_team(None))
     wanted = os.environ.get("SSAMBA_CPU_ISA")
     chosen = library.ssamba_select(wanted.encode() if wanted else None)
     if chosen is None:
         return None, None, f"SSAMBA_CPU_ISA={wanted} is not an instruction set of this CPU"
     return library, chosen.decode(), None
+
+
+def _torch_team():
+    """Address of the function that starts a parallel region in torch's OpenMP runtime (GCC's), or None."""
+    for name in [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*")), "libgomp.so.1"]:
+        with contextlib.suppress(OSError):
+            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)  # only where torch has loaded it
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    return None
 
 
 _library, instruction_set, _unavailable_reason = _load()

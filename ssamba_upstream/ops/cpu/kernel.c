@@ -122,7 +122,7 @@ static Sequence from(Sequence s, Place place, int64_t channel, int64_t reverse)
 
 typedef void Work(const void *job, int64_t item, float *scratch);
 
-/* Threads live for one call only: a process forked at any other time inherits none of them and no lock. */
+/* Threads of our own live for one call only: a process forked at any other time inherits none of them and no lock. */
 
 typedef struct {
     Work *work;
@@ -145,6 +145,15 @@ static void *take_items(void *argument)
     return NULL;
 }
 
+/* torch's own team of threads (its OpenMP runtime's entry for a parallel region), where Python has found it: its threads
+ * go on spinning after torch's last operation, and others would have to share the cores with them. */
+typedef void Team(void (*region)(void *), void *argument, unsigned threads, unsigned flags);
+static Team *team;
+
+void ssamba_use_team(Team *found) { team = found; }
+
+static void region(void *pool) { take_items(pool); }
+
 /* Which thread takes which item is left to chance: no result may depend on it. Returns nonzero when out of memory. */
 static int run(Pool pool, int64_t threads)
 {
@@ -152,6 +161,10 @@ static int run(Pool pool, int64_t threads)
     pthread_t helpers[MOST];
     int64_t started = 0;
     threads = smaller(smaller(threads, pool.items), MOST);
+    if (threads > 1 && team) {
+        team(region, &pool, (unsigned)threads, 0);
+        return pool.out_of_memory;
+    }
     while (started < threads - 1 && !pthread_create(&helpers[started], NULL, take_items, &pool))
         started++; /* where a thread cannot be had, the others do its share */
     take_items(&pool);
