@@ -15,8 +15,8 @@ data=config.downstream_expert.datarc
     -d speech_commands -c keyword_spotting -p "$out/keyword_spotting" --device cpu \
     -o "$data.speech_commands_root=$out/corpora/speech_commands_v0.01,,\
         $data.speech_commands_test_root=$out/corpora/speech_commands_test_set_v0.01,,$data.num_workers=0,,\
-        config.optimizer.lr=1.0e-3,,config.runner.total_steps=60,,config.runner.log_step=20,,\
-        config.runner.eval_step=30,,config.runner.save_step=30,,config.runner.eval_dataloaders=['dev']"
+        config.optimizer.lr=3.0e-3,,config.runner.total_steps=200,,config.runner.log_step=50,,\
+        config.runner.eval_step=100,,config.runner.save_step=100,,config.runner.eval_dataloaders=['dev']"
 .venv/bin/python scripts/run_downstream.py -m evaluate -e "$out/keyword_spotting/dev-best.ckpt" --device cpu
 
 echo
