@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .configuration import HIDDEN_SIZES, SsambaConfig
+from .configuration import SsambaConfig
 from .modeling import SsambaModel
 
 CONFIG_KEY = "ssamba_config"

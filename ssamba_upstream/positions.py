@@ -18,7 +18,8 @@ def position_embedding(embedding, config, rows, columns):
     Raises:
         ValueError: "physical" positions beyond the length of the pretraining clips.
     """
-    if (rows, columns) == config.position_grid and _strides(config) == tuple(config.patch_size):
+    strides = config.frequency_stride, config.time_stride
+    if (rows, columns) == config.position_grid and strides == tuple(config.patch_size):
         return embedding
     grid = embedding[:, 1:].unflatten(1, config.position_grid)
     rule = {"physical": _physical, "published": _published}[config.positions]
@@ -62,7 +63,3 @@ def _published(grid, config, rows, columns):
     else:
         grid = F.interpolate(grid, size=(rows, columns), mode="bilinear")
     return grid.permute(0, 2, 3, 1)
-
-
-def _strides(config):
-    return config.frequency_stride, config.time_stride

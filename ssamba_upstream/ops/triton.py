@@ -14,7 +14,8 @@ chunks: every chunk is first walked from a zero state, then what each chunk take
 worked out, and only then are the chunks walked for their outputs. A chunk's whole decay is the exponential of
 A times the sum of its steps, so that no product is formed that could underflow or overflow where the
 definition does not: not for A <= 0 and steps >= 0, whose decays are at most 1; otherwise a state that a later
-chunk takes over overflows where it does so in the definition. """
+chunk takes over overflows where it does so in the definition.
+"""
 
 import contextlib
 import functools
@@ -64,8 +65,7 @@ def unavailable_reason():
 
 
 def is_available() -> bool:
-    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1.
-    """
+    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1."""
     return unavailable_reason() is None
 
 
@@ -83,10 +83,9 @@ def selective_scan_triton(
     neighbours in memory are read fastest. The state is float32.
 
     Args:
-        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one
-        entry, in
-            which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by
-            itself. The last state then has an entry for every sequence.
+        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one entry,
+            in which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by itself.
+            The last state then has an entry for every sequence.
 
     Raises:
         ValueError: float64 inputs, or offsets that do not fit the batch.

@@ -526,7 +526,7 @@ def _differentiate(
     steps = tl.minimum(length - first_step, chunk_length)
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
-    here, in_states = channels < layout.channels, states < layout.states
+    here = channels < layout.channels
     u, u_stride = _track(direction.u, batch, position, sign, channels)
     delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
     B, B_stride = _track(direction.B, batch, position, sign, states)
