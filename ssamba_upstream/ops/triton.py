@@ -21,10 +21,11 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 
 import torch
+
+from .registration import register_convolution, register_scan
 
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 OLDEST_CAPABILITY = (8, 0)
@@ -452,96 +453,17 @@ def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
     return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
 
 
-# Registration. The schemas are spelt out because older versions of torch do not read today's type
-# annotations.
-
-_SCAN_INPUTS = (
-    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, "
-    "Tensor? z, Tensor? offsets, bool[] reverse, bool delta_softplus"
-)
-
-
-def _operator(name, function, schema, fake):
-    operator = torch.library.custom_op(f"ssamba_upstream::{name}", function, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
-    return operator
-
-
-scan_operator = _operator(
-    "selective_scan_triton", _scan_forward,
-    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
-    _scan_outputs,
-)
-_scan_backward_operator = _operator(
-    "selective_scan_triton_backward", _scan_backward,
-    f"(Tensor grad_output, Tensor? grad_last_states, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]",
-    _scan_gradients,
-)
-convolution_operator = _operator(
-    "causal_convolutions_triton", _convolution,
-    "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) -> Tensor[]",
-    _convolution_outputs,
-)
-_convolution_backward_operator = _operator(
-    "causal_convolutions_triton_backward", _convolution_backward,
-    "(Tensor[] grad_outputs, Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse) "
-    "-> Tensor[]",
-    _convolution_gradients,
-)
-
-
-def _save_scan(ctx, inputs, output):
-    *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
-    ctx.lengths = [len(tensors) for tensors in lists]
-    ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
-
-
-def _differentiate_scan(ctx, grad_output, grad_last_states, _):
-    checkpoints, z, offsets, *tensors = ctx.saved_tensors
-    lists = _split(tensors, ctx.lengths)
-    if grad_output is None:
-        grad_output = torch.zeros_like(lists[0][0])
-    if not ctx.return_last_state:
-        grad_last_states = None
-    gradients = _scan_backward_operator(
-        grad_output, grad_last_states, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
-    )
-    grad_z = None if z is None else gradients.pop()
+def _unstack(gradients, lengths):
+    """The kernels' gradients have one stack of directions for each kind that there is."""
     stacks = iter(gradients)
-    grads = [list(next(stacks).unbind()) if length else [] for length in ctx.lengths]
-    return *grads, grad_z, None, None, None, None, None
+    return [list(next(stacks).unbind()) if length else [] for length in lengths]
 
 
-def _save_convolution(ctx, inputs, output):
-    x, weights, biases, offsets, reverse = inputs
-    ctx.save_for_backward(x, offsets, *weights, *biases)
-    ctx.reverse = reverse
-
-
-def _differentiate_convolution(ctx, grad_outputs):
-    x, offsets, *parameters = ctx.saved_tensors
-    directions = len(ctx.reverse)
-    weights, biases = _split(parameters, [directions, directions])
-    grad_x, *gradients = _convolution_backward_operator(
-        grad_outputs, x, weights, biases, offsets, ctx.reverse
-    )
-    return grad_x, *_split(gradients, [directions, directions]), None, None
-
-
-def _split(tensors, lengths):
-    tensors = iter(tensors)
-    return [list(itertools.islice(tensors, length)) for length in lengths]
-
-
-def _refuse(ctx, *gradients):
-    raise RuntimeError(
-        "the Triton kernels have first derivatives only; for second derivatives use backend='reference'"
-    )
-
-
-scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
-convolution_operator.register_autograd(_differentiate_convolution, setup_context=_save_convolution)
-_scan_backward_operator.register_autograd(_refuse)
-_convolution_backward_operator.register_autograd(_refuse)
+scan_operator = register_scan(
+    "selective_scan_triton", "the Triton kernels", None, (_scan_forward, _scan_outputs),
+    (_scan_backward, _scan_gradients), _unstack,
+)
+convolution_operator = register_convolution(
+    "causal_convolutions_triton", "the Triton kernels", None, (_convolution, _convolution_outputs),
+    (_convolution_backward, _convolution_gradients),
+)

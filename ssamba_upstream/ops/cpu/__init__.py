@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..ragged import boundaries, check_offsets
+from ..registration import register_convolution, register_scan, split
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -187,7 +188,7 @@ def _scan_backward(
     )
     directions = len(u)
     lengths = [len(tensors) for tensors in (u, delta, A, B, C, D, delta_bias)]
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = _split(gradients, lengths)
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = split(gradients, lengths)
     places, groups = _places(u[0], offsets), -(-u[0].shape[1] // GROUP)
     A, D, delta_bias = _contiguous(A), _contiguous(D), _contiguous(delta_bias)
     if grad_last_state is not None:
@@ -339,89 +340,11 @@ def _empty_sequence(like):
     return like.new_empty(batch, length, channels).transpose(1, 2)
 
 
-# Registration. The schemas are spelt out because older versions of torch do not read today's type annotations.
-
-_SCAN_INPUTS = (
-    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
-    "Tensor? offsets, bool[] reverse, bool delta_softplus"
+scan_operator = register_scan(
+    "selective_scan", "the compiled CPU kernels", "cpu", (_scan_forward, _scan_outputs),
+    (_scan_backward, _scan_gradients), split,
 )
-_CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
-
-
-def _operator(name, function, schema, fake):
-    operator = torch.library.custom_op(
-        f"ssamba_upstream::{name}", function, mutates_args=(), device_types="cpu", schema=schema
-    )
-    operator.register_fake(fake)
-    return operator
-
-
-scan_operator = _operator(
-    "selective_scan", _scan_forward,
-    f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)", _scan_outputs,
+convolution_operator = register_convolution(
+    "causal_convolutions", "the compiled CPU kernels", "cpu", (_convolution, _convolution_outputs),
+    (_convolution_backward, _convolution_gradients),
 )
-_scan_backward_operator = _operator(
-    "selective_scan_backward", _scan_backward,
-    f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]", _scan_gradients,
-)
-convolution_operator = _operator(
-    "causal_convolutions", _convolution,
-    f"({_CONVOLUTION_INPUTS}) -> Tensor[]", _convolution_outputs,
-)
-_convolution_backward_operator = _operator(
-    "causal_convolutions_backward", _convolution_backward,
-    f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]", _convolution_gradients,
-)
-
-
-def _save_scan(ctx, inputs, output):
-    *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
-    ctx.lengths = [len(tensors) for tensors in lists]
-    ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
-
-
-def _differentiate_scan(ctx, grad_output, grad_last_state, _):
-    checkpoints, z, offsets, *tensors = ctx.saved_tensors
-    lists = _split(tensors, ctx.lengths)
-    if grad_output is None:
-        grad_output = torch.zeros_like(lists[0][0])
-    if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
-        grad_last_state = None
-    gradients = _scan_backward_operator(
-        grad_output, grad_last_state, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
-    )
-    grad_z = None if z is None else gradients[-1]
-    return *_split(gradients, ctx.lengths), grad_z, None, None, None, None, None
-
-
-def _save_convolution(ctx, inputs, output):
-    x, weights, biases, offsets, reverse = inputs
-    ctx.save_for_backward(x, offsets, *weights, *biases)
-    ctx.reverse = reverse
-
-
-def _differentiate_convolution(ctx, grad_outputs):
-    x, offsets, *parameters = ctx.saved_tensors
-    directions = len(ctx.reverse)
-    weights, biases = _split(parameters, [directions, directions])
-    grad_x, *gradients = _convolution_backward_operator(grad_outputs, x, weights, biases, offsets, ctx.reverse)
-    return grad_x, *_split(gradients, [directions, directions]), None, None
-
-
-def _split(tensors, lengths):
-    tensors = iter(tensors)
-    return [list(itertools.islice(tensors, length)) for length in lengths]
-
-
-def _refuse(ctx, *gradients):
-    raise RuntimeError(
-        "the compiled CPU kernels have first derivatives only; for second derivatives use backend='reference'"
-    )
-
-
-scan_operator.register_autograd(_differentiate_scan, setup_context=_save_scan)
-convolution_operator.register_autograd(_differentiate_convolution, setup_context=_save_convolution)
-_scan_backward_operator.register_autograd(_refuse)
-_convolution_backward_operator.register_autograd(_refuse)

@@ -1,0 +1,108 @@
+"""Kernels as torch operators with a first derivative: what is the same for every backend that has its own.
+
+Tensors come in lists of one entry per direction; D and delta_bias may be empty lists. The schemas are spelt out because
+older versions of torch do not read today's type annotations.
+"""
+
+import itertools
+
+import torch
+
+_SCAN_INPUTS = (
+    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
+    "Tensor? offsets, bool[] reverse, bool delta_softplus"
+)
+_CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
+
+
+def register_scan(name, kernels, device_types, forward, backward, unpack):
+    """Register a scan as ``ssamba_upstream::name``, and its backward pass as ``name_backward``.
+
+    Args:
+        name: of the operator.
+        kernels: what messages call them, such as "the Triton kernels".
+        device_types: as in ``torch.library.custom_op``.
+        forward: (function, function of the same arguments that only allocates its results).
+        backward: the same for the gradients; that of z comes last.
+        unpack: turns the list of the other gradients, and how many of each kind there are, into lists by kind.
+
+    Returns:
+        the operator.
+    """
+    operator = _operator(
+        name, device_types, *forward,
+        f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
+    )
+    backward_operator = _operator(
+        f"{name}_backward", device_types, *backward,
+        f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]",
+    )
+
+    def save(ctx, inputs, output):
+        *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
+        ctx.lengths = [len(tensors) for tensors in lists]
+        ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
+
+    def differentiate(ctx, grad_output, grad_last_state, _):
+        checkpoints, z, offsets, *tensors = ctx.saved_tensors
+        lists = split(tensors, ctx.lengths)
+        if grad_output is None:
+            grad_output = torch.zeros_like(lists[0][0])
+        if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
+            grad_last_state = None
+        gradients = backward_operator(
+            grad_output, grad_last_state, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
+        )
+        grad_z = None if z is None else gradients.pop()
+        return *unpack(gradients, ctx.lengths), grad_z, None, None, None, None, None
+
+    operator.register_autograd(differentiate, setup_context=save)
+    backward_operator.register_autograd(_refusal(kernels))
+    return operator
+
+
+def register_convolution(name, kernels, device_types, forward, backward):
+    """Register causal convolutions as ``ssamba_upstream::name``; see :func:`register_scan`. Gradients come in the order
+    of x, weights, biases."""
+    operator = _operator(name, device_types, *forward, f"({_CONVOLUTION_INPUTS}) -> Tensor[]")
+    backward_operator = _operator(
+        f"{name}_backward", device_types, *backward, f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]"
+    )
+
+    def save(ctx, inputs, output):
+        x, weights, biases, offsets, reverse = inputs
+        ctx.save_for_backward(x, offsets, *weights, *biases)
+        ctx.reverse = reverse
+
+    def differentiate(ctx, grad_outputs):
+        x, offsets, *parameters = ctx.saved_tensors
+        lengths = [len(ctx.reverse)] * 2
+        grad_x, *gradients = backward_operator(grad_outputs, x, *split(parameters, lengths), offsets, ctx.reverse)
+        return grad_x, *split(gradients, lengths), None, None
+
+    operator.register_autograd(differentiate, setup_context=save)
+    backward_operator.register_autograd(_refusal(kernels))
+    return operator
+
+
+def split(tensors, lengths):
+    """Consecutive lists of so many of the tensors."""
+    tensors = iter(tensors)
+    return [list(itertools.islice(tensors, length)) for length in lengths]
+
+
+def _operator(name, device_types, function, fake, schema):
+    operator = torch.library.custom_op(
+        f"ssamba_upstream::{name}", function, mutates_args=(), device_types=device_types, schema=schema
+    )
+    operator.register_fake(fake)
+    return operator
+
+
+def _refusal(kernels):
+    def refuse(ctx, *gradients):
+        raise RuntimeError(f"{kernels} have first derivatives only; for second derivatives use backend='reference'")
+
+    return refuse
