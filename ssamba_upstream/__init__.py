@@ -7,13 +7,15 @@ from .torchaudio_extension import ensure_torchaudio_imports
 
 ensure_torchaudio_imports()
 
-from transformers import AutoConfig, AutoModel  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining  # noqa: E402
 
 from .configuration import SsambaConfig  # noqa: E402
 from .modeling import SsambaModel  # noqa: E402
 from .plugin.registry import register  # noqa: E402
+from .pretraining.objectives import SsambaForPreTraining  # noqa: E402
 
 AutoConfig.register(SsambaConfig.model_type, SsambaConfig)
 AutoModel.register(SsambaConfig, SsambaModel)
+AutoModelForPreTraining.register(SsambaConfig, SsambaForPreTraining)
 
-__all__ = ["SsambaConfig", "SsambaModel", "register"]
+__all__ = ["SsambaConfig", "SsambaForPreTraining", "SsambaModel", "register"]

@@ -1,4 +1,4 @@
-"""Checkpoints: files of every format -> SsambaModel, and back; names of checkpoints -> files.
+"""Checkpoints: files of every format -> models, and back; names of checkpoints -> files.
 
 The format of this package is a folder with ``config.json`` and ``model.safetensors`` (what ``save_pretrained``
 writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuration. Checkpoints of the published code
@@ -22,22 +22,27 @@ from safetensors.torch import load_file, save_file
 
 from .configuration import SsambaConfig
 from .modeling import SsambaModel
+from .pretraining.objectives import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
 MASKED_PATCHES = (250, 300, 400)
 PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
 CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
 
+ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
+HEADS = ("mask_embed", "contrastive_head.", "reconstruction_head.")
+
 # What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
-OFFICIAL_HEADS = ("mask_embed", "cpredlayer.", "gpredlayer.", "v.head.")
+OFFICIAL_CLASSIFIER = "v.head."
+OFFICIAL_NAMES = {"v.": ENCODER, "cpredlayer.": "contrastive_head.", "gpredlayer.": "reconstruction_head."}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
 
 
-def load_model(path, block_order=None, **overrides):
+def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     """Load a checkpoint of any format.
 
     Args:
@@ -45,10 +50,12 @@ def load_model(path, block_order=None, **overrides):
             the published code's.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
             which do not say, "paired", the order in which they were trained.
+        model_class: SsambaModel, the encoder alone, or SsambaForPreTraining. None: the latter where the checkpoint has
+            the heads of pretraining.
         overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``.
 
     Returns:
-        a SsambaModel in float32, in eval mode.
+        a model of that class in float32, in eval mode.
 
     Raises:
         CheckpointError: nothing there, not a SSAMBA checkpoint, damaged, a pickle with code in it, or weights that do
@@ -56,9 +63,16 @@ def load_model(path, block_order=None, **overrides):
         ValueError: an override that no network can be built from.
     """
     config, state = _read(path)
+    heads = {name: tensor for name, tensor in state.items() if name.startswith(HEADS)}
+    if model_class is None:
+        model_class = SsambaForPreTraining if heads else SsambaModel
+    if model_class is SsambaModel:
+        state = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name not in heads}
+    elif not heads:
+        raise CheckpointError(f"{path} holds the encoder alone, without the heads of pretraining")
     if block_order is not None:
         overrides["block_order"] = block_order
-    model = SsambaModel(SsambaConfig(**{**config.to_dict(), **overrides}))
+    model = model_class(SsambaConfig(**{**config.to_dict(), **overrides}))
     _load_strictly(model, state, path)
     return model.eval()
 
@@ -67,7 +81,7 @@ def save_model(model, path):
     """Save a model in this package's format; see :func:`load_model` for reading it.
 
     Args:
-        model: a SsambaModel.
+        model: a SsambaModel or SsambaForPreTraining.
         path: a file ending in ``.safetensors`` or ``.ckpt``, which carries its configuration, or else a folder,
             which must not hold anything yet.
 
@@ -155,7 +169,7 @@ def download_url(url, refresh=False):
 
 
 def _read(path):
-    """(SsambaConfig, state dict of SsambaModel) of a checkpoint of any format."""
+    """(SsambaConfig, state dict of SsambaModel or SsambaForPreTraining) of a checkpoint of any format."""
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -220,7 +234,7 @@ def _s3prl_checkpoint(file):
 
 
 def _read_official(state, path):
-    """Configuration and encoder of a checkpoint of the published code; every size is read from a shape."""
+    """Configuration and weights of a checkpoint of the published code; every size is read from a shape."""
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", "v.layers.0.mixer.A_log") if name not in state]
     if missing:
@@ -229,11 +243,18 @@ def _read_official(state, path):
         config = _official_config(state)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
-    encoder = {
-        name.removeprefix("v."): tensor for name, tensor in state.items()
-        if name not in OFFICIAL_GRID and not name.startswith(OFFICIAL_HEADS)
+    weights = {
+        _our_name(name): tensor for name, tensor in state.items()
+        if name not in OFFICIAL_GRID and not name.startswith(OFFICIAL_CLASSIFIER)
     }
-    return config, encoder
+    return config, weights
+
+
+def _our_name(name):
+    for official, ours in OFFICIAL_NAMES.items():
+        if name.startswith(official):
+            return ours + name.removeprefix(official)
+    return name
 
 
 def _official_config(state):
@@ -252,6 +273,7 @@ def _official_config(state):
         patch_size=list(state["v.patch_embed.proj.weight"].shape[2:]),
         block_order="paired",
         norm="layer_norm" if "v.norm_f.bias" in state else "rms_norm",
+        final_norm_twice=True,
     )
 
 

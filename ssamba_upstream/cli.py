@@ -10,7 +10,13 @@ from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
 from . import bench, ops
+from .pretraining.manifest import scan
+from .pretraining.objectives import SsambaForPreTraining
+from .pretraining.recipe import read_recipe
+from .pretraining.training_state import TrainingError
 from .superb import corpora, layouts
+
+INTERRUPTED = 130  # exit status after a signal, by the shell's convention
 
 
 def main(arguments=None):
@@ -23,19 +29,22 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (CheckpointError, OSError, ValueError) as error:
+    except (CheckpointError, OSError, ValueError, TrainingError) as error:
         print(f"ssamba: {error}", file=sys.stderr)
         return 1
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="ssamba", description="SSAMBA checkpoints, corpora and SUPERB runs.")
+    parser = argparse.ArgumentParser(prog="ssamba", description="SSAMBA checkpoints, pretraining, corpora and SUPERB runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run-downstream", help="s3prl's run_downstream with the SSAMBA upstreams; takes its arguments")
     _add_init(commands)
     _add_convert(commands)
     _add_info(commands)
     _add_corpora(commands)
+    _add_manifest(commands)
+    _add_pretrain(commands)
+    _add_show_masks(commands)
     _add_bench(commands)
     return parser
 
@@ -68,9 +77,9 @@ def _add_convert(commands):
 
 
 def _convert(options):
-    model = load_model(options.checkpoint, block_order=options.block_order)
+    model = load_model(options.checkpoint, block_order=options.block_order, model_class=None)
     save_model(model, options.out)
-    print(f"wrote {options.out}: the encoder, {_count(model):,} parameters; prediction heads are left out")
+    print(f"wrote {options.out}: {type(model).__name__}, {_count(model):,} parameters")
 
 
 def _add_info(commands):
@@ -169,6 +178,54 @@ def _synthesise_corpora(options):
 def _arrange_fsdd(options):
     layouts.arrange_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
+
+
+def _add_manifest(commands):
+    parser = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl")
+    parser.set_defaults(run=_manifest)
+
+
+def _manifest(options):
+    found = scan(options.folders, options.out)
+    print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
+    if found.unreadable:
+        print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")
+
+
+def _add_pretrain(commands):
+    parser = commands.add_parser("pretrain", help="pretrain a network; under torchrun, on many GPUs")
+    parser.add_argument("recipe", help="a YAML file, or one of the package's, such as tiny_400 or smoke")
+    parser.add_argument("out", type=Path, help="folder of the run")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="such as train=my.jsonl model.norm=rms_norm")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT, if there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(options):
+    from .pretraining.trainer import pretrain
+
+    finished = pretrain(read_recipe(options.recipe, options.overrides), options.out, options.resume, options.device)
+    return 0 if finished else INTERRUPTED
+
+
+def _add_show_masks(commands):
+    parser = commands.add_parser("show-masks", help="draw a recording, its masked patches and their reconstruction")
+    parser.add_argument("checkpoint", type=Path, help="one with the heads of pretraining")
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    parser.add_argument("--seed", type=int, default=0, help="of the mask; default: 0")
+    parser.set_defaults(run=_show_masks)
+
+
+def _show_masks(options):
+    from .pretraining.picture import show_masks
+
+    model = load_model(options.checkpoint, model_class=SsambaForPreTraining)
+    error = show_masks(model, options.recording, options.out, options.seed)
+    print(f"wrote {options.out}; mean squared error of the masked patches {error:.4f}")
 
 
 def _add_bench(commands):

@@ -31,6 +31,11 @@ class SsambaConfig(PretrainedConfig):
         norm_epsilon: added to the variance in every norm.
         drop_path_rate: stochastic depth (arXiv 1603.09382) of the last block; it grows linearly from the first.
         time_step_min, time_step_max, time_step_floor: range of the step sizes at initialisation.
+        final_norm_twice: the heads of pretraining and classification read the final norm of the final norm, as in the
+            published code; the representation is the final norm once, either way.
+        masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
+            grid.
+        reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
 
     Raises:
         ValueError: a value that no network can be built from.
@@ -59,6 +64,9 @@ class SsambaConfig(PretrainedConfig):
         time_step_min=0.001,
         time_step_max=0.1,
         time_step_floor=1e-4,
+        final_norm_twice=False,
+        masked_patches=None,
+        reconstruction_weight=10.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -81,6 +89,10 @@ class SsambaConfig(PretrainedConfig):
         self.time_step_min = time_step_min
         self.time_step_max = time_step_max
         self.time_step_floor = time_step_floor
+        self.final_norm_twice = final_norm_twice
+        rows, columns = self.position_grid
+        self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
+        self.reconstruction_weight = reconstruction_weight
         self._check()
 
     @classmethod
@@ -88,7 +100,7 @@ class SsambaConfig(PretrainedConfig):
         """The configuration of a published size: "tiny", "small" or "base"."""
         if size not in HIDDEN_SIZES:
             raise ValueError(f"no size {size!r}; there are: {', '.join(HIDDEN_SIZES)}")
-        return cls(hidden_size=HIDDEN_SIZES[size], **overrides)
+        return cls(**{"hidden_size": HIDDEN_SIZES[size], **overrides})
 
     @property
     def size(self):

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -78,6 +79,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
     config_class = SsambaConfig
     base_model_prefix = "ssamba"
     main_input_name = "input_values"
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -119,6 +121,7 @@ class SsambaModel(SsambaPreTrainedModel):
             SsambaBlock(config, config.drop_path_rate * i / max(1, depth - 1)) for i in range(depth)
         )
         self.norm_f = _norm(config)
+        self.gradient_checkpointing = False
         self.post_init()
 
     def forward(self, input_values, output_hidden_states=None, return_dict=None):
@@ -147,16 +150,18 @@ class SsambaModel(SsambaPreTrainedModel):
             tokens, offsets = self._pack(input_values)
         else:
             tokens, offsets = self.embed(input_values), None
-        streams = [tokens]
-        run = self._paired if self.config.block_order == "paired" else self._sequential
-        last = run(streams, output_hidden_states, offsets)
+        streams = [tokens] if output_hidden_states else None
         output = BaseModelOutput(
-            last_hidden_state=self.norm_f(last), hidden_states=tuple(streams) if output_hidden_states else None
+            last_hidden_state=self.mix(tokens, offsets, streams),
+            hidden_states=tuple(streams) if output_hidden_states else None,
         )
         return output if return_dict else output.to_tuple()
 
-    def embed(self, input_values):
-        """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions."""
+    def embed(self, input_values, mask=None, mask_embed=None):
+        """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions.
+
+        Where ``mask``, (batch, rows * columns) of bool, is true, ``mask_embed``, (1, 1, E), stands for the patch.
+        """
         config = self.config
         if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
             raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
@@ -165,8 +170,16 @@ class SsambaModel(SsambaPreTrainedModel):
             raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
         patches = self.patch_embed(input_values)
         positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        return tokens + positions
+        patches = patches.flatten(2).transpose(1, 2)
+        if mask is not None:
+            patches = torch.where(mask.unsqueeze(2), mask_embed.to(patches.dtype), patches)
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
+
+    def mix(self, tokens, offsets=None, streams=None):
+        """(batch, length, E) -> (batch, length, E): the blocks and the final norm; each residual stream, as in
+        ``hidden_states``, is appended to ``streams`` where that is a list."""
+        run = self._paired if self.config.block_order == "paired" else self._sequential
+        return self.norm_f(run(tokens, offsets, streams))
 
     def _pack(self, windows):
         """(1, total tokens, E) of windows of any lengths, and where each begins, and the last ends, among them."""
@@ -180,20 +193,23 @@ class SsambaModel(SsambaPreTrainedModel):
         lengths = torch.tensor([0, *(len(embedded) for embedded in tokens)])
         return torch.cat(tokens).unsqueeze(0), lengths.cumsum(0).to(tokens[0].device)
 
-    def _sequential(self, streams, keep, offsets):
-        stream = streams[0]
+    def _sequential(self, stream, offsets, streams):
         for block in self.layers:
-            stream = block(stream, offsets=offsets)
-            if keep:
+            stream = self._run(block, stream, False, offsets)
+            if streams is not None:
                 streams.append(stream)
         return stream
 
-    def _paired(self, streams, keep, offsets):
-        stream = streams[0]
+    def _paired(self, stream, offsets, streams):
         for pair in range(len(self.layers) // 2):
-            forward = self.layers[2 * pair](stream, offsets=offsets)
-            backward = self.layers[2 * pair + 1](stream, time_reversed=True, offsets=offsets)
-            if keep:
+            forward = self._run(self.layers[2 * pair], stream, False, offsets)
+            backward = self._run(self.layers[2 * pair + 1], stream, True, offsets)
+            if streams is not None:
                 streams += [forward / 2**pair, backward / 2**pair]
             stream = forward + backward
         return stream
+
+    def _run(self, block, *arguments):
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)

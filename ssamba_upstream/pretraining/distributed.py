@@ -1,0 +1,69 @@
+"""The processes of a run: one by itself, or as many as torchrun starts, on one machine or several."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of a run.
+
+    Attributes:
+        rank: number of this process, from 0, over all machines.
+        world_size: processes of the run.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self):
+        """Whether this is the process that writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, tensor):
+        """Sum over all processes."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag):
+        """Whether the flag is set in any process."""
+        return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)))
+
+    def gather(self, value):
+        """The values of all processes, in the order of their ranks."""
+        values = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def start_processes(device=None):
+    """The processes of this run, joined for as long as the context lasts.
+
+    Args:
+        device: "cpu" or "cuda". Default: CUDA where there is one. Under torchrun each process takes the GPU of its
+            local rank.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(int(os.environ.get("RANK", 0)), world_size, device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

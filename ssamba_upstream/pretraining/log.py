@@ -1,0 +1,73 @@
+"""The record of a run: log.jsonl, TensorBoard curves and a progress bar."""
+
+import json
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes what a run reports; in processes other than the first, nothing.
+
+    Args:
+        folder: the run's folder.
+        step: steps done before; what an earlier process logged after them is dropped, as they will be done again.
+        steps: steps of the whole run.
+        clips: clips of a step.
+        active: whether to write at all.
+    """
+
+    def __init__(self, folder, step, steps, clips, active=True):
+        self.active = active
+        if not active:
+            return
+        self.file, self.clips = Path(folder) / "log.jsonl", clips
+        self._drop_after(step)
+        self.curves = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
+        self.progress = tqdm(initial=step * clips, total=steps * clips, unit="clip", smoothing=0.05, dynamic_ncols=True)
+
+    def advance(self):
+        """Count a step."""
+        if self.active:
+            self.progress.update(self.clips)
+
+    def record(self, step, kind, **values):
+        """Write a line of numbers, and a curve for each; ``kind`` is "training", "validation", "probe" or "event"."""
+        if not self.active:
+            return
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.curves.add_scalar(f"{kind}/{name}", value, step)
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+        if kind == "training":
+            self.progress.set_postfix(shown, refresh=False)
+        else:
+            self.say(f"step {step} {kind}: {', '.join(f'{name} {value}' for name, value in shown.items())}")
+
+    def say(self, sentence):
+        """Print a sentence beside the progress bar."""
+        if self.active:
+            self.progress.write(sentence)
+
+    def close(self):
+        if self.active:
+            self.curves.close()
+            self.progress.close()
+
+    def _drop_after(self, step):
+        if not self.file.exists():
+            return
+        kept = []
+        for line in self.file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # torn by an interruption
+                continue
+        temporary = self.file.with_name(".log.jsonl.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.file)

@@ -1,0 +1,62 @@
+"""A picture of what a pretrained network makes of a recording: log-mel, masked log-mel, reconstruction."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
+from .data import read_clip
+from .masking import cluster_mask
+
+
+@torch.no_grad()
+def show_masks(model, recording, out, seed=0):
+    """Draw the first clip's worth of a recording, the same with its masked patches left blank, and its masked patches
+    as the network reconstructs them.
+
+    Args:
+        model: a SsambaForPreTraining.
+        recording: an audio file; of one longer than a pretraining clip, the middle is taken.
+        out: a picture file, .png, .pdf or .svg.
+        seed: of the mask.
+
+    Returns:
+        the reconstruction's mean squared error on the masked patches, of normalised log-mel.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    config = model.config
+    samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+    fbank, = LogMel(config.num_mel_bins)([torch.from_numpy(read_clip(recording, samples, "centre"))])
+    columns = len(fbank) // config.patch_size[1]
+    if not columns:
+        raise ValueError(f"{recording} is shorter than a patch of {config.patch_size[1]} frames")
+    fbank = fbank[: columns * config.patch_size[1]].unsqueeze(0)
+    rows = config.num_patch_rows
+    masked = round(config.masked_patches * columns / config.position_grid[1])
+    mask = cluster_mask(1, rows, columns, masked, torch.Generator().manual_seed(seed))
+    patches, found = model.patches(fbank), model.reconstruct(fbank, mask)
+    pictures = {
+        "log-mel": patches, f"{masked} of {rows * columns} patches masked": patches.masked_fill(mask.unsqueeze(2), torch.nan),
+        "reconstruction of the masked patches": found,
+    }
+    figure, axes = pyplot.subplots(len(pictures), sharex=True, figsize=(10, 7), layout="constrained")
+    low, high = patches.min().item(), patches.max().item()
+    for axis, (title, picture) in zip(axes, pictures.items()):
+        image = F.fold(picture.transpose(1, 2), fbank.shape[:0:-1], tuple(config.patch_size), stride=tuple(config.patch_size))
+        axis.imshow(image[0, 0], origin="lower", aspect="auto", vmin=low, vmax=high,
+                    extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
+        axis.set(title=title, ylabel="mel band")
+    axes[-1].set_xlabel("seconds")
+    temporary = Path(out).with_name(f".writing-{Path(out).name}")
+    try:
+        figure.savefig(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+        pyplot.close(figure)
+    return F.mse_loss(found[mask], patches[mask]).item()
