@@ -112,9 +112,9 @@ def test_the_upstream_reads_the_result(tmp_path, recipe):
 
 
 def test_it_learns(tmp_path, recipe):
-    pretrain(recipe(steps=60, learning_rate=3e-3, validate_every=60), tmp_path / "run")
+    pretrain(recipe(steps=30, learning_rate=5e-3, validate_every=30), tmp_path / "run")
     losses = [loss for _, loss in logged(tmp_path / "run", "loss")]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 @pytest.mark.parametrize("changes", [
@@ -336,7 +336,7 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
     multiprocessing.spawn(_gradient_of_a_rank, (port, model, fbank, mask, tmp_path), nprocs=2)
     found = torch.load(tmp_path / "gradient.pt", weights_only=True)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item(), msg=name)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_torchrun(tmp_path, recipe_file):
@@ -350,7 +350,8 @@ def test_torchrun(tmp_path, recipe_file):
     assert "done; the checkpoints are" in result.stdout + result.stderr
     resumed = subprocess.run([*launcher, *arguments, "steps=4", "--resume"], env=environment, capture_output=True,
                              text=True)
-    assert resumed.returncode == 0 and "going on after step 3" in resumed.stdout + resumed.stderr
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 3" in resumed.stdout + resumed.stderr
 
 
 def test_show_masks(tmp_path, recipe, audio, capsys):

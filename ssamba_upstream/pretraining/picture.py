@@ -31,7 +31,7 @@ def show_masks(model, recording, out, seed=0):
 
     config = model.config
     samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
-    fbank, = LogMel(config.num_mel_bins)([torch.from_numpy(read_clip(recording, samples, "centre"))])
+    fbank, = LogMel(config.num_mel_bins)([read_clip(recording, samples, "centre")])
     columns = len(fbank) // config.patch_size[1]
     if not columns:
         raise ValueError(f"{recording} is shorter than a patch of {config.patch_size[1]} frames")

@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -59,9 +60,13 @@ def load_training_state(folder, report=print):
     states = training_states(folder)
     for file in states:
         try:
+            with zipfile.ZipFile(file) as content:
+                damaged = content.testzip()  # torch does not look at the checksums it wrote
+            if damaged:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            report(f"{file} is damaged and passed over: {str(error).splitlines()[0]}")
+        except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            report(f"{file} is damaged and passed over: {error}")
     if states:
         raise TrainingError(f"no training state in {folder} can be read; start again in a new folder")
     return None
