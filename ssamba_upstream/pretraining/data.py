@@ -1,0 +1,271 @@
+"""Batches of waveforms for pretraining, from manifests or from WebDataset shards.
+
+Everything random here is seeded by where a clip stands in the sequence of all clips, so that a run goes on exactly
+where it stopped, and one on more processes sees the same clips.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import soundfile
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchaudio.transforms import Resample
+
+from ..frontend import SAMPLE_RATE
+from .manifest import UNKNOWN_LENGTH, ManifestError, read_manifest, why_unreadable
+
+UNREADABLE = (OSError, RuntimeError, ValueError)
+"""What reading a damaged, vanished or senseless audio file raises."""
+
+ATTEMPTS = 100
+"""So many unreadable files in a row, where one clip was wanted, stop a run."""
+
+LARGEST_RESAMPLER = 2 ** 24
+"""Weights of a resampling filter; real rates need far fewer, a damaged header may ask for more than fits memory."""
+
+
+@dataclass
+class Batch:
+    """Clips of one step.
+
+    Attributes:
+        waveforms: ``(clips, samples)`` float32 at 16 kHz, padded with zeros at the end.
+        lengths: ``(clips,)`` int64, samples of each clip that are not padding.
+        unreadable: path and reason of each file that was met and skipped on the way to this batch.
+        position: what :func:`training_batches` needs to go on after this batch; plain integers, lists and dicts.
+    """
+
+    waveforms: torch.Tensor
+    lengths: torch.Tensor
+    unreadable: list[str]
+    position: object = None
+
+
+def read_clip(file, samples, crop) -> torch.Tensor:
+    """At most `samples` samples of an audio file, as mono float32 at 16 kHz.
+
+    Only what is needed is read and resampled; the mean of the channels is taken.
+
+    Args:
+        file: a path, or an open binary file.
+        samples: the longest clip, in samples at 16 kHz.
+        crop: which part of a longer file: ``"centre"``, or a random.Random or numpy Generator that draws it
+            uniformly.
+
+    Raises:
+        OSError, RuntimeError, ValueError: the file cannot be read, or holds no samples, or some that are not finite.
+    """
+    with soundfile.SoundFile(file if hasattr(file, "read") else os.fsencode(file)) as audio:
+        if audio.frames == UNKNOWN_LENGTH:
+            raise ValueError("does not say how long it is; encode it anew")
+        rate = audio.samplerate
+        channels = _read_part(audio, math.ceil(samples * rate / SAMPLE_RATE), crop)
+    clip = torch.from_numpy(channels.mean(axis=1))
+    if not len(clip):
+        raise ValueError("holds no samples")
+    if rate != SAMPLE_RATE:
+        clip = _resampler(rate)(clip)[:samples]
+    if not clip.isfinite().all():
+        raise ValueError("holds samples that are not finite")
+    return clip
+
+
+def _read_part(audio, wanted, crop):
+    spare = max(0, audio.frames - wanted)
+    start = spare // 2 if crop == "centre" else int(crop.random() * (spare + 1))
+    lead = 0 if audio.seekable() else start
+    if audio.subtype.startswith("MPEG"):
+        # An MP3 frame takes bits from those before it: just after a seek, what is decoded is garbled.
+        lead = min(start, audio.samplerate)
+    if audio.seekable():
+        audio.seek(start - lead)
+    return audio.read(lead + wanted, dtype="float32", always_2d=True)[lead:]
+
+
+@lru_cache(maxsize=32)
+def _resampler(rate):
+    if rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 > LARGEST_RESAMPLER:
+        raise ValueError(f"a rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; resample the file first")
+    return Resample(rate, SAMPLE_RATE)
+
+
+def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
+                     join_short=False) -> Iterator[Batch]:
+    """Batches without end, every file once per epoch in a seeded order.
+
+    From manifests, batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence
+    of all epochs; a file that cannot be read is replaced by a randomly drawn one. From shards see
+    :class:`~ssamba_upstream.pretraining.shards.ShardBatches`.
+
+    Args:
+        sources: manifests (see :func:`~ssamba_upstream.pretraining.manifest.read_manifest`), or WebDataset shards:
+            paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
+        batch_size: clips of each process.
+        samples: the longest clip; longer files get a random crop.
+        seed: a number from 0 on.
+        position: the last used batch's; then what follows is exactly what would have followed it. From manifests
+            this is the number of batches used, the same on all ranks and for any `workers`; from shards it is the
+            rank's own, and `world_size` and `workers` have to be as they were.
+        rank, world_size: which process this is, of how many.
+        workers: how many processes read; 0 reads in this one.
+        join_short: whether further random files follow one shorter than `samples`, until nothing is padding. The
+            published recipe pads.
+
+    Raises:
+        ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
+    """
+    if _are_shards(sources):
+        from .shards import ShardBatches
+
+        shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
+                              join_short)
+        return shards.follow(_load(shards, workers))
+    clips = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
+    return _load(clips, workers, sampler=itertools.count(position or 0))
+
+
+def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0) -> Iterator[Batch]:
+    """Each file of the manifests once over all ranks, in order, with a centre crop.
+
+    A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
+
+    Args:
+        sources: manifests; shards have no order to rely on and are not taken.
+        batch_size, samples, rank, world_size, workers: as for :func:`training_batches`.
+
+    Raises:
+        ManifestError: at once, when the sources do not fit; later, when none of the rank's files is readable.
+    """
+    if _are_shards(sources):
+        raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
+    files = _files(sources)[rank::world_size]
+    return _batch(_load(_CentreCrops(files, samples), workers, sampler=range(len(files))), batch_size, samples)
+
+
+def _batch(clips, batch_size, samples):
+    """Batches of clips, and of the reasons (str) why there is none, which go with the batch before the next clip."""
+    batch, unreadable = [], []
+    for clip in clips:
+        if isinstance(clip, str):
+            unreadable.append(clip)
+            continue
+        if len(batch) == batch_size:
+            yield Batch(*pad(batch, samples), unreadable)
+            batch, unreadable = [], []
+        batch.append(clip)
+    if batch:
+        yield Batch(*pad(batch, samples), unreadable)
+    elif unreadable:
+        raise ManifestError(f"none of {len(unreadable)} validation files can be read; the first: {unreadable[0]}")
+
+
+def _are_shards(sources):
+    shards = [str(source).endswith(".tar") for source in sources]
+    if any(shards) and not all(shards):
+        raise ManifestError("manifests and shards (.tar) cannot be mixed in one run; name either")
+    return any(shards)
+
+
+def _files(sources):
+    if not sources:
+        raise ManifestError("no audio to read: name manifests or shards")
+    return [file for source in sources for file in read_manifest(source)]
+
+
+def _load(dataset, workers, sampler=None):
+    # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
+    loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
+                        worker_init_fn=_leave_process_group)
+    for item in loader:
+        if isinstance(item, ManifestError):
+            raise item
+        yield item
+
+
+def _leave_process_group(worker):
+    """Keep a signal for the whole process group (Ctrl-C, torchrun's SIGTERM) for the training process to handle."""
+    os.setpgrp()
+
+
+def pad(clips, samples):
+    """Clips as rows ``(clips, samples)``, padded with zeros at the end, and their lengths ``(clips,)``."""
+    waveforms = torch.zeros(len(clips), samples)
+    for row, clip in zip(waveforms, clips):
+        row[:len(clip)] = clip
+    return waveforms, torch.tensor([len(clip) for clip in clips])
+
+
+def fill(clips, samples, join_short):
+    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    clip = next(clips)
+    while join_short and len(clip) < samples:
+        clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
+    return clip
+
+
+@dataclass
+class _ManifestBatches(Dataset):
+    """Batches by their number. An error is an item too: DataLoader would bury its message under a traceback."""
+
+    files: list[str]
+    batch_size: int
+    samples: int
+    seed: int
+    rank: int
+    world_size: int
+    join_short: bool
+
+    def __getitem__(self, number) -> Batch | ManifestError:
+        first = (number * self.world_size + self.rank) * self.batch_size
+        unreadable = []
+        try:
+            clips = [fill(self._clips(position, unreadable), self.samples, self.join_short)
+                     for position in range(first, first + self.batch_size)]
+        except ManifestError as error:
+            return error
+        return Batch(*pad(clips, self.samples), unreadable, number + 1)
+
+    def _clips(self, position, unreadable):
+        """The clip at a position, and then random ones to replace or to lengthen it."""
+        random = np.random.default_rng([self.seed, 1, position])
+        epoch, index = divmod(position, len(self.files))
+        file = self.files[_order(self.seed, epoch, len(self.files))[index]]
+        failures = 0
+        while failures < ATTEMPTS:
+            try:
+                clip = read_clip(file, self.samples, random)
+            except UNREADABLE as error:
+                unreadable.append(f"{file}: {why_unreadable(error, file)}")
+                failures += 1
+            else:
+                yield clip
+                failures = 0
+            file = self.files[random.integers(len(self.files))]
+        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the manifest's paths still exist? "
+                            f"The last: {unreadable[-1]}")
+
+
+@lru_cache(maxsize=2)
+def _order(seed, epoch, count):
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+@dataclass
+class _CentreCrops(Dataset):
+    """Clips by their number, or the reason why there is none."""
+
+    files: list[str]
+    samples: int
+
+    def __getitem__(self, number):
+        file = self.files[number]
+        try:
+            return read_clip(file, self.samples, "centre")
+        except UNREADABLE as error:
+            return f"{file}: {why_unreadable(error, file)}"

@@ -1,0 +1,190 @@
+"""Manifests: which audio files a pretraining run reads."""
+
+import hashlib
+import json
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+
+HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
+
+UNKNOWN_LENGTH = 2 ** 63 - 1
+"""The frames of a file whose header leaves them open, as libsndfile counts them."""
+
+
+class ManifestError(ValueError):
+    """A manifest, or the audio that it lists, cannot be used; the message says what to do."""
+
+
+@dataclass
+class Scan:
+    """What a scan found: readable files, their hours, and a line for each unreadable one."""
+
+    files: int
+    hours: float
+    unreadable: list[str]
+
+
+def scan(folders, out, processes=None):
+    """Read the headers of all wav, flac, ogg and mp3 files below some folders once, and write a manifest.
+
+    Links to files are followed, links to folders are not.
+
+    Args:
+        folders: folders to search, their sub-folders included.
+        out: the manifest, a name ending in ``.jsonl``: a line ``{"path": absolute, "duration": seconds, "rate":
+            Hz, "channels": n}`` per readable file, sorted by path. What cannot be read is left out, and listed with
+            the reason in ``<out>.unreadable.txt``.
+        processes: how many processes read; default: the number of processors.
+
+    Returns:
+        A :class:`Scan`.
+
+    Raises:
+        ManifestError: not a folder, no audio, or none that can be read. Nothing is written then.
+    """
+    out = Path(out)
+    if out.suffix != ".jsonl":
+        raise ManifestError(f"{out}: the name of a manifest has to end in .jsonl")
+    files, unreadable = _find_audio(folders)
+    lines, seconds = [], 0.0
+    # Without the initializer, Ctrl-C prints a traceback for each process.
+    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = ProcessPoolExecutor(processes, **ignore_interrupts)
+    try:
+        headers = pool.map(_read_header, files, chunksize=64)
+        for file, header in zip(files, tqdm(headers, "reading headers", len(files), unit=" files")):
+            if isinstance(header, str):
+                unreadable.append(f"{file}: {header}")
+            else:
+                lines.append(json.dumps(header))
+                seconds += header["duration"]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not lines:
+        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
+    _write_lines(out, lines)
+    report = out.with_name(f"{out.name}.unreadable.txt")
+    report.unlink(missing_ok=True)
+    if unreadable:
+        _write_lines(report, unreadable)
+    return Scan(len(lines), seconds / 3600, unreadable)
+
+
+def _find_audio(folders):
+    files, unreadable = set(), []
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise ManifestError(f"{folder}: not a folder; name the folders that hold your audio")
+        walk = os.walk(os.path.abspath(folder),
+                       onerror=lambda error: unreadable.append(f"{error.filename}: {error.strerror}"))
+        files.update(os.path.join(parent, name) for parent, _, names in walk for name in names
+                     if name.lower().endswith(AUDIO_EXTENSIONS))
+    if not files:
+        raise ManifestError(f"no {', '.join(AUDIO_EXTENSIONS)} file below {', '.join(map(str, folders))}; name the "
+                            f"folders that hold your audio{''.join(f' ({line})' for line in unreadable)}")
+    return sorted(files), unreadable
+
+
+def _read_header(file):
+    """A file's line of the manifest, or the reason why it cannot be read."""
+    try:
+        info = soundfile.info(os.fsencode(file))
+    except (OSError, RuntimeError) as error:
+        return why_unreadable(error, file)
+    if info.frames == 0:
+        return "holds no samples"
+    if info.frames == UNKNOWN_LENGTH:
+        return "does not say how long it is; encode it anew"
+    return {"path": file, "duration": info.duration, "rate": info.samplerate, "channels": info.channels}
+
+
+def why_unreadable(error, file=None):
+    """The reason in an exception met while reading audio, without the path; `file` is its path, if it has one."""
+    if file is not None and not os.access(file, os.R_OK):
+        return "does not exist, or may not be read"
+    return getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error.args[0])
+
+
+def _write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        text = "".join(f"{line}\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(path):
+    """The audio files that a manifest lists, as paths.
+
+    Read are what :func:`scan` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
+    (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
+
+    Raises:
+        ManifestError: not such a file (the message names the line), or it lists no file.
+    """
+    path = Path(path)
+    if path.suffix not in _PARSERS:
+        raise ManifestError(f"{path}: a manifest's name ends in {', '.join(_PARSERS)}; {HOW_TO_WRITE}")
+    files = _PARSERS[path.suffix](path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    if not files:
+        raise ManifestError(f"{path}: lists no audio file; {HOW_TO_WRITE}")
+    return files
+
+
+def _parse_lines(path, text):
+    return [_value_of(_parse_json(path, line, number), "path", f"{path}, line {number}")
+            for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _parse_published(path, text):
+    content = _parse_json(path, text)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise ManifestError(f'{path}: expected {{"data": [{{"wav": path}}, ...]}}, as the published code writes it')
+    return [_value_of(entry, "wav", f"{path}, entry {number} of data")
+            for number, entry in enumerate(content["data"], 1)]
+
+
+def _parse_fairseq(path, text):
+    root, *lines = text.split("\n")
+    files = []
+    for number, line in enumerate(lines, 2):
+        name, _, samples = line.partition("\t")
+        if name and samples.isdecimal():
+            files.append(os.path.join(root, name))
+        elif line:
+            raise ManifestError(f"{path}, line {number}: expected a path below {root!r}, a tab and a number of "
+                                f"samples, but found {line[:80]!r}")
+    return files
+
+
+_PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}
+
+
+def _parse_json(path, text, line=None):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}, line {line or error.lineno}: not JSON ({error.msg})") from None
+
+
+def _value_of(entry, key, where):
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), str) or not entry[key]:
+        raise ManifestError(f'{where}: expected an object whose "{key}" is the path of an audio file, '
+                            f"but found {str(entry)[:80]}")
+    return entry[key]
+
+
+def manifest_hash(path):
+    """The SHA-256 of a manifest's content, in hexadecimal, by which a checkpoint says what it was trained on."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

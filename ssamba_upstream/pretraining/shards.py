@@ -1,0 +1,131 @@
+"""Pretraining batches from WebDataset shards: tar files of audio, on this machine or behind URLs."""
+
+import glob
+import io
+import itertools
+import random
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .data import UNREADABLE, Batch, fill, pad, read_clip
+from .manifest import AUDIO_EXTENSIONS, ManifestError, why_unreadable
+
+try:
+    import webdataset
+except ImportError as error:
+    raise ImportError("reading shards (.tar) needs the webdataset library: pip install webdataset") from error
+
+SHUFFLE_BUFFER = 1000
+"""Files, still encoded, among which each reader draws its next one."""
+
+
+class ShardBatches(IterableDataset):
+    """Batches without end from tar shards, each shard read by one reader per pass.
+
+    Readers are the workers of all ranks. In each pass the shards, in a seeded order, are dealt out to them; each
+    reader makes batches of its own from the audio files in its shards, which go through a seeded shuffle buffer.
+    What cannot be decoded and what is torn is skipped and reported. A reader that found nothing readable in its
+    share reads all shards in the next pass, and gives up when there is nothing in any.
+
+    A position holds for each worker of its rank how far into which pass it is. To go on there, a reader reads its
+    share again up to there, without decoding it.
+
+    Raises:
+        ManifestError: no shard, fewer shards than readers, or a position of another rank or number of readers.
+    """
+
+    def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short):
+        self.urls = [url for source in sources for url in _expand(str(source))]
+        self.batch_size, self.samples, self.seed, self.join_short = batch_size, samples, seed, join_short
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+        if len(self.urls) < world_size * workers:
+            raise ManifestError(f"{len(self.urls)} shards for {world_size} processes with {workers} workers each: "
+                                "every worker needs a shard of its own; cut smaller shards, or use fewer workers")
+        place = {"rank": rank, "world_size": world_size, "workers": workers}
+        start = {"pass": 0, "files": 0, "whole": False, "heard": False}
+        self.position = position or {**place, "next": 0, "readers": [start] * workers}
+        if {key: self.position[key] for key in place} != place:
+            begun = {key: self.position[key] for key in place}
+            raise ManifestError(f"a run on shards goes on with the processes and workers it was begun with: the "
+                                f"position is of {begun}, this is {place}")
+
+    def follow(self, batches):
+        """Give each batch of a loader the position of its rank in place of its reader's."""
+        position = self.position
+        for batch in batches:
+            readers = list(position["readers"])
+            readers[position["next"]] = batch.position
+            position = {**position, "next": (position["next"] + 1) % self.workers, "readers": readers}
+            batch.position = position
+            yield batch
+
+    def __iter__(self):
+        info = get_worker_info()
+        # The loader begins with its first worker, which has to be the one whose turn it is.
+        worker = (self.position["next"] + (info.id if info else 0)) % self.workers
+        state = dict(self.position["readers"][worker])
+        unreadable = []
+        clips = self._clips(self.rank * self.workers + worker, state, unreadable)
+        try:
+            while True:
+                batch = [fill(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
+                yield Batch(*pad(batch, self.samples), list(unreadable), dict(state))
+                unreadable.clear()
+        except ManifestError as error:
+            yield error
+
+    def _clips(self, reader, state, unreadable):
+        """A reader's clips without end; `state` is always that after the last one."""
+        while True:
+            share = np.random.default_rng([self.seed, 0, state["pass"]]).permutation(self.urls).tolist()
+            if not state["whole"]:
+                share = share[reader::self.world_size * self.workers]
+            files = itertools.chain.from_iterable(_audio_files(url, unreadable) for url in share)
+            draw = random.Random(f"{self.seed} {state['pass']} {reader}")
+            files = webdataset.shuffle(SHUFFLE_BUFFER, rng=draw)(files)
+            if state["files"]:
+                next(itertools.islice(files, state["files"] - 1, None), None)
+                unreadable.clear()
+            for name, content in files:
+                crop = np.random.default_rng([self.seed, 1, state["pass"], reader, state["files"]])
+                state["files"] += 1
+                try:
+                    clip = read_clip(io.BytesIO(content), self.samples, crop)
+                except UNREADABLE as error:
+                    unreadable.append(f"{name}: {why_unreadable(error)}")
+                else:
+                    state["heard"] = True
+                    yield clip
+            if not state["heard"] and len(share) == len(self.urls):
+                raise ManifestError(f"no readable audio in {len(self.urls)} shards; " +
+                                    (f"the last: {unreadable[-1]}" if unreadable else
+                                     f"they should hold {', '.join(AUDIO_EXTENSIONS)} files"))
+            state.update({"pass": state["pass"] + 1, "files": 0, "whole": not state["heard"], "heard": False})
+
+
+def _expand(source):
+    """The shards that a path, glob or URL with braces names."""
+    for url in webdataset.shardlists.expand_urls(source):
+        found = [url] if "://" in url else sorted(glob.glob(url))
+        if not found:
+            raise ManifestError(f"{url}: no such shard")
+        yield from found
+
+
+def _audio_files(url, unreadable):
+    """Name and content of each audio file in a shard, as far as the shard can be read."""
+    def report(error):
+        # webdataset tells of the same tear twice, once with the stream's name behind it.
+        if not any(line.startswith(f"{url}: ") for line in unreadable[-1:]):
+            unreadable.append(f"{url}: {why_unreadable(error).split(' @ ')[0]}")
+        return True
+
+    for sample in webdataset.tarfile_samples([{"url": url}], handler=report, select_files=_is_audio):
+        for field, content in sample.items():
+            if not field.startswith("__"):
+                yield f"{url}/{sample['__key__']}.{field}", content
+
+
+def _is_audio(name):
+    return name.lower().endswith(AUDIO_EXTENSIONS)
