@@ -1,0 +1,201 @@
+"""Linear probes: multinomial logistic regression on every layer, for all learning rates and penalties at once."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from tqdm import tqdm
+
+# Bounds the memory of the standardised copy; layers of small sets are trained together.
+BYTES_AT_ONCE = 2**28
+STEPS_BETWEEN_EVALUATIONS = 5
+
+
+@dataclass(frozen=True)
+class ProbeResults:
+    """The probe of each layer that did best on dev; lists have one entry per layer.
+
+    Attributes:
+        dev_accuracy, dev_loss: of the chosen learning rate, weight decay and step; the loss is the cross-entropy.
+        test_accuracy: of the same probe.
+        learning_rate, weight_decay: those chosen.
+    """
+
+    dev_accuracy: list[float]
+    dev_loss: list[float]
+    test_accuracy: list[float]
+    learning_rate: list[float]
+    weight_decay: list[float]
+
+    @property
+    def best_layer(self):
+        """The layer with the highest accuracy on dev; among equals, the one with the lowest loss there."""
+        return max(range(len(self.dev_loss)), key=lambda layer: (self.dev_accuracy[layer], -self.dev_loss[layer]))
+
+    @property
+    def best_test_accuracy(self):
+        """Test accuracy of the layer that dev chose."""
+        return self.test_accuracy[self.best_layer]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """:class:`ProbeResults` of each fold being the test set once, by the fold's name."""
+
+    folds: dict[str, ProbeResults]
+
+    @property
+    def test_accuracy(self):
+        """Of each layer, the mean over the folds."""
+        return [mean(accuracies) for accuracies in zip(*(results.test_accuracy for results in self.folds.values()))]
+
+    @property
+    def best_test_accuracy(self):
+        """Mean over the folds, in each the layer that its dev fold chose."""
+        return mean(results.best_test_accuracy for results in self.folds.values())
+
+
+def train_probes(
+    features, labels, splits, learning_rates=(1e-3, 3e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0, max_steps=300,
+    patience=10,
+):
+    """Train the probes of all layers and choose on dev.
+
+    Full-batch Adam on features standardised by the statistics of train, from one random start. Each probe keeps the
+    step with the highest accuracy on dev (the lowest loss among equals), and is stopped when that has not changed
+    for ``patience`` evaluations, five steps apart. Probes do not depend on those trained beside them.
+
+    Args:
+        features: (layers, utterances, features), such as from :func:`ssamba_upstream.probing.time_averages`.
+        labels: the class of each utterance.
+        splits: "train", "dev" or "test" of each utterance.
+        learning_rates, weight_decays: all pairs are tried; weight decay is Adam's L2 penalty, and spares the bias.
+        seed: of the random start.
+        max_steps: the longest that a probe is trained.
+        patience: see above.
+
+    Raises:
+        ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or features that
+            are not finite.
+    """
+    targets, parts = _checked(features, labels, splits)
+    pairs = list(itertools.product(learning_rates, weight_decays))
+    layers_at_once = max(1, BYTES_AT_ONCE // (4 * features[0].numel()))
+    chosen = []
+    for group in tqdm(features.split(layers_at_once), "probes", leave=False, disable=None):
+        accuracy, loss, test_accuracy = _train(group, targets, parts, pairs, seed, max_steps, patience)
+        for layer in zip(accuracy.tolist(), loss.tolist(), test_accuracy.tolist()):
+            candidates = [(*scores, *pair) for *scores, pair in zip(*layer, pairs)]
+            chosen.append(max(candidates, key=lambda candidate: (candidate[0], -candidate[1])))
+    return ProbeResults(*map(list, zip(*chosen)))
+
+
+def cross_validate(features, labels, folds, **options):
+    """Train the probes once for each fold as test, with the next one (in sorted order) as dev and the others as train.
+
+    Args:
+        features, labels: see :func:`train_probes`.
+        folds: name of each utterance's fold, of three or more.
+        options: of :func:`train_probes`.
+
+    Returns:
+        a :class:`CrossValidation`.
+
+    Raises:
+        ValueError: fewer than three folds, and see :func:`train_probes`.
+    """
+    names = sorted(set(folds))
+    if len(names) < 3:
+        raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
+    results = {}
+    for test, dev in zip(names, names[1:] + names[:1]):
+        splits = ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
+        results[test] = train_probes(features, labels, splits, **options)
+    return CrossValidation(results)
+
+
+def _checked(features, labels, splits):
+    """(class index of each utterance, indices of the utterances of each split)."""
+    if features.dim() != 3 or not features.shape[1] == len(labels) == len(splits):
+        raise ValueError(f"features must be (layers, utterances, features), with a label and a split for each "
+                         f"utterance; got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} splits")
+    parts = {}
+    for split in ("train", "dev", "test"):
+        parts[split] = [i for i, other in enumerate(splits) if other == split]
+        if not parts[split]:
+            raise ValueError(f"no utterance in {split}; the splits are {', '.join(sorted(set(splits)))}")
+    classes = sorted({labels[i] for i in parts["train"]})
+    unknown = sorted({labels[i] for i in parts["dev"] + parts["test"]} - set(classes))
+    if unknown:
+        raise ValueError(f"dev or test has classes that train lacks: {', '.join(unknown[:3])}")
+    number = {label: i for i, label in enumerate(classes)}
+    targets = torch.tensor([number.get(label, -1) for label in labels], device=features.device)
+    return targets, parts
+
+
+def _train(features, targets, parts, pairs, seed, max_steps, patience):
+    """Accuracy and loss on dev and accuracy on test, each (layers, pairs), of the step of each probe that dev chose."""
+    train, *held_out = _standardised(features, parts)
+    train_targets, *held_out_targets = (targets[members] for members in parts.values())
+    weights, biases = _start(train, int(targets.max()) + 1, len(pairs), seed)
+    optimizer = torch.optim.Adam(
+        {"params": [parameter], "lr": rate, "weight_decay": decay}
+        for weight, bias, (rate, penalty) in zip(weights, biases, pairs)
+        for parameter, decay in ((weight, penalty), (bias, 0.0))
+    )
+    shape = len(train), len(pairs)
+    best_accuracy, best_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
+    waited = torch.zeros(shape, dtype=torch.int, device=train.device)
+    for step in range(1, max_steps + 1):
+        optimizer.zero_grad()
+        losses, _ = _scores(train, train_targets, weights, biases)
+        losses.sum().backward()
+        optimizer.step()
+        if step % STEPS_BETWEEN_EVALUATIONS and step < max_steps:
+            continue
+        with torch.no_grad():
+            (loss, accuracy), (_, on_test) = (
+                _scores(part, part_targets, weights, biases) for part, part_targets in zip(held_out, held_out_targets)
+            )
+        better = (accuracy > best_accuracy) | ((accuracy == best_accuracy) & (loss < best_loss))
+        better &= waited < patience
+        for best, new in ((best_accuracy, accuracy), (best_loss, loss), (test_accuracy, on_test)):
+            best[better] = new[better]
+        waited = torch.where(better, 0, waited + 1)
+        if (waited >= patience).all():
+            break
+    return best_accuracy, best_loss, test_accuracy
+
+
+def _standardised(features, parts):
+    """(layers, members, features) of each split, by the mean and standard deviation of train's."""
+    train, *held_out = (features[:, members].float() for members in parts.values())
+    if not all(part.isfinite().all() for part in (train, *held_out)):
+        raise ValueError("the features hold NaN or infinite values; is the checkpoint sound?")
+    deviation, mean = torch.std_mean(train, dim=1, keepdim=True, correction=0)
+    # What is constant but for rounding says nothing in train, and would be blown up in dev and test.
+    deviation = deviation.masked_fill(deviation <= 1e-6 * mean.abs(), math.inf)
+    return [part.sub_(mean).div_(deviation) for part in (train, *held_out)]
+
+
+def _start(train, classes, pairs, seed):
+    """For each pair, weights (layers, features, classes) and biases (layers, 1, classes), alike for all probes."""
+    layers, _, size = train.shape
+    start = torch.empty(size, classes).uniform_(
+        -size**-0.5, size**-0.5, generator=torch.Generator().manual_seed(seed)
+    ).to(train.device)
+    weights = [start.repeat(layers, 1, 1).requires_grad_() for _ in range(pairs)]
+    biases = [train.new_zeros(layers, 1, classes, requires_grad=True) for _ in range(pairs)]
+    return weights, biases
+
+
+def _scores(features, targets, weights, biases):
+    """Cross-entropy and accuracy of every probe, each (layers, pairs)."""
+    logits = torch.baddbmm(torch.cat(biases, dim=2), features, torch.cat(weights, dim=2))
+    logits = logits.unflatten(2, (len(weights), -1))
+    expected = targets[None, :, None, None].expand(*logits.shape[:3], 1)
+    loss = -logits.log_softmax(dim=3).gather(3, expected).squeeze(3).mean(dim=1)
+    accuracy = (logits.argmax(dim=3, keepdim=True) == expected).squeeze(3).float().mean(dim=1)
+    return loss, accuracy

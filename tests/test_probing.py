@@ -1,0 +1,333 @@
+"""Labelled sets, time averages of hidden states, and linear probes."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SHARED_AUDIO
+
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.frontend import LogMel
+from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.probing import (
+    LabelledSet, LabelledSetError, cross_validate, log_mel_averages, read_labelled, time_averages, train_probes,
+)
+from ssamba_upstream.probing.features import read_waveform
+
+UTTERANCES, SIZE, CLASSES = 400, 24, 4
+
+
+def network(**options):
+    return SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, **options))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder for each of two classes, with ten recordings each, some of them deeper."""
+    for label in ("cat", "dog"):
+        for i in range(10):
+            file = tmp_path / label / (f"{i}.wav" if i else "deeper/0.FLAC")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    (tmp_path / "cat" / "notes.txt").touch()
+    (tmp_path / "cat" / "._1.wav").touch()
+    return tmp_path
+
+
+def write_csv(folder, *lines):
+    file = folder / "set.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_a_folder_for_each_class(folder):
+    found = read_labelled(folder)
+    assert len(found.paths) == 20 and found.classes == ["cat", "dog"]
+    assert all(path.is_file() and path.relative_to(folder).parts[0] == label
+               for path, label in zip(found.paths, found.labels))
+    for label in found.classes:
+        of_class = [split for split, other in zip(found.splits, found.labels) if other == label]
+        assert {split: of_class.count(split) for split in set(of_class)} == {"train": 7, "dev": 1, "test": 2}
+    assert read_labelled(folder) == found
+    assert read_labelled(folder, seed=1).splits != found.splits
+    assert not found.has_folds
+
+
+def test_the_split_does_not_depend_on_place_or_order(folder):
+    by_folder = read_labelled(folder)
+    names = [path.relative_to(folder).as_posix() for path in by_folder.paths]
+    rows = [f"{name},{name.split('/')[0]}" for name in names]
+    random.Random(0).shuffle(rows)
+    by_csv = read_labelled(write_csv(folder, "path,label", *rows))
+    assert dict(zip(by_csv.paths, by_csv.splits)) == dict(zip(by_folder.paths, by_folder.splits))
+
+
+def test_a_csv_with_splits_or_folds(folder):
+    file = write_csv(folder, "split,path,label", f"train,{folder / 'cat/1.wav'},cat", "dev,dog/1.wav,dog",
+                     'test,dog/2.wav,"dog"')
+    found = read_labelled(file)
+    assert found == LabelledSet([folder / "cat/1.wav", folder / "dog/1.wav", folder / "dog/2.wav"],
+                                ["cat", "dog", "dog"], ["train", "dev", "test"])
+    folds = read_labelled(write_csv(folder, "path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2",
+                                    "dog/2.wav,dog,3"))
+    assert folds.has_folds and folds.splits == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("lines, message", [
+    (["path,label"], "is empty"),
+    (["path,label", "cat/1.wav,cat", "cat/2.wav,cat", "cat/3.wav,cat"], "all 3 recordings are labelled 'cat'"),
+    (["path,label", "cat/1.wav,cat", "dog/1.wav,dog"], "has 1 recordings; a split into train, dev and test needs"),
+    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,test"], "splits are test, train; expected"),
+    (["path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2"], "splits are 1, 2; expected .* three or more folds"),
+    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,"], "line 3: expected a value for each of"),
+    (["path,label", "cat/1.wav,cat,train"], "line 2: expected a value for each of path, label"),
+    (["path,label", "cat/1.wav"], "line 2: expected a value for each of path, label"),
+    (["file,label", "cat/1.wav,cat"], "columns file, label; expected path and label"),
+    (["path,label,speaker", "cat/1.wav,cat,x"], "columns path, label, speaker; expected"),
+    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"], "more than once.*1.wav"),
+    (["path,label,split", *(f"cat/{i}.wav,cat,{i}" for i in range(8, 15)), "dog/1.wav,dog,8"],
+     r"5 of 8 recordings do not exist: \S*10.wav, \S*11.wav, \S*12.wav and 2 more"),
+])
+def test_labelled_sets_that_no_probe_can_use(folder, lines, message):
+    with pytest.raises(LabelledSetError, match=message) as caught:
+        read_labelled(write_csv(folder, *lines))
+    assert str(folder / "set.csv") in str(caught.value) or "split into" in str(caught.value)
+
+
+def test_an_empty_folder_and_no_folder(tmp_path):
+    with pytest.raises(LabelledSetError, match="empty"):
+        read_labelled(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_labelled(tmp_path / "absent")
+    with pytest.raises(LabelledSetError, match="2 paths, 1 labels and 2 splits"):
+        LabelledSet([Path("a"), Path("b")], ["x"], ["1", "2"])
+
+
+def planted(signal):
+    """Features whose layer l carries the class with strength signal[l], with labels and splits."""
+    generator = torch.Generator().manual_seed(3)
+    classes = torch.arange(UTTERANCES) % CLASSES
+    centres = torch.randn(CLASSES, SIZE, generator=generator)
+    noise = torch.randn(len(signal), UTTERANCES, SIZE, generator=generator)
+    features = torch.tensor(signal)[:, None, None] * centres[classes] + noise
+    splits = ["test" if i % 5 == 0 else "dev" if i % 5 == 1 else "train" for i in range(UTTERANCES)]
+    return features * 50 + 7, [f"class {i}" for i in classes.tolist()], splits
+
+
+def test_a_planted_layer_is_found_and_noise_stays_at_chance():
+    results = train_probes(*planted([0.0, 0.3, 3.0, 0.1]))
+    assert results.best_layer == 2 and results.best_test_accuracy == 1
+    assert results.dev_accuracy[1] > results.dev_accuracy[3] and 0.3 < results.test_accuracy[1] < 1
+    assert abs(results.test_accuracy[0] - 1 / CLASSES) < 3 * (0.25 * 0.75 / 80) ** 0.5
+
+
+def test_probes_do_not_depend_on_those_beside_them(monkeypatch):
+    features, labels, splits = planted([0.0, 0.5, 1.0])
+    grid = {"learning_rates": (1e-3, 1e-2), "weight_decays": (0.0, 0.1)}
+    together = train_probes(features, labels, splits, **grid)
+    monkeypatch.setattr("ssamba_upstream.probing.probes.BYTES_AT_ONCE", 1)
+    assert train_probes(features, labels, splits, **grid) == together
+    for layer in range(3):
+        alone = [
+            train_probes(features[layer : layer + 1], labels, splits, learning_rates=[rate], weight_decays=[decay])
+            for rate in grid["learning_rates"] for decay in grid["weight_decays"]
+        ]
+        best = max(alone, key=lambda result: (result.dev_accuracy, -result.dev_loss[0]))
+        for name in ("dev_accuracy", "dev_loss", "test_accuracy", "learning_rate", "weight_decay"):
+            assert getattr(best, name)[0] == pytest.approx(getattr(together, name)[layer], abs=1e-5), name
+
+
+def test_test_labels_choose_nothing():
+    features, labels, splits = planted([0.2, 0.4, 0.3])
+    test = [i for i, split in enumerate(splits) if split == "test"]
+    permuted = list(labels)
+    for i, j in zip(test, test[1:] + test[:1]):
+        permuted[i] = labels[j]
+    first, second = train_probes(features, labels, splits), train_probes(features, permuted, splits)
+    for name in ("dev_accuracy", "dev_loss", "learning_rate", "weight_decay", "best_layer"):
+        assert getattr(first, name) == getattr(second, name)
+    assert first.test_accuracy != second.test_accuracy
+
+
+def test_the_best_step_on_dev_is_kept():
+    """Training to the end overfits 24 features and 20 utterances; the early step is remembered, not the last."""
+    features, labels, _ = planted([0.4])
+    splits = ["train" if i < 20 else "dev" if i < 200 else "test" for i in range(UTTERANCES)]
+    rate = {"learning_rates": [1e-2], "weight_decays": [0.0]}
+    stopped = train_probes(features, labels, splits, **rate)
+    by_length = [train_probes(features, labels, splits, max_steps=steps, patience=1000, **rate)
+                 for steps in (5, 50, 300)]
+    assert stopped.dev_accuracy[0] >= by_length[0].dev_accuracy[0]
+    assert by_length[0].dev_accuracy <= by_length[1].dev_accuracy <= by_length[2].dev_accuracy
+    assert train_probes(features, labels, splits, max_steps=3, **rate).dev_accuracy[0] > 0
+
+
+def test_a_seed_is_a_random_start():
+    problem = planted([0.3, 0.5])
+    assert train_probes(*problem) == train_probes(*problem)
+    assert train_probes(*problem).dev_loss != train_probes(*problem, seed=1).dev_loss
+
+
+def test_probes_agree_with_an_independent_logistic_regression():
+    """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * utterances)."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels, splits = planted([0.4, 0.8])
+    results = train_probes(features, labels, splits, learning_rates=[1e-2], weight_decays=[0.1], max_steps=1000,
+                           patience=1000)
+    parts = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "dev")}
+    targets = {name: np.array(labels)[members] for name, members in parts.items()}
+    for layer, x in enumerate(features):
+        x = (x - x[parts["train"]].mean(0)) / x[parts["train"]].std(0, correction=0)
+        regression = linear_model.LogisticRegression(C=1 / (0.1 * len(parts["train"])))
+        regression.fit(x[parts["train"]].numpy(), targets["train"])
+        expected = regression.score(x[parts["dev"]].numpy(), targets["dev"])
+        # The best step on dev may be a little better than the optimum on train.
+        assert expected - 1e-6 <= results.dev_accuracy[layer] < expected + 0.06
+
+
+def test_a_constant_feature_changes_nothing():
+    features, labels, splits = planted([0.5])
+    constant = torch.full((1, UTTERANCES, 1), 0.1)
+    constant[:, [i for i, split in enumerate(splits) if split != "train"]] += 1e-7
+    padded = train_probes(torch.cat([features, constant], dim=2), labels, splits)
+    assert padded.test_accuracy == pytest.approx(train_probes(features, labels, splits).test_accuracy, abs=0.05)
+
+
+def test_folds():
+    features, labels, _ = planted([0.0, 3.0])
+    folds = [f"fold {i % 5}" for i in range(0, UTTERANCES * 7, 7)]
+    results = cross_validate(features, labels, folds)
+    assert sorted(results.folds) == [f"fold {i}" for i in range(5)]
+    assert results.best_test_accuracy == 1
+    assert results.test_accuracy[1] == 1 and results.test_accuracy[0] < 0.45
+    by_hand = ["test" if fold == "fold 4" else "dev" if fold == "fold 0" else "train" for fold in folds]
+    assert results.folds["fold 4"] == train_probes(features, labels, by_hand)
+
+
+def test_probes_refuse_what_they_cannot_use():
+    features, labels, splits = planted([0.5])
+    with pytest.raises(ValueError, match="399 labels and 400 splits"):
+        train_probes(features, labels[1:], splits)
+    with pytest.raises(ValueError, match="no utterance in dev"):
+        train_probes(features, labels, ["train" if split == "dev" else split for split in splits])
+    with pytest.raises(ValueError, match="train lacks: new"):
+        train_probes(features, ["new", *labels[1:]], splits)
+    with pytest.raises(ValueError, match="three or more folds; got 1, 2"):
+        cross_validate(features, labels, ["1", "2"] * 200)
+    features[0, 17, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        train_probes(features, labels, splits)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("checkpoint") / "reduced.safetensors"
+    save_model(network(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Files of very unequal lengths, rates and channels: all noise."""
+    folder = tmp_path_factory.mktemp("recordings")
+    generator = np.random.default_rng(0)
+    made = {"stereo.wav": (44100, (30000, 2)), "click.wav": (16000, (90,)), "long.flac": (16000, (200000,)),
+            "short.wav": (8000, (4001,))}
+    for name, (rate, shape) in made.items():
+        soundfile.write(folder / name, generator.uniform(-0.5, 0.5, shape), rate)
+    return [*(folder / name for name in made)]
+
+
+@pytest.mark.parametrize("options", [
+    {"time_stride": 16, "frequency_stride": 16, "window_secs": 10.24}, {"window_secs": 2.0}, {"window_secs": 10.0},
+])
+def test_time_averages_are_the_mean_of_the_upstreams_frames(checkpoint, recordings, options):
+    expert = UpstreamExpert(checkpoint, **options).eval()
+    strides = {"time_stride": 10, "frequency_stride": 10, **options}
+    window_secs = strides.pop("window_secs")
+    model = load_model(checkpoint, **strides)
+    # 10.24 s is what the checkpoint's positions reach, and so the default.
+    found = time_averages(model, recordings, window_secs=None if window_secs == 10.24 else window_secs)
+    for i, path in enumerate(recordings):
+        with torch.no_grad():
+            states = expert([read_waveform(path)])["hidden_states"]
+        assert found.shape == (3, len(recordings), states[0].shape[2])
+        for layer, state in enumerate(states):
+            torch.testing.assert_close(found[layer, i], state[0].mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_time_averages_do_not_depend_on_batching_or_order(checkpoint, recordings):
+    model = load_model(checkpoint)
+    together = time_averages(model, recordings)
+    torch.testing.assert_close(time_averages(model, recordings, batch_secs=0.1), together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(time_averages(model, recordings[::-1]).flip(1), together, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_its_mode(checkpoint, recordings, training):
+    model = load_model(checkpoint, drop_path_rate=0.5).train(training)
+    averages = time_averages(model, recordings[:2])
+    assert model.training is training and not averages.requires_grad
+    assert torch.equal(averages, time_averages(model, recordings[:2]))
+
+
+def test_waveforms_are_mixed_down_and_resampled(recordings):
+    import torchaudio
+
+    samples, rate = soundfile.read(recordings[0], dtype="float32")
+    expected = torchaudio.functional.resample(torch.from_numpy(samples).mean(1), rate, 16000)
+    torch.testing.assert_close(read_waveform(recordings[0]), expected, rtol=0, atol=1e-5)
+
+
+def test_log_mel_averages(recordings):
+    found = log_mel_averages(recordings)
+    assert found.shape == (1, len(recordings), 256) and found.isfinite().all()
+    (features,) = LogMel()([read_waveform(recordings[3])])
+    torch.testing.assert_close(found[0, 3], torch.cat([features.mean(0), features.std(0, correction=0)]))
+
+
+@pytest.mark.parametrize("averages", [log_mel_averages, lambda paths: time_averages(network(), paths)])
+def test_audio_that_cannot_be_used(averages, tmp_path):
+    with pytest.raises(ValueError, match="no paths"):
+        averages([])
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(ValueError, match="cannot read .*text.wav as audio"):
+        averages([tmp_path / "text.wav"])
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match="empty.wav holds no samples"):
+        averages([tmp_path / "empty.wav"])
+
+
+def test_windows_the_positions_do_not_reach(recordings):
+    for window_secs in (10.25, 0.1):
+        with pytest.raises(ValueError, match="from one patch, 0.16 s, to the 10.24 s"):
+            time_averages(network(), recordings, window_secs=window_secs)
+
+
+def test_spoken_digits_by_the_filterbank_and_a_random_network():
+    """Two speakers of zero and one: even a random network tells them apart, far above chance."""
+    folder = SHARED_AUDIO / "fsdd" / "recordings"
+    if not folder.is_dir():
+        pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
+    paths = [folder / f"{digit}_{speaker}_{i}.wav" for digit in (0, 1) for speaker in ("jackson", "theo")
+             for i in range(20)]
+    indices = [int(path.stem.split("_")[2]) for path in paths]
+    splits = ["test" if i < 4 else "dev" if i < 8 else "train" for i in indices]
+    for column in (0, 1):
+        labels = [path.stem.split("_")[column] for path in paths]
+        data = LabelledSet(paths, labels, splits)
+        for features in (log_mel_averages(data.paths), time_averages(network(), data.paths)):
+            assert train_probes(features, data.labels, data.splits).best_test_accuracy > 0.8
+
+
+def test_no_s3prl():
+    """Pretraining imports this package, and must run where s3prl is not installed."""
+    code = "import sys, ssamba_upstream.probing; sys.exit('s3prl' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
