@@ -1,4 +1,4 @@
-"""``ssamba bench``: what the selective scan and the whole network cost, everything side by side in one process.
+"""``ssamba bench``: what the scan, the whole network and its pretraining cost, everything side by side in one process.
 
 Machines are noisy, so nothing here is a single time: all candidates of a row run one after the other in every round,
 and what is reported is the median over the rounds. Compare within a row.
@@ -6,9 +6,11 @@ and what is reported is the median over the rounds. Compare within a row.
 
 import csv
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -16,13 +18,18 @@ from tqdm import tqdm
 
 from . import ops
 from .configuration import HIDDEN_SIZES, SsambaConfig
+from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
 from .mixer import DIRECTIONS
 from .modeling import SsambaModel
+from .pretraining.data import read_clip
+from .pretraining.masking import cluster_mask
+from .pretraining.objectives import SsambaForPreTraining
 
 SCAN_SHAPES = ((1, 384, 1189), (8, 384, 497), (8, 768, 497))  # batch, channels, length
 STATES = 16
 LOOPS = ("reference", "transformers")  # over time: their gradients and the profiler's record of them take minutes
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
+PRETRAINING_CLIPS = 8
 DOWNSTREAM_STRIDE = 10
 REVERSE = (False, True)
 SECONDS_EACH = 20  # a candidate that has taken as long makes no further round: some peers need ten seconds a call
@@ -81,6 +88,48 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                     "ms, torch scan": medians.get("torch scan", ""), "audio s / s": utterances * seconds / whole * 1e3,
                     "scans' share": scans / whole, "rest / products": (whole - scans) / medians["products"],
                 })
+    return rows
+
+
+def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
+    """Time pretraining's forward and backward passes on clips of 10.24 s, float32, and what they and their input cost.
+
+    Returns:
+        a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, peak MiB
+        that torch allocates meanwhile; and over those milliseconds, as shares: the scans with their convolutions, the
+        matrix products, log-mel from waveforms, and reading the clips from 16 kHz WAV files in one process. The last
+        two are not part of the passes; reading goes on in other processes.
+    """
+    rows = []
+    for size in tqdm(sizes, desc="pretraining", unit="size"):
+        model = SsambaForPreTraining(SsambaConfig.from_size(size)).to(device).train()
+        config, log_mel = model.config, LogMel().to(device)
+        samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        waveforms = torch.rand(PRETRAINING_CLIPS, samples, device=device) - 0.5
+        fbank = torch.stack(log_mel(list(waveforms)))
+        masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches).to(device).chunk(2)
+        parameters = list(model.parameters())
+
+        def step(masks):
+            return lambda: _step(lambda: [model(fbank, *masks).loss], parameters, True)
+
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            soundfile.write(file.name, waveforms[0].cpu().numpy(), SAMPLE_RATE)
+            parts = _model_calls(model.ssamba, fbank, True)
+            calls = {
+                "shared_mask": step(masks[:1]), "two_pass": step(masks), "scans": parts["scans"],
+                "products": parts["products"], "log-mel": lambda: log_mel(list(waveforms)),
+                "reading": lambda: [read_clip(file.name, samples, "centre") for _ in fbank],
+            }
+            medians = race(calls, rounds, device)
+        for passes, objective in enumerate(("shared_mask", "two_pass"), start=1):
+            whole = medians[objective]
+            rows.append({
+                "size": size, "objective": objective, "ms": whole, "clips / s": len(fbank) / whole * 1e3,
+                "peak MiB": peak_memory(calls[objective], device) / 2**20, "scans": passes * medians["scans"] / whole,
+                "products": passes * medians["products"] / whole, "log-mel": medians["log-mel"] / whole,
+                "reading": medians["reading"] / whole,
+            })
     return rows
 
 

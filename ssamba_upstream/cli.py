@@ -198,7 +198,8 @@ def _add_pretrain(commands):
     parser = commands.add_parser("pretrain", help="pretrain a network; under torchrun, on many GPUs")
     parser.add_argument("recipe", help="a YAML file, or one of the package's, such as tiny_400 or smoke")
     parser.add_argument("out", type=Path, help="folder of the run")
-    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="such as train=my.jsonl model.norm=rms_norm")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
+                        help="fields of the recipe to be changed, such as train=my.jsonl model.norm=rms_norm")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.set_defaults(run=_pretrain)
@@ -229,9 +230,9 @@ def _show_masks(options):
 
 
 def _add_bench(commands):
-    parser = commands.add_parser("bench", help="measure the scan's backends and peers, or the whole network")
-    parser.add_argument("subject", choices=("scan", "model"))
-    parser.add_argument("--size", choices=HIDDEN_SIZES, action="append", help="model: default: all")
+    parser = commands.add_parser("bench", help="measure the scan's backends and peers, the network, or its pretraining")
+    parser.add_argument("subject", choices=("scan", "model", "pretraining"))
+    parser.add_argument("--size", choices=HIDDEN_SIZES, action="append", help="of the network; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--out", type=Path, default=Path("result/bench"), help="folder for the CSV; default: result/bench")
@@ -242,7 +243,8 @@ def _bench(options):
     if options.subject == "scan":
         rows = bench.bench_scan(options.device, options.rounds)
     else:
-        rows = bench.bench_model(options.device, options.rounds, options.size or tuple(HIDDEN_SIZES))
+        measure = {"model": bench.bench_model, "pretraining": bench.bench_pretraining}[options.subject]
+        rows = measure(options.device, options.rounds, options.size or tuple(HIDDEN_SIZES))
     path = options.out / f"{options.subject}.csv"
     print(bench.write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
 
+LONGEST_DEFAULT_WINDOW = 10.0  # seconds
+
 # Tokens sent through the network at once: bounds the memory of long recordings, and keeps a GPU busy.
 TOKENS_AT_ONCE = 16384
 
@@ -34,6 +36,32 @@ class Windowing:
     time_stride: int
     patch_frames: int
     padding: str
+
+    @classmethod
+    def for_model(cls, config, window_secs=None, padding="none"):
+        """Windows for a network, at its own strides.
+
+        Args:
+            config: its SsambaConfig.
+            window_secs: length of a window. Default: 10 s, or the length of the pretraining clips if that is less.
+            padding: see :class:`Windowing`.
+
+        Raises:
+            ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical".
+        """
+        shortest, longest = config.patch_size[1] / 100, config.pretraining_frames / 100
+        if window_secs is None:
+            window_secs = min(LONGEST_DEFAULT_WINDOW, longest)
+        if not shortest <= window_secs:
+            raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
+        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding)
+        last = (windowing.columns - 1) * windowing.time_stride
+        if config.positions == "physical" and last >= config.pretraining_frames:
+            raise ValueError(
+                f"window_secs={window_secs} is longer than the {longest} s whose positions the checkpoint has learned; "
+                'use shorter windows, or positions="published", which stretches them'
+            )
+        return windowing
 
     @property
     def hop(self):
@@ -119,6 +147,24 @@ def _packs(sizes):
         pack.append(i)
         total += size
     yield pack
+
+
+def frame_index(wavs, windows, firsts, windowing, config):
+    """Where the frames of utterances find their tokens, see :func:`token_index`.
+
+    Args:
+        wavs: list of (samples,).
+        windows: what ``windowing.cut`` made of them.
+        firsts: the index of each window's class token, see :func:`encode`.
+        windowing, config: the Windowing, and the network's SsambaConfig.
+    """
+    firsts = iter(firsts)
+    return token_index(
+        counts=[windowing.frames(len(wav)) for wav in wavs],
+        firsts=[[next(firsts) for _ in run] for run in windows],
+        columns=[[config.columns(len(window)) for window in run] for run in windows],
+        rows=config.num_patch_rows,
+    )
 
 
 def token_index(counts, firsts, columns, rows):

@@ -344,12 +344,13 @@ def test_torchrun(tmp_path, recipe_file):
     arguments = ["-m", "ssamba_upstream.cli", "pretrain", str(file), str(tmp_path / "run"), "--device", "cpu"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True)
+    result = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True,
+                            timeout=120)
     assert result.returncode == 0, result.stderr
     assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
     assert "done; the checkpoints are" in result.stdout + result.stderr
-    resumed = subprocess.run([*launcher, *arguments, "steps=4", "--resume"], env=environment, capture_output=True,
-                             text=True)
+    resumed = subprocess.run([*launcher, *arguments, "--set", "steps=4", "--resume"], env=environment,
+                             capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step 3" in resumed.stdout + resumed.stderr
 

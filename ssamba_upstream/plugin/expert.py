@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint import load_model
 from ..frontend import SAMPLE_RATE, LogMel
-from ..windows import Windowing, encode, token_index, tokens_to_frames
+from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,7 +22,8 @@ class UpstreamExpert(nn.Module):
         ckpt: path of a checkpoint, see :func:`ssamba_upstream.checkpoint.load_model`.
         model_config: path of a YAML file with any of the options below (s3prl's ``-g``).
         refresh: taken for s3prl's sake; entries that download look at it before they get here.
-        window_secs: length of the windows that the network reads. Default: 10.
+        window_secs: length of the windows that the network reads. Default: 10 s, or that of the pretraining clips if they were
+            shorter.
         time_stride: distance of frames in fbank frames of 10 ms, 1 to 16. Default: 10, a frame every 100 ms.
         frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
         frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
@@ -51,7 +52,7 @@ class UpstreamExpert(nn.Module):
         self._build(ckpt, **options)
 
     def _build(
-        self, ckpt, *, window_secs=10.0, time_stride=10, frequency_stride=10, frequency_pooling="concat",
+        self, ckpt, *, window_secs=None, time_stride=10, frequency_stride=10, frequency_pooling="concat",
         positions="physical", padding="none", precision="float32",
     ):
         _check_choice("frequency_pooling", frequency_pooling, ("concat", "mean"))
@@ -65,20 +66,7 @@ class UpstreamExpert(nn.Module):
         self.model.norm_f.requires_grad_(False)
         config = self.model.config
         self.log_mel = LogMel(config.num_mel_bins)
-        self.windowing = Windowing(window_secs, time_stride, config.patch_size[1], padding)
-        self._check_window(window_secs)
-
-    def _check_window(self, window_secs):
-        config, windowing = self.model.config, self.windowing
-        shortest = config.patch_size[1] / 100
-        if not shortest <= window_secs:
-            raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
-        last = (windowing.columns - 1) * windowing.time_stride
-        if config.positions == "physical" and last >= config.pretraining_frames:
-            raise ValueError(
-                f"window_secs={window_secs} is longer than the {config.pretraining_frames / 100} s whose positions "
-                'the checkpoint has learned; use shorter windows, or positions="published", which stretches them'
-            )
+        self.windowing = Windowing.for_model(config, window_secs, padding)
 
     def get_downsample_rates(self, key: str = None) -> int:
         """Samples per frame at 16 kHz, the same for every layer."""
@@ -104,21 +92,12 @@ class UpstreamExpert(nn.Module):
         windows = self.windowing.cut(wavs, self.log_mel)
         with self._autocast(wavs[0].device.type):
             layers, firsts = encode([window for run in windows for window in run], self.model)
-        index = self._token_index(wavs, windows, firsts).to(wavs[0].device)
+        index = frame_index(wavs, windows, firsts, self.windowing, self.model.config).to(wavs[0].device)
         states = []
         while layers:  # let go of each layer's tokens as soon as its frames are there
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
         *hidden_states, last_hidden_state = states
         return {"hidden_states": hidden_states, "last_hidden_state": last_hidden_state}
-
-    def _token_index(self, wavs, windows, firsts):
-        config, firsts = self.model.config, iter(firsts)
-        return token_index(
-            counts=[self.windowing.frames(len(wav)) for wav in wavs],
-            firsts=[[next(firsts) for _ in run] for run in windows],
-            columns=[[config.columns(len(window)) for window in run] for run in windows],
-            rows=config.num_patch_rows,
-        )
 
     def _autocast(self, device_type):
         if self.autocast_dtype is None:

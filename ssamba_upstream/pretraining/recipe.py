@@ -157,7 +157,7 @@ def read_recipe(source, overrides=()):
         raise RecipeError(f"{source}: no field {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
     missing = [name for name in ("train", "validation", "steps") if name not in values]
     if missing:
-        raise RecipeError(f"{source} lacks {', '.join(missing)}; give {missing[0]}=VALUE after the other arguments")
+        raise RecipeError(f"{source} lacks {', '.join(missing)}; give --set {missing[0]}=VALUE")
     return Recipe(**values)
 
 

@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LOG_MEL_MEAN, LOG_MEL_STD, LogMel
+from ..probing.features import time_averages
+from ..probing.labelled import read_labelled
+from ..probing.probes import cross_validate, train_probes
 from .data import training_batches, validation_batches
 from .distributed import start_processes
 from .log import RunLog
@@ -89,7 +92,7 @@ class _Run:
             self._restore(state)
         self.network = self.model
         if processes.world_size > 1:
-            self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.model)
         if recipe.compile:
             self.network = torch.compile(self.network)
         self.log = RunLog(out, self.progress["step"], recipe.steps, recipe.batch_size, processes.first)
@@ -220,16 +223,14 @@ class _Run:
         self._save_result("last", step, values)
 
     def _probe(self, step):
-        """Accuracy of a linear probe on the recipe's labelled set."""
-        from ..probing.features import time_averages
-        from ..probing.labelled import read_labelled
-        from ..probing.probes import train_probes
-
-        if self.processes.first:
-            labelled = read_labelled(self.recipe.probe)
-            features = time_averages(self._evaluated().ssamba, labelled.paths, device=self.processes.device)
-            result = train_probes(features, labelled.labels, labelled.splits)
-            self.log.record(step, "probe", test_accuracy=result.test_accuracy[result.best_layer], layer=result.best_layer)
+        """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""
+        if not self.processes.first:
+            return
+        labelled = read_labelled(self.recipe.probe)
+        features = time_averages(self._evaluated().ssamba, labelled.paths)
+        probe = cross_validate if labelled.has_folds else train_probes
+        result = probe(features, labelled.labels, labelled.splits)
+        self.log.record(step, "probe", test_accuracy=result.best_test_accuracy)
 
     def _evaluated(self):
         """The network that is validated and kept: the average where there is one."""

@@ -9,7 +9,7 @@ import torchaudio
 from tqdm import tqdm
 
 from ..frontend import FRAME_LENGTH, SAMPLE_RATE, LogMel
-from ..windows import Windowing, encode, token_index, tokens_to_frames
+from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
 
 @torch.no_grad()
@@ -22,7 +22,8 @@ def time_averages(model, paths, window_secs=None, batch_secs=120.0):
     Args:
         model: a SsambaModel, on any device; computes in eval mode, and is left in the mode it was in.
         paths: audio files of any rate and number of channels.
-        window_secs: length of the windows that the network reads. Default: that of its pretraining clips.
+        window_secs: length of the windows that the network reads. Default: see
+            :meth:`Windowing.for_model`.
         batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
 
     Returns:
@@ -32,8 +33,7 @@ def time_averages(model, paths, window_secs=None, batch_secs=120.0):
         ValueError: no paths, a file that cannot be read or is empty, or windows longer than the positions learned.
     """
     config = model.config
-    window_secs = _checked_window(config, window_secs)
-    windowing = Windowing(window_secs, config.time_stride, config.patch_size[1], "none")
+    windowing = Windowing.for_model(config, window_secs)
     log_mel = LogMel(config.num_mel_bins).to(model.device)
     averages = torch.empty(config.num_hidden_layers + 1, len(paths), config.num_patch_rows * config.hidden_size)
     training = model.training
@@ -92,14 +92,8 @@ def _averages(model, windowing, log_mel, wavs):
     """(depth + 1, utterances, rows * E) of waveforms."""
     windows = windowing.cut(wavs, log_mel)
     layers, firsts = encode([window for run in windows for window in run], model)
-    firsts = iter(firsts)
+    index = frame_index(wavs, windows, firsts, windowing, model.config).to(model.device)
     counts = [windowing.frames(len(wav)) for wav in wavs]
-    index = token_index(
-        counts=counts,
-        firsts=[[next(firsts) for _ in run] for run in windows],
-        columns=[[model.config.columns(len(window)) for window in run] for run in windows],
-        rows=model.config.num_patch_rows,
-    ).to(model.device)
     counts = torch.tensor(counts, device=model.device).unsqueeze(1)
     return torch.stack([tokens_to_frames(tokens, index, "concat").sum(dim=1) / counts for tokens in layers[:-1]])
 
@@ -128,14 +122,3 @@ def _seconds(path):
 def _check_any(paths):
     if not paths:
         raise ValueError("got no paths; expected at least one audio file")
-
-
-def _checked_window(config, window_secs):
-    longest = config.pretraining_frames / 100
-    if window_secs is None:
-        return longest
-    shortest = config.patch_size[1] / 100
-    if window_secs < shortest or (config.positions == "physical" and window_secs > longest):
-        raise ValueError(f"window_secs must be from one patch, {shortest} s, to the {longest} s whose positions the "
-                         f"checkpoint has learned; got {window_secs}")
-    return window_secs
