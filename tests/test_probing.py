@@ -16,7 +16,8 @@ from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import (
-    LabelledSet, LabelledSetError, cross_validate, log_mel_averages, read_labelled, time_averages, train_probes,
+    LabelledSet, LabelledSetError, cross_validate, log_mel_averages, read_labelled, time_averages,
+    train_probes,
 )
 from ssamba_upstream.probing.features import read_waveform
 
@@ -81,16 +82,17 @@ def test_a_csv_with_splits_or_folds(folder):
 
 @pytest.mark.parametrize("lines, message", [
     (["path,label"], "is empty"),
-    (["path,label", "cat/1.wav,cat", "cat/2.wav,cat", "cat/3.wav,cat"], "all 3 recordings are labelled 'cat'"),
-    (["path,label", "cat/1.wav,cat", "dog/1.wav,dog"], "has 1 recordings; a split into train, dev and test needs"),
+    (["path,label", "cat/1.wav,cat", "cat/2.wav,cat", "cat/3.wav,cat"], "all 3 recordings are labelled"),
+    (["path,label", "cat/1.wav,cat", "dog/1.wav,dog"], "has 1 recordings; a split into"),
     (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,test"], "splits are test, train; expected"),
-    (["path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2"], "splits are 1, 2; expected .* three or more folds"),
+    (["path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2"], "splits are 1, 2; expected .* three"),
     (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,"], "line 3: expected a value for each of"),
     (["path,label", "cat/1.wav,cat,train"], "line 2: expected a value for each of path, label"),
     (["path,label", "cat/1.wav"], "line 2: expected a value for each of path, label"),
     (["file,label", "cat/1.wav,cat"], "columns file, label; expected path and label"),
     (["path,label,speaker", "cat/1.wav,cat,x"], "columns path, label, speaker; expected"),
-    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"], "more than once.*1.wav"),
+    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"],
+     "more than once.*1.wav"),
     (["path,label,split", *(f"cat/{i}.wav,cat,{i}" for i in range(8, 15)), "dog/1.wav,dog,8"],
      r"5 of 8 recordings do not exist: \S*10.wav, \S*11.wav, \S*12.wav and 2 more"),
 ])
@@ -135,10 +137,10 @@ def test_probes_do_not_depend_on_those_beside_them(monkeypatch):
     assert train_probes(features, labels, splits, **grid) == together
     for layer in range(3):
         alone = [
-            train_probes(features[layer : layer + 1], labels, splits, learning_rates=[rate], weight_decays=[decay])
+            train_probes(features[[layer]], labels, splits, learning_rates=[rate], weight_decays=[decay])
             for rate in grid["learning_rates"] for decay in grid["weight_decays"]
         ]
-        best = max(alone, key=lambda result: (result.dev_accuracy, -result.dev_loss[0]))
+        best = min(alone, key=lambda result: result.dev_loss)
         for name in ("dev_accuracy", "dev_loss", "test_accuracy", "learning_rate", "weight_decay"):
             assert getattr(best, name)[0] == pytest.approx(getattr(together, name)[layer], abs=1e-5), name
 
@@ -156,15 +158,14 @@ def test_test_labels_choose_nothing():
 
 
 def test_the_best_step_on_dev_is_kept():
-    """Training to the end overfits 24 features and 20 utterances; the early step is remembered, not the last."""
+    """Training to the end overfits 20 utterances; the early step is remembered, not the last."""
     features, labels, _ = planted([0.4])
     splits = ["train" if i < 20 else "dev" if i < 200 else "test" for i in range(UTTERANCES)]
     rate = {"learning_rates": [1e-2], "weight_decays": [0.0]}
     stopped = train_probes(features, labels, splits, **rate)
     by_length = [train_probes(features, labels, splits, max_steps=steps, patience=1000, **rate)
                  for steps in (5, 50, 300)]
-    assert stopped.dev_accuracy[0] >= by_length[0].dev_accuracy[0]
-    assert by_length[0].dev_accuracy <= by_length[1].dev_accuracy <= by_length[2].dev_accuracy
+    assert by_length[0].dev_loss > by_length[1].dev_loss >= by_length[2].dev_loss == stopped.dev_loss
     assert train_probes(features, labels, splits, max_steps=3, **rate).dev_accuracy[0] > 0
 
 
@@ -176,19 +177,18 @@ def test_a_seed_is_a_random_start():
 
 def test_probes_agree_with_an_independent_logistic_regression():
     """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * utterances)."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model, metrics = map(pytest.importorskip, ("sklearn.linear_model", "sklearn.metrics"))
     features, labels, splits = planted([0.4, 0.8])
-    results = train_probes(features, labels, splits, learning_rates=[1e-2], weight_decays=[0.1], max_steps=1000,
-                           patience=1000)
+    results = train_probes(features, labels, splits, learning_rates=[3e-3], weight_decays=[0.3],
+                           max_steps=1000, patience=1000)
     parts = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "dev")}
     targets = {name: np.array(labels)[members] for name, members in parts.items()}
     for layer, x in enumerate(features):
         x = (x - x[parts["train"]].mean(0)) / x[parts["train"]].std(0, correction=0)
-        regression = linear_model.LogisticRegression(C=1 / (0.1 * len(parts["train"])))
+        regression = linear_model.LogisticRegression(C=1 / (0.3 * len(parts["train"])))
         regression.fit(x[parts["train"]].numpy(), targets["train"])
-        expected = regression.score(x[parts["dev"]].numpy(), targets["dev"])
-        # The best step on dev may be a little better than the optimum on train.
-        assert expected - 1e-6 <= results.dev_accuracy[layer] < expected + 0.06
+        expected = metrics.log_loss(targets["dev"], regression.predict_proba(x[parts["dev"]].numpy()))
+        assert results.dev_loss[layer] == pytest.approx(expected, rel=0.02)
 
 
 def test_a_constant_feature_changes_nothing():
@@ -196,7 +196,8 @@ def test_a_constant_feature_changes_nothing():
     constant = torch.full((1, UTTERANCES, 1), 0.1)
     constant[:, [i for i, split in enumerate(splits) if split != "train"]] += 1e-7
     padded = train_probes(torch.cat([features, constant], dim=2), labels, splits)
-    assert padded.test_accuracy == pytest.approx(train_probes(features, labels, splits).test_accuracy, abs=0.05)
+    alone = train_probes(features, labels, splits)
+    assert padded.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.05)
 
 
 def test_folds():
@@ -246,15 +247,15 @@ def recordings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("options", [
-    {"time_stride": 16, "frequency_stride": 16, "window_secs": 10.24}, {"window_secs": 2.0}, {"window_secs": 10.0},
+    {"time_stride": 16, "frequency_stride": 16, "window_secs": 10.24}, {"window_secs": 2.0},
+    {"window_secs": 10.0},
 ])
 def test_time_averages_are_the_mean_of_the_upstreams_frames(checkpoint, recordings, options):
     expert = UpstreamExpert(checkpoint, **options).eval()
     strides = {"time_stride": 10, "frequency_stride": 10, **options}
     window_secs = strides.pop("window_secs")
     model = load_model(checkpoint, **strides)
-    # 10.24 s is what the checkpoint's positions reach, and so the default.
-    found = time_averages(model, recordings, window_secs=None if window_secs == 10.24 else window_secs)
+    found = time_averages(model, recordings, window_secs)
     for i, path in enumerate(recordings):
         with torch.no_grad():
             states = expert([read_waveform(path)])["hidden_states"]

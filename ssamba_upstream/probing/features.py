@@ -16,26 +16,27 @@ from ..windows import Windowing, encode, frame_index, tokens_to_frames
 def time_averages(model, paths, window_secs=None, batch_secs=120.0):
     """The average over its frames of every hidden state of each recording, as a frozen upstream gives them.
 
-    A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a caller who
-    wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``.
+    A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
+    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``.
 
     Args:
         model: a SsambaModel, on any device; computes in eval mode, and is left in the mode it was in.
         paths: audio files of any rate and number of channels.
-        window_secs: length of the windows that the network reads. Default: see
-            :meth:`Windowing.for_model`.
-        batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
+        window_secs: length of the windows that the network reads. Default: see :meth:`Windowing.for_model`.
+        batch_secs: seconds of audio sent through the network at once; recordings of like lengths go together.
 
     Returns:
         (depth + 1, recordings, rows * E) in float32 on the CPU, the layers in the order of the network.
 
     Raises:
-        ValueError: no paths, a file that cannot be read or is empty, or windows longer than the positions learned.
+        ValueError: no paths, a file that cannot be read or is empty, or windows that the positions learned do
+            not reach.
     """
     config = model.config
     windowing = Windowing.for_model(config, window_secs)
     log_mel = LogMel(config.num_mel_bins).to(model.device)
-    averages = torch.empty(config.num_hidden_layers + 1, len(paths), config.num_patch_rows * config.hidden_size)
+    size = config.num_patch_rows * config.hidden_size
+    averages = torch.empty(config.num_hidden_layers + 1, len(paths), size)
     training = model.training
     model.eval()
     try:
@@ -95,7 +96,8 @@ def _averages(model, windowing, log_mel, wavs):
     index = frame_index(wavs, windows, firsts, windowing, model.config).to(model.device)
     counts = [windowing.frames(len(wav)) for wav in wavs]
     counts = torch.tensor(counts, device=model.device).unsqueeze(1)
-    return torch.stack([tokens_to_frames(tokens, index, "concat").sum(dim=1) / counts for tokens in layers[:-1]])
+    sums = (tokens_to_frames(tokens, index, "concat").sum(dim=1) for tokens in layers[:-1])
+    return torch.stack([total / counts for total in sums])
 
 
 def _batches(paths, seconds):

@@ -12,7 +12,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 class LabelledSetError(ValueError):
-    """A labelled set that no probe can be trained on; the message says what is wrong and what was expected."""
+    """A labelled set that no probe can be trained on; says what is wrong and what was expected."""
 
 
 @dataclass
@@ -22,10 +22,10 @@ class LabelledSet:
     Attributes:
         paths: audio files.
         labels: the class of each.
-        splits: "train", "dev" or "test" of each, all three present; or the name of its fold, of three or more.
+        splits: "train", "dev" or "test" of each, all three present; or the name of its fold, three or more.
 
     Raises:
-        LabelledSetError: nothing in it, one class only, a split missing, a path twice, or files that do not exist.
+        LabelledSetError: nothing in it, one class only, a split missing, a path twice, or missing files.
     """
 
     paths: list[Path]
@@ -34,20 +34,22 @@ class LabelledSet:
 
     def __post_init__(self):
         if not len(self.paths) == len(self.labels) == len(self.splits):
-            raise LabelledSetError(f"a labelled set needs a label and a split for each path; got {len(self.paths)} "
-                                   f"paths, {len(self.labels)} labels and {len(self.splits)} splits")
+            raise LabelledSetError("a labelled set needs a label and a split for each path; got "
+                                   f"{len(self.paths)} paths, {len(self.labels)} labels and "
+                                   f"{len(self.splits)} splits")
         if not self.paths:
             raise LabelledSetError("the labelled set is empty; expected recordings of two or more classes")
         if len(self.classes) < 2:
-            raise LabelledSetError(f"all {len(self.paths)} recordings are labelled {self.labels[0]!r}; a probe needs "
-                                   "two or more classes")
+            raise LabelledSetError(f"all {len(self.paths)} recordings are labelled {self.labels[0]!r}; a "
+                                   "probe needs two or more classes")
         _check_splits(self.splits)
         twice = [path for path, count in Counter(self.paths).items() if count > 1]
         if twice:
             raise LabelledSetError(f"{len(twice)} recordings are there more than once: {_first(twice)}")
         missing = [path for path in self.paths if not Path(path).is_file()]
         if missing:
-            raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: {_first(missing)}")
+            raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "
+                                   f"{_first(missing)}")
 
     @property
     def classes(self):
@@ -63,20 +65,20 @@ class LabelledSet:
 def read_labelled(source, seed=0) -> LabelledSet:
     """Read a labelled set.
 
-    Where there is no split, every class is split by itself: its recordings are ordered by the SHA-256 of the seed
-    and their path, as the CSV writes it or relative to the folder; the first 20 % are test, the next 10 % dev (each
-    rounded, and at least one), the others train. That is the same on every machine. Recordings of one speaker or
-    one session may so get into train and test; a CSV with splits can keep them apart.
+    Where there is no split, every class is split by itself: its recordings are ordered by the SHA-256 of the
+    seed and their path, as the CSV writes it or relative to the folder; the first 20 % are test, the next
+    10 % dev (each rounded, and at least one), the others train. That is the same on every machine. Recordings
+    of one speaker or session may so get into train and test; a CSV with splits can keep them apart.
 
     Args:
-        source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's folder);
-            or a folder with a folder for each class, whose name is the label, and wav, flac, ogg or mp3 files at
-            any depth in it. Hidden ones are left out.
+        source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's
+            folder); or a folder with a folder for each class, whose name is the label, and wav, flac, ogg or
+            mp3 files at any depth in it. Hidden ones are left out.
         seed: of the split where there is none.
 
     Raises:
-        LabelledSetError: see :class:`LabelledSet`; or a CSV with missing or other columns or incomplete rows; or a
-            class of fewer than three recordings where there is no split.
+        LabelledSetError: see :class:`LabelledSet`; or a CSV with missing or other columns or incomplete rows;
+            or a class of fewer than three recordings where there is no split.
         FileNotFoundError: nothing there.
     """
     source = Path(source)
@@ -106,8 +108,8 @@ def _read_csv(file):
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
         if not {"path", "label"} <= set(columns) <= set(COLUMNS):
-            raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path and label, "
-                                   "and split if wanted")
+            raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
+                                   "and label, and split if wanted")
         rows = []
         for row in reader:
             if None in row or not all(row.values()):
@@ -123,8 +125,8 @@ def _split(names, labels, seed):
     for label in set(labels):
         members = [name for name, other in zip(names, labels) if other == label]
         if len(members) < len(SPLITS):
-            raise LabelledSetError(f"class {label!r} has {len(members)} recordings; a split into train, dev and test "
-                                   "needs three")
+            raise LabelledSetError(f"class {label!r} has {len(members)} recordings; a split into train, dev "
+                                   "and test needs three")
         members.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         test, dev = max(1, round(0.2 * len(members))), max(1, round(0.1 * len(members)))
         sizes = {"test": test, "dev": dev, "train": len(members) - test - dev}
@@ -136,8 +138,8 @@ def _check_splits(splits):
     found = sorted(set(splits))
     named = set(found) & set(SPLITS)
     if (named and found != sorted(SPLITS)) or (not named and len(found) < 3):
-        raise LabelledSetError(f"the splits are {_first(found, 6)}; expected train, dev and test, all three, or the "
-                               "names of three or more folds")
+        raise LabelledSetError(f"the splits are {_first(found, 6)}; expected train, dev and test, all three, "
+                               "or the names of three or more folds")
 
 
 def _first(values, count=3):

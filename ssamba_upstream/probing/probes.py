@@ -1,4 +1,4 @@
-"""Linear probes: multinomial logistic regression on every layer, for all learning rates and penalties at once."""
+"""Linear probes: multinomial logistic regression on every layer, all learning rates and penalties at once."""
 
 import itertools
 import math
@@ -8,17 +8,18 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-# Bounds the memory of the standardised copy; layers of small sets are trained together.
-BYTES_AT_ONCE = 2**28
+# Of standardised features; beyond what caches hold, more layers at once are slower on a CPU.
+BYTES_AT_ONCE = 2**23
+BATCH_SIZE = 256
 STEPS_BETWEEN_EVALUATIONS = 5
 
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """The probe of each layer that did best on dev; lists have one entry per layer.
+    """The probe of each layer with the lowest loss on dev; lists have one entry per layer.
 
     Attributes:
-        dev_accuracy, dev_loss: of the chosen learning rate, weight decay and step; the loss is the cross-entropy.
+        dev_accuracy, dev_loss: of the chosen learning rate, weight decay and step; the loss is cross-entropy.
         test_accuracy: of the same probe.
         learning_rate, weight_decay: those chosen.
     """
@@ -31,8 +32,8 @@ class ProbeResults:
 
     @property
     def best_layer(self):
-        """The layer with the highest accuracy on dev; among equals, the one with the lowest loss there."""
-        return max(range(len(self.dev_loss)), key=lambda layer: (self.dev_accuracy[layer], -self.dev_loss[layer]))
+        """The layer with the lowest loss on dev."""
+        return min(range(len(self.dev_loss)), key=self.dev_loss.__getitem__)
 
     @property
     def best_test_accuracy(self):
@@ -49,7 +50,8 @@ class CrossValidation:
     @property
     def test_accuracy(self):
         """Of each layer, the mean over the folds."""
-        return [mean(accuracies) for accuracies in zip(*(results.test_accuracy for results in self.folds.values()))]
+        by_fold = [results.test_accuracy for results in self.folds.values()]
+        return [mean(accuracies) for accuracies in zip(*by_fold)]
 
     @property
     def best_test_accuracy(self):
@@ -58,27 +60,29 @@ class CrossValidation:
 
 
 def train_probes(
-    features, labels, splits, learning_rates=(1e-3, 3e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0, max_steps=300,
-    patience=10,
+    features, labels, splits, learning_rates=(5e-4, 2e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0,
+    max_steps=300, patience=10,
 ):
     """Train the probes of all layers and choose on dev.
 
-    Full-batch Adam on features standardised by the statistics of train, from one random start. Each probe keeps the
-    step with the highest accuracy on dev (the lowest loss among equals), and is stopped when that has not changed
-    for ``patience`` evaluations, five steps apart. Probes do not depend on those trained beside them.
+    Adam on features standardised by the statistics of train, in batches of up to 256 utterances. Each probe
+    keeps the step with the lowest loss on dev, and is stopped when that has not fallen for ``patience``
+    evaluations, five steps apart; of a layer's probes the one with the lowest loss on dev is reported. (On a
+    small dev set the accuracies of many probes tie, and choosing by them would be luck.) All probes start
+    from the same weights and see the same batches, and none depends on those trained beside it.
 
     Args:
         features: (layers, utterances, features), such as from :func:`ssamba_upstream.probing.time_averages`.
         labels: the class of each utterance.
         splits: "train", "dev" or "test" of each utterance.
-        learning_rates, weight_decays: all pairs are tried; weight decay is Adam's L2 penalty, and spares the bias.
-        seed: of the random start.
+        learning_rates, weight_decays: all pairs are tried; weight decay is an L2 penalty, not on the bias.
+        seed: of the random start and the order of the batches.
         max_steps: the longest that a probe is trained.
         patience: see above.
 
     Raises:
-        ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or features that
-            are not finite.
+        ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or
+            features that are not finite.
     """
     targets, parts = _checked(features, labels, splits)
     pairs = list(itertools.product(learning_rates, weight_decays))
@@ -88,12 +92,12 @@ def train_probes(
         accuracy, loss, test_accuracy = _train(group, targets, parts, pairs, seed, max_steps, patience)
         for layer in zip(accuracy.tolist(), loss.tolist(), test_accuracy.tolist()):
             candidates = [(*scores, *pair) for *scores, pair in zip(*layer, pairs)]
-            chosen.append(max(candidates, key=lambda candidate: (candidate[0], -candidate[1])))
+            chosen.append(min(candidates, key=lambda candidate: candidate[1]))
     return ProbeResults(*map(list, zip(*chosen)))
 
 
 def cross_validate(features, labels, folds, **options):
-    """Train the probes once for each fold as test, with the next one (in sorted order) as dev and the others as train.
+    """Train the probes with each fold as test once, the next (in sorted order) as dev, the others as train.
 
     Args:
         features, labels: see :func:`train_probes`.
@@ -119,8 +123,9 @@ def cross_validate(features, labels, folds, **options):
 def _checked(features, labels, splits):
     """(class index of each utterance, indices of the utterances of each split)."""
     if features.dim() != 3 or not features.shape[1] == len(labels) == len(splits):
-        raise ValueError(f"features must be (layers, utterances, features), with a label and a split for each "
-                         f"utterance; got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} splits")
+        raise ValueError("features must be (layers, utterances, features), with a label and a split for each "
+                         f"utterance; got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} "
+                         "splits")
     parts = {}
     for split in ("train", "dev", "test"):
         parts[split] = [i for i, other in enumerate(splits) if other == split]
@@ -136,37 +141,37 @@ def _checked(features, labels, splits):
 
 
 def _train(features, targets, parts, pairs, seed, max_steps, patience):
-    """Accuracy and loss on dev and accuracy on test, each (layers, pairs), of the step of each probe that dev chose."""
+    """Accuracy and loss on dev, accuracy on test, each (layers, pairs), of the step that dev chose."""
     train, *held_out = _standardised(features, parts)
     train_targets, *held_out_targets = (targets[members] for members in parts.values())
-    weights, biases = _start(train, int(targets.max()) + 1, len(pairs), seed)
+    generator = torch.Generator().manual_seed(seed)
+    weights, biases = _start(train, int(targets.max()) + 1, len(pairs), generator)
     optimizer = torch.optim.Adam(
         {"params": [parameter], "lr": rate, "weight_decay": decay}
         for weight, bias, (rate, penalty) in zip(weights, biases, pairs)
         for parameter, decay in ((weight, penalty), (bias, 0.0))
     )
     shape = len(train), len(pairs)
-    best_accuracy, best_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
+    dev_accuracy, dev_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
     waited = torch.zeros(shape, dtype=torch.int, device=train.device)
-    for step in range(1, max_steps + 1):
+    for step, batch in enumerate(itertools.islice(_batches(train.shape[1], generator), max_steps), start=1):
         optimizer.zero_grad()
-        losses, _ = _scores(train, train_targets, weights, biases)
+        losses, _ = _scores(train[:, batch], train_targets[batch], weights, biases)
         losses.sum().backward()
         optimizer.step()
         if step % STEPS_BETWEEN_EVALUATIONS and step < max_steps:
             continue
         with torch.no_grad():
             (loss, accuracy), (_, on_test) = (
-                _scores(part, part_targets, weights, biases) for part, part_targets in zip(held_out, held_out_targets)
+                _scores(*part, weights, biases) for part in zip(held_out, held_out_targets)
             )
-        better = (accuracy > best_accuracy) | ((accuracy == best_accuracy) & (loss < best_loss))
-        better &= waited < patience
-        for best, new in ((best_accuracy, accuracy), (best_loss, loss), (test_accuracy, on_test)):
+        better = (loss < dev_loss) & (waited < patience)
+        for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
             best[better] = new[better]
         waited = torch.where(better, 0, waited + 1)
         if (waited >= patience).all():
             break
-    return best_accuracy, best_loss, test_accuracy
+    return dev_accuracy, dev_loss, test_accuracy
 
 
 def _standardised(features, parts):
@@ -180,12 +185,16 @@ def _standardised(features, parts):
     return [part.sub_(mean).div_(deviation) for part in (train, *held_out)]
 
 
-def _start(train, classes, pairs, seed):
-    """For each pair, weights (layers, features, classes) and biases (layers, 1, classes), alike for all probes."""
+def _batches(utterances, generator):
+    """Batches of indices of like sizes, without end; every utterance once before any comes again."""
+    while True:
+        yield from torch.randperm(utterances, generator=generator).chunk(math.ceil(utterances / BATCH_SIZE))
+
+
+def _start(train, classes, pairs, generator):
+    """For each pair, weights (layers, features, classes) and biases (layers, 1, classes), all alike."""
     layers, _, size = train.shape
-    start = torch.empty(size, classes).uniform_(
-        -size**-0.5, size**-0.5, generator=torch.Generator().manual_seed(seed)
-    ).to(train.device)
+    start = torch.empty(size, classes).uniform_(-size**-0.5, size**-0.5, generator=generator).to(train.device)
     weights = [start.repeat(layers, 1, 1).requires_grad_() for _ in range(pairs)]
     biases = [train.new_zeros(layers, 1, classes, requires_grad=True) for _ in range(pairs)]
     return weights, biases
