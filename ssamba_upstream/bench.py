@@ -168,17 +168,17 @@ def peak_memory(call, device="cpu"):
 
 def measure_machine(device="cpu"):
     """This machine's rates from short trials, all its threads together: powers of two per second of numbers that lie in
-    a first-level cache, floating-point operations per second in a matrix product, bytes per second in a large copy."""
-    small, large = torch.rand(4096, device=device) - 1, torch.empty(1 << 26, device=device)
-    matrix = torch.randn(2048, 2048, device=device)
+    a cache, floating-point operations per second in a matrix product, bytes per second in a large copy."""
+    small, large = torch.rand(1 << 16, device=device) - 1, torch.empty(1 << 26, device=device)
+    powers, matrix = torch.empty_like(small), torch.randn(2048, 2048, device=device)
     power = ops.cpu.exponential2 if device == "cpu" and not ops.cpu.unavailable_reason() else torch.exp2
     calls = {
-        "powers": lambda: [power(small) for _ in range(256)], "copy": large.clone, "product": lambda: matrix @ matrix,
+        "powers": lambda: [power(small, out=powers) for _ in range(16)], "copy": large.clone, "product": lambda: matrix @ matrix,
     }
     seconds = {name: milliseconds / 1e3 for name, milliseconds in race(calls, 7, device).items()}
     threads = torch.get_num_threads() if device == "cpu" else 1  # so few numbers keep one thread busy
     return {
-        "powers": threads * 256 * small.numel() / seconds["powers"],
+        "powers": threads * 16 * small.numel() / seconds["powers"],
         "operations": 2 * len(matrix) ** 3 / seconds["product"],
         "bytes": 2 * 4 * large.numel() / seconds["copy"],
     }
