@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# From a clean clone to a first SUPERB result: keyword spotting on synthetic speech with a frozen ssamba_tiny of
-# random weights. Everything is written below the folder given, result/demo by default, which must be new.
+# From a clean clone to a first SUPERB result: pretrains a small network on synthetic speech, and trains keyword spotting
+# on it, frozen. Everything is written below the folder given, result/demo by default, which must be new.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-result/demo}
 
-scripts/setup.sh superb
+scripts/setup.sh superb,pretraining
 ssamba=.venv/bin/ssamba
 $ssamba corpora synth "$out/corpora"
-$ssamba init --size tiny "$out/ssamba_tiny"
+words=$out/corpora/speech_commands_v0.01
+$ssamba manifest "$words" "$out/train.jsonl"
+$ssamba manifest "$out/corpora/VoxCeleb1" "$out/validation.jsonl"
+$ssamba pretrain smoke "$out/pretraining" --device cpu \
+    --set "train=$out/train.jsonl" "validation=$out/validation.jsonl"
 
 data=config.downstream_expert.datarc
-.venv/bin/python scripts/run_downstream.py -m train -u ssamba_tiny -k "$out/ssamba_tiny" \
+.venv/bin/python scripts/run_downstream.py -m train -u ssamba_tiny -k "$out/pretraining/best" \
     -d speech_commands -c keyword_spotting -p "$out/keyword_spotting" --device cpu \
-    -o "$data.speech_commands_root=$out/corpora/speech_commands_v0.01,,\
+    -o "$data.speech_commands_root=$words,,\
         $data.speech_commands_test_root=$out/corpora/speech_commands_test_set_v0.01,,$data.num_workers=0,,\
         config.optimizer.lr=3.0e-3,,config.runner.total_steps=200,,config.runner.log_step=50,,\
         config.runner.eval_step=100,,config.runner.save_step=100,,config.runner.eval_dataloaders=['dev']"
@@ -22,5 +26,5 @@ data=config.downstream_expert.datarc
 echo
 echo "Test accuracy over 12 classes: $(tail -n 1 "$out/keyword_spotting/log.log")"
 echo "Corpora      $out/corpora"
-echo "Checkpoint   $out/ssamba_tiny"
+echo "Pretraining  $out/pretraining (best, last, log.jsonl, TensorBoard curves)"
 echo "Downstream   $out/keyword_spotting (dev-best.ckpt, log.log, test_predict.txt, TensorBoard curves)"

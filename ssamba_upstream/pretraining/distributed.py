@@ -1,5 +1,6 @@
 """The processes of a run: one by itself, or as many as torchrun starts, on one machine or several."""
 
+import gc
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Processes:
 
 @contextmanager
 def start_processes(device=None):
-    """The processes of this run, joined for as long as the context lasts.
+    """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let go
+    of inside it.
 
     Args:
         device: "cpu" or "cuda". Default: CUDA where there is one. Under torchrun each process takes the GPU of its
@@ -64,6 +66,10 @@ def start_processes(device=None):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(int(os.environ.get("RANK", 0)), world_size, device)
+        if world_size > 1:
+            dist.barrier()
     finally:
         if world_size > 1:
+            # A DistributedDataParallel that outlives its process group can wait for ever in its destructor.
+            gc.collect()
             dist.destroy_process_group()

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,7 @@ def pretrain(recipe, out, resume=False, device=None):
         description = describe_run(recipe)
         if processes.first:
             check_continuation(out, description, resume)
-        run = _Run(recipe, out, description, processes)
-        try:
-            return run.train(stopped)
-        finally:
-            run.log.close()
+        return _Run(recipe, out, description, processes).train(stopped)
 
 
 class _Run:
@@ -99,9 +95,15 @@ class _Run:
 
     def train(self, stopped):
         """Make the steps that are left; see :func:`pretrain`."""
+        with closing(self.log):
+            return self._train(stopped)
+
+    def _train(self, stopped):
         recipe, processes = self.recipe, self.processes
-        if state_step := self.progress["step"]:
-            self.log.say(f"going on after step {state_step}")
+        if self.progress["step"]:
+            self.log.say(f"going on after step {self.progress['step']}")
+        else:
+            self._validate(0)
         batches = training_batches(
             recipe.train, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
