@@ -326,6 +326,14 @@ def test_validation_reads_every_file_once_in_order(files, manifest, workers):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_validation_joins_short_files(manifest):
+    batches = list(validation_batches([manifest], 3, SAMPLES, join_short=True))
+    assert first_samples(batches) == [(1, 0), (3, 50), (4, 100), (5, 150), (6, 200), (7, 250)]
+    assert [length for batch in batches for length in batch.lengths.tolist()] == [SAMPLES] * 6
+    longer = list(validation_batches([manifest], 3, 20 * SAMPLES, join_short=True))
+    assert len(longer) == 1 and 0 < longer[0].lengths.item() < 20 * SAMPLES
+
+
 def test_ranks_share_the_validation(manifest):
     ranks = [first_samples(validation_batches([manifest], 2, SAMPLES, rank, 3)) for rank in range(3)]
     assert [[file for file, _ in rank] for rank in ranks] == [[1, 4, 7], [2, 5], [3, 6]]

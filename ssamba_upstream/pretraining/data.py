@@ -130,7 +130,8 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
     return _load(clips, workers, sampler=itertools.count(position or 0))
 
 
-def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0) -> Iterator[Batch]:
+def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
+                       join_short=False) -> Iterator[Batch]:
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
@@ -138,6 +139,8 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
         batch_size, samples, rank, world_size, workers: as for :func:`training_batches`.
+        join_short: whether a file shorter than `samples` is followed by the next ones, until nothing is padding; what
+            is then too long is cut off.
 
     Raises:
         ManifestError: at once, when the sources do not fit; later, when none of the rank's files is readable.
@@ -145,7 +148,25 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
-    return _batch(_load(_CentreCrops(files, samples), workers, sampler=range(len(files))), batch_size, samples)
+    clips = _load(_CentreCrops(files, samples), workers, sampler=range(len(files)))
+    return _batch(_join(clips, samples) if join_short else clips, batch_size, samples)
+
+
+def _join(clips, samples):
+    """Clips of `samples`, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
+    there is none are passed on."""
+    joined, length = [], 0
+    for clip in clips:
+        if isinstance(clip, str):
+            yield clip
+            continue
+        joined.append(clip)
+        length += len(clip)
+        if length >= samples:
+            yield torch.cat(joined)[:samples]
+            joined, length = [], 0
+    if joined:
+        yield torch.cat(joined)
 
 
 def _batch(clips, batch_size, samples):

@@ -204,8 +204,9 @@ class _Run:
         totals = torch.zeros(len(LOSSES) + 1, dtype=torch.float64)
         generator = torch.Generator().manual_seed(_seed(recipe.seed, VALIDATION, 0, processes.rank))
         clips = clips_at_once(recipe, processes.world_size)
-        for batch in validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
-                                        recipe.workers):
+        batches = validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
+                                     recipe.workers, recipe.join_short)
+        for batch in batches:
             self._note_unreadable(step, batch.unreadable)
             if len(batch.lengths):
                 output = self._forward(model, batch, generator)
