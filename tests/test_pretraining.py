@@ -128,6 +128,16 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, chang
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
+    rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)]
+    (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
+    pretrain(recipe(probe=str(tmp_path / "labelled.csv"), probe_every=4), tmp_path / "probed")
+    accuracies = logged(tmp_path / "probed", "test_accuracy", kind="probe")
+    assert [step for step, _ in accuracies] == [4, 6] and all(0 <= accuracy <= 1 for _, accuracy in accuracies)
+    pretrain(recipe(), tmp_path / "plain")
+    assert_same_run(tmp_path / "probed", tmp_path / "plain")
+
+
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"

@@ -48,7 +48,7 @@ def show_masks(model, recording, out, seed=0):
     low, high = patches.min().item(), patches.max().item()
     for axis, (title, picture) in zip(axes, pictures.items()):
         image = F.fold(picture.transpose(1, 2), fbank.shape[:0:-1], tuple(config.patch_size), stride=tuple(config.patch_size))
-        axis.imshow(image[0, 0], origin="lower", aspect="auto", vmin=low, vmax=high,
+        axis.imshow(image[0, 0].numpy(), origin="lower", aspect="auto", vmin=low, vmax=high,
                     extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
         axis.set(title=title, ylabel="mel band")
     axes[-1].set_xlabel("seconds")

@@ -1,7 +1,7 @@
 """The pretraining loop: clips -> log-mel -> masks -> losses -> a step of AdamW."""
 
+import itertools
 import math
-import os
 import signal
 import time
 from contextlib import closing, contextmanager, nullcontext
@@ -82,7 +82,7 @@ class _Run:
         if recipe.ema_decay:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.progress = {"step": 0, "best": -math.inf, "skipped": 0, "skipped_in_a_row": 0, "unreadable": 0}
-        self.position = None
+        self.position, self.unreadable = None, []
         state = load_training_state(out / "states", print if processes.first else lambda sentence: None)
         if state is not None:
             self._restore(state)
@@ -115,7 +115,7 @@ class _Run:
             self.log.advance()
             last, interrupted = step == recipe.steps, processes.any(stopped)
             if step % recipe.log_every == 0 or last:
-                self.log.record(step, "training", **meter.means(processes), **self._counts())
+                self.log.record(step, "training", **meter.means(processes), **self._counts(step))
                 meter = _Meter()
             if step % recipe.validate_every == 0 or last:
                 self._validate(step)
@@ -140,7 +140,7 @@ class _Run:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            self._note_unreadable(step, batch.unreadable)
+            self.unreadable += batch.unreadable
             self.position = batch.position
             last = part == parts - 1
             with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
@@ -207,11 +207,10 @@ class _Run:
         batches = validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
                                      recipe.workers, recipe.join_short)
         for batch in batches:
-            self._note_unreadable(step, batch.unreadable)
-            if len(batch.lengths):
-                output = self._forward(model, batch, generator)
-                values = torch.tensor([*(output[name].item() for name in LOSSES), 1.0], dtype=torch.float64)
-                totals += values * len(batch.lengths)
+            self.unreadable += batch.unreadable
+            output = self._forward(model, batch, generator)
+            values = torch.tensor([*(output[name].item() for name in LOSSES), 1.0], dtype=torch.float64)
+            totals += values * len(batch.lengths)
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
             raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")
@@ -244,6 +243,7 @@ class _Run:
             save_result(self._evaluated(), self.out / name, self.description, step, validation)
 
     def _save(self, step):
+        self._counts(step)
         positions = self.processes.gather(self.position)
         if self.processes.first:
             state = {
@@ -268,13 +268,14 @@ class _Run:
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
 
-    def _counts(self):
-        return {name: self.progress[name] for name in ("skipped", "unreadable")}
-
-    def _note_unreadable(self, step, files):
-        self.progress["unreadable"] += len(files)
+    def _counts(self, step):
+        """Steps skipped and files that could not be read so far; lists what has been added to the latter."""
+        files = sorted(itertools.chain(*self.processes.gather(self.unreadable)))
         for file in files:
             self.log.record(step, "event", unreadable=file)
+        self.progress["unreadable"] += len(files)
+        self.unreadable = []
+        return {name: self.progress[name] for name in ("skipped", "unreadable")}
 
 
 class _Meter:
