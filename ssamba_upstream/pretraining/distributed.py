@@ -50,8 +50,8 @@ class Processes:
 
 @contextmanager
 def start_processes(device=None):
-    """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let go
-    of inside it.
+    """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let
+    go of inside it.
 
     Args:
         device: "cpu" or "cuda". Default: CUDA where there is one. Under torchrun each process takes the GPU of its

@@ -41,13 +41,15 @@ def show_masks(model, recording, out, seed=0):
     mask = cluster_mask(1, rows, columns, masked, torch.Generator().manual_seed(seed))
     patches, found = model.patches(fbank), model.reconstruct(fbank, mask)
     pictures = {
-        "log-mel": patches, f"{masked} of {rows * columns} patches masked": patches.masked_fill(mask.unsqueeze(2), torch.nan),
+        "log-mel": patches,
+        f"{masked} of {rows * columns} patches masked": patches.masked_fill(mask.unsqueeze(2), torch.nan),
         "reconstruction of the masked patches": found,
     }
     figure, axes = pyplot.subplots(len(pictures), sharex=True, figsize=(10, 7), layout="constrained")
     low, high = patches.min().item(), patches.max().item()
     for axis, (title, picture) in zip(axes, pictures.items()):
-        image = F.fold(picture.transpose(1, 2), fbank.shape[:0:-1], tuple(config.patch_size), stride=tuple(config.patch_size))
+        size = tuple(config.patch_size)
+        image = F.fold(picture.transpose(1, 2), fbank.shape[:0:-1], size, stride=size)
         axis.imshow(image[0, 0].numpy(), origin="lower", aspect="auto", vmin=low, vmax=high,
                     extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
         axis.set(title=title, ylabel="mel band")

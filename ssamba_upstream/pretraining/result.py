@@ -62,7 +62,8 @@ def model_card(model, description, step, validation):
     """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
     scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in validation.items())
-    manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in description["manifests"].items())
+    hashes = description["manifests"].items()
+    manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
     return f"""---
 library_name: transformers
 tags: [audio, self-supervised, mamba, ssamba]
@@ -110,5 +111,5 @@ def _write(text, path):
 def _compare(began, now, free, out):
     for name in sorted(began.keys() | now.keys()):
         if name not in free and began.get(name) != now.get(name):
-            raise RecipeError(f"the run in {out} began with {name} {began.get(name)!r}, not {now.get(name)!r}; give the "
-                              "same again, or a new folder")
+            raise RecipeError(f"the run in {out} began with {name} {began.get(name)!r}, not {now.get(name)!r}; give "
+                              "the same again, or a new folder")

@@ -303,8 +303,8 @@ def clips_at_once(recipe: Recipe, world_size):
     """Clips that a process sends through the network at once."""
     parts = world_size * recipe.accumulation
     if recipe.batch_size % parts:
-        raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for each of "
-                         f"{world_size} processes")
+        raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for each "
+                         f"of {world_size} processes")
     return recipe.batch_size // parts
 
 
