@@ -14,7 +14,7 @@ from .pretraining.manifest import scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
 from .pretraining.training_state import TrainingError
-from .superb import corpora, layouts
+from .superb import corpora, hidden_set, layouts, submission
 
 INTERRUPTED = 130  # exit status after a signal, by the shell's convention
 
@@ -46,6 +46,8 @@ def _parser():
     _add_pretrain(commands)
     _add_show_masks(commands)
     _add_bench(commands)
+    _add_submit(commands)
+    _add_export_hidden_set(commands)
     return parser
 
 
@@ -248,6 +250,45 @@ def _bench(options):
     path = options.out / f"{options.subject}.csv"
     print(bench.write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
+
+
+def _add_submit(commands):
+    parser = commands.add_parser("submit", help="check s3prl's predictions and zip them for SUPERB's leaderboard")
+    for task in submission.PREDICTIONS:
+        parser.add_argument(f"--{task.replace('_', '-')}", type=Path, metavar="RUN", help=_RUN_HELP.get(task))
+    parser.add_argument("--sid-corpus", type=Path, metavar="PATH", help="VoxCeleb1's split file, or its folder")
+    parser.add_argument("--ks-corpus", type=Path, metavar="PATH", help="Speech Commands' test set, or its parent folder")
+    parser.add_argument("--er-corpus", type=Path, metavar="PATH", help="the folder of Session1 to Session5")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for predict.zip")
+    parser.set_defaults(run=_submit)
+
+
+_RUN_HELP = {
+    "sid": "the folder of s3prl's run of voxceleb1, its best checkpoint evaluated last; or its test_predict.txt",
+    "ks": "the same of speech_commands",
+    "er_fold1": "the same of emotion with test_fold fold1; all five folds, or no ER",
+}
+
+
+def _submit(options):
+    runs = {task: getattr(options, task) for task in submission.PREDICTIONS}
+    folds = [runs.pop(fold) for fold in submission.ER_FOLDS]
+    print(submission.write_submission(
+        options.out, **runs, er_folds=folds,
+        sid_corpus=options.sid_corpus, ks_corpus=options.ks_corpus, er_corpus=options.er_corpus,
+    ))
+
+
+def _add_export_hidden_set(commands):
+    parser = commands.add_parser("export-hidden-set", help="write the folder that SUPERB's hidden-set track wants")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.set_defaults(run=_export_hidden_set)
+
+
+def _export_hidden_set(options):
+    hidden_set.export_hidden_set(options.checkpoint, options.out)
+    print(f"wrote {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
 
 if __name__ == "__main__":

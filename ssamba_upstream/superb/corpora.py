@@ -35,6 +35,7 @@ BACKGROUND_NOISE = "_background_noise_"
 # Utterances in the released corpora; train and dev of Speech Commands without its background noise.
 RELEASED_VOXCELEB1 = {"train": 138361, "dev": 6904, "test": 8251}
 RELEASED_IEMOCAP = {"neu": 1708, "hap": 1636, "ang": 1103, "sad": 1084}
+RELEASED_IEMOCAP_SESSIONS = dict(zip(SESSIONS, (1085, 1023, 1151, 1031, 1241)))
 RELEASED_SPEECH_COMMANDS = {
     "v0.01": {"train": 51088, "dev": 6798, "test": 3081},
     "v0.02": {"train": 84843, "dev": 9981, "test": 4890},
@@ -94,16 +95,13 @@ def check_speaker_identification(root, split_file=None) -> CorpusReport:
         The report, with utterances and speakers per split. Nothing about the corpus raises.
     """
     root = _absolute(root)
-    if split_file is None:
-        split_file = next((name for name in SPLIT_FILES if os.path.isfile(root / name)), SPLIT_FILES[0])
-        split_file = root / split_file
-    split_file = _absolute(split_file)
+    split_file = _absolute(split_file or find_split_file(root))
     report = CorpusReport("VoxCeleb1 (speaker identification)", root,
                           _override(file_path=root, meta_data=split_file))
     with _problems_reported(report):
         _require_folder(report)
-        utterances = _read_split_file(split_file, report)
-        listed = [path for paths in utterances.values() for path in paths]
+        utterances = _check_split_file(split_file, report)
+        listed = [path for paths in utterances.values() for path in paths.values()]
         found = _voxceleb_files(root)
         missing = [path for path in listed if path not in found]
         if missing:
@@ -140,7 +138,7 @@ def check_emotion(root, metadata=None) -> CorpusReport:
         turns = {}
         for session in SESSIONS:
             with _problems_reported(report):
-                turns[session] = _labelled_turns(root, session)
+                turns[session] = labelled_turns(root, session)
         for session, entries in turns.items():
             counts = Counter(entry["label"] for entry in entries)
             report.counts[session] = {emotion: counts[emotion] for emotion in EMOTIONS}
@@ -174,7 +172,7 @@ def build_emotion_metadata(root, out) -> None:
     Raises:
         CorpusError: a session, its wavs or its labels are missing or unreadable. Nothing is written then.
     """
-    turns = {session: _labelled_turns(Path(root), session) for session in SESSIONS}
+    turns = {session: labelled_turns(Path(root), session) for session in SESSIONS}
     for session in SESSIONS:
         folder = Path(out) / session
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +222,80 @@ def check_keyword_spotting(root, test_root=None) -> CorpusReport:
     return report
 
 
+def find_split_file(root: Path) -> Path:
+    """VoxCeleb1's split file in a folder, under either of its names; the first where there is neither."""
+    name = next((name for name in SPLIT_FILES if os.path.isfile(root / name)), SPLIT_FILES[0])
+    return root / name
+
+
+def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[int, str]]:
+    """Read VoxCeleb1's split file.
+
+    Returns:
+        For train, dev and test the utterances, as `id10001/<video>/<n>.wav`, by their line's number; and the
+        lines that are something else, by their number.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    try:
+        lines = _read_text(split_file).splitlines()
+    except CorpusError as error:
+        raise CorpusError(f"{error} The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
+                          f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
+                          f"{split_file.parent} or pass its path.") from error
+    utterances = {split: {} for split in SPLITS.values()}
+    malformed = {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", line)
+        if match:
+            utterances[SPLITS[match[1]]][number] = match[2]
+        else:
+            malformed[number] = line
+    return utterances, malformed
+
+
+def labelled_turns(root: Path, session: str) -> list[dict]:
+    """A session's utterances of the four emotions, in the order of its sorted label files.
+
+    Args:
+        root: IEMOCAP's folder.
+        session: `Session1` to `Session5`.
+
+    Returns:
+        Their entries for the metadata: path relative to root, label and speaker.
+
+    Raises:
+        CorpusError: wavs or labels are missing or unreadable, or there is no such utterance.
+    """
+    wav_folder = root / session / "sentences" / "wav"
+    label_folder = root / session / "dialog" / "EmoEvaluation"
+    for folder, content in (wav_folder, "the utterances"), (label_folder, "the emotion labels"):
+        if not os.path.isdir(folder):
+            raise CorpusError(f"{folder}, the folder of {content} of {session}, is missing; unpack the whole "
+                              f"of IEMOCAP so that {root} holds Session1 to Session5.")
+    wavs = {path.stem: path.relative_to(root).as_posix() for path in sorted(wav_folder.rglob("*.wav"))}
+    # Files with a leading dot are what macOS leaves in archives; they hold no labels.
+    label_files = sorted(path for path in label_folder.glob("*.txt") if not path.name.startswith("."))
+    turns = []
+    for label_file in label_files:
+        for number, line in enumerate(_read_text(label_file).split("\n"), 1):
+            if not line.startswith("["):
+                continue
+            fields = [text for text in line.split("\t") if text]
+            if len(fields) < 3:
+                raise CorpusError(f"{label_file}, line {number}, is not '[start - end] turn label ...' "
+                                  "separated by tabs; restore the file from the archive.")
+            turn, label = fields[1], fields[2].replace("exc", "hap")
+            if label in EMOTIONS and turn in wavs:
+                speaker = turn.split("_")[0]
+                turns.append({"path": wavs[turn], "label": label, "speaker": speaker})
+    if not turns:
+        raise CorpusError(f"{root / session} has no labelled utterance: {len(label_files)} label file(s) in "
+                          f"{label_folder}, {len(wavs)} wav(s) in {wav_folder}; unpack the whole of IEMOCAP.")
+    return turns
+
+
 def hash_split(file_name: str) -> str:
     """The split of a Speech Commands recording: "train", "dev", or "discarded" for the original test split.
 
@@ -254,26 +326,14 @@ def _require_folder(report: CorpusReport):
                           f"{report.corpus.split(' (')[0]}.")
 
 
-def _read_split_file(split_file: Path, report: CorpusReport) -> dict[str, list[str]]:
-    """The utterances of every split, as `id10001/<video>/<n>.wav`; counts and flaws go into the report."""
-    try:
-        lines = _read_text(split_file).splitlines()
-    except CorpusError as error:
-        raise CorpusError(f"{error} The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
-                          f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in {report.root} or "
-                          "pass its path.") from error
-    utterances = {split: [] for split in SPLITS.values()}
-    malformed = []
-    for number, line in enumerate(lines, 1):
-        match = re.fullmatch(r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", line)
-        if match:
-            utterances[SPLITS[match[1]]].append(match[2])
-        else:
-            malformed.append(f"line {number} ({line[:60]!r})")
+def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[int, str]]:
+    """The utterances of every split, see `read_split_file`; counts and flaws go into the report."""
+    utterances, malformed = read_split_file(split_file)
     if malformed:
+        listing = _first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
         report.problems.append(f"{split_file} has lines that are not '<1|2|3> id10001/<video>/<n>.wav': "
-                               f"{_first(malformed)}; correct or delete them, empty ones as well.")
-    speakers = {split: {path[:7] for path in paths} for split, paths in utterances.items()}
+                               f"{listing}; correct or delete them, empty ones as well.")
+    speakers = {split: {path[:7] for path in paths.values()} for split, paths in utterances.items()}
     for digit, split in SPLITS.items():
         report.counts[split] = {"utterances": len(utterances[split]), "speakers": len(speakers[split])}
         if not utterances[split]:
@@ -301,36 +361,6 @@ def _voxceleb_files(root: Path) -> dict[str, Path]:
         raise CorpusError(f"{root} holds no files <part>/wav/id10001/<video>/<n>.wav with exactly one "
                           f"folder, such as dev or test, above wav; {advice}.")
     return {name.split("/wav/", 1)[1]: root / name for name in names}
-
-
-def _labelled_turns(root: Path, session: str) -> list[dict]:
-    """A session's entries for the metadata, in the order of its sorted label files."""
-    wav_folder = root / session / "sentences" / "wav"
-    label_folder = root / session / "dialog" / "EmoEvaluation"
-    for folder, content in (wav_folder, "the utterances"), (label_folder, "the emotion labels"):
-        if not os.path.isdir(folder):
-            raise CorpusError(f"{folder}, the folder of {content} of {session}, is missing; unpack the whole "
-                              f"of IEMOCAP so that {root} holds Session1 to Session5.")
-    wavs = {path.stem: path.relative_to(root).as_posix() for path in sorted(wav_folder.rglob("*.wav"))}
-    # Files with a leading dot are what macOS leaves in archives; they hold no labels.
-    label_files = sorted(path for path in label_folder.glob("*.txt") if not path.name.startswith("."))
-    turns = []
-    for label_file in label_files:
-        for number, line in enumerate(_read_text(label_file).split("\n"), 1):
-            if not line.startswith("["):
-                continue
-            fields = [text for text in line.split("\t") if text]
-            if len(fields) < 3:
-                raise CorpusError(f"{label_file}, line {number}, is not '[start - end] turn label ...' "
-                                  "separated by tabs; restore the file from the archive.")
-            turn, label = fields[1], fields[2].replace("exc", "hap")
-            if label in EMOTIONS and turn in wavs:
-                speaker = turn.split("_")[0]
-                turns.append({"path": wavs[turn], "label": label, "speaker": speaker})
-    if not turns:
-        raise CorpusError(f"{root / session} has no labelled utterance: {len(label_files)} label file(s) in "
-                          f"{label_folder}, {len(wavs)} wav(s) in {wav_folder}; unpack the whole of IEMOCAP.")
-    return turns
 
 
 def _metadata_of(session: str, turns: dict[str, list[dict]]) -> dict[str, dict]:
