@@ -84,6 +84,7 @@ def test_leaves_what_exists(monkeypatch):
     effects = types.SimpleNamespace(effect_names=list, apply_effects_file=kept, apply_effects_tensor=kept)
     existing(monkeypatch, torchaudio, set_audio_backend=kept, info=kept, sox_effects=effects)
     existing(monkeypatch, huggingface_hub, HfFolder=kept, Repository=kept)
+    existing(monkeypatch, huggingface_hub.HfApi, login=kept)
     importable(monkeypatch, "catalyst.data.sampler")
     catalyst = sys.modules["catalyst.data.sampler"]
     safe = torch.serialization.get_safe_globals()
@@ -208,11 +209,27 @@ def test_other_effects_are_refused(effect):
 
 @pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="huggingface_hub has them")
 def test_removed_hub_names_fail_when_used():
-    from huggingface_hub import HfFolder, Repository
+    from huggingface_hub import Repository
 
-    for use in (lambda: HfFolder.get_token(), lambda: Repository(local_dir=".")):
-        with pytest.raises(RuntimeError, match="huggingface_hub < 1"):
-            use()
+    with pytest.raises(RuntimeError, match="huggingface_hub < 1"):
+        Repository(local_dir=".")
+
+
+@pytest.mark.parametrize("arguments, token", [
+    ({"use_auth_token": True}, None), ({"use_auth_token": "mine"}, "mine"), ({"token": "mine"}, "mine"), ({}, None),
+])
+def test_downloads_as_s3prl_asks_for_them(arguments, token):
+    def download(repo_id, *, revision=None, token=None, cache_dir=None):
+        return repo_id, revision, token, cache_dir
+
+    found = compat._accept_old_arguments(download)("user/model", "main", cache_dir="here", **arguments)
+    assert found == ("user/model", "main", token, "here")
+
+
+def test_logging_in_takes_the_token_that_is_there(monkeypatch):
+    compat.apply()
+    monkeypatch.setenv("HF_TOKEN", "hf_there")
+    assert huggingface_hub.HfApi().login(username=None, password=None) == "hf_there"
 
 
 # torch.load

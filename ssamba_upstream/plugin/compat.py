@@ -205,11 +205,46 @@ class _RemovedFromHub:
         return self
 
 
+class _HubToken:
+    """``huggingface_hub.HfFolder``, removed in 1.0: where the token of ``hf auth login`` or HF_TOKEN is kept."""
+
+    get_token = staticmethod(huggingface_hub.get_token)
+
+    @staticmethod
+    def save_token(token):
+        """Leave the token where it came from."""
+
+
 def _restore_hub_names() -> bool:
-    missing = [name for name in ("HfFolder", "Repository") if not hasattr(huggingface_hub, name)]
-    for name in missing:
-        setattr(huggingface_hub, name, _RemovedFromHub(name))
+    found = {"HfFolder": _HubToken, "Repository": _RemovedFromHub("Repository")}
+    missing = {name: value for name, value in found.items() if not hasattr(huggingface_hub, name)}
+    vars(huggingface_hub).update(missing)
     return bool(missing)
+
+
+def _restore_hub_downloads() -> bool:
+    if hasattr(huggingface_hub.HfApi, "login"):
+        return False
+    huggingface_hub.HfApi.login = _login
+    huggingface_hub.snapshot_download = _accept_old_arguments(huggingface_hub.snapshot_download)
+    return True
+
+
+def _login(self, username=None, password=None):
+    """The token that is there already: the hub takes no passwords any more."""
+    return huggingface_hub.get_token()
+
+
+def _accept_old_arguments(download):
+    """``snapshot_download`` with the revision in second place and ``use_auth_token``, as s3prl calls it."""
+
+    @functools.wraps(download)
+    def snapshot_download(repo_id, revision=None, *, use_auth_token=None, **options):
+        # A public repository needs no token, and to insist on one would refuse whoever has none.
+        token = options.pop("token", None) or (None if use_auth_token is True else use_auth_token)
+        return download(repo_id, revision=revision, token=token, **options)
+
+    return snapshot_download
 
 
 # torch
@@ -318,7 +353,8 @@ _REPAIRS = {
     "torchaudio.info: by soundfile": _restore_info,
     "torchaudio.load: by soundfile": _restore_load,
     "torchaudio.sox_effects: channels, rate and gain": _restore_sox_effects,
-    "huggingface_hub.HfFolder and Repository: importable, not usable": _restore_hub_names,
+    "huggingface_hub.HfFolder and Repository: the latter importable, not usable": _restore_hub_names,
+    "huggingface_hub.HfApi.login, snapshot_download(use_auth_token): the token that is there": _restore_hub_downloads,
     "torch.load: accepts argparse.Namespace in s3prl's checkpoints": _allow_namespace_in_checkpoints,
     "catalyst.data.sampler.DistributedSamplerWrapper: our own": _restore_distributed_sampler_wrapper,
 }
