@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from . import ops
+from .audio import read_clip
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
 from .mixer import DIRECTIONS
 from .modeling import SsambaModel
-from .pretraining.data import read_clip
 from .pretraining.masking import cluster_mask
 from .pretraining.objectives import SsambaForPreTraining
 

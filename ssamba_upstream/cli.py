@@ -9,8 +9,8 @@ import torch
 from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
-from . import bench, ops
-from .pretraining.manifest import scan
+from . import bench, extraction, ops
+from .pretraining.manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
 from .pretraining.training_state import TrainingError
@@ -45,6 +45,7 @@ def _parser():
     _add_manifest(commands)
     _add_pretrain(commands)
     _add_show_masks(commands)
+    _add_extract(commands)
     _add_bench(commands)
     _add_submit(commands)
     _add_export_hidden_set(commands)
@@ -229,6 +230,37 @@ def _show_masks(options):
     model = load_model(options.checkpoint, model_class=SsambaForPreTraining)
     error = show_masks(model, options.recording, options.out, options.seed)
     print(f"wrote {options.out}; mean squared error of the masked patches {error:.4f}")
+
+
+def _add_extract(commands):
+    parser = commands.add_parser("extract", help="write frame-level hidden states of recordings")
+    parser.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
+                        help="audio files, folders of them, or manifests")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder")
+    parser.add_argument("-k", "--checkpoint", type=Path, required=True)
+    parser.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="0: the tokens; default: all")
+    parser.add_argument("--dtype", choices=extraction.DTYPES, default="float16", help="default: float16")
+    parser.add_argument("--format", choices=extraction.FORMATS, default="safetensors", help="default: safetensors")
+    parser.add_argument("--batch-secs", type=float, default=60.0, help="audio read at once; default: 60")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("-g", "--options", type=Path, help="YAML file of the upstream's options")
+    parser.set_defaults(run=_extract)
+
+
+def _extract(options):
+    recordings = []
+    for source in options.recordings:
+        if source.is_dir():
+            recordings += find_audio([source])[0]
+        else:
+            recordings += read_manifest(source) if source.suffix in (".jsonl", ".json", ".tsv") else [source]
+    written, unreadable = extraction.extract(
+        recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
+        options.device, model_config=options.options,
+    )
+    print(f"wrote {written} files below {options.out}; {len(recordings) - written - unreadable} were there, "
+          f"{unreadable} recordings cannot be read")
+    return 1 if unreadable else 0
 
 
 def _add_bench(commands):

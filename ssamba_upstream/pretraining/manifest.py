@@ -11,12 +11,11 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
+from ..audio import UNKNOWN_LENGTH
+
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
-
-UNKNOWN_LENGTH = 2 ** 63 - 1
-"""The frames of a file whose header leaves them open, as libsndfile counts them."""
 
 
 class ManifestError(ValueError):
@@ -53,7 +52,7 @@ def scan(folders, out, processes=None):
     out = Path(out)
     if out.suffix != ".jsonl":
         raise ManifestError(f"{out}: the name of a manifest has to end in .jsonl")
-    files, unreadable = _find_audio(folders)
+    files, unreadable = find_audio(folders)
     lines, seconds = [], 0.0
     # Without the initializer, Ctrl-C prints a traceback for each process.
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
@@ -78,7 +77,7 @@ def scan(folders, out, processes=None):
     return Scan(len(lines), seconds / 3600, unreadable)
 
 
-def _find_audio(folders):
+def find_audio(folders):
     files, unreadable = set(), []
     for folder in folders:
         if not os.path.isdir(folder):

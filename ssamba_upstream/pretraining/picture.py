@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..audio import read_clip
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
-from .data import read_clip
 from .masking import cluster_mask
 
 

@@ -8,7 +8,8 @@ import random
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import UNREADABLE, Batch, fill, pad, read_clip
+from ..audio import read_clip
+from .data import UNREADABLE, Batch, fill, pad
 from .manifest import AUDIO_EXTENSIONS, ManifestError, why_unreadable
 
 try:

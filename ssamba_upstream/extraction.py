@@ -1,0 +1,168 @@
+"""``ssamba extract``: frame-level hidden states of many recordings, one file each."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from .audio import read_clip
+from .plugin.expert import UpstreamExpert
+
+FORMATS = ("safetensors", "npy")
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SETTINGS = "extraction.json"
+
+
+class ExtractionError(ValueError):
+    """Hidden states that cannot be extracted as asked for; the message says why."""
+
+
+def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_format="safetensors", batch_secs=60.0,
+            device="cpu", report=print, **options):
+    """Write the hidden states of recordings.
+
+    ``OUT/<path below the recordings' common folder>.<format>`` holds ``hidden_states``, (layers, frames, D); a "npy"
+    file that array alone. ``OUT/extraction.json`` says what they were computed with. Files that are there are not
+    computed again, so that a run that was interrupted goes on where it stopped.
+
+    Args:
+        recordings: audio files of any rate; channels are averaged.
+        checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
+        out: a folder, new or of an earlier run with the same settings.
+        layers: which hidden states, from 0, the tokens, to depth. Default: all.
+        dtype: "float16" or "float32", of what is written.
+        file_format: "safetensors" or "npy".
+        batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
+        device: on which the network computes.
+        report: called with a sentence about each recording that cannot be read; the others are extracted.
+        options: of :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+
+    Returns:
+        the number of files written, and of recordings that could not be read.
+
+    Raises:
+        ExtractionError: no recordings, two of the same name, an unknown layer, values beyond float16, or a folder of
+            another checkpoint or other settings.
+        CheckpointError, ValueError: see :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+    """
+    upstream = UpstreamExpert(checkpoint, **options).to(device).eval()
+    depth = upstream.model.config.num_hidden_layers
+    layers = list(range(depth + 1)) if layers is None else list(layers)
+    if not layers or not all(0 <= layer <= depth for layer in layers):
+        raise ExtractionError(f"layers must be from 0 to {depth}; got {layers}")
+    targets = _targets(recordings, Path(out), file_format)
+    _check_settings(Path(out), {
+        "weights": _weights_hash(upstream.model), "config": upstream.model.config.to_dict(),
+        "window_secs": upstream.windowing.window_secs, "padding": upstream.windowing.padding,
+        "frequency_pooling": upstream.frequency_pooling, "precision": str(upstream.autocast_dtype),
+        "layers": layers, "dtype": dtype, "format": file_format,
+    })
+    missing = {recording: target for recording, target in targets.items() if not target.exists()}
+    lengths, unreadable = _lengths(missing, report)
+    with tqdm(total=len(lengths), desc="extracting", unit="file", disable=None) as progress:
+        for batch in _batches(lengths, batch_secs):
+            wavs = []
+            for recording in batch:
+                try:
+                    wavs.append((recording, read_clip(recording)))
+                except (OSError, RuntimeError, ValueError) as error:
+                    report(f"{recording} is left out: {error}")
+                    unreadable += 1
+            for recording, states in _hidden_states(upstream, wavs, layers, device):
+                _write(states.to(DTYPES[dtype]), missing[recording], file_format)
+            progress.update(len(batch))
+    return len(missing) - unreadable, unreadable
+
+
+@torch.no_grad()
+def _hidden_states(upstream, wavs, layers, device):
+    """Yields each recording, and its hidden states (layers, frames, D) on the CPU."""
+    if not wavs:
+        return
+    states = upstream([wav.to(device) for _, wav in wavs])["hidden_states"]
+    for i, (recording, wav) in enumerate(wavs):
+        frames = upstream.windowing.frames(len(wav))
+        yield recording, torch.stack([states[layer][i, :frames] for layer in layers]).cpu()
+
+
+def _targets(recordings, out, file_format):
+    if file_format not in FORMATS:
+        raise ExtractionError(f"the format must be one of {', '.join(FORMATS)}; got {file_format!r}")
+    recordings = [Path(recording).absolute() for recording in recordings]
+    if not recordings:
+        raise ExtractionError("there are no recordings to extract")
+    root = recordings[0].parent
+    while not all(recording.is_relative_to(root) for recording in recordings):
+        root = root.parent
+    targets = {r: out / r.relative_to(root).with_suffix(f".{file_format}") for r in recordings}
+    if len(set(targets.values())) < len(targets):
+        raise ExtractionError("two recordings differ in their ending only, and would be written to the same file")
+    return targets
+
+
+def _check_settings(out, settings):
+    file = out / SETTINGS
+    settings = json.loads(json.dumps(settings))
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            raise ExtractionError(f"{out} holds hidden states of other settings ({', '.join(changed)}); give a new folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{SETTINGS}")
+    temporary.write_text(json.dumps(settings, indent=2))
+    temporary.replace(file)
+
+
+def _weights_hash(model):
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _lengths(recordings, report):
+    """Seconds of each recording that can be opened, and how many cannot."""
+    lengths = {}
+    for recording in recordings:
+        try:
+            lengths[recording] = soundfile.info(recording).duration
+        except (OSError, RuntimeError) as error:
+            report(f"{recording} is left out: {error}")
+    return lengths, len(recordings) - len(lengths)
+
+
+def _batches(lengths, seconds):
+    """Recordings, longest first, in runs of at most so many seconds, or of one."""
+    batch, total = [], 0.0
+    for recording in sorted(lengths, key=lengths.get, reverse=True):
+        if batch and total + lengths[recording] > seconds:
+            yield batch
+            batch, total = [], 0.0
+        batch.append(recording)
+        total += lengths[recording]
+    if batch:
+        yield batch
+
+
+def _write(states, target, file_format):
+    if not states.isfinite().all():
+        raise ExtractionError(f"the hidden states for {target} reach beyond {states.dtype}; extract float32")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}")
+    try:
+        if file_format == "npy":
+            with temporary.open("wb") as file:
+                np.save(file, states.numpy())
+        else:
+            save_file({"hidden_states": states.contiguous()}, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

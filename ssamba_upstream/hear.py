@@ -1,0 +1,69 @@
+"""HEAR's common API (hearbenchmark.com): ``load_model``, ``get_timestamp_embeddings``, ``get_scene_embeddings``.
+
+    hear-validator ssamba_upstream.hear -m CHECKPOINT
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .checkpoint import find_published
+from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
+from .plugin.expert import UpstreamExpert
+
+
+class HearModel(nn.Module):
+    """The upstream with the attributes that HEAR asks of a model.
+
+    Attributes:
+        sample_rate: of the audio taken, 16000 Hz.
+        timestamp_embedding_size, scene_embedding_size: width of a frame, patches in a column x E.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, upstream):
+        super().__init__()
+        self.upstream = upstream
+        config = upstream.model.config
+        self.timestamp_embedding_size = self.scene_embedding_size = config.num_patch_rows * config.hidden_size
+        # From the first sample that a column of patches reads to its middle.
+        self.lead = ((config.patch_size[1] - 1) * FRAME_SHIFT + FRAME_LENGTH) // 2
+
+
+def load_model(model_file_path="", time_stride=5):
+    """Load a checkpoint.
+
+    Args:
+        model_file_path: see :func:`ssamba_upstream.checkpoint.load_model`. Default: the published ``ssamba_tiny``.
+        time_stride: fbank frames of 10 ms between timestamps. Default: 5, the 50 ms that HEAR suggests at most.
+    """
+    checkpoint = model_file_path or find_published("ssamba_tiny")
+    return HearModel(UpstreamExpert(checkpoint, time_stride=time_stride)).eval()
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio, model):
+    """Embeddings over time: the final norm of the last residual stream.
+
+    Args:
+        audio: (sounds, samples) in [-1, 1] at 16 kHz.
+        model: what :func:`load_model` returns.
+
+    Returns:
+        (sounds, timestamps, size) in float32, and (sounds, timestamps), the middle in milliseconds of what each of
+        them has read: 0, 50, 100, ..., for as long as the audio lasts.
+    """
+    if audio.dim() != 2:
+        raise ValueError(f"audio must be (sounds, samples); got {tuple(audio.shape)}")
+    model.eval()
+    windowing = model.upstream.windowing
+    count = windowing.frames(audio.shape[1])
+    frames = model.upstream(list(F.pad(audio, (model.lead, 0))))["last_hidden_state"][:, :count]
+    milliseconds = torch.arange(count, device=audio.device) * (1000 * windowing.hop / SAMPLE_RATE)
+    return frames, milliseconds.expand(len(audio), -1)
+
+
+def get_scene_embeddings(audio, model):
+    """(sounds, size) in float32: the mean of :func:`get_timestamp_embeddings` over time."""
+    return get_timestamp_embeddings(audio, model)[0].mean(dim=1)

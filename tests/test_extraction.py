@@ -1,0 +1,147 @@
+"""Hidden states in files, and HEAR's API."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from ssamba_upstream import SsambaConfig, SsambaModel, extraction, hear
+from ssamba_upstream.checkpoint import save_model
+from ssamba_upstream.cli import main
+from ssamba_upstream.extraction import ExtractionError, extract
+from ssamba_upstream.plugin.expert import UpstreamExpert
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "small"
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), path)
+    return path
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "audio"
+    (folder / "deeper").mkdir(parents=True)
+    lengths = {"a.wav": 16000, "b.flac": 4001, "deeper/a.wav": 25000}
+    for name, length in lengths.items():
+        soundfile.write(folder / name, 0.1 * random.standard_normal(length), 16000)
+    return {folder / name: length for name, length in lengths.items()}
+
+
+def test_files_hold_the_upstreams_hidden_states(tmp_path, checkpoint, recordings):
+    assert extract(recordings, checkpoint, tmp_path / "out", dtype="float32") == (3, 0)
+    upstream = UpstreamExpert(checkpoint).eval()
+    for recording, length in recordings.items():
+        target = tmp_path / "out" / recording.relative_to(tmp_path / "audio").with_suffix(".safetensors")
+        found = load_file(target)["hidden_states"]
+        wav = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])
+        with torch.no_grad():
+            expected = torch.cat(upstream([wav])["hidden_states"])
+        assert found.shape == (3, -(-length // 1600), 12 * 32)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chosen_layers_as_numpy(tmp_path, checkpoint, recordings, capsys):
+    command = ["extract", str(tmp_path / "audio"), str(tmp_path / "out"), "-k", str(checkpoint), "--layers", "2",
+               "--format", "npy"]
+    assert main(command) == 0
+    assert "wrote 3 files" in capsys.readouterr().out
+    found = np.load(tmp_path / "out" / "deeper" / "a.npy")
+    assert found.shape == (1, 16, 12 * 32) and found.dtype == np.float16
+    assert main(command) == 0
+    assert "wrote 0 files" in capsys.readouterr().out
+
+
+def test_an_interrupted_extraction_goes_on(tmp_path, checkpoint, recordings, monkeypatch):
+    write, written = extraction._write, []
+
+    def interrupted(states, target, file_format):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(target)
+        write(states, target, file_format)
+
+    monkeypatch.setattr(extraction, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(recordings, checkpoint, tmp_path / "out")
+    monkeypatch.undo()
+    before = written[0].stat().st_mtime_ns
+    assert extract(recordings, checkpoint, tmp_path / "out") == (2, 0)
+    assert written[0].stat().st_mtime_ns == before
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
+    extract(recordings, checkpoint, tmp_path / "out", layers=[1])
+    with pytest.raises(ExtractionError, match=r"other settings \(layers\); give a new folder"):
+        extract(recordings, checkpoint, tmp_path / "out")
+    with pytest.raises(ExtractionError, match=r"\(config\)"):
+        extract(recordings, checkpoint, tmp_path / "out", layers=[1], time_stride=5)
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), tmp_path / "other")
+    with pytest.raises(ExtractionError, match=r"\(weights\)"):
+        extract(recordings, tmp_path / "other", tmp_path / "out", layers=[1])
+    assert json.loads((tmp_path / "out" / "extraction.json").read_text())["layers"] == [1]
+
+
+def test_recordings_that_cannot_be_read_are_named_and_the_others_extracted(tmp_path, checkpoint, recordings):
+    (tmp_path / "audio" / "torn.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "audio" / "empty.wav", np.zeros(0), 16000)
+    said = []
+    everything = [*recordings, tmp_path / "audio" / "torn.wav", tmp_path / "audio" / "empty.wav"]
+    assert extract(everything, checkpoint, tmp_path / "out", report=said.append) == (3, 2)
+    assert sorted(sentence.split(" is left out")[0].rpartition("/")[2] for sentence in said) == ["empty.wav", "torn.wav"]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"layers": [3]}, r"layers must be from 0 to 2; got \[3\]"),
+    ({"recordings": []}, "no recordings"),
+    ({"file_format": "mat"}, "must be one of safetensors, npy"),
+    ({"recordings": ["a.wav", "a.flac"]}, "differ in their ending only"),
+])
+def test_what_cannot_be_asked_for(tmp_path, checkpoint, changes, message):
+    with pytest.raises(ExtractionError, match=message):
+        extract(**{"recordings": ["a.wav"], "checkpoint": checkpoint, "out": tmp_path / "out", **changes})
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    with pytest.raises(ExtractionError, match="reach beyond torch.float16; extract float32"):
+        extraction._write(torch.tensor([1e6]).half(), tmp_path / "a.npy", "npy")
+
+
+@pytest.mark.parametrize("seconds", [1.07, 1.98, 4.0])
+def test_hear_timestamps(checkpoint, seconds):
+    """What HEAR's validator asserts of a model."""
+    model = hear.load_model(str(checkpoint))
+    audio = 2 * torch.rand(2, int(seconds * model.sample_rate)) - 1
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio, model)
+    assert embeddings.dtype == torch.float32 and embeddings.shape[2] == model.timestamp_embedding_size
+    assert embeddings.shape[:2] == timestamps.shape
+    assert torch.equal(timestamps[0].diff(), torch.full((timestamps.shape[1] - 1,), 50.0))
+    assert 1000 * seconds - 50 <= timestamps.max() <= 1000 * seconds
+    assert hear.get_scene_embeddings(audio, model).shape == (2, model.scene_embedding_size)
+
+
+def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
+    """A click moves the embeddings that have read it: those within half a column of it, and their neighbours most."""
+    model = hear.load_model(str(checkpoint))
+    column = model.upstream.model.patch_embed
+    seen = []
+    handle = column.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    audio = torch.zeros(2, 32000)
+    audio[1, 16000] = 1  # at 1000 ms
+    hear.get_timestamp_embeddings(audio, model)
+    handle.remove()
+    changed = (seen[0][1] - seen[0][0]).abs().amax(dim=(0, 1)).nonzero().flatten() * 50
+    assert (changed.min() + changed.max()) / 2 == 1000
+    assert 1000 - changed.min() <= 87.5
+
+
+def test_hear_takes_batches_only(checkpoint):
+    with pytest.raises(ValueError, match=r"audio must be \(sounds, samples\); got \(16000,\)"):
+        hear.get_timestamp_embeddings(torch.zeros(16000), hear.load_model(str(checkpoint)))
