@@ -61,7 +61,7 @@ class CrossValidation:
 
 def train_probes(
     features, labels, splits, learning_rates=(5e-4, 2e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0,
-    max_steps=300, patience=10,
+    max_steps=300, patience=10, device=None,
 ):
     """Train the probes of all layers and choose on dev.
 
@@ -79,17 +79,20 @@ def train_probes(
         seed: of the random start and the order of the batches.
         max_steps: the longest that a probe is trained.
         patience: see above.
+        device: on which the probes are trained, a few layers at a time. Default: where the features are.
 
     Raises:
         ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or
             features that are not finite.
     """
+    device = device or features.device
     targets, parts = _checked(features, labels, splits)
+    targets = targets.to(device)
     pairs = list(itertools.product(learning_rates, weight_decays))
     layers_at_once = max(1, BYTES_AT_ONCE // (4 * features[0].numel()))
     chosen = []
     for group in tqdm(features.split(layers_at_once), "probes", leave=False, disable=None):
-        accuracy, loss, test_accuracy = _train(group, targets, parts, pairs, seed, max_steps, patience)
+        accuracy, loss, test_accuracy = _train(group.to(device), targets, parts, pairs, seed, max_steps, patience)
         for layer in zip(accuracy.tolist(), loss.tolist(), test_accuracy.tolist()):
             candidates = [(*scores, *pair) for *scores, pair in zip(*layer, pairs)]
             chosen.append(min(candidates, key=lambda candidate: candidate[1]))
@@ -136,7 +139,7 @@ def _checked(features, labels, splits):
     if unknown:
         raise ValueError(f"dev or test has classes that train lacks: {', '.join(unknown[:3])}")
     number = {label: i for i, label in enumerate(classes)}
-    targets = torch.tensor([number.get(label, -1) for label in labels], device=features.device)
+    targets = torch.tensor([number.get(label, -1) for label in labels])
     return targets, parts
 
 
