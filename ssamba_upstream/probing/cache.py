@@ -100,7 +100,8 @@ def _completed(folder, description, recordings, dtype, shape, averages):
     missing = np.flatnonzero(~done)
     if len(missing):
         for batch, found in averages([recordings[i] for i in missing]):
-            values = found.numpy().astype(dtype)
+            with np.errstate(over="ignore"):  # told below, with advice
+                values = found.numpy().astype(dtype)
             if not np.isfinite(values).all():
                 raise ValueError(f"averages are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
             rows[missing[batch]] = values
