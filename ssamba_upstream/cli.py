@@ -268,16 +268,17 @@ def _probe(options):
         recipe = recipe.of_steps(options.head_steps)
     probe(
         data, [options.checkpoint, *options.compare], options.out, recipe, source=options.set.name, seeds=options.seeds,
-        head_learning_rates=options.head_learning_rates, cache=options.cache, dtype=options.dtype,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"), window_secs=options.window_secs,
-        time_stride=options.time_stride, frequency_stride=options.frequency_stride, positions=options.positions,
+        head_learning_rates=options.head_learning_rates, cache=options.cache,
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        window_secs=options.window_secs, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+        positions=options.positions, dtype=options.dtype,
     )
     summary = (options.out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
-    print(f"{summary}\n\nwrote {options.out}: results.json, results.md, layers.png, cka.png")
+    print(f"{summary}\n\nwrote {options.out}")
 
 
 def _add_layer_weights(commands):
-    parser = commands.add_parser("layer-weights", help="print the weights of the layers in a checkpoint of s3prl's runner")
+    parser = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
     parser.add_argument("checkpoint", type=Path, help="such as dev-best.ckpt")
     parser.set_defaults(run=_layer_weights)
 

@@ -20,6 +20,7 @@ from ssamba_upstream.probing import (
     train_probes,
 )
 from ssamba_upstream.probing.features import Excerpt, read_waveform
+from ssamba_upstream.probing.probes import retrain_probes
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
@@ -173,6 +174,16 @@ def test_a_seed_is_a_random_start():
     problem = planted([0.3, 0.5])
     assert train_probes(*problem) == train_probes(*problem)
     assert train_probes(*problem).dev_loss != train_probes(*problem, seed=1).dev_loss
+
+
+def test_another_start_with_what_the_first_chose():
+    features, labels, splits = planted([0.3, 0.8, 0.5])
+    first = train_probes(features, labels, splits)
+    again = retrain_probes(features, labels, splits, first, seed=0)
+    assert (again.learning_rate, again.weight_decay) == (first.learning_rate, first.weight_decay)
+    assert again.dev_loss == pytest.approx(first.dev_loss, abs=1e-5)
+    other = retrain_probes(features, labels, splits, first, seed=1)
+    assert other.dev_loss != first.dev_loss and len(other.test_accuracy) == 3
 
 
 def test_probes_agree_with_an_independent_logistic_regression():

@@ -173,7 +173,7 @@ def our_state(states):
 ])
 def test_recipes_are_those_of_the_downstream_configs(task, config):
     config = yaml.safe_load((configs_folder() / f"{config}.yaml").read_text())
-    runner, data, model = config["runner"], config["downstream_expert"]["datarc"], config["downstream_expert"]["modelrc"]
+    runner, (data, model) = config["runner"], map(config["downstream_expert"].get, ("datarc", "modelrc"))
     recipe = SUPERB_RECIPES[task]
     assert (recipe.steps, recipe.steps_between_evaluations) == (runner["total_steps"], runner["eval_step"])
     batch = data.get("batch_size") or data["train_batch_size"]

@@ -32,7 +32,8 @@ def cached_time_averages(
         checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
         recordings: paths of audio files, or Excerpts of them.
         folder: of the cache; may hold any number of sets of averages.
-        window_secs, time_stride, frequency_stride, positions: see :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+        window_secs, time_stride, frequency_stride, positions: see
+            :class:`ssamba_upstream.plugin.expert.UpstreamExpert`, whose defaults these are.
         dtype: "float32" or "float16", in which they are kept.
         device: on which the network computes.
 
@@ -72,7 +73,7 @@ def remembered(folder, description, compute):
         description: all that the result depends on, made of dicts, lists, strings and numbers.
         compute: returns the like.
     """
-    file = Path(folder) / f"{digest(description)}.json"
+    file = Path(folder) / f"{digest({**description, 'format': FORMAT})}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""``ssamba probe``: what a labelled set's probes, SUPERB's classifier and the layers' geometry say of checkpoints."""
+"""``ssamba probe``: checkpoints by their layers' probes, SUPERB's classifier and the layers' geometry."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from statistics import mean
 
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
-from .probes import cross_validate, train_probes
+from .probes import ProbeResults, retrain_probes, rotate_folds, train_probes
 from .report import confidence_interval, write_report
 from .superb_head import splits_for_fold, train_head
 
@@ -30,7 +30,8 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         out: folder for the results.
         recipe: the HeadRecipe of SUPERB's classifier.
         source: name of the labelled set, for the report.
-        seeds: number of random starts of the probes.
+        seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight
+            decay.
         head_learning_rates: of SUPERB's classifier.
         device: on which everything is computed.
         cache: folder for what is kept. Default: ``cache`` in out.
@@ -50,31 +51,34 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         "models": [],
     }
     for name, checkpoint in zip(_names(checkpoints), checkpoints):
-        seconds = {}
-        with _timed(seconds, "hidden states"):
-            if checkpoint == FBANK:
-                features, key = cached_log_mel_averages(data.paths, cache)
-            else:
-                features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, **options)
-        task = {"features": key, "labels": data.labels, "splits": data.splits}
-        with _timed(seconds, "probes"):
-            probes = [
-                remembered(cache, {**task, "probes": seed}, lambda: _train_probes(features, data, seed, device))
-                for seed in range(seeds)
-            ]
-        with _timed(seconds, "head"):
-            head_options = {"recipe": asdict(recipe), "learning_rates": [*head_learning_rates]}
-            head = remembered(
-                cache, {**task, "head": head_options},
-                lambda: _train_head(features, data, recipe, head_learning_rates, device),
-            )
-        with _timed(seconds, "geometry"):
-            geometry = remembered(cache, {"features": key, "geometry": 0}, lambda: _geometry(features))
-        results["models"].append(
-            {"name": name, "checkpoint": str(checkpoint), **_by_layer(probes, head, geometry), "seconds": seconds}
-        )
+        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], device, options)
+        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
     write_report(results, out)
     return results
+
+
+def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, device, options):
+    seconds = {}
+    with _timed(seconds, "hidden states"):
+        if checkpoint == FBANK:
+            features, key = cached_log_mel_averages(data.paths, cache)
+        else:
+            features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, **options)
+    task = {"features": key, "labels": data.labels, "splits": data.splits}
+    with _timed(seconds, "probes"):
+        first = remembered(cache, {**task, "probes": 0}, lambda: _train_probes(features, data, device))
+        others = [
+            remembered(cache, {**task, "probes": seed}, lambda: _retrain_probes(features, data, device, first, seed))
+            for seed in range(1, seeds)
+        ]
+    with _timed(seconds, "head"):
+        head = remembered(
+            cache, {**task, "head": [asdict(recipe), head_learning_rates]},
+            lambda: _train_head(features, data, recipe, head_learning_rates, device),
+        )
+    with _timed(seconds, "geometry"):
+        geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
+    return {**_by_layer([first, *others], head, geometry), "seconds": seconds}
 
 
 class _timed:
@@ -90,16 +94,22 @@ class _timed:
         self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
-def _train_probes(features, data, seed, device):
-    """Dev loss, dev accuracy and test accuracy of every layer, means over the folds if there are any."""
-    if data.has_folds:
-        folds = cross_validate(features, data.labels, data.splits, seed=seed, device=device).folds.values()
-    else:
-        folds = [train_probes(features, data.labels, data.splits, seed=seed, device=device)]
+def _train_probes(features, data, device):
+    """ProbeResults of each fold being the test set, or of the test set, as dicts."""
     return {
-        name: [mean(values) for values in zip(*(getattr(fold, name) for fold in folds))]
-        for name in ("dev_loss", "dev_accuracy", "test_accuracy")
+        fold: asdict(train_probes(features, data.labels, splits, device=device)) for fold, splits in _rotations(data)
     }
+
+
+def _retrain_probes(features, data, device, first, seed):
+    return {
+        fold: asdict(retrain_probes(features, data.labels, splits, ProbeResults(**first[fold]), seed, device=device))
+        for fold, splits in _rotations(data)
+    }
+
+
+def _rotations(data):
+    return rotate_folds(data.splits) if data.has_folds else [("test", data.splits)]
 
 
 def _train_head(features, data, recipe, learning_rates, device):
@@ -129,14 +139,17 @@ def _geometry(features):
 def _by_layer(probes, head, geometry):
     layers = []
     for layer, norm in enumerate(geometry["norms"]):
-        accuracies = [seed["test_accuracy"][layer] for seed in probes]
+        test_accuracy, dev_accuracy, dev_loss = (
+            [mean(fold[name][layer] for fold in seed.values()) for seed in probes]
+            for name in ("test_accuracy", "dev_accuracy", "dev_loss")
+        )
         layers.append({
             "layer": layer,
-            "test_accuracy": mean(accuracies),
-            "interval": confidence_interval(accuracies),
-            "test_accuracy_by_seed": accuracies,
-            "dev_accuracy": mean(seed["dev_accuracy"][layer] for seed in probes),
-            "dev_loss": mean(seed["dev_loss"][layer] for seed in probes),
+            "test_accuracy": mean(test_accuracy),
+            "interval": confidence_interval(test_accuracy),
+            "test_accuracy_by_seed": test_accuracy,
+            "dev_accuracy": mean(dev_accuracy),
+            "dev_loss": mean(dev_loss),
             "norm": norm,
             "weight": head["layer_weights"][layer],
         })

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import mean
 
 import torch
@@ -99,6 +99,27 @@ def train_probes(
     return ProbeResults(*map(list, zip(*chosen)))
 
 
+def retrain_probes(features, labels, splits, results, seed, **options):
+    """Train the probes from another random start, with the learning rates and weight decays that were chosen before.
+
+    Args:
+        features, labels, splits: see :func:`train_probes`.
+        results: what that returned for them.
+        seed: of the random start and the order of the batches.
+        options: others of :func:`train_probes`.
+
+    Returns:
+        ProbeResults.
+    """
+    layers = [
+        train_probes(features[layer:layer + 1], labels, splits, [rate], [decay], seed, **options)
+        for layer, (rate, decay) in enumerate(zip(results.learning_rate, results.weight_decay))
+    ]
+    return ProbeResults(*(
+        [value for layer in layers for value in getattr(layer, field.name)] for field in fields(ProbeResults)
+    ))
+
+
 def cross_validate(features, labels, folds, **options):
     """Train the probes with each fold as test once, the next (in sorted order) as dev, the others as train.
 
@@ -113,14 +134,28 @@ def cross_validate(features, labels, folds, **options):
     Raises:
         ValueError: fewer than three folds, and see :func:`train_probes`.
     """
+    return CrossValidation({
+        test: train_probes(features, labels, splits, **options) for test, splits in rotate_folds(folds)
+    })
+
+
+def rotate_folds(folds):
+    """Each fold as test once, the next (in sorted order) as dev, the others as train.
+
+    Args:
+        folds: name of each utterance's fold, of three or more.
+
+    Yields:
+        the name of the test fold, and "train", "dev" or "test" for each utterance.
+
+    Raises:
+        ValueError: fewer than three folds.
+    """
     names = sorted(set(folds))
     if len(names) < 3:
         raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
-    results = {}
     for test, dev in zip(names, names[1:] + names[:1]):
-        splits = ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
-        results[test] = train_probes(features, labels, splits, **options)
-    return CrossValidation(results)
+        yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
 
 
 def _checked(features, labels, splits):
@@ -145,8 +180,8 @@ def _checked(features, labels, splits):
 
 def _train(features, targets, parts, pairs, seed, max_steps, patience):
     """Accuracy and loss on dev, accuracy on test, each (layers, pairs), of the step that dev chose."""
-    train, *held_out = _standardised(features, parts)
-    train_targets, *held_out_targets = (targets[members] for members in parts.values())
+    train, dev, test = _standardised(features, parts)
+    train_targets, dev_targets, test_targets = (targets[members] for members in parts.values())
     generator = torch.Generator().manual_seed(seed)
     weights, biases = _start(train, int(targets.max()) + 1, len(pairs), generator)
     optimizer = torch.optim.Adam(
@@ -165,12 +200,12 @@ def _train(features, targets, parts, pairs, seed, max_steps, patience):
         if step % STEPS_BETWEEN_EVALUATIONS and step < max_steps:
             continue
         with torch.no_grad():
-            (loss, accuracy), (_, on_test) = (
-                _scores(*part, weights, biases) for part in zip(held_out, held_out_targets)
-            )
-        better = (loss < dev_loss) & (waited < patience)
-        for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
-            best[better] = new[better]
+            loss, accuracy = _scores(dev, dev_targets, weights, biases)
+            better = (loss < dev_loss) & (waited < patience)
+            if better.any():
+                _, on_test = _scores(test, test_targets, weights, biases)
+                for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
+                    best[better] = new[better]
         waited = torch.where(better, 0, waited + 1)
         if (waited >= patience).all():
             break
