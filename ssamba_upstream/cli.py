@@ -14,6 +14,11 @@ from .pretraining.manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
 from .pretraining.training_state import TrainingError
+from .probing import cache, superb_sets
+from .probing.labelled import read_labelled
+from .probing.probe import probe
+from .probing.report import MOST_SEEDS
+from .probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
 from .superb import corpora, hidden_set, layouts, submission
 
 INTERRUPTED = 130  # exit status after a signal, by the shell's convention
@@ -46,6 +51,8 @@ def _parser():
     _add_pretrain(commands)
     _add_show_masks(commands)
     _add_extract(commands)
+    _add_probe(commands)
+    _add_layer_weights(commands)
     _add_bench(commands)
     _add_submit(commands)
     _add_export_hidden_set(commands)
@@ -261,6 +268,58 @@ def _extract(options):
     print(f"wrote {written} files below {options.out}; {len(recordings) - written - unreadable} were there, "
           f"{unreadable} recordings cannot be read")
     return 1 if unreadable else 0
+
+
+def _add_probe(commands):
+    parser = commands.add_parser("probe", help="train linear probes, and SUPERB's classifier, on all layers at once")
+    parser.add_argument("set", type=Path, metavar="SET",
+                        help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="or fbank, for the filterbank")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="CHECKPOINT", help="more of them, in the same plot")
+    parser.add_argument("--corpus", choices=superb_sets.TASKS,
+                        help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er) or Speech Commands (ks)")
+    parser.add_argument("--out", type=Path, default=Path("result/probe"), help="default: result/probe")
+    parser.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
+    parser.add_argument("--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=5, metavar="N",
+                        help=f"random starts of the probes, at most {MOST_SEEDS}; default: 5")
+    parser.add_argument("--head-steps", type=int, metavar="N",
+                        help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
+    parser.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
+                        help="of SUPERB's classifier, chosen on dev; default: 1e-4")
+    parser.add_argument("--window-secs", type=float, help="default: 10, or as in pretraining if that is shorter")
+    parser.add_argument("--time-stride", type=int, default=10, help="default: 10")
+    parser.add_argument("--frequency-stride", type=int, default=10, help="default: 10")
+    parser.add_argument("--positions", choices=("physical", "published"), default="physical", help="default: physical")
+    parser.add_argument("--dtype", choices=cache.DTYPES, default="float32", help="of the cache; default: float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.set_defaults(run=_probe)
+
+
+def _probe(options):
+    data = superb_sets.read_superb(options.corpus, options.set) if options.corpus else read_labelled(options.set)
+    recipe = SUPERB_RECIPES.get(options.corpus, DEFAULT_RECIPE)
+    if options.head_steps is not None:
+        recipe = recipe.of_steps(options.head_steps)
+    probe(
+        data, [options.checkpoint, *options.compare], options.out, recipe, source=options.set.name, seeds=options.seeds,
+        head_learning_rates=options.head_learning_rates, cache=options.cache,
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        window_secs=options.window_secs, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+        positions=options.positions, dtype=options.dtype,
+    )
+    summary = (options.out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
+    print(f"{summary}\n\nwrote {options.out}")
+
+
+def _add_layer_weights(commands):
+    parser = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
+    parser.add_argument("checkpoint", type=Path, help="such as dev-best.ckpt")
+    parser.set_defaults(run=_layer_weights)
+
+
+def _layer_weights(options):
+    for layer, weight in enumerate(read_layer_weights(options.checkpoint)):
+        print(f"{layer:5} {weight:.6f}")
 
 
 def _add_bench(commands):

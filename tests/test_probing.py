@@ -19,7 +19,8 @@ from ssamba_upstream.probing import (
     LabelledSet, LabelledSetError, cross_validate, log_mel_averages, read_labelled, time_averages,
     train_probes,
 )
-from ssamba_upstream.probing.features import read_waveform
+from ssamba_upstream.probing.features import Excerpt, read_waveform
+from ssamba_upstream.probing.probes import retrain_probes
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
@@ -175,6 +176,16 @@ def test_a_seed_is_a_random_start():
     assert train_probes(*problem).dev_loss != train_probes(*problem, seed=1).dev_loss
 
 
+def test_another_start_with_what_the_first_chose():
+    features, labels, splits = planted([0.3, 0.8, 0.5])
+    first = train_probes(features, labels, splits)
+    again = retrain_probes(features, labels, splits, first, seed=0)
+    assert (again.learning_rate, again.weight_decay) == (first.learning_rate, first.weight_decay)
+    assert again.dev_loss == pytest.approx(first.dev_loss, abs=1e-5)
+    other = retrain_probes(features, labels, splits, first, seed=1)
+    assert other.dev_loss != first.dev_loss and len(other.test_accuracy) == 3
+
+
 def test_probes_agree_with_an_independent_logistic_regression():
     """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * utterances)."""
     linear_model, metrics = map(pytest.importorskip, ("sklearn.linear_model", "sklearn.metrics"))
@@ -250,7 +261,7 @@ def recordings(tmp_path_factory):
     {"time_stride": 16, "frequency_stride": 16, "window_secs": 10.24}, {"window_secs": 2.0},
     {"window_secs": 10.0},
 ])
-def test_time_averages_are_the_mean_of_the_upstreams_frames(checkpoint, recordings, options):
+def test_time_averages_are_the_mean_of_the_frames_that_s3prl_keeps(checkpoint, recordings, options):
     expert = UpstreamExpert(checkpoint, **options).eval()
     strides = {"time_stride": 10, "frequency_stride": 10, **options}
     window_secs = strides.pop("window_secs")
@@ -258,10 +269,12 @@ def test_time_averages_are_the_mean_of_the_upstreams_frames(checkpoint, recordin
     found = time_averages(model, recordings, window_secs)
     for i, path in enumerate(recordings):
         with torch.no_grad():
-            states = expert([read_waveform(path)])["hidden_states"]
+            wav = read_waveform(path)
+            states = expert([wav])["hidden_states"]
+            kept = max(1, round(len(wav) / expert.get_downsample_rates("hidden_states")))
         assert found.shape == (3, len(recordings), states[0].shape[2])
         for layer, state in enumerate(states):
-            torch.testing.assert_close(found[layer, i], state[0].mean(0), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[layer, i], state[0, :kept].mean(0), rtol=1e-5, atol=1e-5)
 
 
 def test_time_averages_do_not_depend_on_batching_or_order(checkpoint, recordings):
@@ -287,6 +300,20 @@ def test_waveforms_are_mixed_down_and_resampled(recordings):
     torch.testing.assert_close(read_waveform(recordings[0]), expected, rtol=0, atol=1e-5)
 
 
+def test_excerpts(recordings):
+    samples, _ = soundfile.read(recordings[2], dtype="float32")
+    part = Excerpt(recordings[2], start=1000, stop=33000, gain=-6.0)
+    torch.testing.assert_close(read_waveform(part), torch.from_numpy(samples[1000:33000]) * 10**-0.3)
+    assert read_waveform(Excerpt(recordings[2], gain=20.0)).abs().max() == 1
+    model = network()
+    found = time_averages(model, [recordings[1], part, recordings[3]])
+    torch.testing.assert_close(found[:, [1]], time_averages(model, [part]), rtol=0, atol=1e-5)
+    whole = time_averages(model, [recordings[2]])
+    assert (found[:, 1] - whole[:, 0]).abs().max() > 1e-2
+    assert torch.equal(time_averages(model, [Excerpt(recordings[2])]), whole)
+    assert LabelledSet([part, *recordings[2:], Excerpt(recordings[2])], [*"aabb"], ["train", "dev", "test", "dev"])
+
+
 def test_log_mel_averages(recordings):
     found = log_mel_averages(recordings)
     assert found.shape == (1, len(recordings), 256) and found.isfinite().all()
@@ -296,7 +323,7 @@ def test_log_mel_averages(recordings):
 
 @pytest.mark.parametrize("averages", [log_mel_averages, lambda paths: time_averages(network(), paths)])
 def test_audio_that_cannot_be_used(averages, tmp_path):
-    with pytest.raises(ValueError, match="no paths"):
+    with pytest.raises(ValueError, match="no recordings"):
         averages([])
     (tmp_path / "text.wav").write_text("no audio")
     with pytest.raises(ValueError, match="cannot read .*text.wav as audio"):
@@ -307,8 +334,8 @@ def test_audio_that_cannot_be_used(averages, tmp_path):
 
 
 def test_windows_the_positions_do_not_reach(recordings):
-    for window_secs in (10.25, 0.1):
-        with pytest.raises(ValueError, match="from one patch, 0.16 s, to the 10.24 s"):
+    for window_secs, complaint in ((11.0, "longer than the 10.24 s"), (0.1, "at least one patch, 0.16 s")):
+        with pytest.raises(ValueError, match=complaint):
             time_averages(network(), recordings, window_secs=window_secs)
 
 

@@ -1,6 +1,9 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
 import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
 
 import soundfile
 import torch
@@ -12,16 +15,37 @@ from ..frontend import FRAME_LENGTH, SAMPLE_RATE, LogMel
 from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
 
-@torch.no_grad()
-def time_averages(model, paths, window_secs=None, batch_secs=120.0):
-    """The average over its frames of every hidden state of each recording, as a frozen upstream gives them.
+@dataclass(frozen=True)
+class Excerpt(os.PathLike):
+    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
+
+    Attributes:
+        path: the audio file.
+        start, stop: in samples at the file's own rate; default: all of it.
+        gain: in dB; what it lifts beyond [-1, 1] is clipped.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+    gain: float = 0.0
+
+    def __fspath__(self):
+        return os.fspath(self.path)
+
+
+def time_averages(model, recordings, window_secs=None, batch_secs=120.0):
+    """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
 
     A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
-    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``.
+    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``. The frames
+    are those that s3prl's Featurizer keeps: of n samples round(n / hop), without the last one of the
+    upstream's ceil(n / hop) where less than half of it is there. (It keeps none of a recording shorter than
+    half a hop, whose average is then NaN; here it has its only frame.)
 
     Args:
         model: a SsambaModel, on any device; computes in eval mode, and is left in the mode it was in.
-        paths: audio files of any rate and number of channels.
+        recordings: paths of audio files of any rate and number of channels, or Excerpts of them.
         window_secs: length of the windows that the network reads. Default: see :meth:`Windowing.for_model`.
         batch_secs: seconds of audio sent through the network at once; recordings of like lengths go together.
 
@@ -29,59 +53,84 @@ def time_averages(model, paths, window_secs=None, batch_secs=120.0):
         (depth + 1, recordings, rows * E) in float32 on the CPU, the layers in the order of the network.
 
     Raises:
-        ValueError: no paths, a file that cannot be read or is empty, or windows that the positions learned do
-            not reach.
+        ValueError: no recordings, a file that cannot be read or is empty, or windows that the positions
+            learned do not reach.
     """
-    config = model.config
-    windowing = Windowing.for_model(config, window_secs)
-    log_mel = LogMel(config.num_mel_bins).to(model.device)
-    size = config.num_patch_rows * config.hidden_size
-    averages = torch.empty(config.num_hidden_layers + 1, len(paths), size)
-    training = model.training
-    model.eval()
-    try:
-        with tqdm(total=len(paths), desc="hidden states", leave=False, disable=None) as progress:
-            for batch in _batches(paths, batch_secs):
-                wavs = [read_waveform(paths[i]).to(model.device) for i in batch]
-                averages[:, batch] = _averages(model, windowing, log_mel, wavs).cpu()
-                progress.update(len(batch))
-    finally:
-        model.train(training)
-    return averages
+    averages = torch.empty(len(recordings), *averages_shape(model.config))
+    for batch, found in iterate_time_averages(model, recordings, window_secs, batch_secs):
+        averages[batch] = found
+    return averages.transpose(0, 1)
+
+
+def averages_shape(config):
+    """(layers, features) of a recording's averages over time, of a network with this SsambaConfig."""
+    return config.num_hidden_layers + 1, config.num_patch_rows * config.hidden_size
 
 
 @torch.no_grad()
-def log_mel_averages(paths):
+def iterate_time_averages(model, recordings, window_secs=None, batch_secs=120.0):
+    """:func:`time_averages` batch by batch, longest recordings first.
+
+    Yields:
+        the indices of some of the recordings, and their averages, (indices, depth + 1, rows * E).
+    """
+    windowing = Windowing.for_model(model.config, window_secs)
+    log_mel = LogMel(model.config.num_mel_bins).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
+            for batch in _batches(recordings, batch_secs):
+                wavs = [read_waveform(recordings[i]).to(model.device) for i in batch]
+                yield batch, _averages(model, windowing, log_mel, wavs).cpu()
+                progress.update(len(batch))
+    finally:
+        model.train(training)
+
+
+def log_mel_averages(recordings):
     """Mean and standard deviation over time of the normalised log-mel: the baseline that has learned nothing.
 
     Args:
-        paths: audio files of any rate and number of channels.
+        recordings: see :func:`time_averages`.
 
     Returns:
         (1, recordings, 2 * 128): the means, then the standard deviations, in float32.
 
     Raises:
-        ValueError: no paths, or a file that cannot be read or is empty.
+        ValueError: no recordings, or a file that cannot be read or is empty.
     """
-    _check_any(paths)
+    return torch.cat([found for _, found in iterate_log_mel_averages(recordings)]).transpose(0, 1)
+
+
+@torch.no_grad()
+def iterate_log_mel_averages(recordings):
+    """:func:`log_mel_averages` one by one: yields [index] and (1, 1, 2 * 128)."""
+    _check_any(recordings)
     log_mel = LogMel()
-    averages = []
-    for path in tqdm(paths, "log-mel", leave=False, disable=None):
-        wav = read_waveform(path)
+    for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
+        wav = read_waveform(recording)
         (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
-        averages.append(torch.cat([features.mean(0), features.std(0, correction=0)]))
-    return torch.stack(averages).unsqueeze(0)
+        yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
 
 
-def read_waveform(path):
-    """(samples,) of an audio file: float32 in [-1, 1] at 16 kHz, its channels averaged."""
+def read_waveform(recording):
+    """(samples,) of an audio file or Excerpt: float32 in [-1, 1] at 16 kHz, its channels averaged."""
+    excerpt = _excerpt(recording)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(
+            excerpt.path, start=excerpt.start, stop=excerpt.stop, dtype="float32", always_2d=True
+        )
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"cannot read {path} as audio: {error.error_string}") from error
+        raise ValueError(f"cannot read {excerpt.path} as audio: {error.error_string}") from error
     if not len(samples):
-        raise ValueError(f"{path} holds no samples")
-    return _resampler(rate)(torch.from_numpy(samples).mean(dim=1))
+        raise ValueError(f"{excerpt.path} holds no samples")
+    wav = _resampler(rate)(torch.from_numpy(samples).mean(dim=1))
+    return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
+
+
+def _excerpt(recording):
+    return recording if isinstance(recording, Excerpt) else Excerpt(recording)
 
 
 @functools.cache
@@ -90,22 +139,23 @@ def _resampler(rate):
 
 
 def _averages(model, windowing, log_mel, wavs):
-    """(depth + 1, utterances, rows * E) of waveforms."""
+    """(utterances, depth + 1, rows * E) of waveforms."""
     windows = windowing.cut(wavs, log_mel)
     layers, firsts = encode([window for run in windows for window in run], model)
-    index = frame_index(wavs, windows, firsts, windowing, model.config).to(model.device)
-    counts = [windowing.frames(len(wav)) for wav in wavs]
-    counts = torch.tensor(counts, device=model.device).unsqueeze(1)
+    index = frame_index(wavs, windows, firsts, windowing, model.config)
+    counts = torch.tensor([max(1, round(len(wav) / windowing.hop)) for wav in wavs]).unsqueeze(1)
+    index[torch.arange(index.shape[1]) >= counts] = -1
+    index, counts = index.to(model.device), counts.to(model.device)
     sums = (tokens_to_frames(tokens, index, "concat").sum(dim=1) for tokens in layers[:-1])
-    return torch.stack([total / counts for total in sums])
+    return torch.stack([total / counts for total in sums], dim=1)
 
 
-def _batches(paths, seconds):
-    """Indices of the paths, longest recordings first, in runs of at most so many seconds, or of one."""
-    _check_any(paths)
-    lengths = [_seconds(path) for path in paths]
+def _batches(recordings, seconds):
+    """Indices of the recordings, longest first, in runs of at most so many seconds, or of one."""
+    _check_any(recordings)
+    lengths = [_seconds(recording) for recording in recordings]
     batch, total = [], 0.0
-    for i in sorted(range(len(paths)), key=lengths.__getitem__, reverse=True):
+    for i in sorted(range(len(recordings)), key=lengths.__getitem__, reverse=True):
         if batch and total + lengths[i] > seconds:
             yield batch
             batch, total = [], 0.0
@@ -114,13 +164,15 @@ def _batches(paths, seconds):
     yield batch
 
 
-def _seconds(path):
+def _seconds(recording):
+    excerpt = _excerpt(recording)
     try:
-        return soundfile.info(path).duration
+        header = soundfile.info(excerpt.path)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"cannot read {path} as audio: {error.error_string}") from error
+        raise ValueError(f"cannot read {excerpt.path} as audio: {error.error_string}") from error
+    return len(range(header.frames)[excerpt.start:excerpt.stop]) / header.samplerate
 
 
-def _check_any(paths):
-    if not paths:
-        raise ValueError("got no paths; expected at least one audio file")
+def _check_any(recordings):
+    if not recordings:
+        raise ValueError("got no recordings; expected at least one audio file")

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import mean
 
 import torch
@@ -61,7 +61,7 @@ class CrossValidation:
 
 def train_probes(
     features, labels, splits, learning_rates=(5e-4, 2e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0,
-    max_steps=300, patience=10,
+    max_steps=300, patience=10, device=None,
 ):
     """Train the probes of all layers and choose on dev.
 
@@ -79,21 +79,45 @@ def train_probes(
         seed: of the random start and the order of the batches.
         max_steps: the longest that a probe is trained.
         patience: see above.
+        device: on which the probes are trained, a few layers at a time. Default: where the features are.
 
     Raises:
         ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or
             features that are not finite.
     """
+    device = device or features.device
     targets, parts = _checked(features, labels, splits)
+    targets = targets.to(device)
     pairs = list(itertools.product(learning_rates, weight_decays))
     layers_at_once = max(1, BYTES_AT_ONCE // (4 * features[0].numel()))
     chosen = []
     for group in tqdm(features.split(layers_at_once), "probes", leave=False, disable=None):
-        accuracy, loss, test_accuracy = _train(group, targets, parts, pairs, seed, max_steps, patience)
+        accuracy, loss, test_accuracy = _train(group.to(device), targets, parts, pairs, seed, max_steps, patience)
         for layer in zip(accuracy.tolist(), loss.tolist(), test_accuracy.tolist()):
             candidates = [(*scores, *pair) for *scores, pair in zip(*layer, pairs)]
             chosen.append(min(candidates, key=lambda candidate: candidate[1]))
     return ProbeResults(*map(list, zip(*chosen)))
+
+
+def retrain_probes(features, labels, splits, results, seed, **options):
+    """Train the probes from another random start, with the learning rates and weight decays that were chosen before.
+
+    Args:
+        features, labels, splits: see :func:`train_probes`.
+        results: what that returned for them.
+        seed: of the random start and the order of the batches.
+        options: others of :func:`train_probes`.
+
+    Returns:
+        ProbeResults.
+    """
+    layers = [
+        train_probes(features[layer:layer + 1], labels, splits, [rate], [decay], seed, **options)
+        for layer, (rate, decay) in enumerate(zip(results.learning_rate, results.weight_decay))
+    ]
+    return ProbeResults(*(
+        [value for layer in layers for value in getattr(layer, field.name)] for field in fields(ProbeResults)
+    ))
 
 
 def cross_validate(features, labels, folds, **options):
@@ -110,14 +134,28 @@ def cross_validate(features, labels, folds, **options):
     Raises:
         ValueError: fewer than three folds, and see :func:`train_probes`.
     """
+    return CrossValidation({
+        test: train_probes(features, labels, splits, **options) for test, splits in rotate_folds(folds)
+    })
+
+
+def rotate_folds(folds):
+    """Each fold as test once, the next (in sorted order) as dev, the others as train.
+
+    Args:
+        folds: name of each utterance's fold, of three or more.
+
+    Yields:
+        the name of the test fold, and "train", "dev" or "test" for each utterance.
+
+    Raises:
+        ValueError: fewer than three folds.
+    """
     names = sorted(set(folds))
     if len(names) < 3:
         raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
-    results = {}
     for test, dev in zip(names, names[1:] + names[:1]):
-        splits = ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
-        results[test] = train_probes(features, labels, splits, **options)
-    return CrossValidation(results)
+        yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
 
 
 def _checked(features, labels, splits):
@@ -136,14 +174,14 @@ def _checked(features, labels, splits):
     if unknown:
         raise ValueError(f"dev or test has classes that train lacks: {', '.join(unknown[:3])}")
     number = {label: i for i, label in enumerate(classes)}
-    targets = torch.tensor([number.get(label, -1) for label in labels], device=features.device)
+    targets = torch.tensor([number.get(label, -1) for label in labels])
     return targets, parts
 
 
 def _train(features, targets, parts, pairs, seed, max_steps, patience):
     """Accuracy and loss on dev, accuracy on test, each (layers, pairs), of the step that dev chose."""
-    train, *held_out = _standardised(features, parts)
-    train_targets, *held_out_targets = (targets[members] for members in parts.values())
+    train, dev, test = _standardised(features, parts)
+    train_targets, dev_targets, test_targets = (targets[members] for members in parts.values())
     generator = torch.Generator().manual_seed(seed)
     weights, biases = _start(train, int(targets.max()) + 1, len(pairs), generator)
     optimizer = torch.optim.Adam(
@@ -162,12 +200,12 @@ def _train(features, targets, parts, pairs, seed, max_steps, patience):
         if step % STEPS_BETWEEN_EVALUATIONS and step < max_steps:
             continue
         with torch.no_grad():
-            (loss, accuracy), (_, on_test) = (
-                _scores(*part, weights, biases) for part in zip(held_out, held_out_targets)
-            )
-        better = (loss < dev_loss) & (waited < patience)
-        for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
-            best[better] = new[better]
+            loss, accuracy = _scores(dev, dev_targets, weights, biases)
+            better = (loss < dev_loss) & (waited < patience)
+            if better.any():
+                _, on_test = _scores(test, test_targets, weights, biases)
+                for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
+                    best[better] = new[better]
         waited = torch.where(better, 0, waited + 1)
         if (waited >= patience).all():
             break

@@ -1,0 +1,142 @@
+"""Averages over time on disk: computed once for a checkpoint, its options and a list of recordings."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..checkpoint import load_model
+from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
+
+# To be raised when the same checkpoint, options and recordings come to mean other values.
+FORMAT = 1
+DTYPES = ("float32", "float16")
+
+
+def cached_time_averages(
+    checkpoint, recordings, folder, window_secs=None, time_stride=10, frequency_stride=10, positions="physical",
+    dtype="float32", device="cpu",
+):
+    """:func:`time_averages` of a checkpoint, computed where the cache does not hold them yet.
+
+    Each set of averages has a folder of its own in the cache, named by a hash of all that they depend on: the
+    checkpoint's bytes, the options, and path, size and time of modification of every recording. When
+    interrupted at any moment, the next call computes only what is missing.
+
+    Args:
+        checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
+        recordings: paths of audio files, or Excerpts of them.
+        folder: of the cache; may hold any number of sets of averages.
+        window_secs, time_stride, frequency_stride, positions: see
+            :class:`ssamba_upstream.plugin.expert.UpstreamExpert`, whose defaults these are.
+        dtype: "float32" or "float16", in which they are kept.
+        device: on which the network computes.
+
+    Returns:
+        (averages, key): (depth + 1, recordings, rows * E), mapped from the file and not read into memory; and
+        the hash, which stands for them.
+
+    Raises:
+        ValueError: see :func:`time_averages`; or values that are not finite, or not in that dtype.
+        CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
+        OSError: a recording or the checkpoint is missing, or the disk is full.
+    """
+    options = {"time_stride": time_stride, "frequency_stride": frequency_stride, "positions": positions}
+
+    @functools.cache
+    def model():
+        return load_model(checkpoint, **options).to(device)
+
+    return _completed(
+        folder, {"checkpoint": _content_hash(checkpoint), "window_secs": window_secs, **options}, recordings, dtype,
+        shape=lambda: averages_shape(model().config),
+        averages=lambda missing: iterate_time_averages(model(), missing, window_secs),
+    )
+
+
+def cached_log_mel_averages(recordings, folder):
+    """:func:`log_mel_averages`, see :func:`cached_time_averages`."""
+    return _completed(folder, {"checkpoint": "log-mel"}, recordings, "float32",
+                      shape=lambda: (1, 256), averages=iterate_log_mel_averages)
+
+
+def remembered(folder, description, compute):
+    """The result of ``compute()``, or what it was when it was last asked for under this description.
+
+    Args:
+        folder: for the results, one file each.
+        description: all that the result depends on, made of dicts, lists, strings and numbers.
+        compute: returns the like.
+    """
+    file = Path(folder) / f"{digest({**description, 'format': FORMAT})}.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(compute()))
+        os.replace(partial, file)
+    return json.loads(file.read_text())
+
+
+def digest(description):
+    """Hash of something made of dicts, lists, strings and numbers."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _completed(folder, description, recordings, dtype, shape, averages):
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    description = {
+        "format": FORMAT, "dtype": dtype, **description, "recordings": [*map(_identity, recordings)],
+    }
+    key = digest(description)
+    entry = Path(folder) / key
+    if not entry.is_dir():
+        _create(entry, description, (len(recordings), *shape()), dtype)
+    rows, done = (np.load(entry / name, mmap_mode="r+") for name in ("averages.npy", "done.npy"))
+    missing = np.flatnonzero(~done)
+    if len(missing):
+        for batch, found in averages([recordings[i] for i in missing]):
+            with np.errstate(over="ignore"):  # told below, with advice
+                values = found.numpy().astype(dtype)
+            if not np.isfinite(values).all():
+                raise ValueError(f"averages are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
+            rows[missing[batch]] = values
+            rows.flush()  # the rows must be on the disk before anything says that they are
+            done[missing[batch]] = True
+            done.flush()
+    # Copy-on-write, as torch maps no read-only array.
+    return torch.from_numpy(np.load(entry / "averages.npy", mmap_mode="c")).transpose(0, 1), key
+
+
+def _create(entry, description, shape, dtype):
+    """A folder for averages, none of which is done yet; it appears as a whole or not at all."""
+    new = entry.with_name(f".{entry.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    (new / "description.json").write_text(json.dumps(description, indent=1))
+    np.save(new / "done.npy", np.zeros(shape[0], dtype=bool))
+    np.lib.format.open_memmap(new / "averages.npy", "w+", dtype, shape).flush()
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
+        with open(new / "averages.npy", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    os.replace(new, entry)
+
+
+def _identity(recording):
+    path = os.path.abspath(recording)
+    status = os.stat(path)
+    identity = [path, status.st_size, status.st_mtime_ns]
+    if isinstance(recording, Excerpt):
+        identity += [recording.start, recording.stop, recording.gain]
+    return identity
+
+
+def _content_hash(checkpoint):
+    path = Path(checkpoint)
+    files = [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

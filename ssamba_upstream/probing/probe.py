@@ -1,0 +1,163 @@
+"""``ssamba probe``: checkpoints by their layers' probes, SUPERB's classifier and the layers' geometry."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+
+
+from .cache import cached_log_mel_averages, cached_time_averages, remembered
+from .geometry import linear_cka, norms
+from .probes import ProbeResults, retrain_probes, rotate_folds, train_probes
+from .report import confidence_interval, write_report
+from .superb_head import splits_for_fold, train_head
+
+FBANK = "fbank"  # stands for the filterbank, in the place of a checkpoint
+
+
+def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rates=(1e-4,), device="cpu", cache=None,
+          **options):
+    """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
+
+    What has been computed is kept, so that an interrupted call goes on where it was, and a call with one more
+    checkpoint, or seed, computes only that.
+
+    Args:
+        data: a LabelledSet; one with folds is cross-validated, and accuracies are means over the folds.
+        checkpoints: paths; "fbank" is the filterbank, see :func:`log_mel_averages`.
+        out: folder for the results.
+        recipe: the HeadRecipe of SUPERB's classifier.
+        source: name of the labelled set, for the report.
+        seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight
+            decay.
+        head_learning_rates: of SUPERB's classifier.
+        device: on which everything is computed.
+        cache: folder for what is kept. Default: ``cache`` in out.
+        options: of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
+
+    Returns:
+        the content of ``results.json``.
+    """
+    out = Path(out)
+    cache = Path(cache or out / "cache")
+    results = {
+        "set": source,
+        "recordings": dict(Counter(data.splits)),
+        "classes": len(data.classes),
+        "most_frequent_class": max(Counter(data.labels).values()) / len(data.labels),
+        "options": {**options, "seeds": seeds, "head": asdict(recipe), "head_learning_rates": [*head_learning_rates]},
+        "models": [],
+    }
+    for name, checkpoint in zip(_names(checkpoints), checkpoints):
+        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], device, options)
+        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
+    write_report(results, out)
+    return results
+
+
+def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, device, options):
+    seconds = {}
+    with _timed(seconds, "hidden states"):
+        if checkpoint == FBANK:
+            features, key = cached_log_mel_averages(data.paths, cache)
+        else:
+            features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, **options)
+    task = {"features": key, "labels": data.labels, "splits": data.splits}
+    with _timed(seconds, "probes"):
+        first = remembered(cache, {**task, "probes": 0}, lambda: _train_probes(features, data, device))
+        others = [
+            remembered(cache, {**task, "probes": seed}, lambda: _retrain_probes(features, data, device, first, seed))
+            for seed in range(1, seeds)
+        ]
+    with _timed(seconds, "head"):
+        head = remembered(
+            cache, {**task, "head": [asdict(recipe), head_learning_rates]},
+            lambda: _train_head(features, data, recipe, head_learning_rates, device),
+        )
+    with _timed(seconds, "geometry"):
+        geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
+    return {**_by_layer([first, *others], head, geometry), "seconds": seconds}
+
+
+class _timed:
+    """Notes how many seconds its block took."""
+
+    def __init__(self, seconds, name):
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
+
+
+def _train_probes(features, data, device):
+    """ProbeResults of each fold being the test set, or of the test set, as dicts."""
+    return {
+        fold: asdict(train_probes(features, data.labels, splits, device=device)) for fold, splits in _rotations(data)
+    }
+
+
+def _retrain_probes(features, data, device, first, seed):
+    return {
+        fold: asdict(retrain_probes(features, data.labels, splits, ProbeResults(**first[fold]), seed, device=device))
+        for fold, splits in _rotations(data)
+    }
+
+
+def _rotations(data):
+    return rotate_folds(data.splits) if data.has_folds else [("test", data.splits)]
+
+
+def _train_head(features, data, recipe, learning_rates, device):
+    if data.has_folds:
+        folds = {fold: splits_for_fold(data.splits, fold) for fold in sorted(set(data.splits))}
+    else:
+        folds = {"test": data.splits}
+    results = {
+        fold: asdict(train_head(features, data.labels, splits, recipe, learning_rates, device=device))
+        for fold, splits in folds.items()
+    }
+    return {
+        **{name: mean(result[name] for result in results.values()) for name in ("dev_accuracy", "test_accuracy")},
+        "layer_weights": [mean(weights) for weights in zip(*(fold["layer_weights"] for fold in results.values()))],
+        "folds": results,
+    }
+
+
+def _geometry(features):
+    similarities = linear_cka(features)
+    return {
+        "norms": norms(features).tolist(),
+        "cka": [[None if value != value else value for value in row] for row in similarities.tolist()],
+    }
+
+
+def _by_layer(probes, head, geometry):
+    layers = []
+    for layer, norm in enumerate(geometry["norms"]):
+        test_accuracy, dev_accuracy, dev_loss = (
+            [mean(fold[name][layer] for fold in seed.values()) for seed in probes]
+            for name in ("test_accuracy", "dev_accuracy", "dev_loss")
+        )
+        layers.append({
+            "layer": layer,
+            "test_accuracy": mean(test_accuracy),
+            "interval": confidence_interval(test_accuracy),
+            "test_accuracy_by_seed": test_accuracy,
+            "dev_accuracy": mean(dev_accuracy),
+            "dev_loss": mean(dev_loss),
+            "norm": norm,
+            "weight": head["layer_weights"][layer],
+        })
+    best = min(layers, key=lambda layer: layer["dev_loss"])["layer"]
+    return {"best_layer": best, "layers": layers, "superb_head": head, "cka": geometry["cka"]}
+
+
+def _names(checkpoints):
+    """Short names of checkpoints where those are different, and their paths where they are not."""
+    short = [os.path.basename(os.path.normpath(checkpoint)) for checkpoint in checkpoints]
+    return short if len(set(short)) == len(short) else [str(checkpoint) for checkpoint in checkpoints]

@@ -1,0 +1,217 @@
+"""SUPERB's classifier on averages over time: the weighted sum of the layers, a projector and a linear layer.
+
+In s3prl 0.4.18 the classifiers of speaker identification, emotion recognition and keyword spotting are a weighted
+sum of the hidden states, a linear projector, the mean over time and a linear layer. All that comes before the mean
+is linear, and the mean leaves out what an utterance is padded with, so that the mean may as well come first: what
+:func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance. (That is no
+longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned upstream.)
+"""
+
+import argparse
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PROJECTOR_SIZE = 256
+BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
+GRADIENT_CLIPPING = 1.0
+DEV_SHARE = 0.2  # of emotion recognition's training folds
+UTTERANCES_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How long SUPERB's classifier is trained.
+
+    Attributes:
+        steps: of Adam, with batches of 32.
+        steps_between_evaluations: on dev.
+        balanced: draw utterances of all classes equally often, with replacement, and count the classes equally
+            on dev, as s3prl does for keyword spotting; otherwise every utterance once before any comes again.
+    """
+
+    steps: int
+    steps_between_evaluations: int
+    balanced: bool = False
+
+    def of_steps(self, steps):
+        """The same of another length, evaluated as many times."""
+        if steps < 1:
+            raise ValueError(f"the classifier needs one step or more; got {steps}")
+        between = max(1, steps * self.steps_between_evaluations // self.steps)
+        return replace(self, steps=steps, steps_between_evaluations=between)
+
+
+SUPERB_RECIPES = {
+    "sid": HeadRecipe(200_000, 5000),
+    "er": HeadRecipe(30_000, 1000),
+    "ks": HeadRecipe(200_000, 5000, balanced=True),
+}
+DEFAULT_RECIPE = HeadRecipe(5000, 250)
+
+
+@dataclass(frozen=True)
+class HeadResults:
+    """SUPERB's classifier at the step, and with the learning rate, that dev chose by its accuracy.
+
+    Attributes:
+        dev_accuracy, test_accuracy: of it.
+        layer_weights: of the weighted sum, one per layer; their sum is 1.
+        learning_rate, step: those chosen.
+    """
+
+    dev_accuracy: float
+    test_accuracy: float
+    layer_weights: list[float]
+    learning_rate: float
+    step: int
+
+
+class SuperbHead(nn.Module):
+    """s3prl's Featurizer and the ``UtteranceLevel`` classifier with ``MeanPooling``, of averages over time.
+
+    Args:
+        layers: number of hidden states.
+        size: features of each.
+        classes: number of classes.
+    """
+
+    def __init__(self, layers, size, classes):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(layers))
+        self.projector = nn.Linear(size, PROJECTOR_SIZE)
+        self.linear = nn.Linear(PROJECTOR_SIZE, classes)
+
+    def forward(self, averages):
+        """(layers, utterances, features) -> logits (utterances, classes)."""
+        summed = torch.tensordot(self.layer_weights, averages, dims=1)
+        return self.linear(self.projector(summed))
+
+    @property
+    def layer_weights(self):
+        """(layers,): the shares of the weighted sum."""
+        return self.weights.softmax(dim=0)
+
+
+def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(1e-4,), seed=0, device="cpu"):
+    """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
+
+    Where SUPERB draws one second of a background noise or eight of an utterance anew for every step, here an
+    utterance stays the same, see :mod:`ssamba_upstream.probing.superb_sets`.
+
+    Args:
+        features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.
+        labels: the class of each utterance.
+        splits: "train", "dev" or "test" of each utterance.
+        recipe: steps and batches.
+        learning_rates: one is chosen by the accuracy on dev; all that SUPERB allows to be searched.
+        seed: of the random start and the order of the batches.
+        device: on which it is trained.
+
+    Returns:
+        HeadResults.
+    """
+    classes = sorted(set(labels))
+    targets = torch.tensor([classes.index(label) for label in labels])
+    parts = {name: torch.tensor([i for i, split in enumerate(splits) if split == name])
+             for name in ("train", "dev", "test")}
+    results = [_train(features, targets, parts, recipe, rate, seed, device) for rate in learning_rates]
+    return max(results, key=lambda result: result.dev_accuracy)
+
+
+def training_step(head, optimizer, averages, targets):
+    """One step of s3prl's runner on (layers, utterances, features) and (utterances,) class indices."""
+    optimizer.zero_grad()
+    F.cross_entropy(head(averages), targets).backward()
+    norm = nn.utils.clip_grad_norm_(head.parameters(), GRADIENT_CLIPPING)
+    if not norm.isnan():
+        optimizer.step()
+
+
+def splits_for_fold(folds, test):
+    """"train", "dev" or "test" for each of the folds, as s3prl's emotion recognition draws dev from the others.
+
+    Args:
+        folds: name of each utterance's fold. The order counts: for s3prl's own split it is that of the metadata.
+        test: the fold that is the test set.
+    """
+    others = [i for i, fold in enumerate(folds) if fold != test]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
+    splits = ["test"] * len(folds)
+    for rank, i in enumerate(order):
+        splits[others[i]] = "train" if rank < int((1 - DEV_SHARE) * len(others)) else "dev"
+    return splits
+
+
+def read_layer_weights(checkpoint):
+    """The shares of the weighted sum in a checkpoint of s3prl's runner, such as ``dev-best.ckpt``.
+
+    Args:
+        checkpoint: its path. No code in it is ever run.
+
+    Returns:
+        one number per layer; their sum is 1.
+
+    Raises:
+        ValueError: no checkpoint of s3prl's runner, or one of a run on a single layer.
+    """
+    # The runner's own arguments; nothing but what the class holds is restored.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        states = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # unpickling fails in as many ways as there are files
+        raise ValueError(f"{checkpoint} cannot be read as a checkpoint of s3prl's runner: {error}") from error
+    if not isinstance(states, dict) or "Downstream" not in states:
+        raise ValueError(f"{checkpoint} is no checkpoint of s3prl's runner, such as dev-best.ckpt")
+    weights = states.get("Featurizer", {}).get("weights")
+    if weights is None:
+        raise ValueError(f"{checkpoint} holds no layer weights: its run read a single layer")
+    return weights.float().softmax(dim=0).tolist()
+
+
+def _train(features, targets, parts, recipe, learning_rate, seed, device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = SuperbHead(features.shape[0], features.shape[2], int(targets.max()) + 1).to(device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
+    batches = _batches(targets[parts["train"]], recipe.balanced, torch.Generator().manual_seed(seed))
+    best = None
+    for step, batch in enumerate(itertools.islice(batches, recipe.steps), start=1):
+        batch = parts["train"][batch]
+        training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
+        if step % recipe.steps_between_evaluations and step < recipe.steps:
+            continue
+        dev_accuracy = _accuracy(head, features, targets, parts["dev"], device, recipe.balanced)
+        if best is None or dev_accuracy > best.dev_accuracy:
+            test_accuracy = _accuracy(head, features, targets, parts["test"], device)
+            weights = head.layer_weights.tolist()
+            best = HeadResults(dev_accuracy, test_accuracy, weights, learning_rate, step)
+    return best
+
+
+def _batches(targets, balanced, generator):
+    """Batches of indices, without end."""
+    weights = 1 / torch.bincount(targets)[targets]
+    while True:
+        if balanced:
+            order = torch.multinomial(weights, len(targets), replacement=True, generator=generator)
+            order = order[:len(order) // BATCH_SIZE * BATCH_SIZE or None]  # s3prl drops the last, smaller batch
+        else:
+            order = torch.randperm(len(targets), generator=generator)
+        yield from order.split(BATCH_SIZE)
+
+
+@torch.no_grad()
+def _accuracy(head, features, targets, members, device, balanced=False):
+    found = torch.cat([
+        head(features[:, some].float().to(device)).argmax(dim=1).cpu() for some in members.split(UTTERANCES_AT_ONCE)
+    ])
+    right, expected = (found == targets[members]).double(), targets[members]
+    if balanced:
+        return torch.stack([right[expected == label].mean() for label in expected.unique()]).mean().item()
+    return right.mean().item()
