@@ -41,7 +41,7 @@ def read_clip(file, samples=None, crop="centre") -> torch.Tensor:
     if not len(clip):
         raise ValueError("holds no samples")
     if rate != SAMPLE_RATE:
-        clip = _resampler(rate)(clip)[:samples]
+        clip = resampler(rate)(clip)[:samples]
     if not clip.isfinite().all():
         raise ValueError("holds samples that are not finite")
     return clip
@@ -60,7 +60,8 @@ def _read_part(audio, wanted, crop):
 
 
 @lru_cache(maxsize=32)
-def _resampler(rate):
+def resampler(rate):
+    """From a rate in Hz to 16 kHz."""
     if rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 > LARGEST_RESAMPLER:
         raise ValueError(f"a rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; resample the file first")
     return Resample(rate, SAMPLE_RATE)

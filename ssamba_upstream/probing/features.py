@@ -1,6 +1,5 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
-import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
 from tqdm import tqdm
 
-from ..frontend import FRAME_LENGTH, SAMPLE_RATE, LogMel
+from ..audio import resampler
+from ..frontend import FRAME_LENGTH, LogMel
 from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
 
@@ -125,17 +124,12 @@ def read_waveform(recording):
         raise ValueError(f"cannot read {excerpt.path} as audio: {error.error_string}") from error
     if not len(samples):
         raise ValueError(f"{excerpt.path} holds no samples")
-    wav = _resampler(rate)(torch.from_numpy(samples).mean(dim=1))
+    wav = resampler(rate)(torch.from_numpy(samples).mean(dim=1))
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
 
 
 def _excerpt(recording):
     return recording if isinstance(recording, Excerpt) else Excerpt(recording)
-
-
-@functools.cache
-def _resampler(rate):
-    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
 
 
 def _averages(model, windowing, log_mel, wavs):
