@@ -45,6 +45,8 @@ def prepare(cells: list[Cell], out) -> None:
     """Make the cells' folders, each with what the cell is; what is there stays."""
     for cell in cells:
         folder = cell_folder(cell, out)
+        if (folder / "cell.json").is_file():
+            continue
         folder.mkdir(parents=True, exist_ok=True)
         write_text(yaml.safe_dump(cell.s3prl_config(), sort_keys=False), folder / "config.yaml")
         if cell.upstream.options is not None:
