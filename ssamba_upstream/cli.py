@@ -277,7 +277,16 @@ def _add_superb(commands):
 
 
 def _superb(options):
+    try:
+        return _run_superb(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_superb(options):
     from .superb import campaign, recipes, results
+    from .superb.plan import plan
 
     roots = {task: getattr(options, task) for task in recipes.TASKS if getattr(options, task)}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -285,7 +294,7 @@ def _superb(options):
     cells = recipes.make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
                                options.override)
     if options.cell is None:
-        print(campaign.plan(cells, options.out, device, options.jobs), flush=True)
+        print(plan(cells, options.out, device, options.jobs), flush=True)
         if options.plan:
             return 0
         chosen = cells
@@ -294,15 +303,11 @@ def _superb(options):
     else:
         raise ValueError(f"--cell {options.cell}: the plan has cells 0 to {len(cells) - 1}")
     campaign.prepare(cells, options.out)
-    try:
-        failures = campaign.run_cells(chosen, options.out, device, options.jobs)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on.", file=sys.stderr)
-        return INTERRUPTED
+    failures = campaign.run_cells(chosen, options.out, device, options.jobs)
     rows = results.write_results(options.out)
     print(f"\n{results.markdown(rows)}\n\nwrote {options.out}/results.md and results.json")
     for name, reason in failures.items():
-        print(f"\nFAILED {name}: {reason}", file=sys.stderr)
+        print(f"\n{name} {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 

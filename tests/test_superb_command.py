@@ -1,4 +1,4 @@
-"""`ssamba superb`: what it plans, resumes, reports and refuses, with a stand-in for s3prl; and once with s3prl."""
+"""`ssamba superb`: what it plans, resumes, reports and refuses, with a stand-in for s3prl and with it."""
 
 import fcntl
 import importlib.util
@@ -20,13 +20,14 @@ import yaml
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb import campaign, recipes, results
+from ssamba_upstream.superb import campaign, plan, recipes, results
 from ssamba_upstream.superb.corpora import CLASSES
 from ssamba_upstream.superb.layouts import Utterance, write_iemocap, write_speech_commands
 
 CHECKOUT = Path(__file__).parents[1]
-STEPS = ",,".join(["config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
-                   "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])
+STEPS = ",,".join([
+    "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
+    "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])
 
 # Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
 RUNNER = """
@@ -39,6 +40,7 @@ expdir.mkdir(exist_ok=True)
 step = max([int(path.stem[7:]) for path in expdir.glob("states-*.ckpt")], default=0)
 with open(control / "calls", "a") as calls:
     calls.write(f"{mode} {rate:g}{fold} {step}\\n")
+open(control / "gpus", "a").write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
 log = open(expdir / "log.log", "a")
 if (control / f"fail-{rate:g}").exists():
     sys.exit("Traceback\\nRuntimeError: the disk is full")
@@ -98,7 +100,7 @@ def control(tmp_path, monkeypatch):
         torch.save(states, control / f"best-{rate:g}.ckpt")
     monkeypatch.setenv("CONTROL", str(control))
     monkeypatch.setattr(campaign, "RUNNER", (sys.executable, str(control / "runner.py")))
-    monkeypatch.setattr(campaign, "measure", lambda cell, out, device: (10.0, 0.5))
+    monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
     return control
 
 
@@ -112,8 +114,9 @@ def calls(control):
 @pytest.fixture
 def superb(checkpoint, corpora, tmp_path):
     def run(*arguments, task="ks"):
-        return main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), f"--{task}", str(corpora[task]),
-                     "--device", "cpu", "-o", STEPS, "--learning-rates", "1e-2", "1e-3", *arguments])
+        return main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), f"--{task}",
+                     str(corpora[task]), "--device", "cpu", "-o", STEPS, "--learning-rates", "1e-2", "1e-3",
+                     *arguments])
     return run
 
 
@@ -129,7 +132,7 @@ def test_plan(control, superb, capsys, tmp_path):
         for fold in range(5) for number, rate in enumerate(("0.01", "0.001"))]
     assert trial == "er: 500 ms a step, 10 s to start, measured over 2 steps"
     # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8.
-    assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0 d 00:01:{round(10 / 2 * 22.34) - 60:02}"
+    assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(10 / 2 * 22.34) - 60:02}"
     assert not calls(control) and not (tmp_path / "out").exists()
 
 
@@ -148,16 +151,27 @@ def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_p
     assert superb("--finetune") == 0
     assert len(calls(control)) == 2 * 12
     er, ks = sorted(rows(tmp_path), key=lambda row: row["task"])
-    assert list(er["folds"]) == list(recipes.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
+    assert list(er["runs"]) == list(recipes.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
+    assert all((Path(run["run"]) / "states-4.ckpt").exists() for run in er["runs"].values())
     frozen, fine_tuned = (tmp_path / "out" / "results.md").read_text().split("## ")[1:]
     assert "constrained track" in frozen and "| er |" in frozen and "| ks |" not in frozen
     assert "not comparable" in fine_tuned and "| ks |" in fine_tuned and "| er |" not in fine_tuned
-    assert "| 99.00 | 99.00 / 99.00 / 99.00 / 99.00 / 99.00 | 75.00 | 0.01 | 4 |" in frozen
-    one, *_ = (tmp_path / "out" / "cells").glob("er-*fold3*")
-    assert yaml.safe_load((one / "config.yaml").read_text())["downstream_expert"]["datarc"]["test_fold"] == "fold3"
-    shutil.rmtree(one)
-    assert [row["test_accuracy"] for row in results.write_results(tmp_path / "out") if row["task"] == "er"] != [None]
-    shutil.rmtree(next((tmp_path / "out" / "cells").glob("er-*fold4*")))
+    folds = " / ".join(f"fold{number}: 99.00" for number in range(1, 6))
+    assert f"| 99.00 | {folds} | 75.00 | 0.01 | 4 |" in frozen
+
+
+def test_no_mean_over_fewer_than_five_folds(control, superb, tmp_path):
+    superb(task="er")
+    cells = tmp_path / "out" / "cells"
+    fold3, fold4 = (next(cells.glob(name)) for name in ("er-*fold3-lr0.01-*", "er-*fold4-lr0.001-*"))
+    config = yaml.safe_load((fold3 / "config.yaml").read_text())
+    assert config["downstream_expert"]["datarc"]["test_fold"] == "fold3" and config["optimizer"]["lr"] == 0.01
+    (fold3 / "result.json").unlink()
+    row, = results.write_results(tmp_path / "out")
+    assert (row["learning_rate"], row["unfinished"]) == (0.001, 1)
+    (fold4 / "result.json").unlink()
+    row, = results.write_results(tmp_path / "out")
+    assert (row["learning_rate"], row["test_accuracy"], row["runs"]) == (None, None, {})
 
 
 def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsys):
@@ -166,26 +180,40 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     assert "lr0.01" in (error := capsys.readouterr().err) and "RuntimeError: the disk is full" in error
     row, = rows(tmp_path)
     assert row["learning_rate"] == 0.001 and row["unfinished"] == 1
-    assert "1 cells of the search unfinished" in (tmp_path / "out" / "results.md").read_text()
+    assert "cells of the search not finished: 1" in (tmp_path / "out" / "results.md").read_text()
     calls(control)
     (control / "fail-0.01").unlink()
     assert superb() == 0
     assert calls(control) == ["train 0.01 0", "evaluate 0.01 4"]
 
 
-def test_goes_on_after_kill(control, superb, checkpoint, corpora, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
     (control / "hang-0.001").touch()
-    script = (f"from ssamba_upstream.superb import campaign; from ssamba_upstream.cli import main\n"
-              f"campaign.RUNNER = {campaign.RUNNER!r}; campaign.measure = lambda *a: (1, 1)\n"
-              f"main({['superb', str(checkpoint), '--out', str(tmp_path / 'out'), '--ks', str(corpora['ks']), '-o', STEPS]}"
-              " + ['--device', 'cpu', '--learning-rates', '1e-2', '1e-3'])")
+    arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
+                 "-o", STEPS, "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
+    script = f"""import sys
+from ssamba_upstream.cli import main
+from ssamba_upstream.superb import campaign, plan
+
+campaign.RUNNER = {campaign.RUNNER!r}
+plan.measure = lambda *arguments: (1, 1)
+sys.exit(main({arguments!r}))"""
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True,
                                env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
     while not (control / "hanging").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if how == signal.SIGINT:  # as the terminal does, to the whole group
+        os.killpg(process.pid, how)
+        assert process.wait() == 130
+    else:
+        process.kill()
+        process.wait()
+        with open(next((tmp_path / "out" / "cells").glob("*lr0.001*")) / "lock") as lock:
+            with pytest.raises(BlockingIOError):  # the child, which was not killed, keeps the cell
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.killpg(process.pid, how)
     assert calls(control) == ["train 0.01 0", "evaluate 0.01 4", "train 0.001 0"]
     (control / "hang-0.001").unlink()
     assert superb() == 0
@@ -193,7 +221,8 @@ def test_goes_on_after_kill(control, superb, checkpoint, corpora, tmp_path):
     assert rows(tmp_path)[0]["unfinished"] == 0
 
 
-@pytest.mark.parametrize("cut_off, begins_at", [("states-4.ckpt", 2), ("dev-best.ckpt", 0), ("states-*.ckpt", 0)])
+@pytest.mark.parametrize("cut_off, begins_at", [
+    ("states-4.ckpt", 2), ("dev-best.ckpt", 0), ("states-*.ckpt", 0)])
 def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begins_at):
     superb()
     calls(control)
@@ -248,10 +277,17 @@ def test_accuracy_of_zero_on_dev(control, superb, tmp_path):
     (control / "best-0.001.ckpt").unlink()
     assert superb() == 0
     row, = rows(tmp_path)
-    assert (row["dev_accuracy"], row["learning_rate"], row["always_zero_on_dev"]) == (0, 0.001, True)
+    assert (row["dev_accuracy"], row["learning_rate"]) == (0, 0.001)
     result = json.loads(next(tmp_path.glob("out/cells/*/result.json")).read_text())
     assert result["checkpoint"] == "states-4.ckpt" and result["step"] == 4
-    assert "the last checkpoint" in (tmp_path / "out" / "results.md").read_text()
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "ks: dev accuracy 0 at every evaluation, so the last checkpoint" in table
+
+
+def test_one_gpu_after_the_other(control, superb, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert superb("--device", "cuda", "--jobs", "2") == 0
+    assert sorted((control / "gpus").read_text().split()) == ["5", "5", "7", "7"]
 
 
 def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
@@ -267,6 +303,7 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
     (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
     (["--er", "nowhere"], "does not exist"),
     (["-g", "nothing"], "published_10s"),
+    (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "less than one batch of 1000"),
 ])
 def test_refusals_before_anything_runs(control, superb, arguments, message, capsys, tmp_path):
     assert superb(*arguments) == 1

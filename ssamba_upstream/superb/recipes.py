@@ -23,7 +23,7 @@ LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)
 
 @dataclass(frozen=True)
 class Task:
-    """One of SUPERB's tasks: s3prl's downstream, the stem of our config, the check of its corpus, its folds."""
+    """One of SUPERB's tasks: s3prl's downstream, our config's stem, the corpus's check, the test folds."""
 
     downstream: str
     config: str
@@ -83,9 +83,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell's folder: it ends in a hash of the whole cell, so that no other cell has it."""
-        parts = [self.task, self.mode, self.fold, f"lr{self.learning_rate:g}", _digest(dataclasses.asdict(self))]
-        return "-".join(part for part in parts if part)
+        """The name of the cell's folder; it ends in a hash of the whole cell, so that no other has it."""
+        digest = _digest(dataclasses.asdict(self))
+        return "-".join(filter(None, [self.task, self.mode, self.fold, f"lr{self.learning_rate:g}", digest]))
 
     @property
     def series(self) -> str:
@@ -106,7 +106,7 @@ class Cell:
 
 
 def find_upstream(checkpoint, name=None, options=None) -> Upstream:
-    """The upstream for a checkpoint's path, or for the name of one of s3prl's or our entries such as ``fbank``.
+    """The upstream for a checkpoint's path, or for the name of an entry of s3prl's or ours such as ``fbank``.
 
     Args:
         checkpoint: path or name; what exists as a path is one.
@@ -124,8 +124,8 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
         from s3prl import hub
 
         if name is not None or not hasattr(hub, str(checkpoint)):
-            raise ValueError(f"{checkpoint} is neither a checkpoint's path nor the name of an s3prl upstream such as "
-                             "fbank")
+            raise ValueError(f"{checkpoint} is neither a checkpoint's path nor the name of an s3prl upstream "
+                             "such as fbank")
         name = str(checkpoint)
         if name not in ENTRIES:
             return Upstream(name, options=options)
@@ -147,14 +147,16 @@ def checkpoint_hash(path) -> str:
     return total.hexdigest()
 
 
-def make_cells(upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides="") -> list[Cell]:
+def make_cells(
+    upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides=""
+) -> list[Cell]:
     """The cells of the tasks chosen, in a fixed order.
 
     Args:
         upstream: see :func:`find_upstream`.
         corpora: root folder by task, ``sid``, ``er`` or ``ks``; each is checked.
-        downstreams: (s3prl's name, YAML file) of other downstreams, which name their own corpora. They must write
-            ``dev-best.ckpt`` and a ``log.log`` as these three do.
+        downstreams: (s3prl's name, YAML file) of other downstreams, whose configs name their corpora. They
+            must write ``dev-best.ckpt`` and ``log.log`` as these three do.
         fine_tune: train the upstream as well; the configs are then the papers' and not SUPERB's.
         learning_rates: to be searched. Default: LEARNING_RATES.
         overrides: for all tasks, in the form of s3prl's ``-o``; only fields of ``config``.
@@ -174,6 +176,7 @@ def make_cells(upstream, corpora, downstreams=(), fine_tune=False, learning_rate
         config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, configs_folder())
         _override(config, report.override)
         _complete(config, overrides, task)
+        _check_batch(config, report)
         cells += [Cell(task, recipe.downstream, mode, upstream, config, overrides, report.counts, rate, fold)
                   for fold in recipe.folds for rate in rates]
     for downstream, path in downstreams:
@@ -191,9 +194,18 @@ def _complete(config, overrides, task):
     runner = config["runner"]
     runner["max_keep"] = 2
     if runner["eval_step"] > runner["total_steps"] or "dev" not in runner["eval_dataloaders"]:
-        raise ValueError(f"{task}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} and "
-                         f"eval_dataloaders {runner['eval_dataloaders']} nothing is evaluated on dev; override "
-                         "config.runner.eval_step")
+        raise ValueError(f"{task}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} "
+                         f"and eval_dataloaders {runner['eval_dataloaders']} nothing is evaluated on dev; "
+                         "override config.runner.eval_step")
+
+
+def _check_batch(config, report):
+    """s3prl's keyword spotting drops a batch that is not full, and would wait for ever for another."""
+    batch = config["downstream_expert"]["datarc"].get("batch_size", 0)
+    utterances = sum(report.counts.get("train", {}).values())
+    if 0 < utterances < batch:
+        raise CorpusError(f"{report.corpus} in {report.root} has {utterances} utterances for training, less "
+                          f"than one batch of {batch}; override config.downstream_expert.datarc.batch_size")
 
 
 def _override(config, overrides):
@@ -202,9 +214,10 @@ def _override(config, overrides):
         key, equals, value = (part.strip() for part in option.partition("="))
         first, *parents, last = key.split(".")
         if first != "config" or not equals:
-            raise ValueError(f"-o {option}: expected config.<field>=<value>; -o can change nothing but the config")
+            raise ValueError(f"-o {option}: expected config.<field>=<value>, for only the config may change")
         if key in ("config.optimizer.lr", "config.downstream_expert.datarc.test_fold"):
-            raise ValueError(f"-o {option}: learning rates are given with --learning-rates, and all folds are run")
+            raise ValueError(f"-o {option}: learning rates are given with --learning-rates, and all "
+                             "folds are run")
         fields = config
         for parent in parents:
             fields = fields.setdefault(parent, {})
@@ -218,7 +231,8 @@ def _read_yaml(name, folder):
     path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
-        raise ValueError(f"{name}: there is no such file, and it names none of ssamba_upstream's configs: {names}")
+        raise ValueError(f"{name}: there is no such file, and it names none of ssamba_upstream's configs: "
+                         f"{names}")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
