@@ -288,6 +288,8 @@ def _run_superb(options):
     from .superb import campaign, recipes, results
     from .superb.plan import plan
 
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: expected one or more")
     roots = {task: getattr(options, task) for task in recipes.TASKS if getattr(options, task)}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     upstream = recipes.find_upstream(options.checkpoint, options.upstream, options.upstream_config)

@@ -180,7 +180,8 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     assert "lr0.01" in (error := capsys.readouterr().err) and "RuntimeError: the disk is full" in error
     row, = rows(tmp_path)
     assert row["learning_rate"] == 0.001 and row["unfinished"] == 1
-    assert "cells of the search not finished: 1" in (tmp_path / "out" / "results.md").read_text()
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "cells of the search not finished: 1; `runner.total_steps=4, " in table
     calls(control)
     (control / "fail-0.01").unlink()
     assert superb() == 0
@@ -290,6 +291,12 @@ def test_one_gpu_after_the_other(control, superb, monkeypatch):
     assert sorted((control / "gpus").read_text().split()) == ["5", "5", "7", "7"]
 
 
+def test_no_gpu(control, superb, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert superb("--device", "cuda") == 1 and "--device cpu" in capsys.readouterr().err
+
+
 def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
     assert superb("--cell", "1") == 0
     assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]
@@ -299,10 +306,11 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["-o", "config.optimizer.lr=1"], "--learning-rates"),
-    (["-o", "args.seed=1"], "nothing but the config"),
+    (["-o", "args.seed=1"], "only the config may change"),
     (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
     (["--er", "nowhere"], "does not exist"),
     (["-g", "nothing"], "published_10s"),
+    (["--jobs", "0"], "one or more"),
     (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "less than one batch of 1000"),
 ])
 def test_refusals_before_anything_runs(control, superb, arguments, message, capsys, tmp_path):

@@ -105,8 +105,7 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "") -> dict:
     with _locked(folder) as lock:
         if not is_finished(cell, out):
             experiment = folder / EXPERIMENT
-            if not _can_be_continued(experiment):
-                shutil.rmtree(experiment, ignore_errors=True)
+            _remove_what_was_cut_off(experiment)
             run_s3prl(folder, training_arguments(cell, device), gpu, lock)
             best, dev_accuracy, step = _best_checkpoint(experiment)
             run_s3prl(folder, ["-m", "evaluate", "-e", f"{EXPERIMENT}/{best}", "--device", device], gpu, lock)
@@ -168,16 +167,17 @@ def _locked(folder):
         yield file.fileno()
 
 
-def _can_be_continued(experiment):
-    """True when there are states to go on from; a checkpoint that was cut off in writing is none.
+def _remove_what_was_cut_off(experiment):
+    """Leave states that s3prl can go on from, or no experiment at all.
 
-    Without the cut off best checkpoint, the better of the steps trained so far would be unknown.
+    With a best checkpoint cut off in writing all is begun anew, for the best so far is lost.
     """
     for states in experiment.glob("states-*.ckpt"):
         if not zipfile.is_zipfile(states):
             states.unlink()
     best = experiment / "dev-best.ckpt"
-    return any(experiment.glob("states-*.ckpt")) and (not best.exists() or zipfile.is_zipfile(best))
+    if not any(experiment.glob("states-*.ckpt")) or best.exists() and not zipfile.is_zipfile(best):
+        shutil.rmtree(experiment, ignore_errors=True)
 
 
 def _best_checkpoint(experiment):
@@ -212,8 +212,15 @@ def _accuracies(experiment, split):
 
 
 def gpus(device: str) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES, one for each GPU; for the CPU one that hides them."""
+    """Values of CUDA_VISIBLE_DEVICES, one for each GPU; for the CPU one that hides them.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
     if device == "cpu":
         return [""]
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [gpu for gpu in named.split(",") if gpu] or [str(gpu) for gpu in range(torch.cuda.device_count())]
+    named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    found = named or [str(gpu) for gpu in range(torch.cuda.device_count())]
+    if not found:
+        raise ValueError("torch finds no GPU here; add --device cpu")
+    return found

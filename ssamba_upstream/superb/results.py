@@ -79,7 +79,8 @@ def _line(row):
     notes = [f"cells of the search not finished: {row['unfinished']}"] * (row["unfinished"] > 0)
     notes += [f"{fold}: dev accuracy 0 at every evaluation, so the last checkpoint"
               for fold, run in row["runs"].items() if not run["dev_accuracy"]]
-    notes += [f"`{row['overrides']}`"] * bool(row["overrides"])
+    overrides = row["overrides"].replace("config.downstream_expert.datarc.", "").replace("config.", "")
+    notes += [f"`{overrides.replace(',,', ', ')}`"] * bool(overrides)
     rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
     values = [row["task"], row["upstream"], checkpoint, _percent(row["test_accuracy"]), folds,
               _percent(row["dev_accuracy"]), rate, row["steps"], "; ".join(notes)]
