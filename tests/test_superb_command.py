@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).parents[1]
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
     "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])
+MEASURE = plan.measure
 
 # Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
 RUNNER = """
@@ -136,6 +137,20 @@ def test_plan(control, superb, capsys, tmp_path):
     assert not calls(control) and not (tmp_path / "out").exists()
 
 
+def test_trial(control, superb, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "measure", MEASURE)
+    (control / "fail-0.001").touch()
+    assert superb("--plan") == 0
+    assert "No estimate: the trial of ks failed: s3prl's train ended" in capsys.readouterr().out
+    (control / "fail-0.001").unlink()
+    calls(control)
+    assert superb("--plan") == 0 and superb("--plan") == 0
+    assert calls(control) == ["train 0.001 0"]
+    trial, = (tmp_path / "out").rglob("*.*")
+    start, per_step = json.loads(trial.read_text())
+    assert start >= 0 and 0 <= per_step < 10 and trial.match("trials/ks-*-cpu.json")
+
+
 def test_the_learning_rate_is_chosen_on_dev_alone(control, superb, tmp_path, capsys):
     assert superb("--jobs", "2") == 0
     row, = rows(tmp_path)
@@ -177,7 +192,8 @@ def test_no_mean_over_fewer_than_five_folds(control, superb, tmp_path):
 def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsys):
     (control / "fail-0.01").touch()
     assert superb() == 1
-    assert "lr0.01" in (error := capsys.readouterr().err) and "RuntimeError: the disk is full" in error
+    error = capsys.readouterr().err
+    assert "lr0.01" in error and "CellError: s3prl's train" in error and "the disk is full" in error
     row, = rows(tmp_path)
     assert row["learning_rate"] == 0.001 and row["unfinished"] == 1
     table = (tmp_path / "out" / "results.md").read_text()

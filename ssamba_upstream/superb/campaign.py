@@ -87,8 +87,8 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1) -> dict[str, s
             cell = running[future]
             try:
                 outcome = f"dev {100 * future.result()['dev_accuracy']:.2f} %"
-            except (CellError, OSError) as error:
-                failures[cell.name] = outcome = f"FAILED: {error}"
+            except Exception as error:  # whatever it is, the other cells go on
+                failures[cell.name] = outcome = f"FAILED: {type(error).__name__}: {error}"
             print(f"{number}/{len(waiting)} {cell.name}: {outcome}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
