@@ -54,6 +54,7 @@ def _parser():
     _add_probe(commands)
     _add_layer_weights(commands)
     _add_bench(commands)
+    _add_superb(commands)
     _add_submit(commands)
     _add_export_hidden_set(commands)
     return parser
@@ -341,6 +342,66 @@ def _bench(options):
     path = options.out / f"{options.subject}.csv"
     print(bench.write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
+
+
+def _add_superb(commands):
+    parser = commands.add_parser("superb", help="run SUPERB's tasks: learning-rate search, five folds, table of results")
+    parser.add_argument("checkpoint", help="its path, or the name of an s3prl upstream such as fbank")
+    parser.add_argument("--out", type=Path, required=True,
+                        help="folder of the runs and the results; the same command goes on with what is there")
+    for task, corpus in {"sid": "VoxCeleb1", "er": "IEMOCAP", "ks": "the parent of speech_commands_v0.01"}.items():
+        parser.add_argument(f"--{task}", type=Path, metavar="ROOT", help=corpus)
+    parser.add_argument("--downstream", nargs=2, action="append", default=[], metavar=("NAME", "CONFIG.yaml"),
+                        help="another of s3prl's downstreams, such as fluent_commands; its config names the corpus")
+    parser.add_argument("--upstream", metavar="NAME", help="s3prl's entry for the path; default: ssamba_local")
+    parser.add_argument("-g", "--upstream-config", metavar="FILE", help="options of the upstream, such as hop_20ms")
+    parser.add_argument("--finetune", action="store_true", help="train the upstream as well, with the papers' configs")
+    parser.add_argument("--learning-rates", type=float, nargs="+", metavar="RATE",
+                        help="searched on dev; default: 1e-2 1e-3 1e-4, with --finetune 1e-4 5e-5 1e-5")
+    parser.add_argument("--jobs", type=int, default=1, help="cells run at once, on one GPU after the other; default: 1")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("-o", "--override", default="", help="as s3prl's -o, for all tasks: config.a.b=1,,config.c=2")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--plan", action="store_true", help="print the plan and stop")
+    only.add_argument("--cell", type=int, metavar="NUMBER", help="run this cell of the plan only, for job arrays")
+    parser.set_defaults(run=_superb)
+
+
+def _superb(options):
+    try:
+        return _run_superb(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_superb(options):
+    from .superb import campaign, recipes, results
+    from .superb.plan import plan
+
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: expected one or more")
+    roots = {task: getattr(options, task) for task in recipes.TASKS if getattr(options, task)}
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    upstream = recipes.find_upstream(options.checkpoint, options.upstream, options.upstream_config)
+    cells = recipes.make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
+                               options.override)
+    if options.cell is None:
+        print(plan(cells, options.out, device, options.jobs), flush=True)
+        if options.plan:
+            return 0
+        chosen = cells
+    elif 0 <= options.cell < len(cells):
+        chosen = [cells[options.cell]]
+    else:
+        raise ValueError(f"--cell {options.cell}: the plan has cells 0 to {len(cells) - 1}")
+    campaign.prepare(cells, options.out)
+    failures = campaign.run_cells(chosen, options.out, device, options.jobs)
+    rows = results.write_results(options.out)
+    print(f"\n{results.markdown(rows)}\n\nwrote {options.out}/results.md and results.json")
+    for name, reason in failures.items():
+        print(f"\n{name} {reason}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _add_submit(commands):

@@ -1,0 +1,78 @@
+"""What a campaign is going to run, and about how long it will take, from a short trial of each task."""
+
+import dataclasses
+import json
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from .campaign import (EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl,
+                       training_arguments, write_text)
+from .recipes import Cell
+
+TRIAL_STEPS = 4
+
+
+def plan(cells: list[Cell], out, device: str, jobs: int = 1) -> str:
+    """A table of the cells and an estimate of the time they take, hours:minutes:seconds.
+
+    Each task with cells to run gets a short trial. Evaluations are reckoned by their utterances, as training
+    steps; of a fine-tuned upstream they take less than that.
+    """
+    rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'rate':>7} {'steps':>7}"]
+    for number, cell in enumerate(cells):
+        state = "finished" if is_finished(cell, out) else ""
+        rows.append(f"{number:4}  {cell.task:16} {cell.mode:10} {cell.fold or '':5} {cell.learning_rate:7g} "
+                    f"{cell.steps:7}  {state}".rstrip())
+    waiting = [cell for cell in cells if not is_finished(cell, out)]
+    seconds, steps = 0.0, sum(cell.steps for cell in waiting)
+    for cell in {cell.series: cell for cell in waiting}.values():
+        try:
+            start, per_step = measure(cell, out, device)
+        except CellError as error:
+            return "\n".join([*rows, f"No estimate: the trial of {cell.task} failed: {error}"])
+        rows.append(f"{cell.task}: {1000 * per_step:.0f} ms a step, {start:.0f} s to start, measured over "
+                    f"{TRIAL_STEPS // 2} steps")
+        same = [other for other in waiting if other.series == cell.series]
+        seconds += len(same) * (2 * start + per_step * (cell.steps + _evaluations_in_steps(cell)))
+    rows.append(f"{len(waiting)} of {len(cells)} cells to run, {steps} steps, {jobs} at once: about "
+                f"{timedelta(seconds=round(seconds / min(jobs, max(1, len(waiting)))))}")
+    return "\n".join(rows)
+
+
+def measure(cell: Cell, out, device: str) -> tuple[float, float]:
+    """(seconds to start, seconds per step) of a cell like this one, from a few steps; measured once per OUT.
+
+    Raises:
+        CellError: the trial failed, as the cell would.
+    """
+    record = Path(out) / "trials" / f"{cell.task}-{cell.series}-{device}.json"
+    if not record.is_file():
+        half = TRIAL_STEPS // 2
+        runner = {"total_steps": TRIAL_STEPS, "save_step": half, "eval_step": TRIAL_STEPS + 1}
+        config = {**cell.config, "runner": {**cell.config["runner"], **runner}}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=record.parent) as trial:
+            trial_cell = dataclasses.replace(cell, config=config)
+            prepare([trial_cell], trial)
+            folder, began = cell_folder(trial_cell, trial), time.time()
+            run_s3prl(folder, training_arguments(trial_cell, device), gpus(device)[0])
+            states = (folder / EXPERIMENT / f"states-{step}.ckpt" for step in (half, TRIAL_STEPS))
+            middle, end = (path.stat().st_mtime for path in states)
+        per_step = (end - middle) / half
+        write_text(json.dumps([max(0.0, middle - began - half * per_step), per_step]), record)
+    return tuple(json.loads(record.read_text()))
+
+
+def _evaluations_in_steps(cell):
+    """How many training steps the evaluations on dev and test are worth, by the number of utterances."""
+    counts = {split: count.get("utterances", sum(count.values())) for split, count in cell.corpus.items()}
+    if cell.task == "er":  # s3prl's dev set is a fifth of the four sessions that train
+        utterances = sum(counts.values()) * (0.2 * 4 + 1) / 5
+    else:
+        utterances = counts.get("dev", 0) + counts.get("test", 0)
+    runner, datarc = cell.config["runner"], cell.config["downstream_expert"]["datarc"]
+    batch = datarc.get("train_batch_size") or datarc.get("batch_size") or 1
+    evaluations = cell.steps // runner["eval_step"] + 1
+    return evaluations * utterances / (batch * runner["gradient_accumulate_steps"])
