@@ -371,3 +371,6 @@ def test_show_masks(tmp_path, recipe, audio, capsys):
     picture = tmp_path / "masks.png"
     assert main(["show-masks", str(tmp_path / "run" / "best"), str(audio / "00.wav"), str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and "mean squared error" in capsys.readouterr().out
+    assert main(["show-masks", str(tmp_path / "run" / "best"), "nowhere.wav", str(tmp_path / "none.png")]) == 1
+    assert "nowhere.wav cannot be read as audio: does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()

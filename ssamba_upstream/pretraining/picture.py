@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ..audio import read_clip
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
+from .manifest import why_unreadable
 from .masking import cluster_mask
 
 
@@ -23,6 +24,9 @@ def show_masks(model, recording, out, seed=0):
 
     Returns:
         the reconstruction's mean squared error on the masked patches, of normalised log-mel.
+
+    Raises:
+        ValueError: a recording that cannot be read, or is shorter than a patch.
     """
     import matplotlib
 
@@ -31,7 +35,11 @@ def show_masks(model, recording, out, seed=0):
 
     config = model.config
     samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
-    fbank, = LogMel(config.num_mel_bins)([read_clip(recording, samples, "centre")])
+    try:
+        clip = read_clip(recording, samples, "centre")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{recording} cannot be read as audio: {why_unreadable(error, recording)}") from error
+    fbank, = LogMel(config.num_mel_bins)([clip])
     columns = len(fbank) // config.patch_size[1]
     if not columns:
         raise ValueError(f"{recording} is shorter than a patch of {config.patch_size[1]} frames")
