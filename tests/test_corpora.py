@@ -432,8 +432,7 @@ def digits(tmp_path_factory):
 def test_fsdd_as_speech_commands(digits):
     recordings, arranged = digits
     report = check_keyword_spotting(arranged)
-    assert len(report.problems) == 3
-    assert all("of _unknown_, _silence_;" in problem for problem in report.problems)
+    assert report.ok and "no utterance of _silence_, _unknown_ at all: a task of fewer classes" in report.notes[0]
     expected = dict.fromkeys(KEYWORDS, 30) | {"_unknown_": 0, "_silence_": 0}
     assert report.counts["test"] == expected
     training = [path for path in (arranged / "speech_commands_v0.01").rglob("*.wav")]
