@@ -37,6 +37,9 @@ def main(arguments=None):
     except (CheckpointError, OSError, ValueError, TrainingError) as error:
         print(f"ssamba: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"ssamba: {error}; install this package's extras superb, pretraining and probing", file=sys.stderr)
+        return 1
 
 
 def _parser():

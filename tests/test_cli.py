@@ -50,3 +50,11 @@ def test_corpora_check_of_nothing(tmp_path, capsys, task):
 def test_importing_the_package_does_not_import_s3prl():
     check = "import sys, ssamba_upstream, ssamba_upstream.cli; sys.exit('s3prl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    for name in ("log", "trainer"):
+        monkeypatch.delitem(sys.modules, f"ssamba_upstream.pretraining.{name}", raising=False)
+    assert main(["pretrain", "smoke", str(tmp_path / "run")]) == 1
+    assert "tensorboardX" in (error := capsys.readouterr().err) and "extras superb, pretraining" in error
