@@ -59,6 +59,24 @@ def _read_part(audio, wanted, crop):
     return audio.read(lead + wanted, dtype="float32", always_2d=True)[lead:]
 
 
+def batches_by_length(lengths, seconds):
+    """Yields indices of recordings, longest first, in runs of at most so many seconds together, or of one.
+
+    Args:
+        lengths: of the recordings, in seconds.
+        seconds: the longest batch.
+    """
+    batch, total = [], 0.0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batch and total + lengths[i] > seconds:
+            yield batch
+            batch, total = [], 0.0
+        batch.append(i)
+        total += lengths[i]
+    if batch:
+        yield batch
+
+
 @lru_cache(maxsize=32)
 def resampler(rate):
     """From a rate in Hz to 16 kHz."""

@@ -108,6 +108,20 @@ def save_model(model, path):
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def content_hash(path):
+    """SHA-256 of what a checkpoint is: of a folder in this package's format, of its configuration and weights; of
+    another folder, of all files in it and their names; or of a file."""
+    path = Path(path)
+    files = [path / "config.json", path / "model.safetensors"]
+    if not all(file.is_file() for file in files):
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.relative_to(path).as_posix().encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
 def find_published(name, refresh=False):
     """The file of a published checkpoint, by the name of its s3prl entry.
 

@@ -1,6 +1,5 @@
 """``ssamba extract``: frame-level hidden states of many recordings, one file each."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .audio import read_clip
+from .audio import batches_by_length, read_clip
+from .checkpoint import content_hash
 from .plugin.expert import UpstreamExpert
 
 FORMATS = ("safetensors", "npy")
@@ -57,17 +57,18 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         raise ExtractionError(f"layers must be from 0 to {depth}; got {layers}")
     targets = _targets(recordings, Path(out), file_format)
     _check_settings(Path(out), {
-        "weights": _weights_hash(upstream.model), "config": upstream.model.config.to_dict(),
+        "checkpoint": content_hash(checkpoint), "config": upstream.model.config.to_dict(),
         "window_secs": upstream.windowing.window_secs, "padding": upstream.windowing.padding,
         "frequency_pooling": upstream.frequency_pooling, "precision": str(upstream.autocast_dtype),
         "layers": layers, "dtype": dtype, "format": file_format,
     })
     missing = {recording: target for recording, target in targets.items() if not target.exists()}
     lengths, unreadable = _lengths(missing, report)
+    readable = list(lengths)
     with tqdm(total=len(lengths), desc="extracting", unit="file", disable=None) as progress:
-        for batch in _batches(lengths, batch_secs):
+        for batch in batches_by_length(list(lengths.values()), batch_secs):
             wavs = []
-            for recording in batch:
+            for recording in (readable[i] for i in batch):
                 try:
                     wavs.append((recording, read_clip(recording)))
                 except (OSError, RuntimeError, ValueError) as error:
@@ -120,14 +121,6 @@ def _check_settings(out, settings):
     temporary.replace(file)
 
 
-def _weights_hash(model):
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _lengths(recordings, report):
     """Seconds of each recording that can be opened, and how many cannot."""
     lengths = {}
@@ -137,19 +130,6 @@ def _lengths(recordings, report):
         except (OSError, RuntimeError) as error:
             report(f"{recording} is left out: {error}")
     return lengths, len(recordings) - len(lengths)
-
-
-def _batches(lengths, seconds):
-    """Recordings, longest first, in runs of at most so many seconds, or of one."""
-    batch, total = [], 0.0
-    for recording in sorted(lengths, key=lengths.get, reverse=True):
-        if batch and total + lengths[recording] > seconds:
-            yield batch
-            batch, total = [], 0.0
-        batch.append(recording)
-        total += lengths[recording]
-    if batch:
-        yield batch
 
 
 def _write(states, target, file_format):

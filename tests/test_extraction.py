@@ -84,7 +84,7 @@ def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
     with pytest.raises(ExtractionError, match=r"\(config\)"):
         extract(recordings, checkpoint, tmp_path / "out", layers=[1], time_stride=5)
     save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), tmp_path / "other")
-    with pytest.raises(ExtractionError, match=r"\(weights\)"):
+    with pytest.raises(ExtractionError, match=r"\(checkpoint\)"):
         extract(recordings, tmp_path / "other", tmp_path / "out", layers=[1])
     assert json.loads((tmp_path / "out" / "extraction.json").read_text())["layers"] == [1]
 

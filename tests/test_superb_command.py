@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from ssamba_upstream import SsambaConfig, SsambaModel
-from ssamba_upstream.checkpoint import save_model
+from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.superb import campaign, plan, recipes, results
 from ssamba_upstream.superb.corpora import CLASSES
@@ -49,7 +49,7 @@ if mode == "evaluate":
     assert (expdir / pathlib.Path(sys.argv[4]).name).exists()
     log.write(f"test at step 0: {1 - rate}\\n")
     if (control / "meanwhile").exists():
-        pathlib.Path((control / "meanwhile").read_text()).touch()
+        pathlib.Path((control / "meanwhile").read_text()).write_text("{}")
 while mode == "train" and step < steps:
     step += 2
     best = control / f"best-{rate:g}.ckpt"
@@ -283,7 +283,7 @@ def test_a_stale_result_is_never_reused(control, superb, checkpoint, tmp_path):
 
 
 def test_a_checkpoint_that_changes_meanwhile_gives_no_result(control, superb, checkpoint, capsys, tmp_path):
-    (control / "meanwhile").write_text(str(checkpoint / "another"))
+    (control / "meanwhile").write_text(str(checkpoint / "config.json"))
     assert superb() == 1
     assert "changed while the cell ran" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/cells/*/result.json"))
@@ -343,7 +343,7 @@ def test_upstreams(checkpoint, monkeypatch):
     checkpoint.rename(checkpoint.parent / "ssamba_tiny_400")
     found = recipes.find_upstream("ssamba_tiny_400", options="published_1s")
     assert found.name == "ssamba_tiny_400" and found.options["window_secs"] == 1
-    assert found.sha256 == recipes.checkpoint_hash(checkpoint.parent / "ssamba_tiny_400")
+    assert found.sha256 == content_hash(checkpoint.parent / "ssamba_tiny_400")
 
 
 @pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("librosa", "tensorboardX")),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoint import load_model
+from ..checkpoint import content_hash, load_model
 from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
@@ -53,7 +53,7 @@ def cached_time_averages(
         return load_model(checkpoint, **options).to(device)
 
     return _completed(
-        folder, {"checkpoint": _content_hash(checkpoint), "window_secs": window_secs, **options}, recordings, dtype,
+        folder, {"checkpoint": content_hash(checkpoint), "window_secs": window_secs, **options}, recordings, dtype,
         shape=lambda: averages_shape(model().config),
         averages=lambda missing: iterate_time_averages(model(), missing, window_secs),
     )
@@ -134,9 +134,3 @@ def _identity(recording):
     if isinstance(recording, Excerpt):
         identity += [recording.start, recording.stop, recording.gain]
     return identity
-
-
-def _content_hash(checkpoint):
-    path = Path(checkpoint)
-    files = [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

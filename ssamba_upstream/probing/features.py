@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..audio import resampler
+from ..audio import batches_by_length, resampler
 from ..frontend import FRAME_LENGTH, LogMel
 from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
@@ -73,13 +73,15 @@ def iterate_time_averages(model, recordings, window_secs=None, batch_secs=120.0)
     Yields:
         the indices of some of the recordings, and their averages, (indices, depth + 1, rows * E).
     """
+    _check_any(recordings)
     windowing = Windowing.for_model(model.config, window_secs)
     log_mel = LogMel(model.config.num_mel_bins).to(model.device)
+    lengths = [_seconds(recording) for recording in recordings]
     training = model.training
     model.eval()
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
-            for batch in _batches(recordings, batch_secs):
+            for batch in batches_by_length(lengths, batch_secs):
                 wavs = [read_waveform(recordings[i]).to(model.device) for i in batch]
                 yield batch, _averages(model, windowing, log_mel, wavs).cpu()
                 progress.update(len(batch))
@@ -142,20 +144,6 @@ def _averages(model, windowing, log_mel, wavs):
     index, counts = index.to(model.device), counts.to(model.device)
     sums = (tokens_to_frames(tokens, index, "concat").sum(dim=1) for tokens in layers[:-1])
     return torch.stack([total / counts for total in sums], dim=1)
-
-
-def _batches(recordings, seconds):
-    """Indices of the recordings, longest first, in runs of at most so many seconds, or of one."""
-    _check_any(recordings)
-    lengths = [_seconds(recording) for recording in recordings]
-    batch, total = [], 0.0
-    for i in sorted(range(len(recordings)), key=lengths.__getitem__, reverse=True):
-        if batch and total + lengths[i] > seconds:
-            yield batch
-            batch, total = [], 0.0
-        batch.append(i)
-        total += lengths[i]
-    yield batch
 
 
 def _seconds(recording):

@@ -24,8 +24,9 @@ import yaml
 
 import ssamba_upstream
 
+from ..checkpoint import content_hash
 from ..plugin import compat
-from .recipes import Cell, checkpoint_hash
+from .recipes import Cell
 
 RUNNER = (sys.executable, "-m", "ssamba_upstream.cli", "run-downstream")
 """The command that trains and evaluates; s3prl's arguments follow."""
@@ -110,7 +111,7 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "") -> dict:
             best, dev_accuracy, step = _best_checkpoint(experiment)
             run_s3prl(folder, ["-m", "evaluate", "-e", f"{EXPERIMENT}/{best}", "--device", device], gpu, lock)
             checkpoint = cell.upstream.checkpoint
-            if checkpoint and checkpoint_hash(checkpoint) != cell.upstream.sha256:
+            if checkpoint and content_hash(checkpoint) != cell.upstream.sha256:
                 shutil.rmtree(experiment)
                 raise CellError(f"{checkpoint} changed while the cell ran; copy it to where nothing writes, "
                                 "and run the copy")

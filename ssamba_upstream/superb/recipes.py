@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint import find_published, load_model
+from ..checkpoint import content_hash, find_published, load_model
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
 from ..plugin.runner import configs_folder
@@ -133,18 +133,7 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
     name = name or "ssamba_local"
     if name in ENTRIES:
         load_model(path)
-    return Upstream(name, str(path.resolve()), checkpoint_hash(path), options)
-
-
-def checkpoint_hash(path) -> str:
-    """The SHA-256 of a file, or of all files in a folder and their names."""
-    path = Path(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.relative_to(path).as_posix().encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+    return Upstream(name, str(path.resolve()), content_hash(path), options)
 
 
 def make_cells(
