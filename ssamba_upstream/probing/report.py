@@ -75,8 +75,11 @@ def _draw_layers(results, pyplot):
             accuracy.axhline(values[0], color=colour, linestyle=":", label=f"{model['name']}, probe")
             continue
         numbers, best = range(len(layers)), model["best_layer"]
-        accuracy.errorbar(numbers, values, [(layer["interval"] or 0) * 100 for layer in layers], color=colour,
-                          capsize=2, label=f"{model['name']}, probe of each layer")
+        intervals = [(layer["interval"] or 0) * 100 for layer in layers]
+        within = [[min(value, interval) for value, interval in zip(values, intervals)],
+                  [min(100 - value, interval) for value, interval in zip(values, intervals)]]
+        accuracy.errorbar(numbers, values, within, color=colour, capsize=2,
+                          label=f"{model['name']}, probe of each layer")
         accuracy.plot(best, values[best], "*", color=colour, markersize=14, label=f"best on dev: layer {best}")
         accuracy.axhline(model["superb_head"]["test_accuracy"] * 100, color=colour, linestyle="--",
                          label=f"{model['name']}, SUPERB's weighted sum")
