@@ -10,6 +10,8 @@ from torchaudio.transforms import Resample
 
 from .frontend import SAMPLE_RATE
 
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+
 UNKNOWN_LENGTH = 2 ** 63 - 1
 """The frames of a file whose header leaves them open, as libsndfile counts them."""
 

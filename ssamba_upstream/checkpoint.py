@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .configuration import SsambaConfig
+from .files import replacing
 from .modeling import SsambaModel
 from .pretraining.objectives import SsambaForPreTraining
 
@@ -92,10 +93,12 @@ def save_model(model, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         config = {CONFIG_KEY: json.dumps(model.config.to_dict()), "format": "pt"}
-        _write_atomically(path, lambda target: save_file(_contiguous(model.state_dict()), target, metadata=config))
+        with replacing(path) as target:
+            save_file(_contiguous(model.state_dict()), target, metadata=config)
     elif path.suffix == ".ckpt":
         content = {CONFIG_KEY: model.config.to_dict(), "state_dict": _contiguous(model.state_dict())}
-        _write_atomically(path, lambda target: torch.save(content, target))
+        with replacing(path) as target:
+            torch.save(content, target)
     else:
         if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
@@ -307,15 +310,6 @@ def _load_strictly(model, state, path):
 
 def _contiguous(state):
     return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _write_atomically(path, write):
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _umask():

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .audio import batches_by_length, read_clip
 from .checkpoint import content_hash
+from .files import replacing
 from .plugin.expert import UpstreamExpert
 
 FORMATS = ("safetensors", "npy")
@@ -116,9 +117,8 @@ def _check_settings(out, settings):
             raise ExtractionError(f"{out} holds hidden states of other settings ({', '.join(changed)}); give a new folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{SETTINGS}")
-    temporary.write_text(json.dumps(settings, indent=2))
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2))
 
 
 def _lengths(recordings, report):
@@ -136,13 +136,9 @@ def _write(states, target, file_format):
     if not states.isfinite().all():
         raise ExtractionError(f"the hidden states for {target} reach beyond {states.dtype}; extract float32")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}")
-    try:
+    with replacing(target) as temporary:
         if file_format == "npy":
             with temporary.open("wb") as file:
                 np.save(file, states.numpy())
         else:
             save_file({"hidden_states": states.contiguous()}, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """The record of a run: log.jsonl, TensorBoard curves and a progress bar."""
 
 import json
-import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from ..files import replacing
 
 
 class RunLog:
@@ -68,6 +69,5 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # torn by an interruption
                 continue
-        temporary = self.file.with_name(".log.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.file)
+        with replacing(self.file) as temporary:
+            temporary.write_text("".join(kept))

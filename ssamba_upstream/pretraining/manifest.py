@@ -11,9 +11,8 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from ..audio import UNKNOWN_LENGTH
-
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+from ..audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
+from ..files import replacing
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
 
@@ -114,13 +113,9 @@ def why_unreadable(error, file=None):
 
 def _write_lines(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         text = "".join(f"{line}\n" for line in lines)
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(path):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..audio import read_clip
+from ..files import replacing
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from .manifest import why_unreadable
 from .masking import cluster_mask
@@ -62,11 +63,9 @@ def show_masks(model, recording, out, seed=0):
                     extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
         axis.set(title=title, ylabel="mel band")
     axes[-1].set_xlabel("seconds")
-    temporary = Path(out).with_name(f".writing-{Path(out).name}")
     try:
-        figure.savefig(temporary)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, format=Path(out).suffix[1:])
     finally:
-        temporary.unlink(missing_ok=True)
         pyplot.close(figure)
     return F.mse_loss(found[mask], patches[mask]).item()

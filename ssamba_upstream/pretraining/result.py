@@ -1,7 +1,6 @@
 """What a run leaves beside its weights: recipe, data, environment and a model card."""
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import transformers
 
 from ..checkpoint import save_model
+from ..files import replacing
 from .manifest import manifest_hash
 from .recipe import Recipe, RecipeError
 
@@ -103,9 +103,8 @@ def write_json(content, path):
 
 
 def _write(text, path):
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _compare(began, now, free, out):

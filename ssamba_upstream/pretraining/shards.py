@@ -8,9 +8,9 @@ import random
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..audio import read_clip
+from ..audio import AUDIO_EXTENSIONS, read_clip
 from .data import UNREADABLE, Batch, fill, pad
-from .manifest import AUDIO_EXTENSIONS, ManifestError, why_unreadable
+from .manifest import ManifestError, why_unreadable
 
 try:
     import webdataset

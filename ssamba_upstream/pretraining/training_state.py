@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ..files import replacing
+
 NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -30,16 +32,14 @@ def save_training_state(folder, step, state, keep):
         TrainingError: it cannot be written, on a full disk for one; those written before are left as they were.
     """
     folder = Path(folder)
-    target, temporary = folder / f"step-{step:08d}.pt", folder / ".writing.pt"
+    target = folder / f"step-{step:08d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(target) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
     except (OSError, RuntimeError) as error:  # torch reports some failures of its writer as RuntimeError
-        temporary.unlink(missing_ok=True)
         states = training_states(folder)
         last = f"the last one is {states[0]}; --resume goes on from there" if states else "there is none yet"
         reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else str(error)

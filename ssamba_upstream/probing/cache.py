@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import content_hash, load_model
+from ..files import replacing
 from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
@@ -76,9 +77,8 @@ def remembered(folder, description, compute):
     file = Path(folder) / f"{digest({**description, 'format': FORMAT})}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(compute()))
-        os.replace(partial, file)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(compute()))
     return json.loads(file.read_text())
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..audio import AUDIO_EXTENSIONS
+
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "label", "split")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 class LabelledSetError(ValueError):
@@ -98,7 +99,7 @@ def _read_folder(folder):
     found = sorted(path.relative_to(folder) for path in folder.glob("*/**/*"))
     found = [
         path for path in found
-        if path.suffix.lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        if path.suffix.lower() in AUDIO_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
     ]
     return [path.as_posix() for path in found], [path.parts[0] for path in found]
 

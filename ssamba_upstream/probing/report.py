@@ -2,8 +2,9 @@
 
 import json
 import math
-import os
 from statistics import stdev
+
+from ..files import replacing
 
 # Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -25,8 +26,10 @@ def write_report(results, out):
         out: a folder, which is made if it is not there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "results.json", lambda file: file.write_text(json.dumps(results, indent=1, allow_nan=False)))
-    _replace(out / "results.md", lambda file: file.write_text(markdown(results), encoding="utf-8"))
+    with replacing(out / "results.json") as file:
+        file.write_text(json.dumps(results, indent=1, allow_nan=False))
+    with replacing(out / "results.md") as file:
+        file.write_text(markdown(results), encoding="utf-8")
     _draw(_draw_layers, results, out / "layers.png")
     networks = [model for model in results["models"] if len(model["layers"]) > 1]
     if networks:
@@ -111,12 +114,7 @@ def _draw(draw, content, path):
 
     figure = draw(content, pyplot)
     try:
-        _replace(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
+        with replacing(path) as file:
+            figure.savefig(file, format=path.suffix[1:])
     finally:
         pyplot.close(figure)
-
-
-def _replace(path, write):
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)

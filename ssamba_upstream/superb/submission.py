@@ -4,7 +4,6 @@ Layout and file names are those of s3prl's `submit/submit.py`, which copies the 
 """
 
 import codecs
-import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ..files import replacing
 from .corpora import (BACKGROUND_NOISE, CLASSES, EMOTIONS, RELEASED_IEMOCAP_SESSIONS,
                       RELEASED_SPEECH_COMMANDS, RELEASED_VOXCELEB1, SESSIONS, SPEAKERS, CorpusError,
                       find_split_file, labelled_turns, read_split_file)
@@ -288,11 +288,6 @@ def _warn_of_training(path: Path) -> list[str]:
 
 def _write_zip(contents: dict[str, bytes], path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in contents.items():
-                archive.writestr(f"predict/{name}_public/predict.txt", content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(f"predict/{name}_public/predict.txt", content)
