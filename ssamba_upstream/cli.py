@@ -290,6 +290,8 @@ def _add_probe(commands):
                         help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
     parser.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
                         help="of SUPERB's classifier, chosen on dev; default: 1e-4")
+    parser.add_argument("--layers-alone", action="store_true",
+                        help="SUPERB's classifier on each layer by itself, too, which s3prl's -l trains one a run")
     parser.add_argument("--window-secs", type=float, help="default: 10, or as in pretraining if that is shorter")
     parser.add_argument("--time-stride", type=int, default=10, help="default: 10")
     parser.add_argument("--frequency-stride", type=int, default=10, help="default: 10")
@@ -307,7 +309,7 @@ def _probe(options):
     probe(
         data, [options.checkpoint, *options.compare], options.out, recipe, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        layers_alone=options.layers_alone, device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         window_secs=options.window_secs, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
         positions=options.positions, dtype=options.dtype,
     )

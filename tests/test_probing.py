@@ -179,11 +179,12 @@ def test_a_seed_is_a_random_start():
 def test_another_start_with_what_the_first_chose():
     features, labels, splits = planted([0.3, 0.8, 0.5])
     first = train_probes(features, labels, splits)
-    again = retrain_probes(features, labels, splits, first, seed=0)
+    again, other = retrain_probes(features, labels, splits, first, seeds=[0, 1])
     assert (again.learning_rate, again.weight_decay) == (first.learning_rate, first.weight_decay)
     assert again.dev_loss == pytest.approx(first.dev_loss, abs=1e-5)
-    other = retrain_probes(features, labels, splits, first, seed=1)
     assert other.dev_loss != first.dev_loss and len(other.test_accuracy) == 3
+    (alone,) = retrain_probes(features, labels, splits, first, seeds=[0])
+    assert alone.dev_loss == pytest.approx(again.dev_loss, abs=1e-5)
 
 
 def test_probes_agree_with_an_independent_logistic_regression():

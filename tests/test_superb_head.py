@@ -24,8 +24,8 @@ from ssamba_upstream.plugin.runner import configs_folder
 from ssamba_upstream.probing.cache import cached_time_averages
 from ssamba_upstream.probing.labelled import LabelledSetError
 from ssamba_upstream.probing.superb_head import (
-    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, SuperbHead, _batches,
-    read_layer_weights, splits_for_fold, train_head, training_step,
+    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, LayerHeads, SuperbHead,
+    _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
 )
 from ssamba_upstream.probing.superb_sets import read_superb
 from ssamba_upstream.superb.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
@@ -202,6 +202,35 @@ def test_training_finds_the_layer_that_tells_the_classes(balanced):
     assert sum(results.layer_weights) == pytest.approx(1)
     assert train_head(*problem, recipe, learning_rates=(1e-2,)) == results
     assert train_head(*problem, recipe, learning_rates=(1e-2,), seed=1) != results
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_every_layer_alone_is_the_classifier_on_one_layer(balanced):
+    features, labels, splits = planted(1)
+    features[2] *= 30  # long gradients are clipped, of this layer only
+    recipe = HeadRecipe(40, 10, balanced)
+    rates = (1e-3, 1e-2)
+    alone = train_layer_heads(features, labels, splits, recipe, rates)
+    one_by_one = [train_head(layer[None], labels, splits, recipe, rates).test_accuracy for layer in features]
+    assert alone == pytest.approx(one_by_one)
+    assert alone[1] > max(alone[0], alone[2])
+
+
+def test_every_layer_alone_takes_the_steps_of_one_layer():
+    features = torch.randn(3, 40, 12, dtype=torch.float64) * torch.tensor([1.0, 5.0, 25.0])[:, None, None]
+    targets = torch.arange(40) % CLASSES
+
+    def trained(head_class, features):
+        torch.manual_seed(0)
+        head = head_class(len(features), 12, CLASSES).double()
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+        for _ in range(5):
+            training_step(head, optimizer, features, targets)
+        return head
+
+    together = trained(LayerHeads, features)(features)
+    for logits, layer in zip(together, features):
+        torch.testing.assert_close(logits, trained(SuperbHead, layer[None])(layer[None]))
 
 
 def test_balanced_batches():

@@ -12,13 +12,13 @@ from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
 from .probes import ProbeResults, retrain_probes, rotate_folds, train_probes
 from .report import confidence_interval, write_report
-from .superb_head import splits_for_fold, train_head
+from .superb_head import splits_for_fold, train_head, train_layer_heads
 
 FBANK = "fbank"  # stands for the filterbank, in the place of a checkpoint
 
 
-def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rates=(1e-4,), device="cpu", cache=None,
-          **options):
+def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rates=(1e-4,), layers_alone=False,
+          device="cpu", cache=None, **options):
     """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
     What has been computed is kept, so that an interrupted call goes on where it was, and a call with one more
@@ -33,6 +33,7 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight
             decay.
         head_learning_rates: of SUPERB's classifier.
+        layers_alone: train that classifier on each layer by itself, too, from as many random starts as the probes.
         device: on which everything is computed.
         cache: folder for what is kept. Default: ``cache`` in out.
         options: of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
@@ -47,17 +48,18 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         "recordings": dict(Counter(data.splits)),
         "classes": len(data.classes),
         "most_frequent_class": max(Counter(data.labels).values()) / len(data.labels),
-        "options": {**options, "seeds": seeds, "head": asdict(recipe), "head_learning_rates": [*head_learning_rates]},
+        "options": {**options, "seeds": seeds, "head": asdict(recipe), "head_learning_rates": [*head_learning_rates],
+                    "layers_alone": layers_alone},
         "models": [],
     }
     for name, checkpoint in zip(_names(checkpoints), checkpoints):
-        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], device, options)
+        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], layers_alone, device, options)
         results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
     write_report(results, out)
     return results
 
 
-def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, device, options):
+def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, layers_alone, device, options):
     seconds = {}
     with _timed(seconds, "hidden states"):
         if checkpoint == FBANK:
@@ -67,18 +69,24 @@ def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, devi
     task = {"features": key, "labels": data.labels, "splits": data.splits}
     with _timed(seconds, "probes"):
         first = remembered(cache, {**task, "probes": 0}, lambda: _train_probes(features, data, device))
-        others = [
-            remembered(cache, {**task, "probes": seed}, lambda: _retrain_probes(features, data, device, first, seed))
-            for seed in range(1, seeds)
-        ]
+        others = [] if seeds == 1 else remembered(
+            cache, {**task, "probes": [1, seeds]}, lambda: _retrain_probes(features, data, device, first, seeds),
+        )
     with _timed(seconds, "head"):
         head = remembered(
             cache, {**task, "head": [asdict(recipe), head_learning_rates]},
             lambda: _train_head(features, data, recipe, head_learning_rates, device),
         )
+    alone = []
+    if layers_alone:
+        with _timed(seconds, "layers alone"):
+            alone = [remembered(
+                cache, {**task, "layers alone": [asdict(recipe), head_learning_rates, seed]},
+                lambda: _train_layer_heads(features, data, recipe, head_learning_rates, seed, device),
+            ) for seed in range(seeds)]
     with _timed(seconds, "geometry"):
         geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
-    return {**_by_layer([first, *others], head, geometry), "seconds": seconds}
+    return {**_by_layer([first, *others], head, alone, geometry), "seconds": seconds}
 
 
 class _timed:
@@ -101,11 +109,13 @@ def _train_probes(features, data, device):
     }
 
 
-def _retrain_probes(features, data, device, first, seed):
-    return {
-        fold: asdict(retrain_probes(features, data.labels, splits, ProbeResults(**first[fold]), seed, device=device))
+def _retrain_probes(features, data, device, first, seeds):
+    """The same for each seed from 1 to that before ``seeds``."""
+    folds = {
+        fold: retrain_probes(features, data.labels, splits, ProbeResults(**first[fold]), range(1, seeds), device=device)
         for fold, splits in _rotations(data)
     }
+    return [{fold: asdict(found[i]) for fold, found in folds.items()} for i in range(seeds - 1)]
 
 
 def _rotations(data):
@@ -113,19 +123,29 @@ def _rotations(data):
 
 
 def _train_head(features, data, recipe, learning_rates, device):
-    if data.has_folds:
-        folds = {fold: splits_for_fold(data.splits, fold) for fold in sorted(set(data.splits))}
-    else:
-        folds = {"test": data.splits}
     results = {
         fold: asdict(train_head(features, data.labels, splits, recipe, learning_rates, device=device))
-        for fold, splits in folds.items()
+        for fold, splits in _head_splits(data)
     }
     return {
         **{name: mean(result[name] for result in results.values()) for name in ("dev_accuracy", "test_accuracy")},
         "layer_weights": [mean(weights) for weights in zip(*(fold["layer_weights"] for fold in results.values()))],
         "folds": results,
     }
+
+
+def _train_layer_heads(features, data, recipe, learning_rates, seed, device):
+    """Test accuracy of each layer, a mean over the folds."""
+    folds = [train_layer_heads(features, data.labels, splits, recipe, learning_rates, seed, device)
+             for _, splits in _head_splits(data)]
+    return [mean(accuracies) for accuracies in zip(*folds)]
+
+
+def _head_splits(data):
+    """The name of each fold, or "test", and the splits by which SUPERB's classifier is trained."""
+    if not data.has_folds:
+        return [("test", data.splits)]
+    return [(fold, splits_for_fold(data.splits, fold)) for fold in sorted(set(data.splits))]
 
 
 def _geometry(features):
@@ -136,7 +156,7 @@ def _geometry(features):
     }
 
 
-def _by_layer(probes, head, geometry):
+def _by_layer(probes, head, alone, geometry):
     layers = []
     for layer, norm in enumerate(geometry["norms"]):
         test_accuracy, dev_accuracy, dev_loss = (
@@ -152,6 +172,7 @@ def _by_layer(probes, head, geometry):
             "dev_loss": mean(dev_loss),
             "norm": norm,
             "weight": head["layer_weights"][layer],
+            **({"alone": mean(seed[layer] for seed in alone)} if alone else {}),
         })
     best = min(layers, key=lambda layer: layer["dev_loss"])["layer"]
     return {"best_layer": best, "layers": layers, "superb_head": head, "cka": geometry["cka"]}

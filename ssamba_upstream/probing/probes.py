@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -85,39 +85,31 @@ def train_probes(
         ValueError: sizes that do not fit, an empty split, a class of dev or test that train lacks, or
             features that are not finite.
     """
-    device = device or features.device
-    targets, parts = _checked(features, labels, splits)
-    targets = targets.to(device)
     pairs = list(itertools.product(learning_rates, weight_decays))
-    layers_at_once = max(1, BYTES_AT_ONCE // (4 * features[0].numel()))
-    chosen = []
-    for group in tqdm(features.split(layers_at_once), "probes", leave=False, disable=None):
-        accuracy, loss, test_accuracy = _train(group.to(device), targets, parts, pairs, seed, max_steps, patience)
-        for layer in zip(accuracy.tolist(), loss.tolist(), test_accuracy.tolist()):
-            candidates = [(*scores, *pair) for *scores, pair in zip(*layer, pairs)]
-            chosen.append(min(candidates, key=lambda candidate: candidate[1]))
-    return ProbeResults(*map(list, zip(*chosen)))
+    layers = _probe_layers(features, labels, splits, pairs, [seed] * len(pairs), max_steps, patience, device)
+    return _by_field([min(candidates, key=lambda candidate: candidate[1]) for candidates in layers])
 
 
-def retrain_probes(features, labels, splits, results, seed, **options):
-    """Train the probes from another random start, with the learning rates and weight decays that were chosen before.
+def retrain_probes(features, labels, splits, results, seeds, **options):
+    """Train the probes from other random starts, with the learning rates and weight decays that were chosen before.
+
+    All starts of a layer are one problem: they see the same batches, in another order than :func:`train_probes`.
 
     Args:
         features, labels, splits: see :func:`train_probes`.
         results: what that returned for them.
-        seed: of the random start and the order of the batches.
-        options: others of :func:`train_probes`.
+        seeds: of the random starts; the first also of the order of the batches.
+        options: ``max_steps``, ``patience`` and ``device`` of :func:`train_probes`.
 
     Returns:
-        ProbeResults.
+        list of ProbeResults, one for each seed.
     """
+    chosen = zip(results.learning_rate, results.weight_decay)
     layers = [
-        train_probes(features[layer:layer + 1], labels, splits, [rate], [decay], seed, **options)
-        for layer, (rate, decay) in enumerate(zip(results.learning_rate, results.weight_decay))
+        _probe_layers(features[layer:layer + 1], labels, splits, [pair] * len(seeds), seeds, **options)[0]
+        for layer, pair in enumerate(chosen)
     ]
-    return ProbeResults(*(
-        [value for layer in layers for value in getattr(layer, field.name)] for field in fields(ProbeResults)
-    ))
+    return [_by_field(layers_of_seed) for layers_of_seed in zip(*layers)]
 
 
 def cross_validate(features, labels, folds, **options):
@@ -158,6 +150,25 @@ def rotate_folds(folds):
         yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
 
 
+def _probe_layers(features, labels, splits, pairs, seeds, max_steps=300, patience=10, device=None):
+    """For each layer, the fields of ProbeResults of each pair of learning rate and weight decay, from its own seed."""
+    device = device or features.device
+    targets, parts = _checked(features, labels, splits)
+    targets = targets.to(device)
+    layers_at_once = max(1, BYTES_AT_ONCE // (4 * features[0].numel()))
+    found = []
+    for group in tqdm(features.split(layers_at_once), "probes", leave=False, disable=None):
+        scores = _train(group.to(device), targets, parts, pairs, seeds, max_steps, patience)
+        for layer in zip(*(score.tolist() for score in scores)):
+            found.append([(*values, *pair) for *values, pair in zip(*layer, pairs)])
+    return found
+
+
+def _by_field(probes):
+    """ProbeResults of one probe per layer."""
+    return ProbeResults(*map(list, zip(*probes)))
+
+
 def _checked(features, labels, splits):
     """(class index of each utterance, indices of the utterances of each split)."""
     if features.dim() != 3 or not features.shape[1] == len(labels) == len(splits):
@@ -178,12 +189,12 @@ def _checked(features, labels, splits):
     return targets, parts
 
 
-def _train(features, targets, parts, pairs, seed, max_steps, patience):
+def _train(features, targets, parts, pairs, seeds, max_steps, patience):
     """Accuracy and loss on dev, accuracy on test, each (layers, pairs), of the step that dev chose."""
     train, dev, test = _standardised(features, parts)
     train_targets, dev_targets, test_targets = (targets[members] for members in parts.values())
-    generator = torch.Generator().manual_seed(seed)
-    weights, biases = _start(train, int(targets.max()) + 1, len(pairs), generator)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    weights, biases = _start(train, int(targets.max()) + 1, generators)
     optimizer = torch.optim.Adam(
         {"params": [parameter], "lr": rate, "weight_decay": decay}
         for weight, bias, (rate, penalty) in zip(weights, biases, pairs)
@@ -192,7 +203,7 @@ def _train(features, targets, parts, pairs, seed, max_steps, patience):
     shape = len(train), len(pairs)
     dev_accuracy, dev_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
     waited = torch.zeros(shape, dtype=torch.int, device=train.device)
-    for step, batch in enumerate(itertools.islice(_batches(train.shape[1], generator), max_steps), start=1):
+    for step, batch in enumerate(itertools.islice(_batches(train.shape[1], generators[0]), max_steps), start=1):
         optimizer.zero_grad()
         losses, _ = _scores(train[:, batch], train_targets[batch], weights, biases)
         losses.sum().backward()
@@ -229,12 +240,12 @@ def _batches(utterances, generator):
         yield from torch.randperm(utterances, generator=generator).chunk(math.ceil(utterances / BATCH_SIZE))
 
 
-def _start(train, classes, pairs, generator):
-    """For each pair, weights (layers, features, classes) and biases (layers, 1, classes), all alike."""
+def _start(train, classes, generators):
+    """For each generator, weights (layers, features, classes), of all layers alike, and biases (layers, 1, classes)."""
     layers, _, size = train.shape
-    start = torch.empty(size, classes).uniform_(-size**-0.5, size**-0.5, generator=generator).to(train.device)
-    weights = [start.repeat(layers, 1, 1).requires_grad_() for _ in range(pairs)]
-    biases = [train.new_zeros(layers, 1, classes, requires_grad=True) for _ in range(pairs)]
+    starts = [torch.empty(size, classes).uniform_(-size**-0.5, size**-0.5, generator=each) for each in generators]
+    weights = [start.to(train.device).repeat(layers, 1, 1).requires_grad_() for start in starts]
+    biases = [train.new_zeros(layers, 1, classes, requires_grad=True) for _ in starts]
     return weights, biases
 
 

@@ -9,6 +9,7 @@ from ..files import replacing
 # Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 MOST_SEEDS = len(STUDENT) + 1
+ALONE = " Alone: SUPERB's classifier on a layer by itself, mean over the random starts."
 
 
 def confidence_interval(values):
@@ -44,7 +45,7 @@ def markdown(results):
         f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the recordings "
         f"({counts}). Test accuracy in percent: of linear probes, mean and 95 % confidence interval over "
         f"{results['options']['seeds']} random starts, in the layer with the lowest loss on dev; and of SUPERB's "
-        "weighted sum of the layers, from one start.", "",
+        f"weighted sum of the layers, from one start.{ALONE if results['options']['layers_alone'] else ''}", "",
         "| Model | Best layer | Probe | Weighted sum |", "| --- | ---: | ---: | ---: |",
     ]
     for model in results["models"]:
@@ -54,12 +55,14 @@ def markdown(results):
     for model in results["models"]:
         if len(model["layers"]) == 1:
             continue
-        lines += ["", f"## {model['name']}", "", "| Layer | Test | Dev | Dev loss | Weight | Norm |",
-                  "| ---: | ---: | ---: | ---: | ---: | ---: |"]
+        alone = results["options"]["layers_alone"]
+        lines += ["", f"## {model['name']}", "", "| Layer | Test | Dev | Dev loss | Weight | Norm |" + " Alone |" * alone,
+                  "| ---: | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * alone]
         for layer in model["layers"]:
             number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else layer["layer"]
             lines.append(f"| {number} | {_percent(layer)} | {layer['dev_accuracy'] * 100:.2f} "
-                         f"| {layer['dev_loss']:.4f} | {layer['weight']:.4f} | {layer['norm']:.4g} |")
+                         f"| {layer['dev_loss']:.4f} | {layer['weight']:.4f} | {layer['norm']:.4g} |"
+                         + (f" {layer['alone'] * 100:.2f} |" if alone else ""))
     return "\n".join(lines) + "\n"
 
 

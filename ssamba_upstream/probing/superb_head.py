@@ -90,10 +90,43 @@ class SuperbHead(nn.Module):
         summed = torch.tensordot(self.layer_weights, averages, dims=1)
         return self.linear(self.projector(summed))
 
+    def clip_gradients(self):
+        """Shorten the gradient as s3prl's runner does; returns the norm it had."""
+        return nn.utils.clip_grad_norm_(self.parameters(), GRADIENT_CLIPPING)
+
     @property
     def layer_weights(self):
         """(layers,): the shares of the weighted sum."""
         return self.weights.softmax(dim=0)
+
+
+class LayerHeads(nn.Module):
+    """The classifier on each layer by itself, of all layers at once: what s3prl trains with ``-l``, one a run.
+
+    Args:
+        layers, size, classes: see :class:`SuperbHead`; its start is that of every layer.
+    """
+
+    def __init__(self, layers, size, classes):
+        super().__init__()
+        start = SuperbHead(1, size, classes)
+        for name, linear in (("projector", start.projector), ("linear", start.linear)):
+            weight, bias = linear.weight.detach().T, linear.bias.detach()
+            self.register_parameter(f"{name}_weight", nn.Parameter(weight.repeat(layers, 1, 1)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(bias.repeat(layers, 1, 1)))
+
+    def forward(self, averages):
+        """(layers, utterances, features) -> logits (layers, utterances, classes)."""
+        projected = torch.baddbmm(self.projector_bias, averages, self.projector_weight)
+        return torch.baddbmm(self.linear_bias, projected, self.linear_weight)
+
+    def clip_gradients(self):
+        """The same for each layer's classifier by itself."""
+        gradients = [parameter.grad for parameter in self.parameters()]
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        for gradient in gradients:
+            gradient.mul_((GRADIENT_CLIPPING / (norms + 1e-6)).clamp(max=1)[:, None, None])
+        return norms
 
 
 def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(1e-4,), seed=0, device="cpu"):
@@ -114,20 +147,41 @@ def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(
     Returns:
         HeadResults.
     """
-    classes = sorted(set(labels))
-    targets = torch.tensor([classes.index(label) for label in labels])
-    parts = {name: torch.tensor([i for i, split in enumerate(splits) if split == name])
-             for name in ("train", "dev", "test")}
+    targets, parts = _targets_and_parts(labels, splits)
     results = [_train(features, targets, parts, recipe, rate, seed, device) for rate in learning_rates]
     return max(results, key=lambda result: result.dev_accuracy)
 
 
+def train_layer_heads(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(1e-4,), seed=0, device="cpu"):
+    """Train SUPERB's classifier on each layer by itself; every layer sees the same batches.
+
+    The arguments are those of :func:`train_head`; learning rate and step are chosen on dev for each layer.
+
+    Returns:
+        list of the layers' test accuracies.
+    """
+    targets, parts = _targets_and_parts(labels, splits)
+    best_dev, best_test = torch.full((2, len(features)), -1.0, dtype=torch.float64)
+    for learning_rate in learning_rates:
+        heads = _start(LayerHeads, features, targets, seed, device)
+        for _ in _training(heads, features, targets, parts["train"], recipe, learning_rate, seed):
+            dev = _accuracy(heads, features, targets, parts["dev"], recipe.balanced)
+            test = _accuracy(heads, features, targets, parts["test"])
+            best_test = torch.where(dev > best_dev, test, best_test)
+            best_dev = torch.maximum(dev, best_dev)
+    return best_test.tolist()
+
+
 def training_step(head, optimizer, averages, targets):
-    """One step of s3prl's runner on (layers, utterances, features) and (utterances,) class indices."""
+    """One step of s3prl's runner on (layers, utterances, features) and (utterances,) class indices.
+
+    The gradient is clipped, and the step left out where it is NaN; of LayerHeads, for each layer by itself.
+    """
     optimizer.zero_grad()
-    F.cross_entropy(head(averages), targets).backward()
-    norm = nn.utils.clip_grad_norm_(head.parameters(), GRADIENT_CLIPPING)
-    if not norm.isnan():
+    logits = head(averages)
+    targets = targets.expand(logits.shape[:-1])
+    (F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum") / targets.shape[-1]).backward()
+    if not head.clip_gradients().isnan().any():
         optimizer.step()
 
 
@@ -174,24 +228,42 @@ def read_layer_weights(checkpoint):
     return weights.float().softmax(dim=0).tolist()
 
 
+def _targets_and_parts(labels, splits):
+    """(class index of each utterance, indices of the utterances of each split)."""
+    classes = sorted(set(labels))
+    parts = {name: torch.tensor([i for i, split in enumerate(splits) if split == name])
+             for name in ("train", "dev", "test")}
+    return torch.tensor([classes.index(label) for label in labels]), parts
+
+
 def _train(features, targets, parts, recipe, learning_rate, seed, device):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = SuperbHead(features.shape[0], features.shape[2], int(targets.max()) + 1).to(device)
-    optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-    batches = _batches(targets[parts["train"]], recipe.balanced, torch.Generator().manual_seed(seed))
+    head = _start(SuperbHead, features, targets, seed, device)
     best = None
-    for step, batch in enumerate(itertools.islice(batches, recipe.steps), start=1):
-        batch = parts["train"][batch]
-        training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
-        if step % recipe.steps_between_evaluations and step < recipe.steps:
-            continue
-        dev_accuracy = _accuracy(head, features, targets, parts["dev"], device, recipe.balanced)
+    for step in _training(head, features, targets, parts["train"], recipe, learning_rate, seed):
+        dev_accuracy = _accuracy(head, features, targets, parts["dev"], recipe.balanced).item()
         if best is None or dev_accuracy > best.dev_accuracy:
-            test_accuracy = _accuracy(head, features, targets, parts["test"], device)
+            test_accuracy = _accuracy(head, features, targets, parts["test"]).item()
             weights = head.layer_weights.tolist()
             best = HeadResults(dev_accuracy, test_accuracy, weights, learning_rate, step)
     return best
+
+
+def _start(head_class, features, targets, seed, device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return head_class(features.shape[0], features.shape[2], int(targets.max()) + 1).to(device)
+
+
+def _training(head, features, targets, members, recipe, learning_rate, seed):
+    """Trains a head; yields the number of the step whenever it is to be evaluated."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
+    batches = _batches(targets[members], recipe.balanced, torch.Generator().manual_seed(seed))
+    device = next(head.parameters()).device
+    for step, batch in enumerate(itertools.islice(batches, recipe.steps), start=1):
+        batch = members[batch]
+        training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
+        if step % recipe.steps_between_evaluations == 0 or step == recipe.steps:
+            yield step
 
 
 def _batches(targets, balanced, generator):
@@ -207,11 +279,13 @@ def _batches(targets, balanced, generator):
 
 
 @torch.no_grad()
-def _accuracy(head, features, targets, members, device, balanced=False):
+def _accuracy(head, features, targets, members, balanced=False):
+    """Of a SuperbHead, or (layers,) of LayerHeads."""
+    device = next(head.parameters()).device
     found = torch.cat([
-        head(features[:, some].float().to(device)).argmax(dim=1).cpu() for some in members.split(UTTERANCES_AT_ONCE)
-    ])
+        head(features[:, some].float().to(device)).argmax(dim=-1).cpu() for some in members.split(UTTERANCES_AT_ONCE)
+    ], dim=-1)
     right, expected = (found == targets[members]).double(), targets[members]
     if balanced:
-        return torch.stack([right[expected == label].mean() for label in expected.unique()]).mean().item()
-    return right.mean().item()
+        return torch.stack([right[..., expected == label].mean(-1) for label in expected.unique()]).mean(0)
+    return right.mean(-1)
