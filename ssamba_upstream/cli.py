@@ -10,12 +10,12 @@ from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
 from . import bench, extraction, ops
+from .labelled import read_labelled
 from .pretraining.manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
 from .pretraining.training_state import TrainingError
 from .probing import cache, superb_sets
-from .probing.labelled import read_labelled
 from .probing.probe import probe
 from .probing.report import MOST_SEEDS
 from .probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
