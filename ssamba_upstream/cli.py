@@ -10,12 +10,13 @@ from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
 from . import bench, extraction, ops
+from .finetuning import preparation
+from .labelled import read_labelled
 from .pretraining.manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
 from .pretraining.training_state import TrainingError
 from .probing import cache, superb_sets
-from .probing.labelled import read_labelled
 from .probing.probe import probe
 from .probing.report import MOST_SEEDS
 from .probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
@@ -51,6 +52,7 @@ def _parser():
     _add_info(commands)
     _add_corpora(commands)
     _add_manifest(commands)
+    _add_prepare(commands)
     _add_pretrain(commands)
     _add_show_masks(commands)
     _add_extract(commands)
@@ -206,6 +208,19 @@ def _manifest(options):
     print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
     if found.unreadable:
         print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")
+
+
+def _add_prepare(commands):
+    parser = commands.add_parser("prepare", help="turn a downloaded data set into a labelled set, and check it")
+    parser.add_argument("set", choices=preparation.SETS, help="which")
+    parser.add_argument("root", type=Path, help="its folder; where it is not there, the answer says what to download")
+    parser.add_argument("out", type=Path, metavar="OUT.csv")
+    parser.set_defaults(run=_prepare)
+
+
+def _prepare(options):
+    print(preparation.prepare(options.set, options.root, options.out))
+    print(f"wrote {options.out}")
 
 
 def _add_pretrain(commands):

@@ -74,6 +74,14 @@ def test_two_networks_and_the_filterbank(tones, checkpoints, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"cache", "cka.png", "layers.png", "results.json", "results.md"}
 
 
+def test_a_set_without_dev_is_refused_before_anything_is_computed(tones, checkpoints, tmp_path, capsys):
+    rows = [f"{path},{path.parent.name},{'test' if path.stem == '0' else 'train'}" for path in tones.glob("*/*.wav")]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *rows]))
+    assert main(["probe", str(tmp_path / "set.csv"), checkpoints[0], "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert "no utterance in dev; probes need train, dev and test" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
     trained = []
     for name in ("train_probes", "retrain_probes", "train_head"):

@@ -1,9 +1,7 @@
-"""Labelled sets, time averages of hidden states, and linear probes."""
+"""Time averages of hidden states, and linear probes."""
 
-import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +12,9 @@ from conftest import SHARED_AUDIO
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.frontend import LogMel
+from ssamba_upstream.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
-from ssamba_upstream.probing import (
-    LabelledSet, LabelledSetError, cross_validate, log_mel_averages, read_labelled, time_averages,
-    train_probes,
-)
+from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
 from ssamba_upstream.probing.features import Excerpt, read_waveform
 from ssamba_upstream.probing.probes import retrain_probes
 
@@ -27,89 +23,6 @@ UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
 def network(**options):
     return SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, **options))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder for each of two classes, with ten recordings each, some of them deeper."""
-    for label in ("cat", "dog"):
-        for i in range(10):
-            file = tmp_path / label / (f"{i}.wav" if i else "deeper/0.FLAC")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-    (tmp_path / "cat" / "notes.txt").touch()
-    (tmp_path / "cat" / "._1.wav").touch()
-    return tmp_path
-
-
-def write_csv(folder, *lines):
-    file = folder / "set.csv"
-    file.write_text("\n".join(lines) + "\n")
-    return file
-
-
-def test_a_folder_for_each_class(folder):
-    found = read_labelled(folder)
-    assert len(found.paths) == 20 and found.classes == ["cat", "dog"]
-    assert all(path.is_file() and path.relative_to(folder).parts[0] == label
-               for path, label in zip(found.paths, found.labels))
-    for label in found.classes:
-        of_class = [split for split, other in zip(found.splits, found.labels) if other == label]
-        assert {split: of_class.count(split) for split in set(of_class)} == {"train": 7, "dev": 1, "test": 2}
-    assert read_labelled(folder) == found
-    assert read_labelled(folder, seed=1).splits != found.splits
-    assert not found.has_folds
-
-
-def test_the_split_does_not_depend_on_place_or_order(folder):
-    by_folder = read_labelled(folder)
-    names = [path.relative_to(folder).as_posix() for path in by_folder.paths]
-    rows = [f"{name},{name.split('/')[0]}" for name in names]
-    random.Random(0).shuffle(rows)
-    by_csv = read_labelled(write_csv(folder, "path,label", *rows))
-    assert dict(zip(by_csv.paths, by_csv.splits)) == dict(zip(by_folder.paths, by_folder.splits))
-
-
-def test_a_csv_with_splits_or_folds(folder):
-    file = write_csv(folder, "split,path,label", f"train,{folder / 'cat/1.wav'},cat", "dev,dog/1.wav,dog",
-                     'test,dog/2.wav,"dog"')
-    found = read_labelled(file)
-    assert found == LabelledSet([folder / "cat/1.wav", folder / "dog/1.wav", folder / "dog/2.wav"],
-                                ["cat", "dog", "dog"], ["train", "dev", "test"])
-    folds = read_labelled(write_csv(folder, "path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2",
-                                    "dog/2.wav,dog,3"))
-    assert folds.has_folds and folds.splits == ["1", "2", "3"]
-
-
-@pytest.mark.parametrize("lines, message", [
-    (["path,label"], "is empty"),
-    (["path,label", "cat/1.wav,cat", "cat/2.wav,cat", "cat/3.wav,cat"], "all 3 recordings are labelled"),
-    (["path,label", "cat/1.wav,cat", "dog/1.wav,dog"], "has 1 recordings; a split into"),
-    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,test"], "splits are test, train; expected"),
-    (["path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2"], "splits are 1, 2; expected .* three"),
-    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,"], "line 3: expected a value for each of"),
-    (["path,label", "cat/1.wav,cat,train"], "line 2: expected a value for each of path, label"),
-    (["path,label", "cat/1.wav"], "line 2: expected a value for each of path, label"),
-    (["file,label", "cat/1.wav,cat"], "columns file, label; expected path and label"),
-    (["path,label,speaker", "cat/1.wav,cat,x"], "columns path, label, speaker; expected"),
-    (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"],
-     "more than once.*1.wav"),
-    (["path,label,split", *(f"cat/{i}.wav,cat,{i}" for i in range(8, 15)), "dog/1.wav,dog,8"],
-     r"5 of 8 recordings do not exist: \S*10.wav, \S*11.wav, \S*12.wav and 2 more"),
-])
-def test_labelled_sets_that_no_probe_can_use(folder, lines, message):
-    with pytest.raises(LabelledSetError, match=message) as caught:
-        read_labelled(write_csv(folder, *lines))
-    assert str(folder / "set.csv") in str(caught.value) or "split into" in str(caught.value)
-
-
-def test_an_empty_folder_and_no_folder(tmp_path):
-    with pytest.raises(LabelledSetError, match="empty"):
-        read_labelled(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        read_labelled(tmp_path / "absent")
-    with pytest.raises(LabelledSetError, match="2 paths, 1 labels and 2 splits"):
-        LabelledSet([Path("a"), Path("b")], ["x"], ["1", "2"])
 
 
 def planted(signal):
@@ -227,7 +140,7 @@ def test_probes_refuse_what_they_cannot_use():
     features, labels, splits = planted([0.5])
     with pytest.raises(ValueError, match="399 labels and 400 splits"):
         train_probes(features, labels[1:], splits)
-    with pytest.raises(ValueError, match="no utterance in dev"):
+    with pytest.raises(ValueError, match="no utterance in dev; probes need train, dev and test, and the .* test, train"):
         train_probes(features, labels, ["train" if split == "dev" else split for split in splits])
     with pytest.raises(ValueError, match="train lacks: new"):
         train_probes(features, ["new", *labels[1:]], splits)

@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.labelled import LabelledSetError
 from ssamba_upstream.plugin import compat
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.runner import configs_folder
 from ssamba_upstream.probing.cache import cached_time_averages
-from ssamba_upstream.probing.labelled import LabelledSetError
 from ssamba_upstream.probing.superb_head import (
     BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, LayerHeads, SuperbHead,
     _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,

@@ -57,7 +57,7 @@ def scan(folders, out, processes=None):
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     pool = ProcessPoolExecutor(processes, **ignore_interrupts)
     try:
-        headers = pool.map(_read_header, files, chunksize=64)
+        headers = pool.map(read_header, files, chunksize=64)
         for file, header in zip(files, tqdm(headers, "reading headers", len(files), unit=" files")):
             if isinstance(header, str):
                 unreadable.append(f"{file}: {header}")
@@ -91,7 +91,7 @@ def find_audio(folders):
     return sorted(files), unreadable
 
 
-def _read_header(file):
+def read_header(file):
     """A file's line of the manifest, or the reason why it cannot be read."""
     try:
         info = soundfile.info(os.fsencode(file))

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LOG_MEL_MEAN, LOG_MEL_STD, LogMel
+from ..labelled import read_labelled
 from ..probing.features import time_averages
-from ..probing.labelled import read_labelled
 from ..probing.probes import cross_validate, train_probes
 from .data import training_batches, validation_batches
 from .distributed import start_processes

@@ -10,7 +10,7 @@ from statistics import mean
 
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
-from .probes import ProbeResults, retrain_probes, rotate_folds, train_probes
+from .probes import ProbeResults, members_of_splits, retrain_probes, rotate_folds, train_probes
 from .report import confidence_interval, write_report
 from .superb_head import splits_for_fold, train_head, train_layer_heads
 
@@ -40,7 +40,12 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
 
     Returns:
         the content of ``results.json``.
+
+    Raises:
+        ValueError: no folds and no dev, or see :func:`train_probes`.
     """
+    if not data.has_folds:
+        members_of_splits(data.splits)  # an empty one would be met only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
     results = {

@@ -150,6 +150,20 @@ def rotate_folds(folds):
         yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
 
 
+def members_of_splits(splits):
+    """Indices of the utterances of train, dev and test.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
+    for name, members in parts.items():
+        if not members:
+            raise ValueError(f"no utterance in {name}; probes need train, dev and test, and the splits are "
+                             f"{', '.join(sorted(set(splits)))}")
+    return parts
+
+
 def _probe_layers(features, labels, splits, pairs, seeds, max_steps=300, patience=10, device=None):
     """For each layer, the fields of ProbeResults of each pair of learning rate and weight decay, from its own seed."""
     device = device or features.device
@@ -175,11 +189,7 @@ def _checked(features, labels, splits):
         raise ValueError("features must be (layers, utterances, features), with a label and a split for each "
                          f"utterance; got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} "
                          "splits")
-    parts = {}
-    for split in ("train", "dev", "test"):
-        parts[split] = [i for i, other in enumerate(splits) if other == split]
-        if not parts[split]:
-            raise ValueError(f"no utterance in {split}; the splits are {', '.join(sorted(set(splits)))}")
+    parts = members_of_splits(splits)
     classes = sorted({labels[i] for i in parts["train"]})
     unknown = sorted({labels[i] for i in parts["dev"] + parts["test"]} - set(classes))
     if unknown:

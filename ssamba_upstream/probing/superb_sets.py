@@ -6,9 +6,9 @@ from pathlib import Path
 
 import soundfile
 
+from ..labelled import LabelledSet, LabelledSetError
 from ..superb.corpora import BACKGROUND_NOISE, CLASSES, SESSIONS, SPLIT_FILES, SPLITS, hash_split
 from .features import Excerpt
-from .labelled import LabelledSet, LabelledSetError
 
 TASKS = ("sid", "er", "ks")
 KEYWORD_GAIN = -3.0  # dB, which s3prl's keyword spotting applies to all recordings

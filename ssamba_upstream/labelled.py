@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..audio import AUDIO_EXTENSIONS
+from .audio import AUDIO_EXTENSIONS
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "label", "split")
+SEPARATOR = ";"
 
 
 class LabelledSetError(ValueError):
-    """A labelled set that no probe can be trained on; says what is wrong and what was expected."""
+    """A labelled set that nothing can be trained on; says what is wrong and what was expected."""
 
 
 @dataclass
@@ -22,8 +23,9 @@ class LabelledSet:
 
     Attributes:
         paths: audio files.
-        labels: the class of each.
-        splits: "train", "dev" or "test" of each, all three present; or the name of its fold, three or more.
+        labels: the class of each; or several, see :func:`split_labels`.
+        splits: "train", "dev" or "test" of each, all three present or all but dev; or the name of its fold, three
+            or more.
 
     Raises:
         LabelledSetError: nothing in it, one class only, a split missing, a path twice, or missing files.
@@ -41,8 +43,8 @@ class LabelledSet:
         if not self.paths:
             raise LabelledSetError("the labelled set is empty; expected recordings of two or more classes")
         if len(self.classes) < 2:
-            raise LabelledSetError(f"all {len(self.paths)} recordings are labelled {self.labels[0]!r}; a "
-                                   "probe needs two or more classes")
+            raise LabelledSetError(f"all {len(self.paths)} recordings are labelled {self.labels[0]!r}; "
+                                   "expected two or more classes")
         _check_splits(self.splits)
         twice = [path for path, count in Counter(self.paths).items() if count > 1]
         if twice:
@@ -60,7 +62,25 @@ class LabelledSet:
     @property
     def has_folds(self):
         """True when the splits are folds for cross-validation, False when they are train, dev and test."""
-        return set(self.splits) != set(SPLITS)
+        return not set(self.splits) <= set(SPLITS)
+
+
+def split_labels(label) -> list[str]:
+    """The classes in a label: of a recording that has several, or of each of its seconds, in order."""
+    return label.split(SEPARATOR)
+
+
+def join_labels(classes) -> str:
+    """One label of several classes, see :func:`split_labels`.
+
+    Raises:
+        LabelledSetError: a class has a semicolon in its name.
+    """
+    for name in classes:
+        if SEPARATOR in name:
+            raise LabelledSetError(f"the class {name!r} has a {SEPARATOR!r} in its name, which separates the "
+                                   "classes of a recording; rename it")
+    return SEPARATOR.join(classes)
 
 
 def read_labelled(source, seed=0) -> LabelledSet:
@@ -138,8 +158,8 @@ def _split(names, labels, seed):
 def _check_splits(splits):
     found = sorted(set(splits))
     named = set(found) & set(SPLITS)
-    if (named and found != sorted(SPLITS)) or (not named and len(found) < 3):
-        raise LabelledSetError(f"the splits are {_first(found, 6)}; expected train, dev and test, all three, "
+    if (named and set(found) | {"dev"} != set(SPLITS)) or (not named and len(found) < 3):
+        raise LabelledSetError(f"the splits are {_first(found, 6)}; expected train, dev and test, or train and test, "
                                "or the names of three or more folds")
 
 
