@@ -1,0 +1,1 @@
+"""Fine-tuning: a labelled set and a checkpoint -> a classifier."""
