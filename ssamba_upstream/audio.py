@@ -27,8 +27,8 @@ def read_clip(file, samples=None, crop="centre") -> torch.Tensor:
     Args:
         file: a path, or an open binary file.
         samples: the longest clip, in samples at 16 kHz. Default: the whole file.
-        crop: which part of a longer file: ``"centre"``, or a random.Random or numpy Generator that draws it
-            uniformly.
+        crop: which part of a longer file: ``"centre"``, ``"start"``, or a random.Random or numpy Generator that draws
+            it uniformly.
 
     Raises:
         OSError, RuntimeError, ValueError: the file cannot be read, or holds no samples, or some that are not finite.
@@ -51,7 +51,8 @@ def read_clip(file, samples=None, crop="centre") -> torch.Tensor:
 
 def _read_part(audio, wanted, crop):
     spare = max(0, audio.frames - wanted)
-    start = spare // 2 if crop == "centre" else int(crop.random() * (spare + 1))
+    starts = {"start": 0, "centre": spare // 2}
+    start = starts[crop] if isinstance(crop, str) else int(crop.random() * (spare + 1))
     lead = 0 if audio.seekable() else start
     if audio.subtype.startswith("MPEG"):
         # An MP3 frame takes bits from those before it: just after a seek, what is decoded is garbled.

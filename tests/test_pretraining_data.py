@@ -351,7 +351,7 @@ def test_validation_leaves_unreadable_files_out_and_reports_each_once(files, man
 def test_validation_without_a_readable_file_is_an_error(files, manifest):
     for file in files:
         file.unlink()
-    with pytest.raises(ManifestError, match="none of 7 validation files can be read; the first: .*0.wav: does not"):
+    with pytest.raises(ManifestError, match="none of 7 audio files can be read; the first: .*0.wav: does not"):
         list(validation_batches([manifest], 2, SAMPLES, workers=1))
 
 

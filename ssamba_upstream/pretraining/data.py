@@ -23,9 +23,6 @@ UNREADABLE = (OSError, RuntimeError, ValueError)
 ATTEMPTS = 100
 """So many unreadable files in a row, where one clip was wanted, stop a run."""
 
-LARGEST_RESAMPLER = 2 ** 24
-"""Weights of a resampling filter; real rates need far fewer, a damaged header may ask for more than fits memory."""
-
 
 @dataclass
 class Batch:
@@ -74,9 +71,9 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
 
         shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
                               join_short)
-        return shards.follow(_load(shards, workers))
-    clips = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
-    return _load(clips, workers, sampler=itertools.count(position or 0))
+        return shards.follow(load(shards, workers))
+    batches = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
+    return load(batches, workers, sampler=itertools.count(position or 0))
 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
@@ -97,8 +94,9 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
-    clips = _load(_CentreCrops(files, samples), workers, sampler=range(len(files)))
-    return _batch(_join(clips, samples) if join_short else clips, batch_size, samples)
+    clips = load(ClipsInOrder(files, samples), workers, sampler=range(len(files)))
+    batches = in_batches(_join(clips, samples) if join_short else clips, batch_size)
+    return (Batch(*pad(clips, samples), unreadable) for clips, unreadable in batches)
 
 
 def _join(clips, samples):
@@ -118,21 +116,25 @@ def _join(clips, samples):
         yield torch.cat(joined)
 
 
-def _batch(clips, batch_size, samples):
-    """Batches of clips, and of the reasons (str) why there is none, which go with the batch before the next clip."""
+def in_batches(clips, batch_size):
+    """Lists of clips, each with the reasons (str) met on the way to it why there is none.
+
+    Raises:
+        ManifestError: there are reasons only.
+    """
     batch, unreadable = [], []
     for clip in clips:
         if isinstance(clip, str):
             unreadable.append(clip)
             continue
         if len(batch) == batch_size:
-            yield Batch(*pad(batch, samples), unreadable)
+            yield batch, unreadable
             batch, unreadable = [], []
         batch.append(clip)
     if batch:
-        yield Batch(*pad(batch, samples), unreadable)
+        yield batch, unreadable
     elif unreadable:
-        raise ManifestError(f"none of {len(unreadable)} validation files can be read; the first: {unreadable[0]}")
+        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
 def _are_shards(sources):
@@ -148,7 +150,8 @@ def _files(sources):
     return [file for source in sources for file in read_manifest(source)]
 
 
-def _load(dataset, workers, sampler=None):
+def load(dataset, workers, sampler=None):
+    """The items of a data set, read by so many processes; one that is a ManifestError is raised."""
     # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
                         worker_init_fn=_leave_process_group)
@@ -180,8 +183,14 @@ def fill(clips, samples, join_short):
 
 
 @dataclass
-class _ManifestBatches(Dataset):
-    """Batches by their number. An error is an item too: DataLoader would bury its message under a traceback."""
+class NumberedBatches(Dataset):
+    """Batches by their number: of the sequence of all clips, batch m of a rank holds those from
+    ``(m * world_size + rank) * batch_size`` on.
+
+    A subclass makes an example of the clips read for a place of the sequence, ``example(readings, random)``, and a
+    batch of the examples, ``batch(examples, unreadable, position)``. An error is an item too: DataLoader would bury
+    its message under a traceback.
+    """
 
     files: list[str]
     batch_size: int
@@ -189,36 +198,42 @@ class _ManifestBatches(Dataset):
     seed: int
     rank: int
     world_size: int
-    join_short: bool
 
-    def __getitem__(self, number) -> Batch | ManifestError:
+    def __getitem__(self, number):
         first = (number * self.world_size + self.rank) * self.batch_size
-        unreadable = []
+        examples, unreadable = [], []
         try:
-            clips = [fill(self._clips(position, unreadable), self.samples, self.join_short)
-                     for position in range(first, first + self.batch_size)]
+            for position in range(first, first + self.batch_size):
+                random = np.random.default_rng([self.seed, 1, position])
+                examples.append(self.example(self._readings(position, random, unreadable), random))
         except ManifestError as error:
             return error
-        return Batch(*pad(clips, self.samples), unreadable, number + 1)
+        return self.batch(examples, unreadable, number + 1)
 
-    def _clips(self, position, unreadable):
-        """The clip at a position, and then random ones to replace or to lengthen it."""
-        random = np.random.default_rng([self.seed, 1, position])
-        epoch, index = divmod(position, len(self.files))
-        file = self.files[_order(self.seed, epoch, len(self.files))[index]]
+    def _readings(self, position, random, unreadable):
+        """Index and clip of the file at a position, and then of random ones to replace it or to go with it."""
+        index = self.index_at(position, random)
         failures = 0
         while failures < ATTEMPTS:
+            file = self.files[index]
             try:
-                clip = read_clip(file, self.samples, random)
+                clip = self.read(file, random)
             except UNREADABLE as error:
                 unreadable.append(f"{file}: {why_unreadable(error, file)}")
                 failures += 1
             else:
-                yield clip
+                yield index, clip
                 failures = 0
-            file = self.files[random.integers(len(self.files))]
+            index = int(random.integers(len(self.files)))
         raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the manifest's paths still exist? "
                             f"The last: {unreadable[-1]}")
+
+    def index_at(self, position, random):
+        epoch, place = divmod(position, len(self.files))
+        return int(_order(self.seed, epoch, len(self.files))[place])
+
+    def read(self, file, random):
+        return read_clip(file, self.samples, random)
 
 
 @lru_cache(maxsize=2)
@@ -227,15 +242,27 @@ def _order(seed, epoch, count):
 
 
 @dataclass
-class _CentreCrops(Dataset):
-    """Clips by their number, or the reason why there is none."""
+class _ManifestBatches(NumberedBatches):
+    join_short: bool
+
+    def example(self, readings, random):
+        return fill((clip for _, clip in readings), self.samples, self.join_short)
+
+    def batch(self, examples, unreadable, position):
+        return Batch(*pad(examples, self.samples), unreadable, position)
+
+
+@dataclass
+class ClipsInOrder(Dataset):
+    """Clips by their number, or the reason (str) why there is none."""
 
     files: list[str]
     samples: int
+    crop: str = "centre"
 
     def __getitem__(self, number):
         file = self.files[number]
         try:
-            return read_clip(file, self.samples, "centre")
+            return read_clip(file, self.samples, self.crop)
         except UNREADABLE as error:
             return f"{file}: {why_unreadable(error, file)}"

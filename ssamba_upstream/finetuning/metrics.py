@@ -1,0 +1,122 @@
+"""How well a classifier does: accuracy, mean average precision, mean area under the ROC curve."""
+
+import math
+
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from .data import IGNORED
+
+METRICS = {
+    "single_label": ("accuracy", "mAP", "mAUC"),
+    "multi_label": ("mAP", "mAUC"),
+    "per_second": ("accuracy", "mAP"),
+}
+"""What :func:`evaluate` gives for each kind of problem."""
+
+
+def evaluate(logits, targets, problem) -> dict:
+    """The metrics of a problem, from 0 to 1.
+
+    Args:
+        logits: ``(clips, classes)``; for ``"per_second"`` ``(clips, seconds, classes)``.
+        targets: what :func:`~ssamba_upstream.finetuning.data.evaluation_batches` gives: ``(clips, classes)`` of 0 and
+            1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100 where a
+            second does not count.
+        problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;
+            ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over all seconds, as
+            for single labels.
+
+    Returns:
+        These by their names, and beside ``mAP`` and ``mAUC`` how many classes they could not take in,
+        ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
+
+    Raises:
+        ValueError: shapes or values do not fit, nothing is there to count, or logits are not finite.
+    """
+    if problem not in METRICS:
+        raise ValueError(f"problem is one of {', '.join(METRICS)}; got {problem!r}")
+    logits, targets = logits.detach().cpu().double(), targets.cpu()
+    if problem == "per_second":
+        logits, targets = _seconds(logits, targets)
+    _check(logits, targets, problem)
+    scores = logits if problem == "multi_label" else logits.softmax(dim=1)
+    means = {"mAP": mean_average_precision, "mAUC": mean_auc}
+    metrics = {}
+    for name in METRICS[problem]:
+        if name == "accuracy":
+            metrics[name] = accuracy(scores, targets)
+        else:
+            metrics[name], metrics[f"{name}_classes_left_out"] = means[name](scores, targets)
+    return metrics
+
+
+def accuracy(scores, targets):
+    """Part of the rows whose highest score is that of their class.
+
+    Args:
+        scores: ``(rows, classes)``.
+        targets: ``(rows, classes)``, a 1 for the class of each row, else 0.
+    """
+    return (scores.argmax(dim=1) == targets.argmax(dim=1)).double().mean().item()
+
+
+def mean_average_precision(scores, targets):
+    """Mean over the classes of the average precision, the sum over recall steps of step x precision there.
+
+    Args:
+        scores: ``(rows, classes)``.
+        targets: ``(rows, classes)`` of 0 and 1.
+
+    Returns:
+        (mean, left out): the mean over the classes that occur, NaN if there is none, and how many do not occur.
+    """
+    return _mean_over(targets.any(dim=0), average_precision_score, scores, targets)
+
+
+def mean_auc(scores, targets):
+    """Mean over the classes of the area under the ROC curve.
+
+    Args:
+        scores: ``(rows, classes)``.
+        targets: ``(rows, classes)`` of 0 and 1.
+
+    Returns:
+        (mean, left out): the mean over the classes that occur but not in every row, NaN if there is none, and how many
+        others there are.
+    """
+    return _mean_over(targets.any(dim=0) & ~targets.all(dim=0), roc_auc_score, scores, targets)
+
+
+def _mean_over(defined, metric, scores, targets):
+    values = [metric(truth, score) for truth, score in zip(targets.T[defined].numpy(), scores.T[defined].numpy())]
+    return sum(values) / len(values) if values else math.nan, len(defined) - len(values)
+
+
+def _seconds(logits, targets):
+    """Rows of classes, a row for each second that counts."""
+    if logits.dim() != 3 or logits.shape[:2] != targets.shape:
+        raise ValueError(f"expected logits (clips, seconds, classes) and targets (clips, seconds); got shapes "
+                         f"{tuple(logits.shape)} and {tuple(targets.shape)}")
+    counted = targets != IGNORED
+    classes, labels = logits.shape[2], targets[counted]
+    if not len(labels):
+        raise ValueError(f"none of the {targets.numel()} seconds has a label")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels of seconds are classes from 0 to {classes - 1} or {IGNORED}; got "
+                         f"{labels.min().item()} to {labels.max().item()}")
+    return logits[counted], torch.nn.functional.one_hot(labels, classes)
+
+
+def _check(logits, targets, problem):
+    if logits.shape != targets.shape or logits.dim() != 2 or not len(logits):
+        raise ValueError(f"expected a row of logits for each row of targets, of the same classes; got logits of shape "
+                         f"{tuple(logits.shape)} and targets of shape {tuple(targets.shape)}")
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(f"{(~finite).sum().item()} of {len(logits)} rows of logits are not finite: the network has "
+                         "diverged")
+    if not ((targets == 0) | (targets == 1)).all():
+        raise ValueError("targets to evaluate against are 0 or 1; mixed ones are for training")
+    if problem != "multi_label" and not (targets.sum(dim=1) == 1).all():
+        raise ValueError("a single-label problem has exactly one 1 in each row of targets")

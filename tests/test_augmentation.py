@@ -1,0 +1,141 @@
+"""Augmentations of log-mel against their definitions, one clip at a time."""
+
+import pytest
+import torch
+
+from ssamba_upstream.finetuning.augmentation import noise_and_roll, spec_augment
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def masks_one_by_one(log_mel, frequency, time, fill, draw):
+    """SpecAugment as torchaudio draws it, a clip at a time, from the same numbers."""
+    masked = log_mel.clone()
+    clips, frames, bands = log_mel.shape
+    for axis, size, limit in (("mel", bands, frequency), ("frame", frames, time)):
+        numbers = torch.rand(2, clips, generator=draw, dtype=torch.float64)
+        for clip in range(clips):
+            width = numbers[0, clip].item() * limit
+            start = int(numbers[1, clip].item() * (size - width))
+            if axis == "mel":
+                masked[clip, :, start:start + int(width)] = fill
+            else:
+                masked[clip, start:start + int(width), :] = fill
+    return masked
+
+
+@pytest.mark.parametrize("shape, frequency, time", [((24, 128, 128), 48, 48), ((7, 512, 128), 24, 96),
+                                                    ((5, 30, 16), 16, 30), ((3, 20, 16), 0, 10), ((3, 20, 16), 8, 0)])
+def test_masks_are_those_of_the_slow_definition(shape, frequency, time):
+    log_mel = torch.randn(shape)
+    before = log_mel.clone()
+    masked = spec_augment(log_mel, frequency, time, 0.467, generator(3))
+    assert torch.equal(masked, masks_one_by_one(log_mel, frequency, time, 0.467, generator(3)))
+    assert not torch.equal(masked, log_mel)
+    assert torch.equal(log_mel, before)
+
+
+def runs(masked_rows):
+    """Width and start of the one run in each row of bool; an empty one starts at -1."""
+    widths = masked_rows.sum(dim=1)
+    starts = torch.where(widths > 0, masked_rows.int().argmax(dim=1), -1)
+    ends = masked_rows.shape[1] - masked_rows.flip(1).int().argmax(dim=1)
+    assert ((ends - starts == widths) | (widths == 0)).all()
+    return widths, starts
+
+
+def test_masks_are_runs_of_uniform_width_and_place():
+    frames, bands, time, frequency = 20, 12, 10, 6
+    masked = spec_augment(torch.zeros(6000, frames, bands), frequency, time, 1.0, generator()) == 1
+    for rows, size, limit in ((masked.all(dim=2), frames, time), (masked.all(dim=1), bands, frequency)):
+        widths, starts = runs(rows)
+        counts = widths.bincount(minlength=limit)
+        assert len(counts) == limit
+        expected = 6000 / limit
+        assert ((counts - expected) ** 2 / expected).sum() < 27.9  # chi-square, at most 9 degrees of freedom
+        nonempty = starts[widths > 0].double()
+        assert nonempty.min() == 0
+        assert (starts + widths)[widths > 0].max() == size - 1
+        centres = nonempty + widths[widths > 0] / 2
+        # Cutting to integers moves the start by 1/2 on average, and the middle by another 1/4.
+        assert centres.mean().item() == pytest.approx(size / 2 - 0.75, abs=0.15)
+        assert torch.corrcoef(torch.stack([widths[widths > 0].double(), centres]))[0, 1].abs() < 0.15
+    frame_widths, band_widths = runs(masked.all(dim=2))[0], runs(masked.all(dim=1))[0]
+    assert torch.corrcoef(torch.stack([frame_widths, band_widths]).double())[0, 1].abs() < 0.05
+
+
+def test_masks_are_statistically_torchaudio_s():
+    import ssamba_upstream  # noqa: F401  (repairs torchaudio's import)
+    from torchaudio.functional import mask_along_axis_iid
+
+    ours = spec_augment(torch.zeros(20000, 16, 1), 0, 8, 1.0, generator()).squeeze(2).mean(dim=0)
+    theirs = mask_along_axis_iid(torch.zeros(20000, 1, 16, 1), 8, 1.0, 2).squeeze().mean(dim=0)
+    assert torch.allclose(ours, theirs, atol=0.015)
+    assert ours.sum().item() == pytest.approx(3.5, abs=0.1)
+
+
+def test_limits_beyond_the_clip_are_refused():
+    with pytest.raises(ValueError, match="time masks is from 0 to the clips' 20; got 21"):
+        spec_augment(torch.zeros(2, 20, 16), 4, 21, 0.0, generator())
+    with pytest.raises(ValueError, match="frequency masks is from 0 to the clips' 16; got -1"):
+        spec_augment(torch.zeros(2, 20, 16), -1, 4, 0.0, generator())
+
+
+def test_noise_and_roll_are_those_of_the_slow_definition():
+    log_mel = torch.randn(40, 50, 8)
+    before = log_mel.clone()
+    changed = noise_and_roll(log_mel, generator(5))
+    assert torch.equal(log_mel, before)
+    draw = generator(5)
+    scales = torch.rand(40, generator=draw) / 10
+    shifts = torch.randint(-10, 10, (40,), generator=draw)
+    noise = torch.rand(40, 50, 8, generator=draw)
+    for clip in range(40):
+        expected = torch.roll(log_mel[clip] + scales[clip] * noise[clip], shifts[clip].item(), 0)
+        assert torch.allclose(changed[clip], expected, atol=1e-6)
+
+
+def test_noise_and_roll_keep_their_bounds():
+    frames = torch.arange(30.0)[None, :, None].expand(4000, 30, 4)
+    changed = noise_and_roll(frames, generator())
+    noise = changed - changed.floor()
+    assert torch.equal(changed.floor().sort(dim=1).values, frames), "frames are moved, not changed"
+    assert (noise >= 0).all() and noise.max() < 0.1001
+    largest = noise.amax(dim=(1, 2))
+    assert largest.mean().item() == pytest.approx(0.05, abs=0.003), "one scale per clip, uniform below 0.1"
+    shares = noise / largest[:, None, None]
+    assert shares[largest > 0.05].mean().item() == pytest.approx(0.5, abs=0.01)
+    shifts = (-changed[:, 0, 0].floor().long()) % 30
+    counts = shifts.bincount(minlength=30)
+    assert not counts[10:20].any()
+    counts = torch.cat([counts[20:], counts[:10]])
+    assert ((counts - 200) ** 2 / 200.0).sum() < 43.8  # chi-square, 19 degrees of freedom: one seed in 1000 fails
+
+
+@pytest.mark.parametrize("augment", [lambda x, g: spec_augment(x, 8, 8, 0.5, g), noise_and_roll])
+def test_the_generator_alone_decides(augment):
+    log_mel = torch.randn(8, 40, 16)
+    state = torch.get_rng_state()
+    first = augment(log_mel, generator(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(augment(log_mel, generator(1)), first)
+    assert not torch.equal(augment(log_mel, generator(2)), first)
+    going_on = generator(1)
+    assert torch.equal(augment(log_mel, going_on), first)
+    assert not torch.equal(augment(log_mel, going_on), first)
+
+
+@pytest.mark.parametrize("augment", [lambda x, g: spec_augment(x, 8, 8, 0.5, g), noise_and_roll])
+def test_half_precision_keeps_its_type(augment):
+    assert augment(torch.randn(2, 40, 16).bfloat16(), generator()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", [lambda x, g: spec_augment(x, 8, 8, 0.5, g), noise_and_roll])
+def test_a_gpu_gives_the_same(augment):
+    log_mel = torch.randn(8, 40, 16)
+    changed = augment(log_mel.cuda(), generator(1))
+    assert changed.is_cuda
+    assert torch.allclose(changed.cpu(), augment(log_mel, generator(1)), atol=1e-6)
