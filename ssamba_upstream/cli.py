@@ -9,7 +9,11 @@ import torch
 from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
-from . import bench, extraction, ops
+from . import extraction, ops
+from .benchmark.model import bench_model
+from .benchmark.pretraining import bench_pretraining
+from .benchmark.scan import bench_scan
+from .benchmark.timing import write_table
 from .pretraining.manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import read_recipe
@@ -338,12 +342,12 @@ def _add_bench(commands):
 
 def _bench(options):
     if options.subject == "scan":
-        rows = bench.bench_scan(options.device, options.rounds)
+        rows = bench_scan(options.device, options.rounds)
     else:
-        measure = {"model": bench.bench_model, "pretraining": bench.bench_pretraining}[options.subject]
+        measure = {"model": bench_model, "pretraining": bench_pretraining}[options.subject]
         rows = measure(options.device, options.rounds, options.size or tuple(HIDDEN_SIZES))
     path = options.out / f"{options.subject}.csv"
-    print(bench.write_table(rows, path))
+    print(write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
 
 

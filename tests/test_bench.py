@@ -4,22 +4,23 @@ import csv
 
 import torch
 
-from ssamba_upstream import bench
+from ssamba_upstream import SsambaConfig, ops
+from ssamba_upstream.benchmark import model, pretraining, scan, timing
 from ssamba_upstream.cli import main
 
 
 def test_scan(monkeypatch):
-    monkeypatch.setattr(bench, "SCAN_SHAPES", ((1, 4, 9),))
-    monkeypatch.setattr(bench, "_peers", dict)
-    rows = bench.bench_scan(rounds=1)
+    monkeypatch.setattr(scan, "SCAN_SHAPES", ((1, 4, 9),))
+    monkeypatch.setattr(scan, "_peers", dict)
+    rows = scan.bench_scan(rounds=1)
     assert {row["scan"] for row in rows} >= {"torch", "reference"}
     assert {row["mode"] for row in rows} == {"forward", "forward + backward"}
     assert all(row["ms"] > 0 and row["x bound"] > 0 for row in rows)
-    assert all(row["peak MiB"] > 0 for row in rows if row["scan"] not in bench.LOOPS)
+    assert all(row["peak MiB"] > 0 for row in rows if row["scan"] not in scan.LOOPS)
 
 
 def test_model(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "MODEL_INPUTS", ((1, 1),))
+    monkeypatch.setattr(model, "MODEL_INPUTS", ((1, 1),))
     assert main(["bench", "model", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "model.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -29,19 +30,19 @@ def test_model(monkeypatch, tmp_path, capsys):
 
 
 def test_pretraining(monkeypatch):
-    monkeypatch.setattr(bench.SsambaConfig, "from_size", lambda size: bench.SsambaConfig(
+    monkeypatch.setattr(pretraining.SsambaConfig, "from_size", lambda size: SsambaConfig(
         hidden_size=32, num_hidden_layers=1, pretraining_frames=64))
-    rows = bench.bench_pretraining(rounds=1, sizes=("tiny",))
+    rows = pretraining.bench_pretraining(rounds=1, sizes=("tiny",))
     assert [row["objective"] for row in rows] == ["shared_mask", "two_pass"]
     assert all(value > 0 for row in rows for value in list(row.values())[2:])
 
 
 def test_peers_compute_the_same_scan():
-    inputs = bench._scan_inputs(2, 6, 11, "cpu")
-    expected = bench.ops.selective_scan(**inputs, delta_softplus=True, backend="reference")
-    for name, scan in bench._peers().items():
+    inputs = scan._scan_inputs(2, 6, 11, "cpu")
+    expected = ops.selective_scan(**inputs, delta_softplus=True, backend="reference")
+    for name, peer in scan._peers().items():
         if "compiled" not in name:
-            torch.testing.assert_close(scan(**inputs), expected, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(peer(**inputs), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_peak_memory():
@@ -49,7 +50,7 @@ def test_peak_memory():
         once = torch.ones(1 << 20)
         return once + once
 
-    assert 2 * 4 * 2**20 <= bench.peak_memory(doubles) < 2.2 * 4 * 2**20
+    assert 2 * 4 * 2**20 <= timing.peak_memory(doubles) < 2.2 * 4 * 2**20
 
 
 def test_system_info(capsys):
