@@ -9,7 +9,13 @@ import torch
 from .checkpoint import CheckpointError, load_model, save_model
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
-from . import bench, extraction, ops
+from . import extraction, ops
+from .benchmark.efficiency import TOKENS
+from .benchmark.efficiency_report import study
+from .benchmark.model import bench_model
+from .benchmark.pretraining import bench_pretraining
+from .benchmark.scan import bench_scan
+from .benchmark.timing import write_table
 from .finetuning import preparation
 from .labelled import read_labelled
 from .pretraining.manifest import find_audio, read_manifest, scan
@@ -344,24 +350,45 @@ def _layer_weights(options):
 
 
 def _add_bench(commands):
-    parser = commands.add_parser("bench", help="measure the scan's backends and peers, the network, or its pretraining")
-    parser.add_argument("subject", choices=("scan", "model", "pretraining"))
-    parser.add_argument("--size", choices=HIDDEN_SIZES, action="append", help="of the network; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--out", type=Path, default=Path("result/bench"), help="folder for the CSV; default: result/bench")
-    parser.set_defaults(run=_bench)
+    parser = commands.add_parser("bench", help="measure the scan's backends and peers, the network, its pretraining, or "
+                                               "its efficiency beside SSAST's")
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    scan = subjects.add_parser("scan", help="every backend of the scan, and its peers")
+    model = subjects.add_parser("model", help="the network and its parts, on the upstream's windows")
+    pretraining = subjects.add_parser("pretraining", help="the passes of pretraining and what their input costs")
+    efficiency = subjects.add_parser("efficiency", help="SSAMBA against SSAST over the number of tokens; takes an hour")
+    for subject in (model, pretraining):
+        subject.add_argument("--size", choices=HIDDEN_SIZES, action="append", help="of the network; default: all")
+    efficiency.add_argument("--size", choices=HIDDEN_SIZES, default="tiny", help="of both networks; default: tiny")
+    efficiency.add_argument("--tokens", type=int, nargs="+", default=TOKENS, metavar="N",
+                            help=f"multiples of 8; default: {' '.join(map(str, TOKENS))}")
+    for subject in (scan, model, pretraining, efficiency):
+        subject.add_argument("--rounds", type=int, default=5, help="default: 5")
+        subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+        subject.add_argument("--out", type=Path, default=Path("result/bench"),
+                             help="folder for the results; default: result/bench")
+        subject.set_defaults(run=_bench)
+    efficiency.set_defaults(run=_bench_efficiency)
 
 
 def _bench(options):
     if options.subject == "scan":
-        rows = bench.bench_scan(options.device, options.rounds)
+        rows = bench_scan(options.device, options.rounds)
     else:
-        measure = {"model": bench.bench_model, "pretraining": bench.bench_pretraining}[options.subject]
+        measure = {"model": bench_model, "pretraining": bench_pretraining}[options.subject]
         rows = measure(options.device, options.rounds, options.size or tuple(HIDDEN_SIZES))
     path = options.out / f"{options.subject}.csv"
-    print(bench.write_table(rows, path))
+    print(write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
+
+
+def _bench_efficiency(options):
+    try:
+        print(study(options.out, options.device, options.rounds, options.size, options.tokens))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What was measured is in {options.out}.", file=sys.stderr)
+        return INTERRUPTED
+    print(f"wrote efficiency_{options.size}.csv, .md and .png into {options.out}")
 
 
 def _add_superb(commands):

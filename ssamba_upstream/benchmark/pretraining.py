@@ -1,0 +1,59 @@
+"""``ssamba bench pretraining``: the passes of pretraining, and what their input costs."""
+
+import tempfile
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+from ..audio import read_clip
+from ..configuration import HIDDEN_SIZES, SsambaConfig
+from ..frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
+from ..pretraining.masking import cluster_mask
+from ..pretraining.objectives import SsambaForPreTraining
+from .model import model_calls
+from .timing import peak_memory, race, run_step
+
+PRETRAINING_CLIPS = 8
+
+
+def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
+    """Time pretraining's forward and backward passes on clips of 10.24 s, float32, and what they and their input cost.
+
+    Returns:
+        a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, peak MiB
+        that torch allocates meanwhile; and over those milliseconds, as shares: the scans with their convolutions, the
+        matrix products, log-mel from waveforms, and reading the clips from 16 kHz WAV files in one process. The last
+        two are not part of the passes; reading goes on in other processes.
+    """
+    rows = []
+    for size in tqdm(sizes, desc="pretraining", unit="size"):
+        model = SsambaForPreTraining(SsambaConfig.from_size(size)).to(device).train()
+        config, log_mel = model.config, LogMel().to(device)
+        samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        waveforms = torch.rand(PRETRAINING_CLIPS, samples, device=device) - 0.5
+        fbank = torch.stack(log_mel(list(waveforms)))
+        masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches).to(device).chunk(2)
+        parameters = list(model.parameters())
+
+        def step(masks):
+            return lambda: run_step(lambda: [model(fbank, *masks).loss], parameters, True)
+
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            soundfile.write(file.name, waveforms[0].cpu().numpy(), SAMPLE_RATE)
+            parts = model_calls(model.ssamba, fbank, True)
+            calls = {
+                "shared_mask": step(masks[:1]), "two_pass": step(masks), "scans": parts["scans"],
+                "products": parts["products"], "log-mel": lambda: log_mel(list(waveforms)),
+                "reading": lambda: [read_clip(file.name, samples, "centre") for _ in fbank],
+            }
+            medians = race(calls, rounds, device)
+        for passes, objective in enumerate(("shared_mask", "two_pass"), start=1):
+            whole = medians[objective]
+            rows.append({
+                "size": size, "objective": objective, "ms": whole, "clips / s": len(fbank) / whole * 1e3,
+                "peak MiB": peak_memory(calls[objective], device) / 2**20, "scans": passes * medians["scans"] / whole,
+                "products": passes * medians["products"] / whole, "log-mel": medians["log-mel"] / whole,
+                "reading": medians["reading"] / whole,
+            })
+    return rows

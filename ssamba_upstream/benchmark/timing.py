@@ -1,0 +1,91 @@
+"""What all benchmarks share: times side by side, peak memory, one step of a network, tables."""
+
+import csv
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ..files import replacing
+
+SECONDS_EACH = 20  # a candidate that has taken as long makes no further round: some peers need ten seconds a call
+
+
+def race(calls, rounds, device="cpu", warm=False):
+    """name -> median milliseconds of each call; every round makes each call once, after a first that is not counted
+    unless the calls are ``warm``, made before. Calls that have taken SECONDS_EACH make no further round."""
+    times = {name: [] for name in calls}
+    for i in range(1 if warm else 0, rounds + 1):
+        for name, call in calls.items():
+            if sum(times[name]) > SECONDS_EACH * 1e3:
+                continue
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if i:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def peak_memory(call, device="cpu"):
+    """Bytes that torch allocates in a call at the most, beyond what is there before it."""
+    if device != "cpu":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    allocated = peak = 0
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        allocated += event.self_cpu_memory_usage
+        peak = max(peak, allocated)
+    return peak
+
+
+def available_memory(device="cpu"):
+    """Bytes that a call can still take at the most: of the GPU, or of the machine, where that can be told (Linux)."""
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), math.inf)
+
+
+def run_step(function, inputs, gradients):
+    """Call a function that returns tensors, and, if asked, find their gradients for all inputs."""
+    with torch.set_grad_enabled(gradients):
+        outputs = function()
+    if gradients:
+        torch.autograd.grad(outputs, list(inputs), [output.detach() for output in outputs], allow_unused=True)
+
+
+def write_table(rows, path):
+    """Write rows, dicts with the same keys, as CSV, and return them as a Markdown table."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return markdown(rows)
+
+
+def markdown(rows):
+    """Rows, dicts with the same keys, as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(value):
+    return value if isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _wait(device):
+    if device != "cpu":
+        torch.cuda.synchronize()
