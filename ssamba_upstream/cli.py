@@ -18,10 +18,11 @@ from .benchmark.scan import bench_scan
 from .benchmark.timing import write_table
 from .finetuning import preparation
 from .labelled import read_labelled
-from .pretraining.manifest import find_audio, read_manifest, scan
+from .manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
-from .pretraining.recipe import read_recipe
-from .pretraining.training_state import TrainingError
+from .pretraining.recipe import PretrainingRecipe
+from .training.recipe import read_recipe
+from .training.training_state import TrainingError
 from .probing import cache, superb_sets
 from .probing.probe import probe
 from .probing.report import MOST_SEEDS
@@ -243,7 +244,8 @@ def _add_pretrain(commands):
 def _pretrain(options):
     from .pretraining.trainer import pretrain
 
-    finished = pretrain(read_recipe(options.recipe, options.overrides), options.out, options.resume, options.device)
+    recipe = read_recipe(options.recipe, PretrainingRecipe, options.overrides)
+    finished = pretrain(recipe, options.out, options.resume, options.device)
     return 0 if finished else INTERRUPTED
 
 

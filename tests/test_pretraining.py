@@ -17,12 +17,14 @@ import torch.multiprocessing as multiprocessing
 from ssamba_upstream import SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.pretraining import training_state, trainer
-from ssamba_upstream.pretraining.manifest import scan
+from ssamba_upstream.pretraining import trainer
+from ssamba_upstream.training import training_state
+from ssamba_upstream.manifest import scan
 from ssamba_upstream.pretraining.objectives import SsambaForPreTraining
-from ssamba_upstream.pretraining.recipe import RECIPES, RecipeError, read_recipe
+from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
-from ssamba_upstream.pretraining.training_state import (
+from ssamba_upstream.training.recipe import RecipeError, read_recipe
+from ssamba_upstream.training.training_state import (
     TrainingError, load_training_state, save_training_state, training_states,
 )
 
@@ -59,7 +61,7 @@ def recipe_file(tmp_path, audio):
 
 @pytest.fixture
 def recipe(recipe_file):
-    return lambda **changes: read_recipe(recipe_file(**changes))
+    return lambda **changes: read_recipe(recipe_file(**changes), PretrainingRecipe)
 
 
 def logged(out, *names, kind="training"):
@@ -149,14 +151,14 @@ def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert len(training_states(run / "states")) <= 3
-    assert pretrain(read_recipe(file), run, resume=True)
-    pretrain(read_recipe(file), tmp_path / "whole")
+    assert pretrain(read_recipe(file, PretrainingRecipe), run, resume=True)
+    pretrain(read_recipe(file, PretrainingRecipe), tmp_path / "whole")
     assert_same_run(run, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, number):
-    step = trainer._Run.step
+    step = trainer._Pretraining.step
 
     def interrupted_step(self, n, batches):
         report = step(self, n, batches)
@@ -165,7 +167,7 @@ def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, number):
         return report
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(trainer._Run, "step", interrupted_step)
+    monkeypatch.setattr(trainer._Pretraining, "step", interrupted_step)
     assert not pretrain(recipe(), tmp_path / "run")
     assert signal.getsignal(number) is before
     assert training_states(tmp_path / "run" / "states")[0].name == "step-00000003.pt"
@@ -214,7 +216,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
 
 @pytest.mark.parametrize("bad_steps, stops", [(range(2, 6), False), (range(2, 100), True)])
 def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps, stops):
-    forward = trainer._Run._forward
+    forward = trainer._Pretraining.forward
     calls = []
 
     def poisoned(self, network, *arguments):
@@ -225,7 +227,7 @@ def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps,
                 output.loss = output.loss * torch.nan
         return output
 
-    monkeypatch.setattr(trainer._Run, "_forward", poisoned)
+    monkeypatch.setattr(trainer._Pretraining, "forward", poisoned)
     run = recipe(steps=14, save_every=1, validate_every=14)
     if stops:
         with pytest.raises(TrainingError, match="steps 2 to 11 had gradients that are not finite"):
@@ -249,7 +251,7 @@ def test_the_plateau_halves_the_learning_rate(tmp_path, recipe, monkeypatch):
     def constant(self, step):
         self.plateau.step(next(validations))
 
-    monkeypatch.setattr(trainer._Run, "_validate", constant)
+    monkeypatch.setattr(trainer._Pretraining, "_validate", constant)
     pretrain(recipe(validate_every=1, patience=1, warmup_steps=1), tmp_path / "run")
     rates = [rate for _, rate in logged(tmp_path / "run", "learning_rate")]
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4])
@@ -300,21 +302,21 @@ def test_unreadable_files_are_counted_and_listed(tmp_path, recipe, audio):
 ])
 def test_bad_recipes(recipe_file, changes, message):
     with pytest.raises(RecipeError, match=message):
-        read_recipe(recipe_file(**changes))
+        read_recipe(recipe_file(**changes), PretrainingRecipe)
 
 
 def test_recipes_of_the_package():
     names = {f"{size}_{masked}" for size in ("tiny", "small", "base") for masked in (250, 300, 400)}
     assert names < {file.stem for file in RECIPES.glob("*.yaml")}
     for name in names:
-        recipe = read_recipe(name)
+        recipe = read_recipe(name, PretrainingRecipe)
         assert f"{recipe.config().size}_{recipe.config().masked_patches}" == name
         assert (recipe.batch_size, recipe.learning_rate, recipe.config().drop_path_rate) == (64, 1e-4, 0.1)
-    changed = read_recipe("smoke", ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
+    changed = read_recipe("smoke", PretrainingRecipe, ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
     assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
     assert changed.config().pretraining_frames == 256
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
-        read_recipe("huge")
+        read_recipe("huge", PretrainingRecipe)
 
 
 def test_batches_that_cannot_be_divided(tmp_path, recipe):
@@ -325,7 +327,7 @@ def test_batches_that_cannot_be_divided(tmp_path, recipe):
 def _gradient_of_a_rank(rank, port, model, fbank, mask, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    from ssamba_upstream.pretraining.distributed import start_processes
+    from ssamba_upstream.training.distributed import start_processes
 
     with start_processes("cpu") as processes:
         network = torch.nn.parallel.DistributedDataParallel(model)

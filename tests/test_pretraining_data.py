@@ -15,7 +15,7 @@ import torch
 
 from conftest import SHARED_AUDIO
 from ssamba_upstream.pretraining.data import read_clip, training_batches, validation_batches
-from ssamba_upstream.pretraining.manifest import ManifestError
+from ssamba_upstream.manifest import ManifestError
 
 SAMPLES = 400
 

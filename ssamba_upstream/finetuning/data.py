@@ -13,8 +13,8 @@ import torch
 
 from ..audio import read_clip
 from ..frontend import SAMPLE_RATE
-from ..pretraining.data import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
-from ..pretraining.manifest import ManifestError
+from ..manifest import ManifestError
+from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
 
 IGNORED = -100
 """The label of a second that has none; cross-entropy and :mod:`~ssamba_upstream.finetuning.metrics` leave it out."""
@@ -28,7 +28,7 @@ class LabelledBatch(Batch):
     """Clips of one step and what they are to be recognised as.
 
     Attributes:
-        waveforms, lengths, unreadable, position: as of :class:`~ssamba_upstream.pretraining.data.Batch`.
+        waveforms, lengths, unreadable, position: as of :class:`~ssamba_upstream.training.batches.Batch`.
         targets: ``(clips, classes)`` float32; or ``(clips, seconds)`` int64, classes of each second, -100 where there
             is none or the clip has ended.
         indices: ``(clips,)`` int64, which of the recordings a clip is of; of a mixed clip, the one it began with.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..audio import AUDIO_EXTENSIONS
 from ..files import replacing
 from ..labelled import COLUMNS, LabelledSet, join_labels, split_labels
-from ..pretraining.manifest import ManifestError, find_audio, read_header
+from ..manifest import ManifestError, find_audio, read_header
 from ..superb.corpora import hash_split
 from .scenes import SCENE_SECONDS, mix_scenes
 

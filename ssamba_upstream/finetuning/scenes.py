@@ -11,7 +11,7 @@ from ..audio import read_clip
 from ..files import replacing
 from ..frontend import SAMPLE_RATE
 from ..labelled import join_labels
-from ..pretraining.manifest import why_unreadable
+from ..manifest import why_unreadable
 
 SCENE_SECONDS = 60
 LARGEST_CUT = SAMPLE_RATE // 10

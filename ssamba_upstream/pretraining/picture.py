@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ..audio import read_clip
 from ..files import replacing
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
-from .manifest import why_unreadable
+from ..manifest import why_unreadable
 from .masking import cluster_mask
 
 

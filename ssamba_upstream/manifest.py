@@ -1,4 +1,4 @@
-"""Manifests: which audio files a pretraining run reads."""
+"""Manifests: which audio files there are."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from ..audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
-from ..files import replacing
+from .audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
+from .files import replacing
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
 

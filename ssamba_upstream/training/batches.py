@@ -1,0 +1,167 @@
+"""Batches of waveforms: clips are read, replaced where they cannot be, padded and counted.
+
+Everything random here is seeded by where a clip stands in the sequence of all clips, so that a run goes on exactly
+where it stopped, and one on more processes sees the same clips.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..audio import read_clip
+from ..manifest import ManifestError, why_unreadable
+
+UNREADABLE = (OSError, RuntimeError, ValueError)
+"""What reading a damaged, vanished or senseless audio file raises."""
+
+ATTEMPTS = 100
+"""So many unreadable files in a row, where one clip was wanted, stop a run."""
+
+
+@dataclass
+class Batch:
+    """Clips of one step.
+
+    Attributes:
+        waveforms: ``(clips, samples)`` float32 at 16 kHz, padded with zeros at the end.
+        lengths: ``(clips,)`` int64, samples of each clip that are not padding.
+        unreadable: path and reason of each file that was met and skipped on the way to this batch.
+        position: what the sequence of batches needs to go on after this batch; plain integers, lists and dicts.
+    """
+
+    waveforms: torch.Tensor
+    lengths: torch.Tensor
+    unreadable: list[str]
+    position: object = None
+
+
+@dataclass
+class NumberedBatches(Dataset):
+    """Batches by their number: of the sequence of all clips, batch m of a rank holds those from
+    ``(m * world_size + rank) * batch_size`` on.
+
+    A subclass makes an example of the clips read for a place of the sequence, ``example(readings, random)``, and a
+    batch of the examples, ``batch(examples, unreadable, position)``. An error is an item too: DataLoader would bury
+    its message under a traceback.
+    """
+
+    files: list[str]
+    batch_size: int
+    samples: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, number):
+        first = (number * self.world_size + self.rank) * self.batch_size
+        examples, unreadable = [], []
+        try:
+            for position in range(first, first + self.batch_size):
+                random = np.random.default_rng([self.seed, 1, position])
+                examples.append(self.example(self._readings(position, random, unreadable), random))
+        except ManifestError as error:
+            return error
+        return self.batch(examples, unreadable, number + 1)
+
+    def _readings(self, position, random, unreadable):
+        """Index and clip of the file at a position, and then of random ones to replace it or to go with it."""
+        index = self.index_at(position, random)
+        failures = 0
+        while failures < ATTEMPTS:
+            file = self.files[index]
+            try:
+                clip = self.read(file, random)
+            except UNREADABLE as error:
+                unreadable.append(f"{file}: {why_unreadable(error, file)}")
+                failures += 1
+            else:
+                yield index, clip
+                failures = 0
+            index = int(random.integers(len(self.files)))
+        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the manifest's paths still exist? "
+                            f"The last: {unreadable[-1]}")
+
+    def index_at(self, position, random):
+        epoch, place = divmod(position, len(self.files))
+        return int(_order(self.seed, epoch, len(self.files))[place])
+
+    def read(self, file, random):
+        return read_clip(file, self.samples, random)
+
+
+@lru_cache(maxsize=2)
+def _order(seed, epoch, count):
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+@dataclass
+class ClipsInOrder(Dataset):
+    """Clips by their number, or the reason (str) why there is none."""
+
+    files: list[str]
+    samples: int
+    crop: str = "centre"
+
+    def __getitem__(self, number):
+        file = self.files[number]
+        try:
+            return read_clip(file, self.samples, self.crop)
+        except UNREADABLE as error:
+            return f"{file}: {why_unreadable(error, file)}"
+
+
+def in_batches(clips, batch_size):
+    """Lists of clips, each with the reasons (str) met on the way to it why there is none.
+
+    Raises:
+        ManifestError: there are reasons only.
+    """
+    batch, unreadable = [], []
+    for clip in clips:
+        if isinstance(clip, str):
+            unreadable.append(clip)
+            continue
+        if len(batch) == batch_size:
+            yield batch, unreadable
+            batch, unreadable = [], []
+        batch.append(clip)
+    if batch:
+        yield batch, unreadable
+    elif unreadable:
+        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
+
+
+def load(dataset, workers, sampler=None):
+    """The items of a data set, read by so many processes; one that is a ManifestError is raised."""
+    # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
+    loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
+                        worker_init_fn=_leave_process_group)
+    for item in loader:
+        if isinstance(item, ManifestError):
+            raise item
+        yield item
+
+
+def _leave_process_group(worker):
+    """Keep a signal for the whole process group (Ctrl-C, torchrun's SIGTERM) for the training process to handle."""
+    os.setpgrp()
+
+
+def pad(clips, samples):
+    """Clips as rows ``(clips, samples)``, padded with zeros at the end, and their lengths ``(clips,)``."""
+    waveforms = torch.zeros(len(clips), samples)
+    for row, clip in zip(waveforms, clips):
+        row[:len(clip)] = clip
+    return waveforms, torch.tensor([len(clip) for clip in clips])
+
+
+def batch_to_fbank(batch, log_mel, frames):
+    """Batch of waveforms -> (clips, frames, mel) of normalised log-mel on the device of ``log_mel``; a short clip is
+    padded as :meth:`LogMel.fixed_length` does."""
+    waveforms = batch.waveforms.to(log_mel.window.device, non_blocking=True)
+    return log_mel.fixed_length([waveform[:length] for waveform, length in zip(waveforms, batch.lengths.tolist())],
+                                frames)

@@ -1,0 +1,272 @@
+"""The training loop that pretraining and fine-tuning share: batches -> losses -> a step of the optimizer."""
+
+import itertools
+import math
+import signal
+import time
+from contextlib import closing, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from .log import RunLog
+from .training_state import TrainingError, load_training_state, save_training_state
+
+MOST_SKIPPED = 10  # steps in a row with a gradient that is not finite
+TRAINING, VALIDATION, NETWORK = range(3)  # what a random draw is for, as part of its seed
+
+
+class Run:
+    """A run between two steps: network, optimizer, and how far it has come.
+
+    A subclass says what is trained on what: ``batches``, ``forward``, ``learning_rate_factor``, and what happens
+    before the first step, after each, and at the end. Nothing random has a state: it is seeded by the step.
+
+    Args:
+        recipe: a TrainingRecipe.
+        steps: of the optimizer.
+        out: the run's folder.
+        processes: see :func:`ssamba_upstream.training.distributed.start_processes`.
+        model: on the device of the processes.
+        parameter_groups: of AdamW; "lr" of a group is its highest learning rate. Default: all parameters at the
+            recipe's.
+        average: AveragedModel of the model, or None.
+    """
+
+    LOSSES = ("loss",)
+    """The entries of what ``forward`` returns that are logged; "loss" is what is minimised."""
+
+    def __init__(self, recipe, steps, out, processes, model, parameter_groups=None, average=None):
+        self.recipe, self.steps, self.out, self.processes, self.model = recipe, steps, out, processes, model
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups or model.parameters(), lr=recipe.learning_rate, betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+        )
+        self.highest_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = average
+        self.progress = {"step": 0, "best": -math.inf, "skipped": 0, "skipped_in_a_row": 0, "unreadable": 0}
+        self.position, self.unreadable = None, []
+
+    def batches(self):
+        """Batches without end, from ``self.position`` on."""
+        raise NotImplementedError
+
+    def forward(self, network, batch, generator):
+        """The losses of a batch, by the names in LOSSES; what is random is drawn from the generator."""
+        raise NotImplementedError
+
+    def learning_rate_factor(self, step):
+        """What the highest learning rates are multiplied by after the warm-up; None leaves them as they are."""
+        raise NotImplementedError
+
+    def begin(self):
+        """Called before the first step."""
+
+    def after_step(self, step, last):
+        """Called after each step, before its state is saved."""
+
+    def end(self):
+        """Called after the last step; once more where a finished run is resumed."""
+
+    def update_average(self, step):
+        """Called after each step of the optimizer where there is an average."""
+
+    def train(self, stopped):
+        """Make the steps that are left.
+
+        Args:
+            stopped: see :func:`signals`.
+
+        Returns:
+            True when all steps are done, False when a signal stopped the run after saving its state.
+        """
+        self._go_on()
+        with closing(self.log):
+            return self._train(stopped)
+
+    def _go_on(self):
+        """From the newest state there is, if any."""
+        recipe, processes = self.recipe, self.processes
+        state = load_training_state(self.out / "states", print if processes.first else lambda sentence: None)
+        if state is not None:
+            self.restore(state)
+        self.network = self.model
+        if processes.world_size > 1:
+            self.network = DistributedDataParallel(self.model)
+        if recipe.compile:
+            self.network = torch.compile(self.network)
+        self.log = RunLog(self.out, self.progress["step"], self.steps, recipe.batch_size, processes.first)
+
+    def _train(self, stopped):
+        recipe, processes = self.recipe, self.processes
+        if self.progress["step"]:
+            self.log.say(f"going on after step {self.progress['step']}")
+        else:
+            self.begin()
+        batches = self.batches()
+        meter = _Meter(self.LOSSES)
+        for step in range(self.progress["step"] + 1, self.steps + 1):
+            meter.add(self.step(step, batches))
+            self.log.advance()
+            last, interrupted = step == self.steps, processes.any(stopped)
+            if step % recipe.log_every == 0 or last:
+                self.log.record(step, "training", **meter.means(processes), **self._counts(step))
+                meter = _Meter(self.LOSSES)
+            self.after_step(step, last)
+            if step % recipe.save_every == 0 or last or interrupted:
+                self._save(step)
+            if interrupted and not last:
+                self.log.say(f"stopped by a signal after step {step}; --resume goes on from {self.out / 'states'}")
+                return False
+        self.end()
+        return True
+
+    def step(self, step, batches):
+        """One step of the optimizer; returns what there is to report about it."""
+        recipe, parts = self.recipe, self.recipe.accumulation
+        torch.manual_seed(seed_of(recipe.seed, NETWORK, step, self.processes.rank))  # drop path
+        generator = torch.Generator().manual_seed(seed_of(recipe.seed, TRAINING, step, self.processes.rank))
+        self.model.train()
+        totals, started, waited = torch.zeros(len(self.LOSSES), device=self.processes.device), time.perf_counter(), 0.0
+        for part in range(parts):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            self.unreadable += batch.unreadable
+            self.position = batch.position
+            last = part == parts - 1
+            with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
+                output = self.forward(self.network, batch, generator)
+                (output["loss"] / parts).backward()
+            totals += torch.stack([output[name].detach() for name in self.LOSSES]) / parts
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self._set_learning_rates(step)
+        self._update(step, norm)
+        self.progress["step"] = step
+        return {
+            "losses": totals, "gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "clips": recipe.batch_size, "seconds": time.perf_counter() - started, "waited": waited,
+        }
+
+    def autocast(self):
+        """The recipe's precision."""
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def _update(self, step, norm):
+        """Step with the gradient there is, unless it is not finite."""
+        finite = bool(norm.isfinite())
+        if finite:
+            self.optimizer.step()
+            if self.average is not None:
+                self.update_average(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress["skipped"] += not finite
+        self.progress["skipped_in_a_row"] = 0 if finite else self.progress["skipped_in_a_row"] + 1
+        if not finite:
+            self.log.record(step, "event", skipped=f"the gradient's norm is {norm.item()}")
+        if self.progress["skipped_in_a_row"] == MOST_SKIPPED:
+            raise TrainingError(
+                f"steps {step - MOST_SKIPPED + 1} to {step} had gradients that are not finite (learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:.3g}, {self.recipe.precision}); the states in "
+                f"{self.out / 'states'} are from before: resume with a lower learning rate or in float32"
+            )
+
+    def _set_learning_rates(self, step):
+        """Linear warm-up, then what the subclass says."""
+        warmup = self.recipe.warmup_steps
+        factor = step / warmup if step <= warmup else self.learning_rate_factor(step)
+        if factor is not None:
+            for group, highest in zip(self.optimizer.param_groups, self.highest_rates):
+                group["lr"] = highest * factor
+
+    def _save(self, step):
+        self._counts(step)
+        positions = self.processes.gather(self.position)
+        if self.processes.first:
+            state = {**self.state(), "positions": positions}
+            save_training_state(self.out / "states", step, state, self.recipe.keep)
+
+    def state(self):
+        """All that decides how the run goes on, but for the position among the batches."""
+        return {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.progress,
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def restore(self, state):
+        """Go on from a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = state["progress"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        positions = state["positions"]
+        if len(positions) != self.processes.world_size and not all(isinstance(p, int) for p in positions):
+            raise TrainingError(
+                f"the run read its shards with {len(positions)} processes, and cannot go on in the same order with "
+                f"{self.processes.world_size}"
+            )
+        self.position = positions[min(self.processes.rank, len(positions) - 1)]
+
+    def _counts(self, step):
+        """Steps skipped and files that could not be read so far; lists what has been added to the latter."""
+        files = sorted(itertools.chain(*self.processes.gather(self.unreadable)))
+        for file in files:
+            self.log.record(step, "event", unreadable=file)
+        self.progress["unreadable"] += len(files)
+        self.unreadable = []
+        return {name: self.progress[name] for name in ("skipped", "unreadable")}
+
+
+class _Meter:
+    """Means over the steps since the last report."""
+
+    def __init__(self, losses):
+        self.losses, self.steps = losses, []
+
+    def add(self, report):
+        self.steps.append(report)
+
+    def means(self, processes):
+        losses = processes.sum(torch.stack([step["losses"] for step in self.steps]).mean(0)) / processes.world_size
+        seconds = sum(step["seconds"] for step in self.steps)
+        return {
+            **dict(zip(self.losses, losses.tolist())),
+            "gradient_norm": torch.stack([step["gradient_norm"] for step in self.steps]).mean().item(),
+            "learning_rate": self.steps[-1]["learning_rate"],
+            "clips_per_second": sum(step["clips"] for step in self.steps) / seconds,
+            "waiting_for_data": sum(step["waited"] for step in self.steps) / seconds,
+        }
+
+
+def clips_at_once(recipe, world_size):
+    """Clips that a process sends through the network at once."""
+    parts = world_size * recipe.accumulation
+    if recipe.batch_size % parts:
+        raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for each "
+                         f"of {world_size} processes")
+    return recipe.batch_size // parts
+
+
+def seed_of(*numbers):
+    """A seed of its own for every purpose, step and process of a run."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def signals():
+    """A list that is empty until SIGINT or SIGTERM arrives; a second SIGINT interrupts at once."""
+    received = []
+
+    def note(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""TrainingRecipe: what every training run has to be told, read from YAML."""
+
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message says what is wrong and what was expected."""
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """What the loop, :class:`ssamba_upstream.training.loop.Run`, has to know.
+
+    Attributes:
+        size: "tiny", "small" or "base".
+        model: fields of :class:`SsambaConfig` that differ from that size's.
+        batch_size: clips of a step, over all processes and accumulated parts.
+        accumulation: parts into which a process's share of a step's clips is divided, one after the other.
+        learning_rate, betas, weight_decay: of AdamW.
+        warmup_steps: steps over which the learning rate grows linearly from zero.
+        clip_norm: largest norm of the gradient; a longer one is shortened.
+        precision: "float32", or "bfloat16" (autocast).
+        gradient_checkpointing: compute each block again in the backward pass instead of keeping what it needs.
+        compile: torch.compile the network.
+        save_every, log_every: in steps.
+        keep: training checkpoints kept.
+        workers: processes that read audio, for each process of the run.
+        seed: of the initial weights and of all that is drawn at a step.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    size: str = "tiny"
+    model: dict = field(default_factory=lambda: {"drop_path_rate": 0.1})
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    betas: list = field(default_factory=lambda: [0.95, 0.999])
+    weight_decay: float = 5e-8
+    warmup_steps: int = 1000
+    clip_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    save_every: int = 1000
+    log_every: int = 50
+    keep: int = 3
+    workers: int = 4
+    seed: int = 0
+
+    FOLDER = None
+    """Where the package's recipes of this kind are."""
+
+    FREE = ("save_every", "log_every", "keep", "workers")
+    """What may differ between a run and its continuation."""
+
+    CHOICES = {"precision": ("float32", "bfloat16")}
+    COUNTS = ("batch_size", "accumulation", "save_every", "log_every", "keep")
+
+    def __post_init__(self):
+        for name, choices in self.CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise RecipeError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name in self.COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise RecipeError(f"{name} must be a whole number from 1; got {value!r}")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise RecipeError(f"{name} must be a number above 0, such as 1.0e-4; got {value!r}")
+        if not isinstance(self.weight_decay, (int, float)) or self.weight_decay < 0:
+            raise RecipeError(f"weight_decay must be a number from 0, such as 5.0e-8; got {self.weight_decay!r}")
+
+    def sources(self):
+        """The files that say what is read."""
+        raise NotImplementedError
+
+    def to_dict(self):
+        return asdict(self)
+
+
+def read_recipe(source, kind, overrides=()):
+    """Read a recipe.
+
+    Args:
+        source: a YAML file, or the name of one of the package's. Its field ``extends`` names a recipe beside it whose
+            fields hold where it says nothing; ``model`` is merged field by field.
+        kind: the class of the recipe, a TrainingRecipe.
+        overrides: "field=value" strings, the value in YAML; "model.field=value" for one field of ``model``.
+
+    Raises:
+        RecipeError: no such file, not a recipe, or a value out of range.
+    """
+    values = _read_fields(_find(source, kind.FOLDER))
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator:
+            raise RecipeError(f"{override!r} is no override; expected field=value")
+        target = values
+        if name.startswith("model."):
+            target, name = values.setdefault("model", {}), name.removeprefix("model.")
+        target[name] = yaml.safe_load(value)
+    known = fields(kind)
+    unknown = sorted(set(values) - {item.name for item in known})
+    if unknown:
+        raise RecipeError(f"{source}: no field {', '.join(unknown)}; there are: "
+                          f"{', '.join(sorted(item.name for item in known))}")
+    missing = [item.name for item in known if item.name not in values and item.default is item.default_factory is MISSING]
+    if missing:
+        raise RecipeError(f"{source} lacks {', '.join(missing)}; give --set {missing[0]}=VALUE")
+    return kind(**values)
+
+
+def _find(source, folder):
+    for candidate in (Path(source), folder / f"{source}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise RecipeError(f"no recipe {source}: it is neither a file nor one of {names}")
+
+
+def _read_fields(path):
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} is no recipe: expected fields and values")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    inherited = _read_fields(path.parent / base)
+    return inherited | values | {"model": inherited.get("model", {}) | values.get("model", {})}

@@ -1,0 +1,77 @@
+"""What a run leaves beside its weights: recipe, data and environment."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..files import replacing
+from ..manifest import manifest_hash
+from .recipe import RecipeError
+
+RUN = "run.json"
+
+
+def describe_run(recipe, **more):
+    """What decides a run's result, as JSON can hold it: recipe, hashes of the files that say what is read, more that is
+    given, environment."""
+    return {
+        "recipe": recipe.to_dict(),
+        "manifests": {source: manifest_hash(source) for source in recipe.sources() if Path(source).is_file()},
+        **more,
+        "environment": {
+            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+    }
+
+
+def check_continuation(out, description, recipe, resume):
+    """Begin a run's folder, or see that a run there is the one described.
+
+    Raises:
+        FileExistsError: the folder is there and not empty, and the run is not to be resumed.
+        RecipeError: the run that is to be resumed began with another recipe or other manifests.
+    """
+    file = out / RUN
+    if file.exists() and resume:
+        began = json.loads(file.read_text())
+        for part in description.keys() - {"environment"}:
+            _compare(began[part], description[part], recipe.FREE if part == "recipe" else (), out)
+    elif out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(description, file)
+
+
+def write_notes(folder, description, step, scores, card):
+    """Write a run's description and a model card beside a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        description: see :func:`describe_run`.
+        step: at which the checkpoint was taken.
+        scores: by which it may be judged, as JSON can hold them.
+        card: in Markdown.
+    """
+    write_json({**description, "step": step, **scores}, folder / RUN)
+    write_text(card, folder / "README.md")
+
+
+def write_json(content, path):
+    write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def write_text(text, path):
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def _compare(began, now, free, out):
+    for name in sorted(began.keys() | now.keys()):
+        if name not in free and began.get(name) != now.get(name):
+            raise RecipeError(f"the run in {out} began with {name} {began.get(name)!r}, not {now.get(name)!r}; give "
+                              "the same again, or a new folder")
