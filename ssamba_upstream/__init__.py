@@ -7,9 +7,18 @@ from .torchaudio_extension import ensure_torchaudio_imports
 
 ensure_torchaudio_imports()
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
+    AutoModelForPreTraining,
+)
 
+from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification  # noqa: E402
 from .configuration import SsambaConfig  # noqa: E402
+from .feature_extraction import SsambaFeatureExtractor  # noqa: E402
 from .modeling import SsambaModel  # noqa: E402
 from .plugin.registry import register  # noqa: E402
 from .pretraining.objectives import SsambaForPreTraining  # noqa: E402
@@ -17,5 +26,16 @@ from .pretraining.objectives import SsambaForPreTraining  # noqa: E402
 AutoConfig.register(SsambaConfig.model_type, SsambaConfig)
 AutoModel.register(SsambaConfig, SsambaModel)
 AutoModelForPreTraining.register(SsambaConfig, SsambaForPreTraining)
+AutoModelForAudioClassification.register(SsambaConfig, SsambaForAudioClassification)
+AutoModelForAudioFrameClassification.register(SsambaConfig, SsambaForAudioFrameClassification)
+AutoFeatureExtractor.register(SsambaConfig, SsambaFeatureExtractor)
 
-__all__ = ["SsambaConfig", "SsambaForPreTraining", "SsambaModel", "register"]
+__all__ = [
+    "SsambaConfig",
+    "SsambaFeatureExtractor",
+    "SsambaForAudioClassification",
+    "SsambaForAudioFrameClassification",
+    "SsambaForPreTraining",
+    "SsambaModel",
+    "register",
+]

@@ -7,10 +7,12 @@ writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuratio
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -20,9 +22,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .configuration import SsambaConfig
 from .files import replacing
 from .modeling import SsambaModel
+from .positions import stretch_positions
 from .pretraining.objectives import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
@@ -31,12 +35,29 @@ PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
 CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
 
 ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
-HEADS = ("mask_embed", "contrastive_head.", "reconstruction_head.")
+# What a model has beside the encoder; a checkpoint's class is told by it.
+HEADS = {
+    SsambaForPreTraining: {"mask_embed", "contrastive_head", "reconstruction_head"},
+    SsambaForAudioClassification: {"classifier"},
+    SsambaForAudioFrameClassification: {"frame_classifier"},
+}
 
 # What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
 OFFICIAL_CLASSIFIER = "v.head."
 OFFICIAL_NAMES = {"v.": ENCODER, "cpredlayer.": "contrastive_head.", "gpredlayer.": "reconstruction_head."}
+
+# What transformers needs to load a classifier's folder in a program that has not imported this package.
+AUTO_CLASSES = {
+    SsambaForAudioClassification: "AutoModelForAudioClassification",
+    SsambaForAudioFrameClassification: "AutoModelForAudioFrameClassification",
+}
+CODE_MODULE = "ssamba"
+CODE = f'''"""The classes of this checkpoint, from the installed package ssamba-upstream."""
+
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaModel
+from ssamba_upstream import {", ".join(model_class.__name__ for model_class in AUTO_CLASSES)}
+'''
 
 
 class CheckpointError(ValueError):
@@ -51,8 +72,9 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
             the published code's.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
             which do not say, "paired", the order in which they were trained.
-        model_class: SsambaModel, the encoder alone, or SsambaForPreTraining. None: the latter where the checkpoint has
-            the heads of pretraining.
+        model_class: SsambaModel, the encoder alone, or one of the classes with heads, SsambaForPreTraining,
+            SsambaForAudioClassification and SsambaForAudioFrameClassification. None: the one whose heads the checkpoint
+            has.
         overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``.
 
     Returns:
@@ -64,13 +86,14 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
         ValueError: an override that no network can be built from.
     """
     config, state = _read(path)
-    heads = {name: tensor for name, tensor in state.items() if name.startswith(HEADS)}
-    if model_class is None:
-        model_class = SsambaForPreTraining if heads else SsambaModel
+    stored = _class_of(state)
+    model_class = stored if model_class is None else model_class
     if model_class is SsambaModel:
-        state = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name not in heads}
-    elif not heads:
-        raise CheckpointError(f"{path} holds the encoder alone, without the heads of pretraining")
+        heads = HEADS.get(stored, ())
+        state = {name.removeprefix(ENCODER): t for name, t in state.items() if name.split(".")[0] not in heads}
+    elif model_class is not stored:
+        held = "the encoder alone" if stored is SsambaModel else f"a {stored.__name__}"
+        raise CheckpointError(f"{path} holds {held}, without the heads of a {model_class.__name__}")
     if block_order is not None:
         overrides["block_order"] = block_order
     model = model_class(SsambaConfig(**{**config.to_dict(), **overrides}))
@@ -82,7 +105,7 @@ def save_model(model, path):
     """Save a model in this package's format; see :func:`load_model` for reading it.
 
     Args:
-        model: a SsambaModel or SsambaForPreTraining.
+        model: a SsambaModel, or one of the classes with heads.
         path: a file ending in ``.safetensors`` or ``.ckpt``, which carries its configuration, or else a folder,
             which must not hold anything yet.
 
@@ -92,23 +115,99 @@ def save_model(model, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        config = {CONFIG_KEY: json.dumps(model.config.to_dict()), "format": "pt"}
+        config = {CONFIG_KEY: json.dumps(_fields(model)), "format": "pt"}
         with replacing(path) as target:
             save_file(_contiguous(model.state_dict()), target, metadata=config)
     elif path.suffix == ".ckpt":
-        content = {CONFIG_KEY: model.config.to_dict(), "state_dict": _contiguous(model.state_dict())}
+        content = {CONFIG_KEY: _fields(model), "state_dict": _contiguous(model.state_dict())}
         with replacing(path) as target:
             torch.save(content, target)
     else:
-        if path.is_dir() and any(path.iterdir()):
-            raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
+        with _new_folder(path) as folder:
             model.save_pretrained(folder)
-            folder.chmod(0o777 & ~_umask())
-            os.replace(folder, path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overrides):
+    """A classifier to be fine-tuned: a head with random weights, drawn from torch's global generator, on an encoder.
+
+    Where the clips are longer than the positions that the encoder has learned, and its positions are "physical", those
+    are stretched along time once, and ``pretraining_frames`` becomes the clips' length. "published" positions stretch
+    by themselves.
+
+    Args:
+        checkpoint: of the encoder, see :func:`load_model`; the heads that it has are left out. None: random weights.
+        model_class: SsambaForAudioClassification or SsambaForAudioFrameClassification.
+        labels: names of the classes, in the order of their indices.
+        frames: length of the clips in fbank frames of 10 ms.
+        size: "tiny", "small" or "base", of an encoder with random weights.
+        overrides: fields of :class:`SsambaConfig`, such as ``time_stride``, ``drop_path_rate``, ``problem_type`` or
+            ``pooling``.
+
+    Returns:
+        a model of that class in float32, in eval mode.
+
+    Raises:
+        CheckpointError: see :func:`load_model`.
+        ValueError: no class or two of the same name, or an override that no network can be built from.
+    """
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(f"labels must be the names of classes, each once; got {list(labels)}")
+    if checkpoint is None:
+        encoder = SsambaModel(SsambaConfig.from_size(size, **overrides))
+    else:
+        encoder = load_model(checkpoint, **{"problem_type": None, "pooling": "avgtok", **overrides})
+    fields, weights = encoder.config.to_dict(), encoder.state_dict()
+    if encoder.config.positions == "physical" and frames > encoder.config.pretraining_frames:
+        columns = math.ceil(frames / encoder.config.patch_size[1])
+        weights["pos_embed"] = stretch_positions(weights["pos_embed"], encoder.config, columns)
+        fields["pretraining_frames"] = columns * encoder.config.patch_size[1]
+    fields["id2label"] = dict(enumerate(labels))
+    fields["label2id"] = {label: i for i, label in enumerate(labels)}
+    model = model_class(SsambaConfig(**fields))
+    model.ssamba.load_state_dict(weights)
+    return model.eval()
+
+
+def save_classifier(model, feature_extractor, folder):
+    """Save a classifier with its feature extractor as a new folder, as :func:`write_classifier` does.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _new_folder(folder) as temporary:
+        write_classifier(model, feature_extractor, temporary)
+
+
+def write_classifier(model, feature_extractor, folder):
+    """Write a classifier with its feature extractor into a folder, file by file; each takes the place of one that is
+    there at once, so that a folder of the same run can be loaded at any moment.
+
+    Transformers loads the folder after ``import ssamba_upstream``, and without it where it is told
+    ``trust_remote_code=True``: ``auto_map`` in ``config.json`` and ``preprocessor_config.json`` names ``ssamba.py``,
+    which imports the classes from this package, installed.
+
+    Args:
+        model: a SsambaForAudioClassification or SsambaForAudioFrameClassification.
+        feature_extractor: its SsambaFeatureExtractor.
+        folder: made where it is not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
+    config = {**_fields(model), "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
+    features = {**feature_extractor.to_dict(),
+                "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
+    texts = {
+        f"{CODE_MODULE}.py": CODE,
+        "preprocessor_config.json": json.dumps(features, indent=2) + "\n",
+        "config.json": json.dumps(config, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text)
+    save_model(model, folder / "model.safetensors")
 
 
 def content_hash(path):
@@ -185,8 +284,13 @@ def download_url(url, refresh=False):
     return file
 
 
+def _class_of(state):
+    parts = {name.split(".")[0] for name in state}
+    return next((model_class for model_class, heads in HEADS.items() if parts & heads), SsambaModel)
+
+
 def _read(path):
-    """(SsambaConfig, state dict of SsambaModel or SsambaForPreTraining) of a checkpoint of any format."""
+    """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
@@ -306,6 +410,29 @@ def _load_strictly(model, state, path):
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{path} does not fit its configuration: it {', it '.join(problems[:3])}{more}")
     model.load_state_dict(state)
+
+
+@contextmanager
+def _new_folder(path):
+    """A folder beside ``path`` to fill; it becomes ``path`` at the end, or is removed after an error."""
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        os.replace(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fields(model):
+    """The model's configuration, but for where transformers read it from, which is nobody else's business."""
+    return {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+
+
+def _auto_map(classes):
+    return {auto_class: f"{CODE_MODULE}.{found.__name__}" for auto_class, found in classes.items()}
 
 
 def _contiguous(state):

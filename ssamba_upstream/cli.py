@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import CheckpointError, load_model, save_model
+from .classification import SsambaClassifier
 from .configuration import HIDDEN_SIZES, SsambaConfig
 from .modeling import SsambaModel
 from . import extraction, ops
@@ -116,19 +117,21 @@ def _add_info(commands):
 def _info(options):
     if options.system:
         return _system_info()
-    model = load_model(options.checkpoint)
+    model = load_model(options.checkpoint, model_class=None)
     config = model.config
     rows, columns = config.position_grid
     lines = {
         "checkpoint": options.checkpoint,
         "size": config.size or "unpublished",
-        "parameters": f"{_count(model):,}",
+        "parameters": f"{_count(model.base_model):,}",
         "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
         "width": f"{config.hidden_size}, {config.intermediate_size} channels, {config.state_size} states",
         "patches": f"{config.patch_size[0]} mel bands x {config.patch_size[1]} frames",
         "positions": f"{rows} x {columns}, from clips of {config.pretraining_frames / 100:g} s",
         "hidden states": f"{config.num_hidden_layers + 1}",
     }
+    if isinstance(model, SsambaClassifier):
+        lines["classes"] = f"{config.num_labels}: {', '.join(config.id2label.values())}"
     for name, value in lines.items():
         print(f"{name:14} {value}")
 

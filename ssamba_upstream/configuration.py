@@ -36,6 +36,9 @@ class SsambaConfig(PretrainedConfig):
         masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
             grid.
         reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
+        pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
+        kwargs: of every transformers configuration; ``id2label``, ``label2id`` and ``problem_type``
+            ("single_label_classification" or "multi_label_classification") say what a classifier tells apart.
 
     Raises:
         ValueError: a value that no network can be built from.
@@ -67,8 +70,11 @@ class SsambaConfig(PretrainedConfig):
         final_norm_twice=False,
         masked_patches=None,
         reconstruction_weight=10.0,
+        pooling="avgtok",
         **kwargs,
     ):
+        # Names code in the folder that the configuration was read from, not anything about the network.
+        kwargs.pop("auto_map", None)
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -93,7 +99,12 @@ class SsambaConfig(PretrainedConfig):
         rows, columns = self.position_grid
         self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
         self.reconstruction_weight = reconstruction_weight
+        self.pooling = pooling
         self._check()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
 
     @classmethod
     def from_size(cls, size, **overrides):
@@ -135,10 +146,13 @@ class SsambaConfig(PretrainedConfig):
             "positions": ("physical", "published"),
             "block_order": ("sequential", "paired"),
             "norm": ("layer_norm", "rms_norm"),
+            "pooling": ("avgtok", "cls"),
+            "problem_type": (None, "single_label_classification", "multi_label_classification"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                allowed = ", ".join(map(str, allowed))
+                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
         for name, patch in (("frequency_stride", self.patch_size[0]), ("time_stride", self.patch_size[1])):
             stride = getattr(self, name)
             if not isinstance(stride, int) or not 1 <= stride <= patch:

@@ -26,6 +26,22 @@ def position_embedding(embedding, config, rows, columns):
     return torch.cat([embedding[:, :1], rule(grid, config, rows, columns).flatten(1, 2)], dim=1)
 
 
+def stretch_positions(embedding, config, columns):
+    """Learned positions of a longer clip: the learned grid, stretched along time by bilinear interpolation.
+
+    Args:
+        embedding: (1, 1 + rows * pretraining columns, E), the class token's position first.
+        config: the network's SsambaConfig.
+        columns: those of the new grid.
+
+    Returns:
+        (1, 1 + rows * columns, E), the class token's position as it was.
+    """
+    grid = embedding[:, 1:].unflatten(1, config.position_grid).permute(0, 3, 1, 2)
+    stretched = _stretched(grid, grid.shape[2], columns)
+    return torch.cat([embedding[:, :1], stretched.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
 def _physical(grid, config, rows, columns):
     """A patch takes the position learned at its own place in frequency and time, linearly interpolated.
 
@@ -56,10 +72,15 @@ def _published(grid, config, rows, columns):
         start = grid.shape[3] // 2 - columns // 2
         grid = grid[..., start : start + columns]
     else:
-        grid = F.interpolate(grid, size=(grid.shape[2], columns), mode="bilinear")
+        grid = _stretched(grid, grid.shape[2], columns)
     if rows < grid.shape[2]:
         start = grid.shape[2] // 2 - rows // 2
         grid = grid[:, :, start : start + rows]
     else:
-        grid = F.interpolate(grid, size=(rows, columns), mode="bilinear")
+        grid = _stretched(grid, rows, columns)
     return grid.permute(0, 2, 3, 1)
+
+
+def _stretched(grid, rows, columns):
+    """(1, E, any rows, any columns) -> (1, E, rows, columns)"""
+    return F.interpolate(grid, size=(rows, columns), mode="bilinear")

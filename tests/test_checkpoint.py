@@ -8,13 +8,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssamba_upstream import SsambaConfig, SsambaModel, checkpoint
-from ssamba_upstream.checkpoint import CheckpointError, find_published, load_model, save_model
+from ssamba_upstream import (
+    SsambaConfig,
+    SsambaFeatureExtractor,
+    SsambaForAudioClassification,
+    SsambaForAudioFrameClassification,
+    SsambaForPreTraining,
+    SsambaModel,
+    checkpoint,
+)
+from ssamba_upstream.checkpoint import CheckpointError, find_published, load_model, save_classifier, save_model
+from ssamba_upstream.cli import main
+from ssamba_upstream.plugin.expert import UpstreamExpert
+
+WITH_HEADS = (SsambaForPreTraining, SsambaForAudioClassification, SsambaForAudioFrameClassification)
 
 
 def small_model(**overrides):
     config = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 128, **overrides}
     return SsambaModel(SsambaConfig(**config)).eval()
+
+
+def small_model_with_heads(model_class, **overrides):
+    fields = {"num_labels": 3, "block_order": "paired", **overrides}
+    return model_class(small_model(**fields).config).eval()
 
 
 def assert_same_model(found, expected):
@@ -31,6 +48,72 @@ def test_our_formats_round_trip(tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     assert load_model(tmp_path / name, time_stride=4).config.time_stride == 4
     assert load_model(tmp_path / name, block_order="sequential").config.block_order == "sequential"
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
+@pytest.mark.parametrize("model_class", WITH_HEADS)
+def test_the_heads_tell_the_class(tmp_path, model_class, name):
+    model = small_model_with_heads(model_class)
+    save_model(model, tmp_path / name)
+    for asked in (None, model_class):
+        found = load_model(tmp_path / name, model_class=asked)
+        assert type(found) is model_class and found.config.num_labels == 3 and not found.training
+        assert_same_model(found, model)
+    encoder = load_model(tmp_path / name)
+    assert type(encoder) is SsambaModel
+    assert_same_model(encoder, model.ssamba)
+    for other in set(WITH_HEADS) - {model_class}:
+        message = f"holds a {model_class.__name__}, without the heads of a {other.__name__}"
+        with pytest.raises(CheckpointError, match=message):
+            load_model(tmp_path / name, model_class=other)
+
+
+@pytest.mark.parametrize("model_class", WITH_HEADS)
+def test_an_encoder_alone_has_no_heads(tmp_path, model_class):
+    save_model(small_model(), tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="the encoder alone, without the heads"):
+        load_model(tmp_path / "encoder", model_class=model_class)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("classifier.bias"), "lacks classifier.bias"),
+    (lambda s: s.pop("ssamba.norm_f.bias"), "lacks ssamba.norm_f.bias"),
+    (lambda s: s.update({"mask_embedding": torch.ones(2)}), "has mask_embedding, which the network has not"),
+    (lambda s: s.update({"classifier.bias": torch.ones(4)}), r"has classifier.bias \(4,\), the network"),
+])
+def test_classifiers_must_fit_exactly(tmp_path, change, message):
+    save_model(small_model_with_heads(SsambaForAudioClassification), tmp_path / "folder")
+    state = load_file(tmp_path / "folder" / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "folder" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "folder", model_class=None)
+
+
+def test_what_is_neither_encoder_nor_head_is_refused_of_the_encoder_too(tmp_path):
+    save_model(small_model_with_heads(SsambaForAudioClassification), tmp_path / "folder")
+    state = load_file(tmp_path / "folder" / "model.safetensors")
+    save_file({**state, "extra": torch.ones(2)}, tmp_path / "folder" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has extra, which the network has not"):
+        load_model(tmp_path / "folder")
+
+
+def test_a_classifier_s_folder_serves_as_any_checkpoint(tmp_path, capsys):
+    model = small_model_with_heads(SsambaForAudioClassification)
+    model.config.id2label = {0: "dog", 1: "rain", 2: "sea waves"}
+    save_classifier(model, SsambaFeatureExtractor(max_length=128), tmp_path / "classifier")
+    upstream = UpstreamExpert(tmp_path / "classifier")
+    assert_same_model(upstream.model, model.ssamba)
+    assert len(upstream([torch.randn(16000)])["hidden_states"]) == 3
+    assert main(["info", str(tmp_path / "classifier")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split(maxsplit=1) == ["classes", "3: dog, rain, sea waves"]
+    assert f"{sum(p.numel() for p in model.ssamba.parameters()):,}" in lines[2]
+    assert main(["convert", str(tmp_path / "classifier"), str(tmp_path / "file.safetensors")]) == 0
+    assert_same_model(load_model(tmp_path / "file.safetensors", model_class=None), model)
+    # A folder of the encoder alone names no code: it has none.
+    save_model(load_model(tmp_path / "classifier"), tmp_path / "encoder")
+    assert "auto_map" not in json.loads((tmp_path / "encoder" / "config.json").read_text())
 
 
 def test_official_checkpoints_say_what_they_are_by_their_shapes(official_checkpoint):

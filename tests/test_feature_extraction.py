@@ -1,0 +1,108 @@
+"""SsambaFeatureExtractor against LogMel and torchaudio's Kaldi fbank."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor
+from ssamba_upstream.frontend import LogMel
+
+# After ssamba_upstream, which repairs the torchaudio that these import.
+from torchaudio.compliance import kaldi
+from transformers import AutoFeatureExtractor
+
+ESC50 = {"mean": -6.6268077, "std": 5.358466}
+
+
+def recipe(wav, frames, mean=-4.2677393, std=4.5689974):
+    """The published steps: fbank, zero-padded or cut, then normalised. (That taking off the mean before changes
+    nothing is the front end's own test.)"""
+    fbank = kaldi.fbank(
+        wav[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
+        num_mel_bins=128, dither=0.0, frame_shift=10,
+    )
+    padded = torch.nn.ZeroPad2d((0, 0, 0, max(0, frames - len(fbank))))(fbank)[:frames]
+    return (padded - mean) / (std * 2)
+
+
+@pytest.mark.parametrize("statistics", [{}, ESC50])
+@pytest.mark.parametrize("frames", [64, 100, 512])
+def test_the_recipe(frames, statistics):
+    wavs = [torch.randn(n) * 0.1 for n in (400, 16000, 16240, 50000)]
+    found = SsambaFeatureExtractor(max_length=frames, **statistics)(wavs, 16000, return_tensors="pt")
+    assert found.input_values.shape == (4, frames, 128) and found.input_values.dtype == torch.float32
+    for clip, wav in zip(found.input_values, wavs):
+        torch.testing.assert_close(clip, recipe(wav, frames, **statistics), rtol=0, atol=1e-5)
+
+
+def test_real_speech(speech):
+    found = SsambaFeatureExtractor(max_length=40)(speech, return_tensors="pt").input_values
+    for clip, features, wav in zip(found, LogMel()(speech), speech, strict=True):
+        assert torch.equal(clip[: len(features)], features[:40])
+        torch.testing.assert_close(clip, recipe(wav, 40), rtol=0, atol=1e-5)
+
+
+def test_a_default_clip_is_ten_seconds():
+    found = SsambaFeatureExtractor()(np.zeros(160000, dtype="float32"))
+    assert list(found) == ["input_values"] and isinstance(found["input_values"], np.ndarray)
+    assert found["input_values"].shape == (1, 1024, 128)
+    # Raw log-mel of silence is the logarithm of the smallest float32; of padding, zero.
+    silence, padding = (np.log(2.0**-23) + 4.2677393) / 9.1379948, 4.2677393 / 9.1379948
+    np.testing.assert_allclose(found["input_values"][0, :998], silence, rtol=1e-5)
+    np.testing.assert_allclose(found["input_values"][0, 998:], padding, rtol=1e-6)
+
+
+def test_a_clip_shorter_than_a_frame_is_still_heard():
+    wav = torch.randn(100)
+    found = SsambaFeatureExtractor(max_length=16)(wav, return_tensors="pt").input_values[0]
+    whole = torch.nn.functional.pad(wav, (0, 300))
+    torch.testing.assert_close(found[:1], LogMel()([whole])[0])
+    assert (found[1:] == found[1, 0]).all() and (found[0] != found[1, 0]).any()
+
+
+def test_what_a_waveform_may_be():
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    extract = SsambaFeatureExtractor(max_length=50)
+    whole = (wav * 32768).astype(np.int16)
+    expected = extract(whole.astype(np.float32) / 32768)["input_values"]
+    for same in (whole, torch.from_numpy(whole), [whole], (whole / 32768).astype(np.float64)):
+        np.testing.assert_allclose(extract(same)["input_values"], expected, atol=1e-6)
+    assert extract([wav, wav[:5000]])["input_values"].shape == (2, 50, 128)
+
+
+@pytest.mark.parametrize("wavs, message", [
+    ([], "empty list of waveforms"),
+    (np.zeros(0, dtype="float32"), "waveform 0 is empty"),
+    (np.zeros((2, 16000), dtype="float32"), r"waveform 0 has shape \(2, 16000\); expected one channel"),
+    ([torch.zeros(800), torch.zeros(800, 2)], r"waveform 1 has shape \(800, 2\).*average stereo channels"),
+    ([torch.zeros(800), torch.tensor([0.0, float("nan")])], "waveform 1 holds NaN"),
+    (torch.zeros(800, dtype=torch.int64), "waveform 0 is torch.int64"),
+])
+def test_waveforms_that_cannot_be_read(wavs, message):
+    with pytest.raises(ValueError, match=message):
+        SsambaFeatureExtractor()(wavs)
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(ValueError, match="sampling_rate is 44100 Hz; expected 16000 Hz"):
+        SsambaFeatureExtractor()(np.zeros(16000, dtype="float32"), sampling_rate=44100)
+    with pytest.raises(ValueError, match="sampling_rate is 8000 Hz"):
+        SsambaFeatureExtractor(sampling_rate=8000)
+    with pytest.raises(ValueError, match="max_length must be at least one frame; got 0"):
+        SsambaFeatureExtractor(max_length=0)
+    with pytest.raises(ValueError, match="std must be above 0; got 0"):
+        SsambaFeatureExtractor(std=0)
+
+
+def test_saving_and_loading(tmp_path):
+    extract = SsambaFeatureExtractor(max_length=512, num_mel_bins=64, **ESC50)
+    extract.save_pretrained(tmp_path)
+    SsambaConfig(num_mel_bins=64).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert fields["max_length"] == 512 and fields["mean"] == ESC50["mean"]
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype("float32")
+    for loaded in (SsambaFeatureExtractor.from_pretrained(tmp_path), AutoFeatureExtractor.from_pretrained(tmp_path)):
+        assert type(loaded) is SsambaFeatureExtractor and loaded.to_dict() == extract.to_dict()
+        np.testing.assert_array_equal(loaded(wav)["input_values"], extract(wav)["input_values"])
