@@ -22,13 +22,13 @@ from .labelled import read_labelled
 from .manifest import find_audio, read_manifest, scan
 from .pretraining.objectives import SsambaForPreTraining
 from .pretraining.recipe import PretrainingRecipe
-from .training.recipe import read_recipe
-from .training.training_state import TrainingError
 from .probing import cache, superb_sets
 from .probing.probe import probe
 from .probing.report import MOST_SEEDS
 from .probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
 from .superb import corpora, hidden_set, layouts, submission
+from .training.recipe import read_recipe
+from .training.training_state import TrainingError
 
 INTERRUPTED = 130  # exit status after a signal, by the shell's convention
 
@@ -47,7 +47,8 @@ def main(arguments=None):
         print(f"ssamba: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"ssamba: {error}; install this package's extras superb, pretraining and probing", file=sys.stderr)
+        print(f"ssamba: {error}; install this package's extras superb, pretraining, "
+              "finetuning and probing", file=sys.stderr)
         return 1
 
 
@@ -63,6 +64,7 @@ def _parser():
     _add_prepare(commands)
     _add_pretrain(commands)
     _add_show_masks(commands)
+    _add_finetune(commands)
     _add_extract(commands)
     _add_probe(commands)
     _add_layer_weights(commands)
@@ -235,12 +237,7 @@ def _prepare(options):
 
 def _add_pretrain(commands):
     parser = commands.add_parser("pretrain", help="pretrain a network; under torchrun, on many GPUs")
-    parser.add_argument("recipe", help="a YAML file, or one of the package's, such as tiny_400 or smoke")
-    parser.add_argument("out", type=Path, help="folder of the run")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
-                        help="fields of the recipe to be changed, such as train=my.jsonl model.norm=rms_norm")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT, if there is one")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    _add_training_arguments(parser, "tiny_400 or smoke", "train=my.jsonl model.norm=rms_norm")
     parser.set_defaults(run=_pretrain)
 
 
@@ -250,6 +247,35 @@ def _pretrain(options):
     recipe = read_recipe(options.recipe, PretrainingRecipe, options.overrides)
     finished = pretrain(recipe, options.out, options.resume, options.device)
     return 0 if finished else INTERRUPTED
+
+
+def _add_finetune(commands):
+    parser = commands.add_parser("finetune", help="fine-tune a checkpoint to a classifier; under torchrun, on many GPUs")
+    _add_training_arguments(parser, "esc50 or speech_commands_v1", "data=my.csv checkpoint=RUN/best")
+    parser.set_defaults(run=_finetune)
+
+
+def _finetune(options):
+    from .finetuning.recipe import FinetuningRecipe
+    from .finetuning.trainer import finetune
+
+    recipe = read_recipe(options.recipe, FinetuningRecipe, options.overrides)
+    results = finetune(recipe, options.out, options.resume, options.device)
+    if results is None:
+        return INTERRUPTED
+    deviations = results.get("deviation", {})
+    for name, value in results["test"].items():
+        if isinstance(value, float):
+            print(f"test {name} {value:.4f}" + (f" ± {deviations[name]:.4f}" if name in deviations else ""))
+
+
+def _add_training_arguments(parser, recipes, fields):
+    parser.add_argument("recipe", help=f"a YAML file, or one of the package's, such as {recipes}")
+    parser.add_argument("out", type=Path, help="folder of the run")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
+                        help=f"fields of the recipe to be changed, such as {fields}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT, if there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
 
 
 def _add_show_masks(commands):

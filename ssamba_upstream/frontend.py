@@ -74,8 +74,12 @@ class LogMel(nn.Module):
         """
         wavs = [F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav)))) for wav in wavs]
         clips = self([wav[: (frames - 1) * FRAME_SHIFT + FRAME_LENGTH] for wav in wavs])
-        padding = -self.mean / (2 * self.std)
-        return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip)), value=padding) for clip in clips])
+        return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip)), value=self.padding) for clip in clips])
+
+    @property
+    def padding(self):
+        """What a log-mel of zero is after normalisation."""
+        return -self.mean / (2 * self.std)
 
     def _log_mel(self, frames):
         frames = frames - frames.mean(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ import soundfile
 
 from conftest import SHARED_AUDIO
 from ssamba_upstream import manifest
-from ssamba_upstream.pretraining.data import read_clip
+from ssamba_upstream.audio import read_clip
 from ssamba_upstream.manifest import ManifestError, manifest_hash, read_manifest, scan
 
 

@@ -307,7 +307,7 @@ def test_bad_recipes(recipe_file, changes, message):
 
 def test_recipes_of_the_package():
     names = {f"{size}_{masked}" for size in ("tiny", "small", "base") for masked in (250, 300, 400)}
-    assert names < {file.stem for file in RECIPES.glob("*.yaml")}
+    assert names < {file.stem for file in PretrainingRecipe.FOLDER.glob("*.yaml")}
     for name in names:
         recipe = read_recipe(name, PretrainingRecipe)
         assert f"{recipe.config().size}_{recipe.config().masked_patches}" == name

@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from conftest import SHARED_AUDIO
-from ssamba_upstream.pretraining.data import read_clip, training_batches, validation_batches
+from ssamba_upstream.audio import read_clip
 from ssamba_upstream.manifest import ManifestError
+from ssamba_upstream.pretraining.data import training_batches, validation_batches
 
 SAMPLES = 400
 

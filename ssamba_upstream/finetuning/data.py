@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from ..audio import read_clip
+from ..classification import IGNORED
 from ..frontend import SAMPLE_RATE
 from ..manifest import ManifestError
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
-
-IGNORED = -100
-"""The label of a second that has none; cross-entropy and :mod:`~ssamba_upstream.finetuning.metrics` leave it out."""
 
 MIXUP_BETA = 10
 """Both parameters of the Beta distribution of a mixture's share, as published: nine in ten are from 0.32 to 0.68."""

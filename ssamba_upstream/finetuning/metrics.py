@@ -5,7 +5,7 @@ import math
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .data import IGNORED
+from ..classification import IGNORED
 
 METRICS = {
     "single_label": ("accuracy", "mAP", "mAUC"),

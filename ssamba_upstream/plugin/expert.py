@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from ..checkpoint import load_model
-from ..frontend import SAMPLE_RATE, LogMel
+from ..frontend import LogMel, check_waveform
 from ..windows import Windowing, encode, frame_index, tokens_to_frames
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,7 +86,7 @@ class UpstreamExpert(nn.Module):
         Raises:
             ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.
         """
-        wavs = [_checked(wav, i) for i, wav in enumerate(wavs)]
+        wavs = [check_waveform(wav, i) for i, wav in enumerate(wavs)]
         if not wavs:
             raise ValueError("got an empty list of waveforms; expected at least one")
         windows = self.windowing.cut(wavs, self.log_mel)
@@ -125,20 +125,3 @@ def _options_from_file(path):
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def _checked(wav, i):
-    if not isinstance(wav, torch.Tensor):
-        wav = torch.as_tensor(wav)
-    if wav.dim() != 1:
-        raise ValueError(f"waveform {i} has shape {tuple(wav.shape)}; expected one channel, (samples,) at "
-                         f"{SAMPLE_RATE} Hz: average stereo channels first")
-    if len(wav) == 0:
-        raise ValueError(f"waveform {i} is empty; expected at least one sample")
-    if wav.dtype == torch.int16:
-        wav = wav / 32768
-    if not wav.is_floating_point():
-        raise ValueError(f"waveform {i} is {wav.dtype}; expected floating point in [-1, 1], or int16")
-    if not torch.isfinite(wav).all():
-        raise ValueError(f"waveform {i} holds NaN or infinite samples")
-    return wav.float()

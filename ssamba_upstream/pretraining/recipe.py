@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..configuration import SsambaConfig
 from ..training.recipe import RecipeError, TrainingRecipe
 
 
@@ -65,18 +64,6 @@ class PretrainingRecipe(TrainingRecipe):
             if not getattr(self, name):
                 raise RecipeError(f"{name} names no manifest")
         super().__post_init__()
-        self.config()
-
-    def config(self):
-        """The network's configuration."""
-        try:
-            config = SsambaConfig.from_size(self.size, **self.model)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"model: {error}") from error
-        unknown = [name for name in self.model if name not in SsambaConfig().to_dict()]
-        if unknown:
-            raise RecipeError(f"model has no field {', '.join(unknown)}")
-        return config
 
     def sources(self):
         return [*self.train, *self.validation]

@@ -55,7 +55,7 @@ class _Pretraining(Run):
 
     def __init__(self, recipe, out, description, processes):
         config = recipe.config()
-        torch.manualseed_of(recipe.seed)
+        torch.manual_seed(recipe.seed)
         model = SsambaForPreTraining(config).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         average = None

@@ -39,6 +39,11 @@ class Processes:
         """Whether the flag is set in any process."""
         return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)))
 
+    def wait(self):
+        """Until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
     def gather(self, value):
         """The values of all processes, in the order of their ranks."""
         values = [value]
@@ -65,9 +70,9 @@ def start_processes(device=None):
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(int(os.environ.get("RANK", 0)), world_size, device)
-        if world_size > 1:
-            dist.barrier()
+        processes = Processes(int(os.environ.get("RANK", 0)), world_size, device)
+        yield processes
+        processes.wait()
     finally:
         if world_size > 1:
             # A DistributedDataParallel that outlives its process group can wait for ever in its destructor.

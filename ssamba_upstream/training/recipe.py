@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from ..configuration import SsambaConfig
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed; the message says what is wrong and what was expected."""
@@ -13,7 +15,7 @@ class RecipeError(ValueError):
 
 @dataclass(kw_only=True)
 class TrainingRecipe:
-    """What the loop, :class:`ssamba_upstream.training.loop.Run`, has to know.
+    """The network, and what the loop, :class:`ssamba_upstream.training.loop.Run`, has to know.
 
     Attributes:
         size: "tiny", "small" or "base".
@@ -76,6 +78,18 @@ class TrainingRecipe:
                 raise RecipeError(f"{name} must be a number above 0, such as 1.0e-4; got {value!r}")
         if not isinstance(self.weight_decay, (int, float)) or self.weight_decay < 0:
             raise RecipeError(f"weight_decay must be a number from 0, such as 5.0e-8; got {self.weight_decay!r}")
+        self.config()
+
+    def config(self):
+        """The network's configuration."""
+        try:
+            config = SsambaConfig.from_size(self.size, **self.model)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"model: {error}") from error
+        unknown = [name for name in self.model if name not in SsambaConfig().to_dict()]
+        if unknown:
+            raise RecipeError(f"model has no field {', '.join(unknown)}")
+        return config
 
     def sources(self):
         """The files that say what is read."""

@@ -1,0 +1,108 @@
+"""FinetuningRecipe: everything that decides what a fine-tuning run computes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..classification import FRAMES_PER_SECOND
+from ..frontend import LOG_MEL_MEAN, LOG_MEL_STD
+from ..training.recipe import RecipeError, TrainingRecipe
+from .metrics import METRICS
+
+
+@dataclass(kw_only=True)
+class FinetuningRecipe(TrainingRecipe):
+    """A fine-tuning run of the whole network. The package's recipes have the published values.
+
+    Attributes:
+        data: a labelled set, such as ``ssamba prepare`` writes.
+        fold: the fold that is the test set, of a set with folds. Default: each in turn.
+        checkpoint: of the encoder. Default: random weights, of ``size``.
+        problem: "single_label"; "multi_label": labels joined by ";"; or "per_second": a label for each second.
+        loss: "cross_entropy", or "binary_cross_entropy" of each class by itself.
+        metric: by which the best epoch on dev is chosen, see :data:`ssamba_upstream.finetuning.metrics.METRICS`.
+        clip_frames: length of the network's input in frames of 10 ms. Longer recordings are cut, shorter ones padded.
+        mean, std: of the data's log-mel, see :class:`ssamba_upstream.frontend.LogMel`.
+        epochs: passes over the training set, of ``recordings // batch_size`` steps each.
+        mixup: part of the clips that are mixed with another one.
+        balanced: draw recordings so that rare classes are heard as often as common ones.
+        frequency_mask, time_mask: limits of SpecAugment's masks in mel bands and frames.
+        noise_and_roll: add noise to the log-mel and roll it in time.
+        head_learning_rate: the head's learning rate over the encoder's.
+        layer_decay: learning rate of a block over that of the block after it.
+        decay_start, decay_every, decay: the learning rates are multiplied by ``decay`` after so many epochs, and after
+            every so many from then on.
+        average_epochs: [first, last]: average the weights at the end of these epochs. The average is what is tested
+            where it is better on dev, or where there is no dev.
+
+    The others are those of TrainingRecipe; ``model`` may also hold ``pooling``.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    data: str
+    problem: str
+    clip_frames: int
+    epochs: int
+    fold: str | None = None
+    checkpoint: str | None = None
+    loss: str = "cross_entropy"
+    metric: str = "accuracy"
+    mean: float = LOG_MEL_MEAN
+    std: float = LOG_MEL_STD
+    mixup: float = 0.0
+    balanced: bool = False
+    frequency_mask: int = 0
+    time_mask: int = 0
+    noise_and_roll: bool = False
+    head_learning_rate: float = 1.0
+    layer_decay: float = 1.0
+    decay_start: int = 10
+    decay_every: int = 5
+    decay: float = 0.5
+    average_epochs: list | None = None
+    model: dict = field(default_factory=lambda: {"drop_path_rate": 0.1, "time_stride": 10, "frequency_stride": 10})
+    weight_decay: float = 5e-7
+    warmup_steps: int = 0
+
+    FOLDER = Path(__file__).parent / "recipes"
+    CHOICES = {
+        "problem": tuple(METRICS),
+        "loss": ("cross_entropy", "binary_cross_entropy"),
+        **TrainingRecipe.CHOICES,
+    }
+    COUNTS = (*TrainingRecipe.COUNTS, "clip_frames", "epochs", "decay_start", "decay_every")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.metric not in METRICS[self.problem]:
+            raise RecipeError(f"metric must be one of {', '.join(METRICS[self.problem])} with {self.problem}; got "
+                              f"{self.metric!r}")
+        if self.problem != "single_label" and self.loss != self._only_loss():
+            raise RecipeError(f"{self.problem} has the loss {self._only_loss()}; got {self.loss!r}")
+        if self.problem == "per_second" and self.mixup:
+            raise RecipeError("labels of seconds cannot be mixed; set mixup to 0")
+        if self.problem == "per_second" and self.clip_frames % FRAMES_PER_SECOND:
+            raise RecipeError(f"clip_frames must be whole seconds of {FRAMES_PER_SECOND} frames; got "
+                              f"{self.clip_frames}")
+        for name, limit in (("frequency_mask", 128), ("time_mask", self.clip_frames)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value <= limit:
+                raise RecipeError(f"{name} must be a whole number from 0 to {limit}; got {value!r}")
+        for name in ("mixup", "layer_decay", "decay"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise RecipeError(f"{name} must be a number from 0 to 1; got {value!r}")
+        if not isinstance(self.head_learning_rate, (int, float)) or self.head_learning_rate <= 0:
+            raise RecipeError(f"head_learning_rate must be a number above 0; got {self.head_learning_rate!r}")
+        if self.average_epochs is not None:
+            first, last = self.average_epochs
+            if not 1 <= first <= last <= self.epochs:
+                raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}); got "
+                                  f"{self.average_epochs!r}")
+
+    def _only_loss(self):
+        return "binary_cross_entropy" if self.problem == "multi_label" else "cross_entropy"
+
+    def sources(self):
+        return [self.data]

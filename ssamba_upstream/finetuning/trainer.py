@@ -1,0 +1,214 @@
+"""The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from ..checkpoint import content_hash, load_model, new_classifier
+from ..classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..feature_extraction import SsambaFeatureExtractor
+from ..frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
+from ..labelled import read_labelled
+from ..training.batches import batch_to_fbank
+from ..training.distributed import start_processes
+from ..training.loop import Run, clips_at_once, signals
+from ..training.recipe import RecipeError
+from ..training.result import check_continuation, describe_run, write_json
+from .augmentation import noise_and_roll, spec_augment
+from .data import balancing_weights, evaluation_batches, training_batches
+from .metrics import evaluate
+from .result import RESULTS, save_result, write_results
+from .task import Task
+
+
+def finetune(recipe, out, resume=False, device=None):
+    """Fine-tune a network; of a labelled set with folds, once for each fold as the test set.
+
+    Args:
+        recipe: a FinetuningRecipe.
+        out: the run's folder. Written there: ``last``, and where there is a dev set ``best``, and with
+            ``average_epochs`` ``average``: checkpoints; ``results.json``, the metrics of the one that was chosen on
+            the test set; and what :func:`ssamba_upstream.pretraining.trainer.pretrain` writes. With folds, such a
+            folder for each, ``fold-NAME``, and ``results.json`` and ``results.md`` of them all.
+        resume: go on where the run in ``out`` stopped, or begin where there is none. Finished folds are left alone.
+        device: "cpu" or "cuda". Default: CUDA where there is one.
+
+    Returns:
+        the content of ``results.json``; None when a signal (SIGINT, SIGTERM) stopped the run after saving its state.
+
+    Raises:
+        LabelledSetError, CheckpointError: the recipe's data or checkpoint cannot be used.
+        RecipeError: the recipe does not fit the data, or ``resume`` with another recipe, data or checkpoint than the
+            run began with.
+        FileExistsError: something is in ``out``, and not ``resume``.
+        TrainingError: see :func:`ssamba_upstream.pretraining.trainer.pretrain`.
+    """
+    out = Path(out)
+    labelled = read_labelled(recipe.data)
+    folds = _folds(labelled, recipe)
+    with start_processes(device) as processes, signals() as stopped:
+        description = describe_run(recipe, checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
+        if processes.first:
+            check_continuation(out, description, recipe, resume)
+        if not folds:
+            return _finetune_one(recipe, labelled, out, description, processes, stopped)
+        results = {}
+        for fold in folds:
+            of_fold, folder = replace(recipe, fold=fold), out / f"fold-{fold}"
+            described = {**description, "recipe": of_fold.to_dict()}
+            if processes.first:
+                check_continuation(folder, described, of_fold, resume=True)
+            results[fold] = _finetune_one(of_fold, labelled, folder, described, processes, stopped)
+            if results[fold] is None:
+                return None
+        return write_results(results, out) if processes.first else results
+
+
+def _folds(labelled, recipe):
+    """The folds to be tested in turn; none where there is one test set."""
+    names = sorted(set(labelled.splits))
+    if recipe.fold is not None and (not labelled.has_folds or recipe.fold not in names):
+        raise RecipeError(f"fold {recipe.fold!r} is none of {recipe.data}; its splits are {', '.join(names)}")
+    return names if labelled.has_folds and recipe.fold is None else []
+
+
+def _finetune_one(recipe, labelled, out, description, processes, stopped):
+    if (out / RESULTS).is_file():
+        return json.loads((out / RESULTS).read_text())
+    processes.wait()
+    run = _Finetuning(recipe, Task.of(labelled, recipe), out, description, processes)
+    return run.results if run.train(stopped) else None
+
+
+class _Finetuning(Run):
+    """One classifier, from the encoder to its metrics on the test set."""
+
+    def __init__(self, recipe, task, out, description, processes):
+        torch.manual_seed(recipe.seed)
+        seconds = recipe.problem == "per_second"
+        self.model_class = SsambaForAudioFrameClassification if seconds else SsambaForAudioClassification
+        problem_type = "multi_label_classification" if recipe.loss == "binary_cross_entropy" else None
+        model = new_classifier(
+            recipe.checkpoint, self.model_class, task.classes, recipe.clip_frames, recipe.size,
+            **{**recipe.model, "problem_type": problem_type or "single_label_classification"},
+        ).to(processes.device)
+        model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
+        self.task, self.description, self.results = task, description, None
+        self.samples = (recipe.clip_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        if seconds:
+            self.samples = recipe.clip_frames // FRAMES_PER_SECOND * SAMPLE_RATE
+        self.extractor = SsambaFeatureExtractor(max_length=recipe.clip_frames, mean=recipe.mean, std=recipe.std)
+        self.log_mel = LogMel(mean=recipe.mean, std=recipe.std).to(processes.device)
+        self.steps_of_epoch = max(1, len(task.paths["train"]) // recipe.batch_size)
+        average = AveragedModel(model) if recipe.average_epochs else None
+        super().__init__(recipe, recipe.epochs * self.steps_of_epoch, out, processes, model,
+                         _parameter_groups(model, recipe), average)
+
+    def batches(self):
+        recipe, processes, task = self.recipe, self.processes, self.task
+        targets = task.targets["train"]
+        return training_batches(
+            task.paths["train"], targets, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
+            position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
+            mixup=recipe.mixup, weights=balancing_weights(targets) if recipe.balanced else None,
+        )
+
+    def forward(self, network, batch, generator):
+        recipe = self.recipe
+        fbank = batch_to_fbank(batch, self.log_mel, recipe.clip_frames)
+        fbank = spec_augment(fbank, recipe.frequency_mask, recipe.time_mask, self.log_mel.padding, generator)
+        if recipe.noise_and_roll:
+            fbank = noise_and_roll(fbank, generator)
+        with self.autocast():
+            return network(fbank, labels=batch.targets.to(fbank.device))
+
+    def learning_rate_factor(self, step):
+        """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""
+        recipe, finished = self.recipe, (step - 1) // self.steps_of_epoch
+        if finished < recipe.decay_start:
+            return 1.0
+        return recipe.decay ** ((finished - recipe.decay_start) // recipe.decay_every + 1)
+
+    def update_average(self, step):
+        first, last = self.recipe.average_epochs
+        if step % self.steps_of_epoch == 0 and first <= step // self.steps_of_epoch <= last:
+            self.average.update_parameters(self.model)
+
+    def after_step(self, step, last):
+        if step % self.steps_of_epoch == 0 and "dev" in self.task.paths:
+            self._validate(step)
+
+    def _validate(self, step):
+        """Metrics on dev; keeps the best network."""
+        metrics = self._metrics(self.model, "dev", step)
+        if metrics[self.recipe.metric] > self.progress["best"]:
+            self.progress.update(best=metrics[self.recipe.metric], best_step=step)
+            self._save_result(self.model, "best", step, {"dev": metrics})
+
+    def end(self):
+        """The chosen network on the test set."""
+        kept = {"last": self.model}
+        if "dev" in self.task.paths:
+            kept = {"best": load_model(self.out / "best", model_class=self.model_class).to(self.processes.device)}
+            self._save_result(self.model, "last", self.steps, {})
+        if self.average is not None:
+            kept["average"] = self.average.module
+        chosen, dev = [*kept][-1], {}
+        if "dev" in self.task.paths:
+            dev = {name: self._metrics(model, "dev", self.steps) for name, model in kept.items()}
+            chosen = max(dev, key=lambda name: dev[name][self.recipe.metric])
+        test = self._metrics(kept[chosen], "test", self.steps)
+        for name, model in kept.items():
+            step = self.progress["best_step"] if name == "best" else self.steps
+            self._save_result(model, name, step, {"dev": dev.get(name), "test": test if name == chosen else None})
+        self.results = {"checkpoint": str(self.out / chosen), "dev": dev.get(chosen), "test": test}
+        if self.processes.first:
+            write_json(self.results, self.out / RESULTS)
+        self.log.say(f"done; tested {self.out / chosen}, and wrote {self.out / RESULTS}")
+
+    @torch.no_grad()
+    def _metrics(self, model, split, step):
+        """Metrics of a network on a split, over all processes."""
+        recipe, processes, task = self.recipe, self.processes, self.task
+        model.eval()
+        found = []
+        clips = max(1, recipe.batch_size // processes.world_size)
+        for batch in evaluation_batches(task.paths[split], task.targets[split], clips, self.samples, processes.rank,
+                                        processes.world_size, recipe.workers):
+            self.unreadable += batch.unreadable
+            with self.autocast():
+                logits = model(batch_to_fbank(batch, self.log_mel, recipe.clip_frames)).logits
+            found.append((batch.indices, logits.float().cpu(), batch.targets))
+        pieces = [piece for gathered in processes.gather(found) for piece in gathered]
+        indices, logits, targets = map(torch.cat, zip(*pieces))
+        order = indices.argsort()
+        metrics = evaluate(logits[order], targets[order], recipe.problem)
+        self.log.record(step, "validation" if split == "dev" else "test", recordings=len(indices), **metrics)
+        return metrics
+
+    def _save_result(self, model, name, step, scores):
+        if self.processes.first:
+            save_result(model, self.extractor, self.out / name, self.description, step, scores)
+
+
+def _parameter_groups(model, recipe):
+    """Groups of AdamW with the learning rates of their depth."""
+    depth = len(model.ssamba.layers)
+    groups = {}
+    for name, parameter in model.named_parameters():
+        rate = recipe.learning_rate * _rate_factor(name, depth, recipe)
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def _rate_factor(name, depth, recipe):
+    """Over the recipe's learning rate, of a parameter by its name."""
+    if not name.startswith("ssamba."):
+        return recipe.head_learning_rate
+    parts = name.split(".")
+    if parts[1] == "layers":
+        return recipe.layer_decay ** (depth - 1 - int(parts[2]))
+    return 1.0 if parts[1] == "norm_f" else recipe.layer_decay ** depth
