@@ -150,6 +150,7 @@ class _Finetuning(Run):
 
     def end(self):
         """The chosen network on the test set."""
+        self.processes.wait()  # for the first to have written the best one
         kept = {"last": self.model}
         if "dev" in self.task.paths:
             kept = {"best": load_model(self.out / "best", model_class=self.model_class).to(self.processes.device)}
