@@ -205,11 +205,12 @@ def _train(features, targets, parts, pairs, seeds, max_steps, patience):
     train_targets, dev_targets, test_targets = (targets[members] for members in parts.values())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     weights, biases = _start(train, int(targets.max()) + 1, generators)
-    optimizer = torch.optim.Adam(
+    groups = [
         {"params": [parameter], "lr": rate, "weight_decay": decay}
         for weight, bias, (rate, penalty) in zip(weights, biases, pairs)
         for parameter, decay in ((weight, penalty), (bias, 0.0))
-    )
+    ]
+    optimizer = torch.optim.Adam(groups, fused=True)
     shape = len(train), len(pairs)
     dev_accuracy, dev_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
     waited = torch.zeros(shape, dtype=torch.int, device=train.device)
