@@ -140,6 +140,14 @@ def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
     assert_same_run(tmp_path / "probed", tmp_path / "plain")
 
 
+def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, audio):
+    rows = [f"{path.name},{i % 2},{'test' if i < 4 else 'train'}" for i, path in enumerate(sorted(audio.glob("*.wav")))]
+    (audio / "no_dev.csv").write_text("path,label,split\n" + "\n".join(rows))
+    with pytest.raises(ValueError, match="no utterance in dev"):
+        pretrain(recipe(probe=str(audio / "no_dev.csv"), probe_every=4), tmp_path / "run")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
 from ..labelled import read_labelled
 from ..probing.features import time_averages
-from ..probing.probes import cross_validate, train_probes
+from ..probing.probes import cross_validate, members_of_splits, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
@@ -61,7 +61,11 @@ class _Pretraining(Run):
         average = None
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-        self.description = description
+        self.description, self.labelled = description, None
+        if recipe.probe:
+            self.labelled = read_labelled(recipe.probe)
+            if not self.labelled.has_folds:
+                members_of_splits(self.labelled.splits)  # lest the first probe find out that one is missing
         self.samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
         self.log_mel = LogMel(config.num_mel_bins).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, average=average)
@@ -142,7 +146,7 @@ class _Pretraining(Run):
         """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""
         if not self.processes.first:
             return
-        labelled = read_labelled(self.recipe.probe)
+        labelled = self.labelled
         features = time_averages(self._evaluated().ssamba, labelled.paths)
         probe = cross_validate if labelled.has_folds else train_probes
         result = probe(features, labelled.labels, labelled.splits)
