@@ -24,7 +24,7 @@ from ssamba_upstream.finetuning.recipe import FinetuningRecipe
 from ssamba_upstream.finetuning.trainer import finetune
 from ssamba_upstream.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.pretraining.objectives import SsambaForPreTraining
-from ssamba_upstream.training import loop, training_state
+from ssamba_upstream.training import training_state
 from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.result import describe_run
