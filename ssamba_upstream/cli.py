@@ -258,11 +258,14 @@ def _add_finetune(commands):
 def _finetune(options):
     from .finetuning.recipe import FinetuningRecipe
     from .finetuning.trainer import finetune
+    from .training.distributed import rank
 
     recipe = read_recipe(options.recipe, FinetuningRecipe, options.overrides)
     results = finetune(recipe, options.out, options.resume, options.device)
     if results is None:
         return INTERRUPTED
+    if rank() > 0:
+        return 0
     deviations = results.get("deviation", {})
     for name, value in results["test"].items():
         if isinstance(value, float):

@@ -54,7 +54,7 @@ def test_importing_the_package_does_not_import_s3prl():
 
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    for name in ("training.log", "training.loop", "pretraining.trainer"):
+    for name in ("pretraining.trainer", "training.loop", "training.log"):
         monkeypatch.delitem(sys.modules, f"ssamba_upstream.{name}", raising=False)
     assert main(["pretrain", "smoke", str(tmp_path / "run")]) == 1
     assert "tensorboardX" in (error := capsys.readouterr().err) and "extras superb, pretraining" in error

@@ -27,6 +27,7 @@ from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
     TrainingError, load_training_state, save_training_state, training_states,
 )
+from runs import logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
@@ -62,11 +63,6 @@ def recipe_file(tmp_path, audio):
 @pytest.fixture
 def recipe(recipe_file):
     return lambda **changes: read_recipe(recipe_file(**changes), PretrainingRecipe)
-
-
-def logged(out, *names, kind="training"):
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [[line[name] for name in ("step", *names)] for line in lines if line["kind"] == kind]
 
 
 def weights(out):
@@ -361,19 +357,10 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
 
 
 def test_torchrun(tmp_path, recipe_file):
-    file = recipe_file(steps=3)
-    arguments = ["-m", "ssamba_upstream.cli", "pretrain", str(file), str(tmp_path / "run"), "--device", "cpu"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True,
-                            timeout=120)
-    assert result.returncode == 0, result.stderr
+    arguments = ["pretrain", recipe_file(steps=3), tmp_path / "run"]
+    assert "done; the checkpoints are" in torchrun(*arguments)
     assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
-    assert "done; the checkpoints are" in result.stdout + result.stderr
-    resumed = subprocess.run([*launcher, *arguments, "--set", "steps=4", "--resume"], env=environment,
-                             capture_output=True, text=True, timeout=120)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 3" in resumed.stdout + resumed.stderr
+    assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
 
 
 def test_show_masks(tmp_path, recipe, audio, capsys):

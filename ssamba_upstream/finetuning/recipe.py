@@ -75,6 +75,8 @@ class FinetuningRecipe(TrainingRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.fold is not None:
+            self.fold = str(self.fold)  # YAML reads the usual names of folds as numbers
         if self.metric not in METRICS[self.problem]:
             raise RecipeError(f"metric must be one of {', '.join(METRICS[self.problem])} with {self.problem}; got "
                               f"{self.metric!r}")
@@ -93,13 +95,20 @@ class FinetuningRecipe(TrainingRecipe):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise RecipeError(f"{name} must be a number from 0 to 1; got {value!r}")
-        if not isinstance(self.head_learning_rate, (int, float)) or self.head_learning_rate <= 0:
-            raise RecipeError(f"head_learning_rate must be a number above 0; got {self.head_learning_rate!r}")
-        if self.average_epochs is not None:
-            first, last = self.average_epochs
-            if not 1 <= first <= last <= self.epochs:
-                raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}); got "
-                                  f"{self.average_epochs!r}")
+        if not isinstance(self.mean, (int, float)):
+            raise RecipeError(f"mean must be a number; got {self.mean!r}")
+        for name in ("head_learning_rate", "std"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise RecipeError(f"{name} must be a number above 0; got {value!r}")
+        if self.average_epochs is not None and not self._are_epochs(self.average_epochs):
+            raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}), such as [1, 5]; "
+                              f"got {self.average_epochs!r}")
+
+    def _are_epochs(self, values):
+        if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, int) for value in values):
+            return False
+        return 1 <= values[0] <= values[1] <= self.epochs
 
     def _only_loss(self):
         return "binary_cross_entropy" if self.problem == "multi_label" else "cross_entropy"

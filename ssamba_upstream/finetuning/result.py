@@ -18,10 +18,11 @@ def save_result(model, extractor, folder, description, step, scores):
 def model_card(model, description, step, scores):
     """The classifier's README in Markdown, with the Hugging Face hub's header."""
     recipe = description["recipe"]
-    table = "\n".join(
+    rows = [
         f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
         for name, value in scores[split].items() if isinstance(value, float)
-    )
+    ]
+    table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
     return f"""---
 library_name: transformers
@@ -40,33 +41,37 @@ from transformers import pipeline
 pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at 16 kHz
 ```
 
-| | | |
-|---|---|---|
 {table}
 
 `run.json` holds the whole recipe and the environment.
 """
 
 
-def write_results(results, out):
-    """Write ``results.json`` and ``results.md`` of all folds, and return the former's content.
+def summarise(results):
+    """Mean and standard deviation (of a sample) over folds of the metrics on the test set.
 
     Args:
         results: of each fold, by its name, the content of its ``results.json``.
-        out: the folder.
+
+    Returns:
+        ``test``, the means, and ``deviation``, by the metrics' names, and ``folds``, the results.
     """
     names = [name for name, value in next(iter(results.values()))["test"].items() if isinstance(value, float)]
     values = {name: [of_fold["test"][name] for of_fold in results.values()] for name in names}
-    summary = {
+    return {
         "test": {name: mean(of_folds) for name, of_folds in values.items()},
         "deviation": {name: stdev(of_folds) for name, of_folds in values.items()},
         "folds": results,
     }
+
+
+def write_results(summary, out):
+    """Write ``results.json``, and ``results.md``, a table, into a folder; see :func:`summarise`."""
+    names = summary["test"]
     lines = [f"| fold | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for fold, of_fold in results.items():
+    for fold, of_fold in summary["folds"].items():
         lines.append(f"| {fold} | " + " | ".join(f"{of_fold['test'][name]:.4f}" for name in names) + " |")
     together = " | ".join(f"{summary['test'][name]:.4f} ± {summary['deviation'][name]:.4f}" for name in names)
     lines.append(f"| mean ± standard deviation | {together} |")
     write_json(summary, out / RESULTS)
     write_text("\n".join(lines) + "\n", out / "results.md")
-    return summary

@@ -33,8 +33,7 @@ class Task:
         Raises:
             RecipeError: a recording whose labels do not fit the problem, or a class that train lacks.
         """
-        labels = labelled.labels
-        labels = [[label] if recipe.problem == "single_label" else split_labels(label) for label in labels]
+        labels = [_names(*row, recipe) for row in zip(labelled.paths, labelled.labels)]
         classes = sorted({name for names in labels for name in names})
         if recipe.problem == "per_second":
             targets = _seconds(labels, classes, recipe)
@@ -54,11 +53,21 @@ class Task:
         )
 
 
+def _names(path, label, recipe):
+    """The classes of a recording, or of its seconds as far as the clip lasts."""
+    names = split_labels(label)
+    if "" in names:
+        raise RecipeError(f"{recipe.data}: a class in the label {label!r} of {path} has no name")
+    if recipe.problem == "single_label" and len(names) > 1:
+        raise RecipeError(f"{recipe.data}: {path} has the label {label!r}, which is {len(names)} classes; single_label "
+                          "has one for a recording, multi_label several, per_second one for each second")
+    return names[:recipe.clip_frames // FRAMES_PER_SECOND] if recipe.problem == "per_second" else names
+
+
 def _seconds(labels, classes, recipe):
-    """(recordings, seconds) of classes; what is beyond the clip is left out, what a shorter recording lacks ignored."""
-    seconds, number = recipe.clip_frames // FRAMES_PER_SECOND, {name: i for i, name in enumerate(classes)}
-    targets = torch.full((len(labels), seconds), IGNORED)
+    """(recordings, seconds) of classes; a second that has none is ignored."""
+    number = {name: i for i, name in enumerate(classes)}
+    targets = torch.full((len(labels), recipe.clip_frames // FRAMES_PER_SECOND), IGNORED)
     for row, names in zip(targets, labels):
-        found = torch.tensor([number[name] for name in names[:seconds]])
-        row[:len(found)] = found
+        row[:len(names)] = torch.tensor([number[name] for name in names])
     return targets

@@ -1,6 +1,9 @@
 """The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
 
+import hashlib
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from ..training.result import check_continuation, describe_run, write_json
 from .augmentation import noise_and_roll, spec_augment
 from .data import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
-from .result import RESULTS, save_result, write_results
+from .result import RESULTS, save_result, summarise, write_results
 from .task import Task
 
 
@@ -40,7 +43,8 @@ def finetune(recipe, out, resume=False, device=None):
         the content of ``results.json``; None when a signal (SIGINT, SIGTERM) stopped the run after saving its state.
 
     Raises:
-        LabelledSetError, CheckpointError: the recipe's data or checkpoint cannot be used.
+        OSError: the recipe's data or checkpoint is not there.
+        LabelledSetError, CheckpointError: they cannot be used.
         RecipeError: the recipe does not fit the data, or ``resume`` with another recipe, data or checkpoint than the
             run began with.
         FileExistsError: something is in ``out``, and not ``resume``.
@@ -49,22 +53,27 @@ def finetune(recipe, out, resume=False, device=None):
     out = Path(out)
     labelled = read_labelled(recipe.data)
     folds = _folds(labelled, recipe)
+    tasks = {fold: Task.of(labelled, replace(recipe, fold=fold)) for fold in folds or [recipe.fold]}
     with start_processes(device) as processes, signals() as stopped:
-        description = describe_run(recipe, checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
+        description = describe_run(recipe, recordings=_content_hash(labelled),
+                                   checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
         if processes.first:
             check_continuation(out, description, recipe, resume)
         if not folds:
-            return _finetune_one(recipe, labelled, out, description, processes, stopped)
+            return _finetune_one(recipe, tasks[recipe.fold], out, description, processes, stopped)
         results = {}
-        for fold in folds:
+        for fold, task in tasks.items():
             of_fold, folder = replace(recipe, fold=fold), out / f"fold-{fold}"
             described = {**description, "recipe": of_fold.to_dict()}
             if processes.first:
                 check_continuation(folder, described, of_fold, resume=True)
-            results[fold] = _finetune_one(of_fold, labelled, folder, described, processes, stopped)
+            results[fold] = _finetune_one(of_fold, task, folder, described, processes, stopped)
             if results[fold] is None:
                 return None
-        return write_results(results, out) if processes.first else results
+        summary = summarise(results)
+        if processes.first:
+            write_results(summary, out)
+        return summary
 
 
 def _folds(labelled, recipe):
@@ -75,11 +84,19 @@ def _folds(labelled, recipe):
     return names if labelled.has_folds and recipe.fold is None else []
 
 
-def _finetune_one(recipe, labelled, out, description, processes, stopped):
+def _content_hash(labelled):
+    """SHA-256 of what is where in a labelled set, which may be a folder."""
+    total = hashlib.sha256()
+    for row in zip(map(str, labelled.paths), labelled.labels, labelled.splits):
+        total.update(os.fsencode("\0".join(row) + "\n"))
+    return total.hexdigest()
+
+
+def _finetune_one(recipe, task, out, description, processes, stopped):
     if (out / RESULTS).is_file():
         return json.loads((out / RESULTS).read_text())
     processes.wait()
-    run = _Finetuning(recipe, Task.of(labelled, recipe), out, description, processes)
+    run = _Finetuning(recipe, task, out, description, processes)
     return run.results if run.train(stopped) else None
 
 
@@ -132,18 +149,22 @@ class _Finetuning(Run):
             return 1.0
         return recipe.decay ** ((finished - recipe.decay_start) // recipe.decay_every + 1)
 
-    def update_average(self, step):
-        first, last = self.recipe.average_epochs
-        if step % self.steps_of_epoch == 0 and first <= step // self.steps_of_epoch <= last:
-            self.average.update_parameters(self.model)
-
     def after_step(self, step, last):
-        if step % self.steps_of_epoch == 0 and "dev" in self.task.paths:
+        epoch, left = divmod(step, self.steps_of_epoch)
+        if left:
+            return
+        if self.average is not None and self.recipe.average_epochs[0] <= epoch <= self.recipe.average_epochs[1]:
+            self.average.update_parameters(self.model)
+        if "dev" in self.task.paths:
             self._validate(step)
 
     def _validate(self, step):
         """Metrics on dev; keeps the best network."""
-        metrics = self._metrics(self.model, "dev", step)
+        metrics = self._metrics(self.model, "dev")
+        self.log.record(step, "validation", **metrics)
+        if math.isnan(metrics[self.recipe.metric]):
+            raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of its "
+                              "recordings; choose the best epoch by another metric")
         if metrics[self.recipe.metric] > self.progress["best"]:
             self.progress.update(best=metrics[self.recipe.metric], best_step=step)
             self._save_result(self.model, "best", step, {"dev": metrics})
@@ -159,9 +180,11 @@ class _Finetuning(Run):
             kept["average"] = self.average.module
         chosen, dev = [*kept][-1], {}
         if "dev" in self.task.paths:
-            dev = {name: self._metrics(model, "dev", self.steps) for name, model in kept.items()}
+            dev = {name: self._metrics(model, "dev") for name, model in kept.items()}
             chosen = max(dev, key=lambda name: dev[name][self.recipe.metric])
-        test = self._metrics(kept[chosen], "test", self.steps)
+        test = self._metrics(kept[chosen], "test")
+        self.log.record(self.steps, "test", **test)
+        self._counts(self.steps)
         for name, model in kept.items():
             step = self.progress["best_step"] if name == "best" else self.steps
             self._save_result(model, name, step, {"dev": dev.get(name), "test": test if name == chosen else None})
@@ -171,8 +194,8 @@ class _Finetuning(Run):
         self.log.say(f"done; tested {self.out / chosen}, and wrote {self.out / RESULTS}")
 
     @torch.no_grad()
-    def _metrics(self, model, split, step):
-        """Metrics of a network on a split, over all processes."""
+    def _metrics(self, model, split):
+        """Metrics of a network on the recordings of a split that can be read, and how many these are."""
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()
         found = []
@@ -186,9 +209,7 @@ class _Finetuning(Run):
         pieces = [piece for gathered in processes.gather(found) for piece in gathered]
         indices, logits, targets = map(torch.cat, zip(*pieces))
         order = indices.argsort()
-        metrics = evaluate(logits[order], targets[order], recipe.problem)
-        self.log.record(step, "validation" if split == "dev" else "test", recordings=len(indices), **metrics)
-        return metrics
+        return {"recordings": len(indices), **evaluate(logits[order], targets[order], recipe.problem)}
 
     def _save_result(self, model, name, step, scores):
         if self.processes.first:

@@ -53,6 +53,11 @@ class Processes:
         return values
 
 
+def rank():
+    """Number of this process, from 0, as torchrun says it; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
 @contextmanager
 def start_processes(device=None):
     """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let
@@ -70,7 +75,7 @@ def start_processes(device=None):
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        processes = Processes(int(os.environ.get("RANK", 0)), world_size, device)
+        processes = Processes(rank(), world_size, device)
         yield processes
         processes.wait()
     finally:

@@ -72,6 +72,10 @@ class TrainingRecipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{name} must be a whole number from 1; got {value!r}")
+        for name in ("warmup_steps", "workers", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise RecipeError(f"{name} must be a whole number from 0; got {value!r}")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -111,16 +115,17 @@ def read_recipe(source, kind, overrides=()):
     Raises:
         RecipeError: no such file, not a recipe, or a value out of range.
     """
-    values = _read_fields(_find(source, kind.FOLDER))
+    known = fields(kind)
+    default_model = next(item.default_factory() for item in known if item.name == "model")
+    values = _read_fields(_find(source, kind.FOLDER), default_model)
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator:
             raise RecipeError(f"{override!r} is no override; expected field=value")
         target = values
         if name.startswith("model."):
-            target, name = values.setdefault("model", {}), name.removeprefix("model.")
+            target, name = values.setdefault("model", default_model), name.removeprefix("model.")
         target[name] = yaml.safe_load(value)
-    known = fields(kind)
     unknown = sorted(set(values) - {item.name for item in known})
     if unknown:
         raise RecipeError(f"{source}: no field {', '.join(unknown)}; there are: "
@@ -139,7 +144,7 @@ def _find(source, folder):
     raise RecipeError(f"no recipe {source}: it is neither a file nor one of {names}")
 
 
-def _read_fields(path):
+def _read_fields(path, default_model):
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -149,5 +154,5 @@ def _read_fields(path):
     base = values.pop("extends", None)
     if base is None:
         return values
-    inherited = _read_fields(path.parent / base)
-    return inherited | values | {"model": inherited.get("model", {}) | values.get("model", {})}
+    inherited = _read_fields(path.parent / base, default_model)
+    return inherited | values | {"model": inherited.get("model", default_model) | values.get("model", {})}

@@ -14,13 +14,13 @@ from .recipe import RecipeError
 RUN = "run.json"
 
 
-def describe_run(recipe, **more):
-    """What decides a run's result, as JSON can hold it: recipe, hashes of the files that say what is read, more that is
-    given, environment."""
+def describe_run(recipe, **hashes):
+    """What decides a run's result, as JSON can hold it: recipe, hashes of the files that say what is read and of what
+    else is given, environment."""
     return {
         "recipe": recipe.to_dict(),
         "manifests": {source: manifest_hash(source) for source in recipe.sources() if Path(source).is_file()},
-        **more,
+        **hashes,
         "environment": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
             "platform": platform.platform(),
@@ -34,13 +34,14 @@ def check_continuation(out, description, recipe, resume):
 
     Raises:
         FileExistsError: the folder is there and not empty, and the run is not to be resumed.
-        RecipeError: the run that is to be resumed began with another recipe or other manifests.
+        RecipeError: the run that is to be resumed began with another recipe, other manifests, or another of what else
+            has a hash in the description.
     """
     file = out / RUN
     if file.exists() and resume:
         began = json.loads(file.read_text())
-        for part in description.keys() - {"environment"}:
-            _compare(began[part], description[part], recipe.FREE if part == "recipe" else (), out)
+        _compare(began["recipe"], description["recipe"], recipe.FREE, out)
+        _compare(_hashes(began), _hashes(description), (), out)
     elif out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,11 @@ def write_json(content, path):
 def write_text(text, path):
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def _hashes(description):
+    more = {name: value for name, value in description.items() if name not in ("recipe", "manifests", "environment")}
+    return description["manifests"] | more
 
 
 def _compare(began, now, free, out):
