@@ -15,7 +15,7 @@ from ..files import replacing
 from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
-FORMAT = 1
+FORMAT = 2
 DTYPES = ("float32", "float16")
 
 

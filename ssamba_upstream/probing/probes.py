@@ -61,7 +61,7 @@ class CrossValidation:
 
 def train_probes(
     features, labels, splits, learning_rates=(5e-4, 2e-3, 1e-2), weight_decays=(0.0, 1e-2), seed=0,
-    max_steps=300, patience=10, device=None,
+    max_steps=300, patience=20, device=None,
 ):
     """Train the probes of all layers and choose on dev.
 
@@ -164,7 +164,7 @@ def members_of_splits(splits):
     return parts
 
 
-def _probe_layers(features, labels, splits, pairs, seeds, max_steps=300, patience=10, device=None):
+def _probe_layers(features, labels, splits, pairs, seeds, max_steps=300, patience=20, device=None):
     """For each layer, the fields of ProbeResults of each pair of learning rate and weight decay, from its own seed."""
     device = device or features.device
     targets, parts = _checked(features, labels, splits)
