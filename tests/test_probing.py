@@ -16,7 +16,7 @@ from ssamba_upstream.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
 from ssamba_upstream.probing.features import Excerpt, read_waveform
-from ssamba_upstream.probing.probes import retrain_probes
+from ssamba_upstream.probing.probes import _Adam, retrain_probes
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
@@ -87,6 +87,23 @@ def test_a_seed_is_a_random_start():
     problem = planted([0.3, 0.5])
     assert train_probes(*problem) == train_probes(*problem)
     assert train_probes(*problem).dev_loss != train_probes(*problem, seed=1).dev_loss
+
+
+def test_adam_is_torchs_with_rates_and_penalties_of_their_own():
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(8, 2, 5, 3, generator=generator, dtype=torch.float64)
+    rates, penalties = torch.tensor([1e-3, 1e-2, 0.1], dtype=torch.float64), torch.tensor([0.0, 0.1, 0.5])
+    columns = [start[..., i].clone().requires_grad_() for i in range(3)]
+    theirs = torch.optim.Adam([{"params": [column], "lr": float(rate), "weight_decay": float(penalty)}
+                               for column, rate, penalty in zip(columns, rates, penalties)])
+    parameter = start.clone()
+    ours = _Adam(parameter, rates, penalties)
+    for gradient in gradients:
+        ours.step(gradient)
+        for i, column in enumerate(columns):
+            column.grad = gradient[..., i].clone()
+        theirs.step()
+        torch.testing.assert_close(parameter, torch.stack([column.detach() for column in columns], dim=2))
 
 
 def test_another_start_with_what_the_first_chose():

@@ -204,28 +204,24 @@ def _train(features, targets, parts, pairs, seeds, max_steps, patience):
     train, dev, test = _standardised(features, parts)
     train_targets, dev_targets, test_targets = (targets[members] for members in parts.values())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    weights, biases = _start(train, int(targets.max()) + 1, generators)
-    groups = [
-        {"params": [parameter], "lr": rate, "weight_decay": decay}
-        for weight, bias, (rate, penalty) in zip(weights, biases, pairs)
-        for parameter, decay in ((weight, penalty), (bias, 0.0))
-    ]
-    optimizer = torch.optim.Adam(groups, fused=True)
+    classes = int(targets.max()) + 1
+    weights, biases = _start(train, classes, generators)
+    rates, penalties = train.new_tensor(pairs).T.repeat_interleave(classes, dim=1)
+    optimizers = [_Adam(weights, rates, penalties), _Adam(biases, rates, torch.zeros_like(penalties))]
     shape = len(train), len(pairs)
     dev_accuracy, dev_loss, test_accuracy = (train.new_full(shape, value) for value in (-1, math.inf, 0))
     waited = torch.zeros(shape, dtype=torch.int, device=train.device)
     for step, batch in enumerate(itertools.islice(_batches(train.shape[1], generators[0]), max_steps), start=1):
-        optimizer.zero_grad()
-        losses, _ = _scores(train[:, batch], train_targets[batch], weights, biases)
-        losses.sum().backward()
-        optimizer.step()
+        losses, _ = _scores(train[:, batch], train_targets[batch], weights, biases, len(pairs))
+        for optimizer, gradient in zip(optimizers, torch.autograd.grad(losses.sum(), [weights, biases])):
+            optimizer.step(gradient)
         if step % STEPS_BETWEEN_EVALUATIONS and step < max_steps:
             continue
         with torch.no_grad():
-            loss, accuracy = _scores(dev, dev_targets, weights, biases)
+            loss, accuracy = _scores(dev, dev_targets, weights, biases, len(pairs))
             better = (loss < dev_loss) & (waited < patience)
             if better.any():
-                _, on_test = _scores(test, test_targets, weights, biases)
+                _, on_test = _scores(test, test_targets, weights, biases, len(pairs))
                 for best, new in ((dev_accuracy, accuracy), (dev_loss, loss), (test_accuracy, on_test)):
                     best[better] = new[better]
         waited = torch.where(better, 0, waited + 1)
@@ -252,18 +248,37 @@ def _batches(utterances, generator):
 
 
 def _start(train, classes, generators):
-    """For each generator, weights (layers, features, classes), of all layers alike, and biases (layers, 1, classes)."""
+    """Weights (layers, features, probes * classes), of all layers alike, a probe from each generator, and biases
+    (layers, 1, probes * classes)."""
     layers, _, size = train.shape
     starts = [torch.empty(size, classes).uniform_(-size**-0.5, size**-0.5, generator=each) for each in generators]
-    weights = [start.to(train.device).repeat(layers, 1, 1).requires_grad_() for start in starts]
-    biases = [train.new_zeros(layers, 1, classes, requires_grad=True) for _ in starts]
-    return weights, biases
+    weights = torch.cat(starts, dim=1).to(train.device).repeat(layers, 1, 1).requires_grad_()
+    return weights, torch.zeros_like(weights[:, :1], requires_grad=True)
 
 
-def _scores(features, targets, weights, biases):
-    """Cross-entropy and accuracy of every probe, each (layers, pairs)."""
-    logits = torch.baddbmm(torch.cat(biases, dim=2), features, torch.cat(weights, dim=2))
-    logits = logits.unflatten(2, (len(weights), -1))
+class _Adam:
+    """torch.optim.Adam with a learning rate and an L2 penalty for each column of one tensor.
+
+    As parameter groups the probes would be many small tensors, whose steps take longer than all of their gradients.
+    """
+
+    def __init__(self, parameter, rates, penalties):
+        self.parameter, self.rates, self.penalties = parameter, rates, penalties
+        self.mean, self.square, self.steps = torch.zeros_like(parameter), torch.zeros_like(parameter), 0
+
+    @torch.no_grad()
+    def step(self, gradient, betas=(0.9, 0.999), epsilon=1e-8):
+        self.steps += 1
+        gradient = gradient.addcmul(self.parameter, self.penalties)
+        self.mean.lerp_(gradient, 1 - betas[0])
+        self.square.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+        deviation = (self.square / (1 - betas[1] ** self.steps)).sqrt_().add_(epsilon)
+        self.parameter.sub_(self.mean.div(deviation).mul_(self.rates / (1 - betas[0] ** self.steps)))
+
+
+def _scores(features, targets, weights, biases, probes):
+    """Cross-entropy and accuracy of every probe, each (layers, probes)."""
+    logits = torch.baddbmm(biases, features, weights).unflatten(2, (probes, -1))
     expected = targets[None, :, None, None].expand(*logits.shape[:3], 1)
     loss = -logits.log_softmax(dim=3).gather(3, expected).squeeze(3).mean(dim=1)
     accuracy = (logits.argmax(dim=3, keepdim=True) == expected).squeeze(3).float().mean(dim=1)
