@@ -323,6 +323,16 @@ def test_recipes_of_the_package():
         read_recipe("huge", PretrainingRecipe)
 
 
+def test_a_recipe_of_ones_own_extends_one_of_the_package(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: tiny_300\nsteps: 9\nmodel: {drop_path_rate: 0.0}\n")
+    mine = read_recipe(tmp_path / "mine.yaml", PretrainingRecipe)
+    assert (mine.steps, mine.batch_size) == (9, 64)
+    assert (mine.config().masked_patches, mine.config().drop_path_rate) == (300, 0.0)
+    (tmp_path / "mine.yaml").write_text("extends: huge\n")
+    with pytest.raises(RecipeError, match="no recipe huge"):
+        read_recipe(tmp_path / "mine.yaml", PretrainingRecipe)
+
+
 def test_batches_that_cannot_be_divided(tmp_path, recipe):
     with pytest.raises(ValueError, match="batch_size 4 cannot be divided into 3 parts"):
         pretrain(recipe(accumulation=3), tmp_path / "run")

@@ -107,8 +107,8 @@ def read_recipe(source, kind, overrides=()):
     """Read a recipe.
 
     Args:
-        source: a YAML file, or the name of one of the package's. Its field ``extends`` names a recipe beside it whose
-            fields hold where it says nothing; ``model`` is merged field by field.
+        source: a YAML file, or the name of one of the package's. Its field ``extends`` names a recipe beside it, or one
+            of the package's, whose fields hold where it says nothing; ``model`` is merged field by field.
         kind: the class of the recipe, a TrainingRecipe.
         overrides: "field=value" strings, the value in YAML; "model.field=value" for one field of ``model``.
 
@@ -117,7 +117,7 @@ def read_recipe(source, kind, overrides=()):
     """
     known = fields(kind)
     default_model = next(item.default_factory() for item in known if item.name == "model")
-    values = _read_fields(_find(source, kind.FOLDER), default_model)
+    values = _read_fields(_find(source, kind.FOLDER), kind.FOLDER, default_model)
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator:
@@ -144,7 +144,7 @@ def _find(source, folder):
     raise RecipeError(f"no recipe {source}: it is neither a file nor one of {names}")
 
 
-def _read_fields(path, default_model):
+def _read_fields(path, folder, default_model):
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -154,5 +154,6 @@ def _read_fields(path, default_model):
     base = values.pop("extends", None)
     if base is None:
         return values
-    inherited = _read_fields(path.parent / base, default_model)
+    beside = path.parent / base
+    inherited = _read_fields(beside if beside.is_file() else _find(base, folder), folder, default_model)
     return inherited | values | {"model": inherited.get("model", default_model) | values.get("model", {})}
