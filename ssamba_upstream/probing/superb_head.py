@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 PROJECTOR_SIZE = 256
 BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
@@ -259,7 +260,8 @@ def _training(head, features, targets, members, recipe, learning_rate, seed):
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     batches = _batches(targets[members], recipe.balanced, torch.Generator().manual_seed(seed))
     device = next(head.parameters()).device
-    for step, batch in enumerate(itertools.islice(batches, recipe.steps), start=1):
+    batches = tqdm(itertools.islice(batches, recipe.steps), "classifier", recipe.steps, leave=False, disable=None)
+    for step, batch in enumerate(batches, start=1):
         batch = members[batch]
         training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
         if step % recipe.steps_between_evaluations == 0 or step == recipe.steps:
