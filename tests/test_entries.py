@@ -71,6 +71,7 @@ def test_forward_and_backward_from_the_shortest_input(upstream):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("layers", [None, [0, 2]])
+@pytest.mark.parametrize("upstream", ["ssamba_local"], indirect=True)
 def test_featurizer_and_properties(upstream, layers, normalize):
     from s3prl.nn import Featurizer
     from s3prl.util.pseudo_data import get_pseudo_wavs

@@ -209,9 +209,11 @@ def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, t
     (control / "hang-0.001").touch()
     arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
                  "-o", STEPS, "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
-    script = f"""import sys
+    script = f"""import signal, sys
 from ssamba_upstream.cli import main
 from ssamba_upstream.superb import campaign, plan
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would have ignored
 
 campaign.RUNNER = {campaign.RUNNER!r}
 plan.measure = lambda *arguments: (1, 1)
