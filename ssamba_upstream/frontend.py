@@ -26,6 +26,11 @@ def frames_of(samples: int) -> int:
     return max(0, 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT)
 
 
+def samples_of(frames: int) -> int:
+    """The fewest samples that so many analysis windows need."""
+    return (frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+
+
 class LogMel(nn.Module):
     """Normalised log-mel of a batch of waveforms.
 
@@ -73,7 +78,7 @@ class LogMel(nn.Module):
             (clips, frames, mel)
         """
         wavs = [F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav)))) for wav in wavs]
-        clips = self([wav[: (frames - 1) * FRAME_SHIFT + FRAME_LENGTH] for wav in wavs])
+        clips = self([wav[: samples_of(frames)] for wav in wavs])
         return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip)), value=self.padding) for clip in clips])
 
     @property

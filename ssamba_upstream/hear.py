@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checkpoint import find_published
-from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
+from .frontend import SAMPLE_RATE, samples_of
 from .plugin.expert import UpstreamExpert
 
 
@@ -28,7 +28,7 @@ class HearModel(nn.Module):
         config = upstream.model.config
         self.timestamp_embedding_size = self.scene_embedding_size = config.num_patch_rows * config.hidden_size
         # From the first sample that a column of patches reads to its middle.
-        self.lead = ((config.patch_size[1] - 1) * FRAME_SHIFT + FRAME_LENGTH) // 2
+        self.lead = samples_of(config.patch_size[1]) // 2
 
 
 def load_model(model_file_path="", time_stride=5):

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..audio import read_clip
 from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
+from ..frontend import SAMPLE_RATE, LogMel, samples_of
 from ..pretraining.masking import cluster_mask
 from ..pretraining.objectives import SsambaForPreTraining
 from .model import model_calls
@@ -30,7 +30,7 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
     for size in tqdm(sizes, desc="pretraining", unit="size"):
         model = SsambaForPreTraining(SsambaConfig.from_size(size)).to(device).train()
         config, log_mel = model.config, LogMel().to(device)
-        samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        samples = samples_of(config.pretraining_frames)
         waveforms = torch.rand(PRETRAINING_CLIPS, samples, device=device) - 0.5
         fbank = torch.stack(log_mel(list(waveforms)))
         masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches).to(device).chunk(2)

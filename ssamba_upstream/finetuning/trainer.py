@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..checkpoint import content_hash, load_model, new_classifier
 from ..classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..feature_extraction import SsambaFeatureExtractor
-from ..frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, LogMel
+from ..frontend import SAMPLE_RATE, LogMel, samples_of
 from ..labelled import read_labelled
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
@@ -114,7 +114,7 @@ class _Finetuning(Run):
         ).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         self.task, self.description, self.results = task, description, None
-        self.samples = (recipe.clip_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        self.samples = samples_of(recipe.clip_frames)
         if seconds:
             self.samples = recipe.clip_frames // FRAMES_PER_SECOND * SAMPLE_RATE
         self.extractor = SsambaFeatureExtractor(max_length=recipe.clip_frames, mean=recipe.mean, std=recipe.std)

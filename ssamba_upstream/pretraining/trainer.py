@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
+from ..frontend import LogMel, samples_of
 from ..labelled import read_labelled
 from ..probing.features import time_averages
 from ..probing.probes import cross_validate, members_of_splits, train_probes
@@ -66,7 +66,7 @@ class _Pretraining(Run):
             self.labelled = read_labelled(recipe.probe)
             if not self.labelled.has_folds:
                 members_of_splits(self.labelled.splits)  # lest the first probe find out that one is missing
-        self.samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        self.samples = samples_of(config.pretraining_frames)
         self.log_mel = LogMel(config.num_mel_bins).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, average=average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
