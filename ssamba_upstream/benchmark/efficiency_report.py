@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from .. import ops
+from ..figures import load_pyplot, save_figure
 from ..files import replacing
 from .efficiency import (
     BATCHES, DEPTHS, MEMORY_GROWTH, MODES, MOST_MEMORY, MOST_SECONDS, TOKENS, bench_efficiency, build_networks,
@@ -28,7 +29,7 @@ def study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS
     Returns:
         the Markdown.
     """
-    import matplotlib  # noqa: F401  (if it is missing, that is better known now than after hours)
+    load_pyplot()  # if it is missing, that is better known now than after hours
 
     rows, path = [], out / f"efficiency_{size}"
     try:
@@ -129,12 +130,7 @@ call of more than {MOST_SECONDS} s."""
 
 def draw(rows, size, path):
     """Draw time and memory over tokens, a line for each network and batch size, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
+    figure, axes = load_pyplot().subplots(
         len(MODES), len(QUANTITIES), sharex=True, figsize=(11, 8), layout="constrained",
     )
     for mode, pair in zip(MODES, axes):
@@ -153,11 +149,7 @@ def draw(rows, size, path):
         axis.set_xlabel("tokens")
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(f"SSAMBA and SSAST, {size}")
-    try:
-        with replacing(path) as file:
-            figure.savefig(file, format="png")
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _of(rows, mode, batch):

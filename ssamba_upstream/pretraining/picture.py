@@ -1,13 +1,11 @@
 """A picture of what a pretrained network makes of a recording: log-mel, masked log-mel, reconstruction."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
 from ..audio import read_clip
-from ..files import replacing
-from ..frontend import FRAME_LENGTH, FRAME_SHIFT, LogMel
+from ..figures import load_pyplot, save_figure
+from ..frontend import LogMel, samples_of
 from ..manifest import why_unreadable
 from .masking import cluster_mask
 
@@ -29,15 +27,10 @@ def show_masks(model, recording, out, seed=0):
     Raises:
         ValueError: a recording that cannot be read, or is shorter than a patch.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     config = model.config
-    samples = (config.pretraining_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
     try:
-        clip = read_clip(recording, samples, "centre")
+        clip = read_clip(recording, samples_of(config.pretraining_frames), "centre")
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{recording} cannot be read as audio: {why_unreadable(error, recording)}") from error
     fbank, = LogMel(config.num_mel_bins)([clip])
@@ -63,9 +56,5 @@ def show_masks(model, recording, out, seed=0):
                     extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
         axis.set(title=title, ylabel="mel band")
     axes[-1].set_xlabel("seconds")
-    try:
-        with replacing(out) as temporary:
-            figure.savefig(temporary, format=Path(out).suffix[1:])
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, out)
     return F.mse_loss(found[mask], patches[mask]).item()

@@ -4,6 +4,7 @@ import json
 import math
 from statistics import stdev
 
+from ..figures import load_pyplot, save_figure
 from ..files import replacing
 
 # Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
@@ -31,10 +32,10 @@ def write_report(results, out):
         file.write_text(json.dumps(results, indent=1, allow_nan=False))
     with replacing(out / "results.md") as file:
         file.write_text(markdown(results), encoding="utf-8")
-    _draw(_draw_layers, results, out / "layers.png")
+    save_figure(_draw_layers(results), out / "layers.png")
     networks = [model for model in results["models"] if len(model["layers"]) > 1]
     if networks:
-        _draw(_draw_cka, networks, out / "cka.png")
+        save_figure(_draw_cka(networks), out / "cka.png")
 
 
 def markdown(results):
@@ -71,8 +72,8 @@ def _percent(layer):
     return f"{layer['test_accuracy'] * 100:.2f}{interval}"
 
 
-def _draw_layers(results, pyplot):
-    figure, (accuracy, weights, lengths) = pyplot.subplots(
+def _draw_layers(results):
+    figure, (accuracy, weights, lengths) = load_pyplot().subplots(
         3, sharex=True, figsize=(8, 8), height_ratios=(3, 1, 1), layout="constrained")
     for number, model in enumerate(results["models"]):
         colour, layers = f"C{number}", model["layers"]
@@ -98,26 +99,12 @@ def _draw_layers(results, pyplot):
     return figure
 
 
-def _draw_cka(networks, pyplot):
-    figure, axes = pyplot.subplots(1, len(networks), squeeze=False, figsize=(4.5 * len(networks) + 1, 4.5),
-                                   layout="constrained")
+def _draw_cka(networks):
+    figure, axes = load_pyplot().subplots(
+        1, len(networks), squeeze=False, figsize=(4.5 * len(networks) + 1, 4.5), layout="constrained")
     for axis, model in zip(axes[0], networks):
         similarities = [[math.nan if value is None else value for value in row] for row in model["cka"]]
         image = axis.imshow(similarities, origin="lower", vmin=0, vmax=1)
         axis.set(title=model["name"], xlabel="layer", ylabel="layer")
     figure.colorbar(image, ax=axes, label="linear CKA of the time averages")
     return figure
-
-
-def _draw(draw, content, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = draw(content, pyplot)
-    try:
-        with replacing(path) as file:
-            figure.savefig(file, format=path.suffix[1:])
-    finally:
-        pyplot.close(figure)
