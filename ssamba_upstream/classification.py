@@ -1,13 +1,11 @@
 """Classifiers: the encoder with a head for a clip, or for every second of it."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from .modeling import SsambaModel, SsambaPreTrainedModel
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
 FRAMES_PER_SECOND = 100
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
@@ -41,8 +39,7 @@ class SsambaClassifier(SsambaPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, ClassificationHead):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            nn.init.uniform_(module.bias, -module.in_features**-0.5, module.in_features**-0.5)
+            initialise_projection(module)
 
     def _encode(self, input_values, output_hidden_states):
         """(tokens that the head reads, (batch, 1 + rows * columns, E); hidden states or None)"""

@@ -73,6 +73,13 @@ class SsambaBlock(nn.Module):
         return stream + self.drop_path(self.mixer(self.norm(stream), time_reversed, offsets))
 
 
+def initialise_projection(layer):
+    """A linear layer's, or convolution's, weight and bias: uniform within +-1 / sqrt(inputs of an output)."""
+    bound = layer.weight[0].numel() ** -0.5
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+    nn.init.uniform_(layer.bias, -bound, bound)
+
+
 class SsambaPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and loading, by transformers' conventions."""
 
@@ -90,9 +97,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, PatchEmbedding):
-            nn.init.kaiming_uniform_(module.proj.weight, a=math.sqrt(5))
-            bound = math.prod(self.config.patch_size) ** -0.5
-            nn.init.uniform_(module.proj.bias, -bound, bound)
+            initialise_projection(module.proj)
         elif isinstance(module, SsambaModel):
             nn.init.trunc_normal_(module.cls_token, std=0.02)
             nn.init.trunc_normal_(module.pos_embed, std=0.02)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..modeling import SsambaModel, SsambaPreTrainedModel
+from ..modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 from .masking import cluster_mask
 
 
@@ -49,8 +49,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         if module is self:
             nn.init.xavier_normal_(self.mask_embed)
             for linear in (*self.contrastive_head[::2], *self.reconstruction_head[::2]):
-                nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
-                nn.init.uniform_(linear.bias, -linear.in_features**-0.5, linear.in_features**-0.5)
+                initialise_projection(linear)
 
     def forward(self, input_values, mask=None, reconstruction_mask=None):
         """

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .probes import members_of_splits
+
 PROJECTOR_SIZE = 256
 BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
 GRADIENT_CLIPPING = 1.0
@@ -232,8 +234,7 @@ def read_layer_weights(checkpoint):
 def _targets_and_parts(labels, splits):
     """(class index of each utterance, indices of the utterances of each split)."""
     classes = sorted(set(labels))
-    parts = {name: torch.tensor([i for i, split in enumerate(splits) if split == name])
-             for name in ("train", "dev", "test")}
+    parts = {name: torch.tensor(members) for name, members in members_of_splits(splits).items()}
     return torch.tensor([classes.index(label) for label in labels]), parts
 
 
