@@ -1,5 +1,7 @@
 """SsambaFeatureExtractor: waveforms -> what the classifiers read, by transformers' conventions."""
 
+from functools import lru_cache
+
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .frontend import LOG_MEL_MEAN, LOG_MEL_STD, SAMPLE_RATE, LogMel, check_waveform
@@ -63,8 +65,12 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if not wavs:
             raise ValueError("got an empty list of waveforms; expected at least one")
         wavs = [check_waveform(wav, i).cpu() for i, wav in enumerate(wavs)]
-        clips = LogMel(self.num_mel_bins, self.mean, self.std).fixed_length(wavs, self.max_length)
+        clips = _log_mel(self.num_mel_bins, self.mean, self.std).fixed_length(wavs, self.max_length)
         return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
+
+
+# Not an attribute, as those are what the extractor's JSON holds.
+_log_mel = lru_cache(maxsize=4)(LogMel)
 
 
 def _check_rate(sampling_rate):
