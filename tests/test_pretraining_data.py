@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import tarfile
+import time
 from itertools import islice
 
 import numpy as np
@@ -284,12 +285,19 @@ def test_batches_come_from_spawned_workers_too(manifest):
     same(spawned, list(islice(training_batches([manifest], 3, SAMPLES, 0), 3)))
 
 
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.01)
+
+
 def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_with_the_run(manifest):
     batches = training_batches([manifest], 3, SAMPLES, 0, workers=2)
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    assert all(os.getpgid(worker.pid) == worker.pid for worker in workers)
+    wait_until(lambda: all(os.getpgid(worker.pid) == worker.pid for worker in workers))  # each leaves when it starts
     batches.close()
     assert not any(worker.is_alive() for worker in workers)
 
