@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .ops import causal_convolutions, selective_scan_mean
+from .ops import apply_linear, mix
 
 
 DIRECTIONS = ("", "_b")
@@ -46,32 +45,19 @@ class BidirectionalMamba(nn.Module):
         Returns:
             (batch, length, E).
         """
-        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        reverse = time_reversed, not time_reversed
-        inputs = self.convolve(x, reverse, offsets)
-        scans = [self.scan_arguments(*arguments) for arguments in zip(inputs, DIRECTIONS, reverse)]
-        return self.out_proj(selective_scan_mean(scans, z, True, offsets).transpose(1, 2))
+        channels_and_gate = apply_linear(self.in_proj, tokens)
+        directions = [
+            self.direction(suffix, reverse) for suffix, reverse in zip(DIRECTIONS, (time_reversed, not time_reversed))
+        ]
+        return apply_linear(self.out_proj, mix(channels_and_gate, directions, offsets).transpose(1, 2))
 
-    def convolve(self, x, reverse, offsets=None):
-        """(batch, channels, length) -> what each direction's scan reads, two tensors of that shape."""
-        convolutions = [getattr(self, f"conv1d{direction}") for direction in DIRECTIONS]
-        return causal_convolutions(x, [c.weight for c in convolutions], [c.bias for c in convolutions], reverse, offsets)
-
-    def scan_arguments(self, x, direction, reverse):
-        """Arguments of one direction's scan: its step sizes, B and C are projections of what it reads."""
-        step_projection = getattr(self, f"dt_proj{direction}")
-        rank, states = self.config.time_step_rank, self.config.state_size
-        projected = getattr(self, f"x_proj{direction}")(x.transpose(1, 2))
-        step, B, C = projected.split([rank, states, states], dim=-1)
+    def direction(self, suffix, reverse):
+        """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
+        convolution = getattr(self, f"conv1d{suffix}")
         return {
-            "u": x,
-            "delta": F.linear(step, step_projection.weight).transpose(1, 2),
-            "A": -torch.exp(getattr(self, f"A{direction}_log").float()),
-            "B": B.transpose(1, 2),
-            "C": C.transpose(1, 2),
-            "D": getattr(self, f"D{direction}"),
-            "delta_bias": step_projection.bias,
-            "reverse": reverse,
+            "convolution": convolution.weight, "convolution_bias": convolution.bias,
+            "input_projection": getattr(self, f"x_proj{suffix}"), "step_projection": getattr(self, f"dt_proj{suffix}"),
+            "A_log": getattr(self, f"A{suffix}_log"), "D": getattr(self, f"D{suffix}"), "reverse": reverse,
         }
 
     @torch.no_grad()
@@ -79,7 +65,7 @@ class BidirectionalMamba(nn.Module):
         """Mamba's initialisation, the same for both directions.
 
         Step sizes start log-uniform in [time_step_min, time_step_max]; A starts at -1, ..., -states (S4D-Real). The
-        published code leaves the backward direction's step sizes near 0.69 instead, see the design notes.
+        published code leaves the backward direction's step sizes near 0.69 instead.
         """
         config = self.config
         nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))

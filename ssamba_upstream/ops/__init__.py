@@ -1,4 +1,5 @@
-"""What a Mamba mixer computes besides matrix products: the selective scan and the short causal convolution.
+"""What a Mamba mixer computes: linear products, the short causal convolution, the selective scan, and :func:`mix`, all that
+lies between its outer projections.
 
 Each is one function with several backends behind it; ``backend="auto"`` takes the fastest that can serve the tensors
 at hand.
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
+from .product import apply_linear, is_plain_linear, linear  # noqa: F401 (linear: part of this package's face)
 from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 
@@ -25,6 +27,7 @@ BACKENDS = {
 }
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
+_MIXERS = {"cpu": cpu.mix_cpu}
 
 _forced = None
 _best = {}  # by device type and dtype; asking every backend anew would take longer than a small scan
@@ -166,6 +169,56 @@ def causal_convolutions(x, weights, biases, reverse, offsets=None):
         return _each_sequence(convolve_one, x, offsets)
     convolve = cuda.causal_convolution_cuda if backend == "mamba_ssm" else _causal_convolution
     return [convolve(x, *parameters) for parameters in zip(weights, biases, reverse)]
+
+
+def mix(channels_and_gate, directions, offsets=None):
+    """What a mixer computes between its outer projections: the mean of its directions' scans, under one gate.
+
+    Each direction convolves the channels, projects what comes of it to steps of low rank, B and C, and scans; see
+    :class:`ssamba_upstream.mixer.BidirectionalMamba`. Where a backend has all of that in one piece and the
+    projections are plain ``nn.Linear``, it is asked; otherwise it is put together from the functions above.
+
+    Args:
+        channels_and_gate: (batch, length, 2 * channels): what is convolved, and z.
+        directions: a dict for each: ``convolution`` (channels, 1, width) and ``convolution_bias`` (channels,);
+            ``input_projection``, a module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module with a bias,
+            (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states), the logarithm
+            of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
+        offsets: of a ragged batch, as in :func:`selective_scan_mean`.
+
+    Returns:
+        (batch, channels, length) in the dtype of ``channels_and_gate``.
+
+    Raises:
+        ValueError: offsets that do not fit.
+    """
+    plain_steps = all(is_plain_linear(direction["step_projection"]) for direction in directions)
+    plain = plain_steps and all(is_plain_linear(direction["input_projection"]) for direction in directions)
+    if plain and len(directions) <= 2 and (mix_at_once := _MIXERS.get(choose_backend(channels_and_gate))):
+        return mix_at_once(channels_and_gate, directions, offsets)
+    x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
+    inputs = causal_convolutions(x, *(
+        [direction[name] for direction in directions] for name in ("convolution", "convolution_bias", "reverse")
+    ), offsets)
+    scans = [_scan_arguments(u, direction, plain_steps) for u, direction in zip(inputs, directions)]
+    return selective_scan_mean(scans, z, True, offsets)
+
+
+def _scan_arguments(u, direction, plain_steps):
+    """Arguments of one direction's scan: its steps, B and C are projections of what it reads.
+
+    Where the projection of the steps is plain, its bias is left to the scan, which adds it in float32: rounded to
+    bfloat16 a bias would be one to two percent of a step away.
+    """
+    step_projection, states = direction["step_projection"], direction["A_log"].shape[1]
+    projected = apply_linear(direction["input_projection"], u.transpose(1, 2))
+    low, B, C = projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
+    delta = linear(low, step_projection.weight) if plain_steps else step_projection(low)
+    return {
+        "u": u, "delta": delta.transpose(1, 2), "A": -torch.exp(direction["A_log"].float()), "B": B.transpose(1, 2),
+        "C": C.transpose(1, 2), "D": direction["D"], "delta_bias": step_projection.bias if plain_steps else None,
+        "reverse": direction["reverse"],
+    }
 
 
 def _each_sequence(compute, x, offsets):

@@ -13,6 +13,12 @@ _SCAN_INPUTS = (
     "Tensor? offsets, bool[] reverse, bool delta_softplus"
 )
 _CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
+_MIXER_PARAMETERS = (
+    "convolution", "convolution_bias", "input_weight", "step_weight", "step_bias", "A_log", "D",
+)
+_MIXER_INPUTS = "Tensor channels_and_gate, {}, Tensor? offsets, bool[] reverse".format(
+    ", ".join(f"Tensor[] {name}" for name in _MIXER_PARAMETERS)
+)
 
 
 def register_scan(name, kernels, device_types, forward, backward, unpack):
@@ -81,6 +87,37 @@ def register_convolution(name, kernels, device_types, forward, backward):
         lengths = [len(ctx.reverse)] * 2
         grad_x, *gradients = backward_operator(grad_outputs, x, *split(parameters, lengths), offsets, ctx.reverse)
         return grad_x, *split(gradients, lengths), None, None
+
+    operator.register_autograd(differentiate, setup_context=save)
+    backward_operator.register_autograd(_refusal(kernels))
+    return operator
+
+
+def register_mixer(name, kernels, device_types, forward, backward):
+    """Register what lies between a mixer's projections as ``ssamba_upstream::name``; see :func:`register_scan`. The
+    results are the output, checkpoints and each direction's projections; gradients come in the order of the inputs."""
+    operator = _operator(name, device_types, *forward, f"({_MIXER_INPUTS}, bool keep) -> Tensor[]")
+    backward_operator = _operator(
+        f"{name}_backward", device_types, *backward,
+        f"(Tensor grad_output, Tensor checkpoints, Tensor[] projections, {_MIXER_INPUTS}) -> Tensor[]",
+    )
+
+    def save(ctx, inputs, output):
+        channels_and_gate, *parameters, offsets, reverse, _ = inputs
+        _, checkpoints, *projections = output
+        ctx.set_materialize_grads(False)
+        lists = projections, *parameters
+        ctx.save_for_backward(checkpoints, channels_and_gate, offsets, *(t for tensors in lists for t in tensors))
+        ctx.reverse = reverse
+
+    def differentiate(ctx, grad_outputs):
+        checkpoints, channels_and_gate, offsets, *tensors = ctx.saved_tensors
+        lengths = [len(ctx.reverse)] * (1 + len(_MIXER_PARAMETERS))
+        projections, *parameters = split(tensors, lengths)
+        grad_input, *gradients = backward_operator(
+            grad_outputs[0], checkpoints, projections, channels_and_gate, *parameters, offsets, ctx.reverse
+        )
+        return grad_input, *split(gradients, lengths[1:]), None, None, None
 
     operator.register_autograd(differentiate, setup_context=save)
     backward_operator.register_autograd(_refusal(kernels))

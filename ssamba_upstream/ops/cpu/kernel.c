@@ -1,4 +1,5 @@
-/* The selective scan and the causal convolution in front of it, on CPUs: forward and backward, float32.
+/* The selective scan and the causal convolution in front of it, on CPUs: forward and backward. All arithmetic is
+ * float32; what lies along time is read and written as float32 or as bfloat16.
  *
  * What is computed is defined in ssamba_upstream/ops/reference.py. Here it runs over vectors of neighbouring channels,
  * TILE steps at a time: first what does not depend on the state (step sizes), then the recurrence, then skip
@@ -43,9 +44,10 @@ static const float ROOTS[] = { /* 2**(i / 16) */
 
 /* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
 
-typedef struct { /* a (batch, channels, length) tensor; strides in floats. B and C have states for channels */
-    float *data;
+typedef struct { /* a (batch, channels, length) tensor; strides in bytes. B and C have states for channels */
+    char *data;
     int64_t batch, channel, time;
+    int64_t size; /* bytes of an element: 4, float32, or 2, bfloat16 */
 } Sequence;
 
 typedef struct { /* where one of the sequences lies, each of which is gone through by itself */
@@ -61,24 +63,30 @@ typedef struct { /* the tensors' shape and the sequences in it: the batch entrie
 typedef struct { /* one direction of a scan. Optional tensors are NULL where there are none */
     Sequence u, delta, B, C;
     const float *A, *D, *bias; /* (channels, states), (channels), (channels) */
+    const float *step_weight;  /* (channels, rank): with it delta, then (batch, rank, length), gives the steps */
     int64_t reverse;
     float *last_state;  /* (sequences, channels, states), optional */
     float *checkpoints; /* (tiles, states, channels padded to WIDEST): state before each tile; optional */
     /* For the backward pass only: */
     const float *grad_last_state; /* optional */
-    Sequence grad_u, grad_delta;
+    Sequence grad_u, grad_delta;        /* grad_delta only where there is no step_weight */
     float *grad_A, *grad_D, *grad_bias; /* (sequences, channels, states), (sequences, channels) twice */
-    float *grad_B, *grad_C;             /* (groups of channels, entries, length, states) */
+    float *grad_step_weight;            /* (sequences, channels, rank) */
+    float *grad_low, *grad_B, *grad_C;  /* (groups of channels, entries, length, rank or states), see sum_width */
 } Direction;
 
 typedef struct { /* output = silu(z) * the mean over the directions of (scan + D u) */
     int64_t threads;
     Batch batch;
     int64_t states, delta_softplus, directions;
+    int64_t done, total;     /* directions that the output already holds, and all that it is the mean of */
+    int64_t rank;            /* of the steps' projection; 0 where the steps are given as they are */
+    int64_t logarithmic;     /* A stands for -exp(A) */
+    int64_t sum_width;       /* floats from one time step to the next in grad_low, grad_B and grad_C */
     Sequence z, output;      /* z optional; the backward pass reads the output's gradient in its place */
     Sequence grad_z;
-    Direction direction[MAX_DIRECTIONS];
     int64_t item_channels;   /* set here: channels of one work item */
+    Direction direction[MAX_DIRECTIONS];
 } Scan;
 
 typedef struct {
@@ -192,13 +200,21 @@ typedef struct { /* what the second part gives for an instruction set */
 #define choose NAME(choose)
 #define clamp NAME(clamp)
 #define power_of_two NAME(power_of_two)
-#define exponential2 NAME(exponential2)
+#define decay_of NAME(decay_of)
 #define exponential NAME(exponential)
 #define exp_minus_abs NAME(exp_minus_abs)
 #define softplus NAME(softplus)
 #define sigmoid NAME(sigmoid)
 #define load NAME(load)
 #define store NAME(store)
+#define halves NAME(halves)
+#define widen NAME(widen)
+#define narrow NAME(narrow)
+#define read_one NAME(read_one)
+#define write_one NAME(write_one)
+#define load_weights NAME(load_weights)
+#define project_steps NAME(project_steps)
+#define find_steps NAME(find_steps)
 #define read_steps NAME(read_steps)
 #define write_steps NAME(write_steps)
 #define sum_lanes NAME(sum_lanes)
@@ -208,6 +224,7 @@ typedef struct { /* what the second part gives for an instruction set */
 #define prefetch NAME(prefetch)
 #define tile_memory NAME(tile_memory)
 #define walk_states NAME(walk_states)
+#define project_back NAME(project_back)
 #define convolve NAME(convolve)
 #define read_around NAME(read_around)
 #define scan_forward NAME(scan_forward)
@@ -215,7 +232,7 @@ typedef struct { /* what the second part gives for an instruction set */
 #define convolution_forward NAME(convolution_forward)
 #define convolution_backward NAME(convolution_backward)
 #define all_exponential NAME(all_exponential)
-#define all_exponential2 NAME(all_exponential2)
+#define all_decays NAME(all_decays)
 #define all_softplus NAME(all_softplus)
 #define kernels_here NAME(kernels)
 
@@ -266,7 +283,7 @@ const char *ssamba_select(const char *name)
     return NULL;
 }
 
-/* The elementary functions by themselves, for tests: 0 exp(x), 1 2**x, 2 softplus(x). */
+/* The elementary functions by themselves, for tests: 0 exp(x), 1 2**x, as of decays, 2 softplus(x). */
 void ssamba_elementary(int64_t which, const float *x, float *out, int64_t count)
 {
     kernels->elementary[which](x, out, count);
@@ -299,7 +316,7 @@ int ssamba_scan_forward(Scan *scan)
         scan->item_channels /= 2;
     Pool pool = {.work = kernels->forward_scan, .job = scan,
                  .items = count_items(&scan->batch, scan->item_channels),
-                 .scratch_floats = 4 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states};
+                 .scratch_floats = 4 * TILE * WIDEST + 2 * (TILE + GROUP) * scan->states + (TILE + GROUP) * scan->rank};
     return run(pool, threads);
 }
 
@@ -310,7 +327,8 @@ int ssamba_scan_backward(Scan *scan)
     Pool pool = {.work = kernels->backward_scan, .job = scan,
                  .items = count_items(&scan->batch, GROUP),
                  .scratch_floats = (9 + 2 * HELD) * (TILE + 1) * WIDEST + 2 * GROUP +
-                                   (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states};
+                                   (2 * TILE + 3 * GROUP + 2 * TILE * WIDEST) * scan->states +
+                                   (TILE + 2 * GROUP + TILE * WIDEST) * scan->rank};
     return run(pool, scan_threads(scan));
 }
 
@@ -420,14 +438,19 @@ INLINE vector power_of_two(vector whole_magic, vector part)
 #endif
 }
 
-/* 2**x: at most 2 ulp from the exact value for every float, denormal results and overflow to infinity included;
- * 2**-inf = 0, 2**inf = inf, and NaN stays NaN. */
-INLINE vector exponential2(vector x)
+/* 2**(step * exponent), the decay of a state: at most 2 ulp from the exact value wherever neither factor is beyond
+ * FARTHEST, denormal results and overflow to infinity included; NaN stays NaN. The product itself is never rounded: what
+ * is left of it beside the whole is found by a second fused multiply-add. Beyond 2**18 the part outgrows the polynomial's
+ * range, but stays finite: the result is 0, or infinite, of either sign. */
+#define FARTHEST 1e13f
+INLINE vector decay_of(vector step, vector exponent)
 {
 #if GRAIN == 16
-    return power_of_two(x + MAGIC, (vector)_mm512_reduce_ps((__m512)x, 4 << 4)); /* the part of infinities is 0 */
+    __m512 whole_magic = _mm512_fmadd_ps((__m512)step, (__m512)exponent, (__m512)splat(MAGIC));
+    __m512 whole = whole_magic - (__m512)splat(MAGIC);
+    return power_of_two((vector)whole_magic, (vector)_mm512_fmsub_ps((__m512)step, (__m512)exponent, whole));
 #else
-    x = clamp(x, -151.0f, 129.0f);
+    vector x = clamp(step * exponent, -151.0f, 129.0f);
     vector whole_magic = x + MAGIC;
     return power_of_two(whole_magic, x - (whole_magic - MAGIC));
 #endif
@@ -442,8 +465,6 @@ INLINE vector exponential(vector x)
     vector part = (x - whole * 0x1.62ep-1f) - whole * 0x1.0bfbe8p-15f;
     return power_of_two(whole_magic, part * (float)LOG2_E);
 }
-#undef GRAIN
-#undef MAGIC
 
 /* The two below share small = exp(-|x|), in (0, 1]. */
 INLINE vector exp_minus_abs(vector x) { return exponential((vector)((integers)x | INT32_MIN)); }
@@ -488,33 +509,84 @@ INLINE void store(vector value, float *address, int64_t stride, int64_t count)
         address[i * stride] = lanes[i];
 }
 
-/* Steps [begin, begin + steps) of a vector of channels, and back. */
+/* bfloat16 is the upper half of a float32; rounding is to nearest, ties to even, and NaN stays NaN. */
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+INLINE vector widen(const char *address)
+{
+    return (vector)(__builtin_convertvector(*(const halves *)address, integers) << 16);
+}
+
+INLINE void narrow(vector value, char *address)
+{
+    integers bits = (integers)value, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    rounded = (integers)choose(value == value, (vector)rounded, (vector)(bits | 0x400000));
+    *(halves *)address = __builtin_convertvector(rounded >> 16, halves);
+}
+
+INLINE float read_one(const char *address, int64_t size)
+{
+    if (size == sizeof(float))
+        return *(const float *)address;
+    uint32_t bits = (uint32_t)*(const uint16_t *)address << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE void write_one(float value, char *address, int64_t size)
+{
+    if (size == sizeof(float)) {
+        *(float *)address = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    *(uint16_t *)address = (uint16_t)(bits >> 16);
+}
+
+/* Steps [begin, begin + steps) of a vector of channels, and back. Lanes beyond count are zero, and not written. */
 INLINE void read_steps(Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count, vector *tile)
 {
-    const float *address = s.data + channel * s.channel + begin * s.time;
-    if (s.channel == 1 && count >= LANES)
+    const char *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == s.size && count >= LANES && s.size == sizeof(float))
         for (int64_t t = 0; t < steps; t++)
             tile[t] = *(const unaligned *)(address + t * s.time);
-    else
+    else if (s.channel == s.size && count >= LANES)
         for (int64_t t = 0; t < steps; t++)
-            tile[t] = load(address + t * s.time, s.channel, count);
+            tile[t] = widen(address + t * s.time);
+    else
+        for (int64_t t = 0; t < steps; t++) {
+            float lanes[LANES] = {0};
+            for (int64_t i = 0; i < smaller(count, LANES); i++)
+                lanes[i] = read_one(address + t * s.time + i * s.channel, s.size);
+            tile[t] = *(const unaligned *)lanes;
+        }
 }
 
 INLINE void write_steps(const vector *tile, Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count)
 {
-    float *address = s.data + channel * s.channel + begin * s.time;
-    if (s.channel == 1 && count >= LANES)
+    char *address = s.data + channel * s.channel + begin * s.time;
+    if (s.channel == s.size && count >= LANES && s.size == sizeof(float))
         for (int64_t t = 0; t < steps; t++)
             *(unaligned *)(address + t * s.time) = tile[t];
-    else
+    else if (s.channel == s.size && count >= LANES)
         for (int64_t t = 0; t < steps; t++)
-            store(tile[t], address + t * s.time, s.channel, count);
+            narrow(tile[t], address + t * s.time);
+    else
+        for (int64_t t = 0; t < steps; t++) {
+            float lanes[LANES];
+            *(unaligned *)lanes = tile[t];
+            for (int64_t i = 0; i < smaller(count, LANES); i++)
+                write_one(lanes[i], address + t * s.time + i * s.channel, s.size);
+        }
 }
 
 /* Hint that one step of a vector of channels will be read soon. The address may lie outside the tensor. */
 INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
 {
-    __builtin_prefetch((const void *)((uintptr_t)s.data + (channel * s.channel + time * s.time) * sizeof(float)));
+    __builtin_prefetch((const void *)((uintptr_t)s.data + channel * s.channel + time * s.time));
 }
 
 INLINE float sum_lanes(vector value)
@@ -525,20 +597,69 @@ INLINE float sum_lanes(vector value)
     return sum;
 }
 
-/* Steps [begin, begin + steps) of B or C as (steps, states). */
+/* Steps [begin, begin + steps) of B, C or what steps are projected from, as (steps, states). */
 INLINE void copy_states(Sequence s, int64_t begin, int64_t steps, int64_t states, float *copy)
 {
     for (int64_t t = 0; t < steps; t++)
         for (int64_t n = 0; n < states; n++)
-            copy[t * states + n] = s.data[(begin + t) * s.time + n * s.channel];
+            copy[t * states + n] = read_one(s.data + (begin + t) * s.time + n * s.channel, s.size);
 }
 
 /* A in units of log(2), so that a decay is a power of two, as one vector per state. */
-INLINE void load_exponents(const float *A, int64_t states, int64_t count, vector *exponents)
+INLINE void load_exponents(const float *A, int64_t logarithmic, int64_t states, int64_t count, vector *exponents)
 {
-    for (int64_t n = 0; n < states; n++)
-        for (int i = 0; i < LANES; i++)
-            ((float *)&exponents[n])[i] = i < count ? (float)(A[i * states + n] * LOG2_E) : 0.0f;
+    for (int64_t n = 0; n < states; n++) {
+        vector rate = load(A + n, states, count);
+        rate = (logarithmic ? -exponential(rate) : rate) * (float)LOG2_E;
+        for (int i = 0; i < LANES; i++) /* spare lanes hold no state */
+            ((float *)&exponents[n])[i] = i < count ? ((float *)&rate)[i] : 0.0f;
+        exponents[n] = clamp(exponents[n], -FARTHEST, FARTHEST);
+    }
+}
+
+/* (channels, rank) -> rank vectors of channels. */
+INLINE void load_weights(const float *weight, int64_t rank, int64_t count, vector *weights)
+{
+    for (int64_t r = 0; r < rank; r++)
+        weights[r] = load(weight + r, rank, count);
+}
+
+/* step[t] = shift + weights . low[t], for low (steps, rank): four steps at a time, so that a weight is read once for
+ * all four, whose sums do not wait for one another. */
+INLINE void project_steps(const float *low, const vector *weights, int64_t rank, int64_t steps, vector shift,
+                          vector *step)
+{
+    int64_t t = 0;
+    for (; t + 4 <= steps; t += 4) {
+        vector sum0 = shift, sum1 = shift, sum2 = shift, sum3 = shift;
+        const float *at = low + t * rank;
+        for (int64_t r = 0; r < rank; r++) {
+            vector weight = weights[r];
+            sum0 += weight * at[r];
+            sum1 += weight * at[rank + r];
+            sum2 += weight * at[2 * rank + r];
+            sum3 += weight * at[3 * rank + r];
+        }
+        step[t] = sum0, step[t + 1] = sum1, step[t + 2] = sum2, step[t + 3] = sum3;
+    }
+    for (; t < steps; t++) {
+        step[t] = shift;
+        for (int64_t r = 0; r < rank; r++)
+            step[t] += weights[r] * low[t * rank + r];
+    }
+}
+
+/* What softplus turns into steps: projected from low, or read, plus the bias. */
+INLINE void find_steps(const Scan *scan, Sequence delta, const float *low, const vector *weights, int64_t channel,
+                       int64_t begin, int64_t steps, int64_t count, vector shift, vector *step)
+{
+    if (scan->rank) {
+        project_steps(low, weights, scan->rank, steps, shift, step);
+        return;
+    }
+    read_steps(delta, channel, begin, steps, count, step);
+    for (int64_t t = 0; t < steps; t++)
+        step[t] += shift;
 }
 
 /* Scratch of at least WIDEST * size floats, LANES of each WIDEST used. */
@@ -560,25 +681,32 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
     vector *input = take(&scratch, TILE), *step = take(&scratch, TILE);
     vector *impulse = take(&scratch, TILE), *y = take(&scratch, TILE);
     vector *state = take(&scratch, vectors * states), *exponents = take(&scratch, vectors * states);
-    float *B = scratch, *C = B + TILE * states;
+    vector *weights = take(&scratch, vectors * scan->rank);
+    float *B = scratch, *C = B + TILE * states, *low = C + TILE * states;
 
     for (int64_t d = 0; d < scan->directions; d++) {
         const Direction *direction = &scan->direction[d];
         int64_t reverse = direction->reverse;
-        int is_last = d == scan->directions - 1;
+        int64_t before = scan->done + d;
+        int is_last = before == scan->total - 1;
         Sequence u = from(direction->u, place, first, reverse);
-        Sequence delta = from(direction->delta, place, first, reverse);
+        Sequence delta = from(direction->delta, place, scan->rank ? 0 : first, reverse);
         Sequence z = from(scan->z, place, first, reverse);
         Sequence output = from(scan->output, place, first, reverse);
-        for (int64_t v = 0; v < vectors; v++)
-            load_exponents(direction->A + (first + v * LANES) * states, states, channels - v * LANES,
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t count = channels - v * LANES;
+            load_exponents(direction->A + (first + v * LANES) * states, scan->logarithmic, states, count,
                            exponents + v * states);
+            load_weights(direction->step_weight + (first + v * LANES) * scan->rank, scan->rank, count,
+                         weights + v * scan->rank);
+        }
         memset(state, 0, vectors * states * sizeof(vector));
 
         for (int64_t begin = 0; begin < length; begin += TILE) {
             int64_t steps = smaller(TILE, length - begin);
             copy_states(from(direction->B, place, 0, reverse), begin, steps, states, B);
             copy_states(from(direction->C, place, 0, reverse), begin, steps, states, C);
+            copy_states(delta, begin, steps, scan->rank, low);
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t channel = v * LANES, count = channels - channel;
                 const float *D = direction->D, *bias = direction->bias;
@@ -594,27 +722,28 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                               ((place.checkpoint + begin / TILE) * states + n) * padded, 1, LANES);
 
                 read_steps(u, channel, begin, steps, count, input);
-                read_steps(delta, channel, begin, steps, count, step);
+                find_steps(scan, delta, low, weights + v * scan->rank, channel, begin, steps, count, shift, step);
                 for (int64_t t = 0; t < steps; t++) {
-                    step[t] += shift;
                     if (scan->delta_softplus)
                         step[t] = softplus(step[t], exp_minus_abs(step[t]));
                     impulse[t] = step[t] * input[t];
+                    step[t] = clamp(step[t], -FARTHEST, FARTHEST);
                 }
                 for (int64_t t = 0; t < steps; t++) {
-                    vector sum = skip * input[t];
+                    vector sum = skip * input[t], now = step[t], push = impulse[t];
                     prefetch(u, next_channel, next_begin + t);
-                    prefetch(delta, next_channel, next_begin + t);
+                    if (!scan->rank)
+                        prefetch(delta, next_channel, next_begin + t);
                     prefetch(z, next_channel, next_begin + t);
                     prefetch(output, next_channel, next_begin + t);
                     #pragma GCC unroll 4
                     for (int64_t n = 0; n < states; n++) {
-                        s[n] = exponential2(step[t] * exponent[n]) * s[n] + impulse[t] * B[t * states + n];
+                        s[n] = decay_of(now, exponent[n]) * s[n] + push * B[t * states + n];
                         sum += s[n] * C[t * states + n];
                     }
                     y[t] = sum;
                 }
-                if (d > 0) {
+                if (before > 0) {
                     read_steps(output, channel, begin, steps, count, input);
                     for (int64_t t = 0; t < steps; t++)
                         y[t] = (y[t] + input[t]) * (1.0f / MAX_DIRECTIONS);
@@ -662,7 +791,7 @@ INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int he
     for (int64_t t = 0; t < steps; t++) {
         vector step = tile->step[t], impulse = tile->impulse[t], grad_y = tile->grad_y[t], y = tile->y[t];
         for (int i = 0; i < held; i++) {
-            vector decay = exponential2(step * exponent[i]);
+            vector decay = decay_of(step, exponent[i]);
             state[i] = decay * state[i] + impulse * B[t * states + i];
             y += state[i] * C[t * states + i];
             grad_C[i * TILE + t] += grad_y * state[i];
@@ -692,13 +821,34 @@ INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int he
     }
 }
 
+/* From the gradient of the steps before softplus: what it adds to that of low, (rank, TILE), and of the weights. */
+INLINE void project_back(const vector *grad_step, const float *low, const vector *weights, int64_t rank, int64_t steps,
+                         vector *grad_low, vector *grad_weights)
+{
+    for (int64_t r = 0; r < rank; r++) {
+        vector weight = weights[r], even = splat(0), odd = splat(0);
+        int64_t t = 0;
+        for (; t + 2 <= steps; t += 2) {
+            grad_low[r * TILE + t] += weight * grad_step[t];
+            grad_low[r * TILE + t + 1] += weight * grad_step[t + 1];
+            even += grad_step[t] * low[t * rank + r];
+            odd += grad_step[t + 1] * low[(t + 1) * rank + r];
+        }
+        if (t < steps) {
+            grad_low[r * TILE + t] += weight * grad_step[t];
+            even += grad_step[t] * low[t * rank + r];
+        }
+        grad_weights[r] += even + odd;
+    }
+}
+
 static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
 {
     const Scan *scan = job;
     int64_t all_channels = scan->batch.channels, items = divide_up(all_channels, GROUP);
     Place place = find_place(&scan->batch, item / items);
-    int64_t states = scan->states, length = place.length, group = item % items, first = group * GROUP;
-    int64_t channels = smaller(GROUP, all_channels - first);
+    int64_t states = scan->states, rank = scan->rank, length = place.length;
+    int64_t group = item % items, first = group * GROUP, channels = smaller(GROUP, all_channels - first);
     int64_t vectors = divide_up(channels, LANES), padded = divide_up(all_channels, WIDEST) * WIDEST;
     int64_t sums = (group * scan->batch.entries + place.entry) * scan->batch.length + place.start;
     tile_memory *tile = (tile_memory *)take(&scratch, sizeof *tile / sizeof(vector));
@@ -706,23 +856,28 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
     vector *grad_A = take(&scratch, vectors * states);
     vector *grad_D = take(&scratch, vectors), *grad_bias = take(&scratch, vectors);
     vector *grad_B = take(&scratch, TILE * states), *grad_C = take(&scratch, TILE * states);
-    float *B = scratch, *C = B + TILE * states;
+    vector *weights = take(&scratch, vectors * rank), *grad_weights = take(&scratch, vectors * rank);
+    vector *grad_low = take(&scratch, TILE * rank);
+    float *B = scratch, *C = B + TILE * states, *low = C + TILE * states;
 
     for (int64_t d = 0; d < scan->directions; d++) {
         const Direction *direction = &scan->direction[d];
         int64_t reverse = direction->reverse;
         Sequence u = from(direction->u, place, first, reverse);
-        Sequence delta = from(direction->delta, place, first, reverse);
+        Sequence delta = from(direction->delta, place, rank ? 0 : first, reverse);
         Sequence z = from(scan->z, place, first, reverse);
         Sequence grad_output = from(scan->output, place, first, reverse);
         Sequence grad_u = from(direction->grad_u, place, first, reverse);
         Sequence grad_delta = from(direction->grad_delta, place, first, reverse);
         Sequence grad_z = from(scan->grad_z, place, first, reverse);
-        const Sequence streams[] = {u, delta, z, grad_output, grad_u, grad_delta, grad_z};
+        const Sequence streams[] = {u, z, grad_output, grad_u, grad_z, delta, grad_delta};
+        size_t prefetched = sizeof streams / sizeof *streams - (rank ? 2 : 0);
         for (int64_t v = 0; v < vectors; v++) {
             int64_t offset = (place.index * all_channels + first + v * LANES) * states;
             int64_t count = channels - v * LANES;
-            load_exponents(direction->A + (first + v * LANES) * states, states, count, exponents + v * states);
+            load_exponents(direction->A + (first + v * LANES) * states, scan->logarithmic, states, count,
+                           exponents + v * states);
+            load_weights(direction->step_weight + (first + v * LANES) * rank, rank, count, weights + v * rank);
             for (int64_t n = 0; n < states; n++)
                 grad_states[v * states + n] = direction->grad_last_state
                     ? load(direction->grad_last_state + offset + n, states, count) : splat(0);
@@ -730,13 +885,16 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
         memset(grad_A, 0, vectors * states * sizeof(vector));
         memset(grad_D, 0, vectors * sizeof(vector));
         memset(grad_bias, 0, vectors * sizeof(vector));
+        memset(grad_weights, 0, vectors * rank * sizeof(vector));
 
         for (int64_t begin = (length - 1) / TILE * TILE; begin >= 0 && length; begin -= TILE) {
             int64_t steps = smaller(TILE, length - begin);
             copy_states(from(direction->B, place, 0, reverse), begin, steps, states, B);
             copy_states(from(direction->C, place, 0, reverse), begin, steps, states, C);
+            copy_states(delta, begin, steps, rank, low);
             memset(grad_B, 0, TILE * states * sizeof(vector));
             memset(grad_C, 0, TILE * states * sizeof(vector));
+            memset(grad_low, 0, TILE * rank * sizeof(vector));
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t channel = v * LANES, count = channels - channel;
                 const float *D = direction->D, *bias = direction->bias;
@@ -746,17 +904,18 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                 int64_t next_begin = v + 1 < vectors ? begin : begin - TILE;
 
                 read_steps(u, channel, begin, steps, count, tile->input);
-                read_steps(delta, channel, begin, steps, count, tile->step);
+                find_steps(scan, delta, low, weights + v * rank, channel, begin, steps, count, shift, tile->step);
                 read_steps(grad_output, channel, begin, steps, count, tile->grad_y);
                 for (int64_t t = 0; t < steps; t++) {
-                    vector raw = tile->step[t] + shift, small = exp_minus_abs(raw);
+                    vector raw = tile->step[t], small = exp_minus_abs(raw);
                     tile->step[t] = scan->delta_softplus ? softplus(raw, small) : raw;
                     tile->slope[t] = scan->delta_softplus ? sigmoid(raw, small) : splat(1);
                     tile->impulse[t] = tile->step[t] * tile->input[t];
-                    tile->grad_y[t] *= 1.0f / scan->directions;
+                    tile->step[t] = clamp(tile->step[t], -FARTHEST, FARTHEST);
+                    tile->grad_y[t] *= 1.0f / scan->total;
                     tile->y[t] = skip * tile->input[t];
                     tile->grad_impulse[t] = tile->grad_exponent[t] = splat(0);
-                    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
+                    for (size_t i = 0; i < prefetched; i++)
                         prefetch(streams[i], next_channel, next_begin + t);
                 }
                 if (z.data) {
@@ -788,7 +947,10 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                     grad_D[v] += tile->grad_y[t] * tile->input[t];
                     tile->grad_impulse[t] = tile->grad_impulse[t] * tile->step[t] + tile->grad_y[t] * skip;
                 }
-                write_steps(tile->slope, grad_delta, channel, begin, steps, count);
+                if (rank)
+                    project_back(tile->slope, low, weights + v * rank, rank, steps, grad_low, grad_weights + v * rank);
+                else
+                    write_steps(tile->slope, grad_delta, channel, begin, steps, count);
                 write_steps(tile->grad_impulse, grad_u, channel, begin, steps, count);
                 if (z.data) {
                     for (int64_t t = 0; t < steps; t++)
@@ -801,18 +963,24 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                     write_steps(tile->grad_z, grad_z, channel, begin, steps, count);
                 }
             }
-            for (int64_t t = 0; t < steps; t++)
+            for (int64_t t = 0; t < steps; t++) {
+                int64_t at = (sums + (reverse ? length - 1 - begin - t : begin + t)) * scan->sum_width;
                 for (int64_t n = 0; n < states; n++) {
-                    int64_t step = reverse ? length - 1 - begin - t : begin + t;
-                    int64_t at = (sums + step) * states + n;
-                    direction->grad_B[at] = sum_lanes(grad_B[n * TILE + t]);
-                    direction->grad_C[at] = sum_lanes(grad_C[n * TILE + t]);
+                    direction->grad_B[at + n] = sum_lanes(grad_B[n * TILE + t]);
+                    direction->grad_C[at + n] = sum_lanes(grad_C[n * TILE + t]);
                 }
+                for (int64_t r = 0; r < rank; r++)
+                    direction->grad_low[at + r] = sum_lanes(grad_low[r * TILE + t]);
+            }
         }
         for (int64_t v = 0; v < vectors; v++) {
             int64_t at = place.index * all_channels + first + v * LANES, count = channels - v * LANES;
-            for (int64_t n = 0; n < states; n++)
-                store(grad_A[v * states + n], direction->grad_A + at * states + n, states, count);
+            for (int64_t n = 0; n < states; n++) {
+                vector rate = scan->logarithmic ? exponents[v * states + n] * (float)(1 / LOG2_E) : splat(1);
+                store(grad_A[v * states + n] * rate, direction->grad_A + at * states + n, states, count);
+            }
+            for (int64_t r = 0; r < rank; r++)
+                store(grad_weights[v * rank + r], direction->grad_step_weight + at * rank + r, rank, count);
             if (direction->D)
                 store(grad_D[v], direction->grad_D + at, 1, count);
             if (direction->bias)
@@ -865,7 +1033,9 @@ static TARGET void convolution_forward(const void *job, int64_t item, float *scr
                 for (int64_t t = 0; t < steps; t++) {
                     vector sum = convolve(x + t + (taps->reverse ? past : 0), weight, width, bias);
                     y[t] = sum * sigmoid(sum, exp_minus_abs(sum));
-                    prefetch(d > 0 ? input : output, next_channel, next_begin + t + (d > 0 ? past : 0));
+                    prefetch(output, next_channel, next_begin + t);
+                    if (d == 0)
+                        prefetch(input, next_channel, next_begin + t + past);
                 }
                 write_steps(y, output, channel, begin, steps, count);
             }
@@ -939,12 +1109,15 @@ static TARGET void convolution_backward(const void *job, int64_t item, float *sc
         }                                                                       \
     }
 ELEMENTARY(all_exponential, exponential(value))
-ELEMENTARY(all_exponential2, exponential2(value))
+ELEMENTARY(all_decays, decay_of(clamp(value, -FARTHEST, FARTHEST), splat(1.0f)))
 ELEMENTARY(all_softplus, softplus(value, exp_minus_abs(value)))
 #undef ELEMENTARY
+#undef FARTHEST
+#undef GRAIN
+#undef MAGIC
 
 static const Kernels kernels_here = {
-    {all_exponential, all_exponential2, all_softplus},
+    {all_exponential, all_decays, all_softplus},
     scan_forward, scan_backward, convolution_forward, convolution_backward,
 };
 

@@ -1,0 +1,51 @@
+"""The compiled causal convolutions as a torch operator: one direction or two of the same x, float32 or bfloat16."""
+
+from ..registration import register_convolution
+from .library import add_up, convolution_taps, count_sequences, empty, empty_sequence, places, run_convolution
+
+
+def convolve(x, weights, biases, offsets, reverse):
+    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`."""
+    outputs = _outputs(x, weights, biases, offsets, reverse)
+    weights, biases = _contiguous(weights), _contiguous(biases)
+    taps = [convolution_taps(*parameters) for parameters in zip(weights, biases, reverse, outputs)]
+    run_convolution(False, taps, x, places(x, offsets), weights[0].shape[-1])
+    return outputs
+
+
+def convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x):
+    """Gradients of the weights and of the biases; that of x, a tensor like x, is written."""
+    sequences = count_sequences(x, offsets)
+    parts_weight, parts_bias = (
+        [empty(x, sequences, *tensor.shape) for tensor in tensors] for tensors in (weights, biases)
+    )
+    weights, biases = _contiguous(weights), _contiguous(biases)
+    taps = [
+        convolution_taps(*parameters)
+        for parameters in zip(weights, biases, reverse, grad_outputs, parts_weight, parts_bias)
+    ]
+    run_convolution(True, taps, x, places(x, offsets), weights[0].shape[-1], grad_x)
+    return [add_up(part) for part in parts_weight], [add_up(part) for part in parts_bias]
+
+
+def _outputs(x, weights, biases, offsets, reverse):
+    return [empty_sequence(x) for _ in weights]
+
+
+def _backward(grad_outputs, x, weights, biases, offsets, reverse):
+    grad_x = empty_sequence(x)
+    grad_weights, grad_biases = convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x)
+    return [grad_x, *grad_weights, *grad_biases]
+
+
+def _gradients(grad_outputs, x, weights, biases, offsets, reverse):
+    return [empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
+
+
+def _contiguous(tensors):
+    return [tensor.contiguous() for tensor in tensors]
+
+
+convolution_operator = register_convolution(
+    "causal_convolutions", "the compiled CPU kernels", "cpu", (convolve, _outputs), (_backward, _gradients),
+)

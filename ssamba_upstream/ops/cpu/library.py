@@ -1,0 +1,160 @@
+"""The compiled kernels themselves, ``kernel.c``: found, loaded through ctypes, and called."""
+
+import array
+import contextlib
+import ctypes
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+
+import torch
+
+from ..ragged import boundaries
+
+TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
+
+
+def load():
+    """(library, name of the instruction set, None), or (None, None, why there is none)."""
+    spec = importlib.util.find_spec(f"{__package__}._kernel")
+    if spec is None:
+        return None, None, "it was not built: installing the package found no C compiler"
+    try:
+        found = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        return None, None, f"it does not load: {error}"
+    found.ssamba_select.argtypes, found.ssamba_select.restype = [ctypes.c_char_p], ctypes.c_char_p
+    found.ssamba_elementary.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    found.ssamba_sum.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
+    found.ssamba_use_team.argtypes = [ctypes.c_void_p]
+    found.ssamba_use_team(torch_team())
+    # The runtime's threads are not there in a forked process, and it would wait for them.
+    os.register_at_fork(after_in_child=lambda: found.ssamba_use_team(None))
+    wanted = os.environ.get("SSAMBA_CPU_ISA")
+    chosen = found.ssamba_select(wanted.encode() if wanted else None)
+    if chosen is None:
+        return None, None, f"SSAMBA_CPU_ISA={wanted} is not an instruction set of this CPU"
+    return found, chosen.decode(), None
+
+
+def torch_team():
+    """Address of the function that starts a parallel region in torch's OpenMP runtime (GCC's), or None."""
+    for name in [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*")), "libgomp.so.1"]:
+        with contextlib.suppress(OSError):
+            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)  # only where torch has loaded it
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
+kernels, instruction_set, unavailable_reason = load()
+
+
+# The kernel's arguments are structs all of whose fields are as wide as an int64: arrays of int, in the order of kernel.c.
+
+_NO_SEQUENCE = (0, 0, 0, 0, 0)
+_SET_BY_THE_KERNEL = 0
+
+
+def run_scan(backward, directions, u, places, states, z, output, grad_z=None, softplus=False, done=0, total=None, rank=0,
+             logarithmic=False, sum_width=0):
+    """The kernel's ``Scan``: see kernel.c for the fields. ``directions``: a :func:`scan_direction` each; ``output``: in
+    the backward pass its gradient."""
+    total = total or len(directions)
+    header = (states, softplus, len(directions), done, total, rank, logarithmic, sum_width)
+    arguments = [torch.get_num_threads(), *_batch(u, places), *header, *sequence(z), *sequence(output), *sequence(grad_z),
+                 _SET_BY_THE_KERNEL]
+    _run(kernels.ssamba_scan_backward if backward else kernels.ssamba_scan_forward, arguments, directions)
+
+
+def scan_direction(u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None,
+                   grad_last_state=None, grad_u=_NO_SEQUENCE, grad_delta=_NO_SEQUENCE, grad_A=None, grad_D=None, grad_bias=None,
+                   grad_step_weight=None, grad_low=None, grad_B=None, grad_C=None):
+    """The kernel's ``Direction``. u, delta, B, C and their gradients are :func:`sequence` each; parameters are contiguous,
+    and the caller keeps all tensors alive."""
+    return (
+        *u, *delta, *B, *C, _address(A), _address(D), _address(bias),
+        _address(step_weight), reverse, _address(last_state), _address(checkpoints), _address(grad_last_state),
+        *grad_u, *grad_delta, _address(grad_A), _address(grad_D), _address(grad_bias),
+        _address(grad_step_weight), _address(grad_low), _address(grad_B), _address(grad_C),
+    )
+
+
+def run_convolution(backward, taps, x, places, width, grad_x=None):
+    """The kernel's ``Convolution``; ``taps``: a :func:`convolution_taps` for each direction."""
+    arguments = [torch.get_num_threads(), *_batch(x, places), width, len(taps), *sequence(x), *sequence(grad_x)]
+    _run(kernels.ssamba_convolution_backward if backward else kernels.ssamba_convolution_forward, arguments, taps)
+
+
+def convolution_taps(weight, bias, reverse, output, grad_weight=None, grad_bias=None):
+    """The kernel's ``Taps``; ``output``: in the backward pass its gradient."""
+    return (_address(weight), _address(bias), reverse, *sequence(output), _address(grad_weight), _address(grad_bias))
+
+
+def sequence(tensor, first=0):
+    """The kernel's ``Sequence``: a tensor (batch, channels, length), or none, from one of its channels on."""
+    if tensor is None:
+        return _NO_SEQUENCE
+    size, (batch, channel, time) = tensor.element_size(), tensor.stride()
+    return tensor.data_ptr() + first * channel * size, batch * size, channel * size, time * size, size
+
+
+def add_up(parts):
+    """The sum of parts, (count, ...) and contiguous, always in their order."""
+    total = parts.new_empty(parts.shape[1:])
+    if kernels.ssamba_sum(parts.data_ptr(), total.data_ptr(), len(parts), total.numel(), torch.get_num_threads()):
+        raise MemoryError("the compiled kernel found no memory for its working space")
+    return total
+
+
+def places(x, offsets):
+    """The kernel's ``Place`` of every sequence, or None without offsets.
+
+    The longest comes first, so that no thread is left alone with it. Sequence i has its checkpoints from
+    start // TILE + i on: enough for its tiles, and in all as many as the shapes alone tell.
+    """
+    if offsets is None:
+        return None
+    found = [
+        (i, 0, start, end - start, start // TILE + i, end // TILE + 1 - start // TILE)
+        for i, (start, end) in enumerate(itertools.pairwise(boundaries(x, offsets)))
+    ]
+    found.sort(key=lambda place: place[3], reverse=True)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def count_sequences(x, offsets):
+    """Sequences in a batch (entries, channels, length), ragged or not."""
+    return x.shape[0] if offsets is None else offsets.shape[0] - 1
+
+
+def empty_sequence(like):
+    """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
+    batch, channels, length = like.shape
+    return like.new_empty(batch, length, channels).transpose(1, 2)
+
+
+def empty_checkpoints(directions, x, offsets, states):
+    """Room for every direction's state before each tile."""
+    batch, channels, length = x.shape
+    tiles = batch * -(-length // TILE) if offsets is None else length // TILE + count_sequences(x, offsets)
+    return empty(x, directions, tiles, states, -(-channels // WIDEST) * WIDEST)
+
+
+def empty(like, *shape):
+    """An empty float32 tensor where another lies."""
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _batch(x, found):
+    return *x.shape, *((x.shape[0], 0) if found is None else (len(found), found.data_ptr()))
+
+
+def _run(function, arguments, directions):
+    fields = array.array("q", (*arguments, *itertools.chain(*directions)))
+    if function(ctypes.c_void_p(fields.buffer_info()[0])):
+        raise MemoryError("the compiled kernel found no memory for its working space")

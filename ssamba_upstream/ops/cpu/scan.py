@@ -1,0 +1,95 @@
+"""The compiled selective scan as a torch operator, one direction or two at once.
+
+Tensors come in lists of one entry per direction; D and delta_bias may be empty lists. Those along time are float32 or
+bfloat16, all others float32.
+"""
+
+from ..registration import register_scan, split
+from .library import (
+    GROUP, add_up, count_sequences, empty, empty_checkpoints, empty_sequence, places, run_scan, scan_direction, sequence,
+)
+
+
+def scan_forward(
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    """(output, last states, checkpoints for the backward pass), of which the latter are empty unless asked for."""
+    output, last_state, checkpoints = _outputs(
+        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    )
+    A, D, delta_bias = (_contiguous(tensors, len(u)) for tensors in (A, D, delta_bias))
+    directions = [
+        scan_direction(
+            *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i],
+            last_state=last_state[i] if return_last_state else None,
+            checkpoints=checkpoints[i] if keep_checkpoints else None,
+        )
+        for i in range(len(u))
+    ]
+    run_scan(False, directions, u[0], places(u[0], offsets), A[0].shape[1], z, output, softplus=delta_softplus)
+    return output, last_state, checkpoints
+
+
+def _outputs(
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+):
+    x, states = u[0], A[0].shape[1]
+    last_state = (len(u), count_sequences(x, offsets), x.shape[1], states) if return_last_state else (0,)
+    checkpoints = empty_checkpoints(len(u), x, offsets, states) if keep_checkpoints else empty(x, 0)
+    return empty_sequence(x), empty(x, *last_state), checkpoints
+
+
+def _scan_backward(
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+):
+    """Gradients of u, delta, A, B, C, D and delta_bias, one after the other, each in every direction; then of z."""
+    count, x, states = len(u), u[0], A[0].shape[1]
+    sequences, groups = count_sequences(x, offsets), -(-x.shape[1] // GROUP)
+    grad_u, grad_delta = [empty_sequence(t) for t in u], [empty_sequence(t) for t in delta]
+    grad_z = None if z is None else empty_sequence(z)
+    if grad_last_state is not None:
+        grad_last_state = grad_last_state.contiguous()
+
+    # What each sequence, or group of channels, contributes is added up afterwards, in a fixed order.
+    parts_A, parts_D, parts_bias = (
+        [empty(x, sequences, *tensor.shape) for tensor in tensors] for tensors in (A, D, delta_bias)
+    )
+    parts_B, parts_C = ([empty(x, groups, x.shape[0], x.shape[2], states) for _ in u] for _ in range(2))
+    A, D, delta_bias = (_contiguous(tensors, count) for tensors in (A, D, delta_bias))
+    directions = [
+        scan_direction(
+            *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i], checkpoints=checkpoints[i],
+            grad_last_state=None if grad_last_state is None else grad_last_state[i], grad_u=sequence(grad_u[i]),
+            grad_delta=sequence(grad_delta[i]), grad_A=parts_A[i], grad_D=parts_D[i] if parts_D else None,
+            grad_bias=parts_bias[i] if parts_bias else None, grad_B=parts_B[i], grad_C=parts_C[i],
+        )
+        for i in range(count)
+    ]
+    run_scan(True, directions, x, places(x, offsets), states, z, grad_output, grad_z, softplus=delta_softplus,
+             sum_width=states)
+    grad_A, grad_D, grad_bias = ([add_up(part) for part in parts] for parts in (parts_A, parts_D, parts_bias))
+    grad_B, grad_C = (
+        [add_up(part).transpose(1, 2).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
+        for parts, tensors in ((parts_B, B), (parts_C, C))
+    )
+    gradients = [*grad_u, *grad_delta, *grad_A, *grad_B, *grad_C, *grad_D, *grad_bias]
+    return gradients if z is None else [*gradients, grad_z]
+
+
+def _gradients(
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+):
+    gradients = [empty_sequence(tensor) for tensor in (*u, *delta)]
+    gradients += [tensor.new_empty(tensor.shape) for tensor in A]
+    gradients += [empty_sequence(tensor) for tensor in (*B, *C)]
+    gradients += [tensor.new_empty(tensor.shape) for tensor in (*D, *delta_bias)]
+    return gradients if z is None else [*gradients, empty_sequence(z)]
+
+
+def _contiguous(tensors, count):
+    return [tensor.contiguous() for tensor in tensors] or [None] * count
+
+
+scan_operator = register_scan(
+    "selective_scan", "the compiled CPU kernels", "cpu", (scan_forward, _outputs), (_scan_backward, _gradients), split,
+)
