@@ -6,6 +6,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from .ops import linear
 
 FRAMES_PER_SECOND = 100
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
@@ -24,7 +25,7 @@ class ClassificationHead(nn.Linear):
 
     def forward(self, features):
         """(..., E) -> (..., classes)"""
-        return super().forward(self.norm(features))
+        return linear(self.norm(features), self.weight, self.bias)
 
 
 class SsambaClassifier(SsambaPreTrainedModel):

@@ -141,6 +141,9 @@ def _info(options):
 def _system_info():
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled CPU kernels for "
           f"{ops.cpu.instruction_set or 'no instruction set'}")
+    libraries, why = ops.product.choice()
+    products = ", ".join(f"{library} for the {name}" for library, name in zip(libraries, ops.product.PRODUCTS))
+    print(f"linear products on cpu (float32): {products}\n  {why}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         name = torch.cuda.get_device_name() if device == "cuda" else "float32"
         print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")

@@ -12,6 +12,13 @@ from ssamba_upstream.benchmark import efficiency, efficiency_report, model, pret
 from ssamba_upstream.cli import main
 
 
+@pytest.fixture(autouse=True)
+def torch_products():
+    """Whatever this CPU would choose: the choice decides which networks are compared."""
+    with ops.product.forced(["torch"] * 3):
+        yield
+
+
 def test_scan(monkeypatch):
     monkeypatch.setattr(scan, "SCAN_SHAPES", ((1, 4, 9),))
     monkeypatch.setattr(scan, "_peers", dict)
@@ -27,8 +34,9 @@ def test_model(monkeypatch, tmp_path, capsys):
     assert main(["bench", "model", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "model.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["mode"] for row in rows] == ["forward", "training step"]
-    assert all(0 < float(row["scans' share"]) for row in rows)
+    assert [row["mode"] for row in rows] == list(model.MODES)
+    assert all(0 < float(row["mixing's share"]) and float(row["peak MiB"]) > 0 for row in rows)
+    assert [bool(row["ms, torch products"]) for row in rows] == [mode == "forward" for mode in model.MODES]
     assert "| tiny | 1 x 1 s | forward |" in capsys.readouterr().out
 
 
@@ -92,6 +100,20 @@ def test_efficiency_networks_are_the_published(size, ours, published_millions):
     assert count["SSAMBA"] == ours
     assert count["SSAST"] == count["SSAST eager"]
     assert round((count["SSAST"] + heads) / 1e6) == published_millions
+
+
+@pytest.mark.skipif(ops.product.unavailable_reason() is not None, reason=str(ops.product.unavailable_reason()))
+def test_efficiency_compares_with_ssast_by_the_same_products():
+    assert efficiency.SAME_PRODUCTS not in efficiency.build_networks("tiny", 8)
+    with ops.product.forced(["onednn"] * 3):
+        networks = efficiency.build_networks("tiny", 512, (1, 1))
+        plain, same = networks["SSAST"], networks[efficiency.SAME_PRODUCTS]
+        same.load_state_dict(plain.state_dict())
+        fbank = torch.randn(1, 1024, 128)
+        with torch.profiler.profile() as profile:
+            found = same(fbank)[0]
+        assert any("mkldnn::_linear_pointwise" in event.key for event in profile.key_averages())
+        torch.testing.assert_close(found, plain(fbank)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_efficiency_attentions_agree_but_for_the_matrix():
@@ -183,7 +205,8 @@ def test_crossover(ours, theirs, expected):
 
 def test_crossovers_and_claim_in_words():
     def row(batch, tokens, *values):
-        names = [f"{network} {unit}" for unit in ("ms", "MiB") for network in efficiency.MEMORY_GROWTH]
+        networks = "SSAMBA", "SSAST", "SSAST eager"
+        names = [f"{network} {unit}" for unit in ("ms", "MiB") for network in networks]
         return {"mode": "inference", "batch": batch, "tokens": tokens} | dict(zip(names, values))
 
     rows = [row(1, 512, 2, 1, 1, 3, 4, 8), row(1, 22528, 1, 10, "", 30, 20, "")]

@@ -17,6 +17,7 @@ import torch.multiprocessing as multiprocessing
 from ssamba_upstream import SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.ops import product
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.training import training_state
 from ssamba_upstream.manifest import scan
@@ -124,6 +125,26 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, chang
     training_states(tmp_path / "parts" / "states")[0].unlink()  # as if killed during step 3
     assert pretrain(recipe(**changes), tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
+    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
+    with product.forced(["torch"] * 3):
+        pretrain(recipe(steps=2), tmp_path / "run")
+    with product.forced(["onednn", "torch", "torch"]):
+        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
+        assert product.choice()[0] == ("torch",) * 3
+        assert "linear products as when the run began: torch for the output" in capsys.readouterr().out
+
+
+def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatch, capsys):
+    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
+    with product.forced(["onednn"] * 3):
+        pretrain(recipe(steps=2), tmp_path / "run")
+    monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
+    with product.forced(["torch"] * 3):
+        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
+    assert "goes on with torch for the output" in capsys.readouterr().out
 
 
 def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):

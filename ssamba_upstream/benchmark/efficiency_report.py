@@ -16,7 +16,6 @@ from .timing import SECONDS_EACH, markdown, write_table
 CLAIMED_TOKENS = 22528
 CLAIM = "The paper: tiny, 22k tokens, inference on a GPU, 92.7 % less time and 95.4 % less memory than SSAST."
 QUANTITIES = {"ms": "time", "MiB": "memory"}
-PEERS = [network for network in MEMORY_GROWTH if network != "SSAMBA"]
 
 
 def study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
@@ -77,7 +76,7 @@ def crossovers(rows):
         {"mode": mode, "batch": batch, "against": peer} | {
             quantity: _crossover_text(_of(rows, mode, batch), peer, unit) for unit, quantity in QUANTITIES.items()
         }
-        for mode in MODES for batch in BATCHES for peer in PEERS
+        for mode in MODES for batch in BATCHES for peer in _networks(rows)[1:]
     ]
 
 
@@ -98,7 +97,7 @@ def compare_claim(rows):
     lines = []
     for batch in BATCHES:
         row = next((row for row in _of(rows, "inference", batch) if row["tokens"] == CLAIMED_TOKENS), {})
-        for peer in PEERS:
+        for peer in _networks(rows)[1:]:
             saved = [_saving(row.get(f"SSAMBA {unit}", ""), row.get(f"{peer} {unit}", ""), quantity)
                      for unit, quantity in QUANTITIES.items()]
             lines.append(f"- batch {batch}: {' and '.join(saved)} than {peer}" if all(saved) else
@@ -119,8 +118,10 @@ def _conditions(device, rounds, size):
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     backend = ops.choose_backend(torch.empty(0, device=device))
+    libraries = ", ".join(f"{library} ({name})" for library, name in zip(ops.product.choice()[0], ops.product.PRODUCTS))
     return f"""\
 {machine}; torch {torch.__version__}, transformers {transformers.__version__}; the scan by {backend!r}; float32.
+SSAMBA's linear products by {libraries}.
 Medians of {rounds} rounds, fewer where they take more than {SECONDS_EACH} s; the most that torch allocates in a
 call. At 512 tokens SSAMBA has {parameters['SSAMBA']:,} parameters, SSAST {parameters['SSAST']:,}. "SSAST" has
 torch's fused attention; "SSAST eager" writes out the attention matrix, as the published code does. A network is left
@@ -137,7 +138,7 @@ def draw(rows, size, path):
         for (unit, quantity), axis in zip(QUANTITIES.items(), pair):
             for batch, style in zip(BATCHES, ("o-", "s--")):
                 measured = _of(rows, mode, batch)
-                for number, network in enumerate(MEMORY_GROWTH):
+                for number, network in enumerate(_networks(rows)):
                     values = [row[f"{network} {unit}"] for row in measured]
                     axis.loglog(
                         [row["tokens"] for row in measured], [math.nan if value == "" else value for value in values],
@@ -150,6 +151,11 @@ def draw(rows, size, path):
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(f"SSAMBA and SSAST, {size}")
     save_figure(figure, path)
+
+
+def _networks(rows):
+    """The networks that were measured, SSAMBA first."""
+    return [network for network in MEMORY_GROWTH if f"{network} ms" in rows[0]]
 
 
 def _of(rows, mode, batch):

@@ -1,28 +1,27 @@
 """``ssamba bench model``: the whole network on the default upstream's windows, and its parts."""
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from .. import ops
 from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..mixer import DIRECTIONS
 from ..modeling import SsambaModel
-from .timing import race, run_step
+from .timing import peak_memory, race, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
+MODES = {"forward": (False, False), "forward, bfloat16": (False, True), "training step": (True, False)}
 DOWNSTREAM_STRIDE = 10
-REVERSE = (False, True)
 
 
 def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
-    """Time the network on the default upstream's windows, and what of that is scan and what matrix product.
+    """Time the network on the default upstream's windows, and what of that lies in and between the outer projections.
 
     Returns:
-        a row (dict) for each size, input and mode ("forward": all hidden states, no gradients; "training step":
-        forward and backward): median milliseconds, forward with the plain torch scan as well (whose training step takes
-        minutes), seconds of audio per second, the share of the scans with their convolutions, and what else there is
-        over the matrix products alone.
+        a row (dict) for each size, input and mode ("forward": all hidden states, no gradients; "forward, bfloat16":
+        the same under autocast; "training step": forward and backward): median milliseconds, of forward with the plain
+        torch scan and with torch's own products as well; seconds of audio per second; the share of what lies between
+        the mixers' outer projections (convolutions, small projections, scans); what else there is over those outer
+        projections alone; and the peak MiB that torch allocates.
     """
     rows = []
     for size in sizes:
@@ -31,53 +30,63 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
         for utterances, seconds in tqdm(MODEL_INPUTS, desc=size, unit="input"):
             frames = seconds * 100 + config.patch_size[1] - DOWNSTREAM_STRIDE
             fbank = torch.randn(utterances, frames, config.num_mel_bins, device=device)
-            for mode, gradients in (("forward", False), ("training step", True)):
-                medians = race(model_calls(model, fbank, gradients), rounds, device)
-                whole, scans = medians["whole"], medians["scans"]
+            for mode, (gradients, bfloat16) in MODES.items():
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+                    calls = model_calls(model, fbank, gradients)
+                    if mode == "forward":
+                        calls |= _other_ways(calls["whole"])
+                    medians = race(calls, rounds, device)
+                    peak = peak_memory(calls["whole"], device)
+                whole, mixing = medians["whole"], medians["mixing"]
                 rows.append({
                     "size": size, "input": f"{utterances} x {seconds} s", "mode": mode, "ms": whole,
-                    "ms, torch scan": medians.get("torch scan", ""), "audio s / s": utterances * seconds / whole * 1e3,
-                    "scans' share": scans / whole, "rest / products": (whole - scans) / medians["products"],
+                    "ms, torch scan": medians.get("torch scan", ""), "ms, torch products": medians.get("torch products", ""),
+                    "audio s / s": utterances * seconds / whole * 1e3, "mixing's share": mixing / whole,
+                    "rest / products": (whole - mixing) / medians["products"], "peak MiB": peak / 2**20,
                 })
     return rows
 
 
 def model_calls(model, fbank, gradients):
-    """The whole network; the same with the plain torch scan; its scans and convolutions, and its products, alone."""
+    """The whole network; what lies between its mixers' outer projections, and these projections, alone."""
     mixer = model.layers[0].mixer
     tokens = torch.randn(len(fbank), model.config.tokens(fbank.shape[1]), model.config.hidden_size, device=fbank.device)
     with torch.no_grad():
-        channels_and_gate = mixer.in_proj(tokens)
-        channels = channels_and_gate[..., : model.config.intermediate_size].contiguous()
-        ranks = torch.randn(*tokens.shape[:2], model.config.time_step_rank, device=fbank.device)
-        scans = [mixer.scan_arguments(channels.transpose(1, 2), *direction) for direction in zip(DIRECTIONS, REVERSE)]
-    products = [(tokens, mixer.in_proj), (channels, mixer.out_proj), (channels, mixer.x_proj),
-                (channels, mixer.x_proj_b), (ranks, mixer.dt_proj), (ranks, mixer.dt_proj_b)]
-    for tensor in (channels_and_gate, tokens, channels, ranks, *(t for scan in scans for t in scan.values())):
-        if isinstance(tensor, torch.Tensor):
-            tensor.requires_grad_(gradients)
+        channels_and_gate = ops.apply_linear(mixer.in_proj, tokens)
+    channels = channels_and_gate[..., : model.config.intermediate_size].contiguous()
+    for tensor in (channels_and_gate, tokens, channels):
+        tensor.requires_grad_(gradients)
+    directions = [mixer.direction("", False), mixer.direction("_b", True)]
+    outer = {mixer.in_proj: tokens, mixer.out_proj: channels}
+    inner = [parameter for name, parameter in mixer.named_parameters() if not name.startswith(("in_proj", "out_proj"))]
 
     def network():
         return model(fbank, output_hidden_states=True).hidden_states
 
-    def network_with_torch_scan():
-        with ops.forced_backend("torch"):
-            return network()
-
-    def scan():
-        x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
-        return [*mixer.convolve(x, REVERSE), ops.selective_scan_mean(scans, z, delta_softplus=True)]
+    def mix():
+        return [ops.mix(channels_and_gate, directions)]
 
     def multiply():
-        return [F.linear(x, projection.weight) for x, projection in products]
+        return [ops.apply_linear(projection, x) for projection, x in outer.items()]
 
     depth = model.config.num_hidden_layers
-    parameters = list(model.parameters())
-    scan_inputs = [channels_and_gate, *(t for scan in scans for t in scan.values() if isinstance(t, torch.Tensor))]
-    product_inputs = [tensor for x, projection in products for tensor in (x, projection.weight)]
-    torch_scan = {} if gradients else {"torch scan": lambda: run_step(network_with_torch_scan, (), False)}
-    return torch_scan | {
-        "whole": lambda: run_step(network, parameters, gradients),
-        "scans": lambda: [run_step(scan, scan_inputs, gradients) for _ in range(depth)],
+    product_inputs = [*outer.values(), *(projection.weight for projection in outer)]
+    return {
+        "whole": lambda: run_step(network, list(model.parameters()), gradients),
+        "mixing": lambda: [run_step(mix, [channels_and_gate, *inner], gradients) for _ in range(depth)],
         "products": lambda: [run_step(multiply, product_inputs, gradients) for _ in range(depth)],
     }
+
+
+def _other_ways(whole):
+    """The whole network with the plain torch scan, and with torch's own linear products."""
+
+    def with_torch_scan():
+        with ops.forced_backend("torch"):
+            whole()
+
+    def with_torch_products():
+        with ops.product.forced(["torch"] * len(ops.product.PRODUCTS)):
+            whole()
+
+    return {"torch scan": with_torch_scan, "torch products": with_torch_products}

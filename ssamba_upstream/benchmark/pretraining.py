@@ -22,8 +22,8 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
 
     Returns:
         a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, peak MiB
-        that torch allocates meanwhile; and over those milliseconds, as shares: the scans with their convolutions, the
-        matrix products, log-mel from waveforms, and reading the clips from 16 kHz WAV files in one process. The last
+        that torch allocates meanwhile; and over those milliseconds, as shares: what lies between the mixers' outer
+        projections (convolutions, small projections, scans), these projections, log-mel from waveforms, and reading the clips from 16 kHz WAV files in one process. The last
         two are not part of the passes; reading goes on in other processes.
     """
     rows = []
@@ -43,7 +43,7 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
             soundfile.write(file.name, waveforms[0].cpu().numpy(), SAMPLE_RATE)
             parts = model_calls(model.ssamba, fbank, True)
             calls = {
-                "shared_mask": step(masks[:1]), "two_pass": step(masks), "scans": parts["scans"],
+                "shared_mask": step(masks[:1]), "two_pass": step(masks), "mixing": parts["mixing"],
                 "products": parts["products"], "log-mel": lambda: log_mel(list(waveforms)),
                 "reading": lambda: [read_clip(file.name, samples, "centre") for _ in fbank],
             }
@@ -52,7 +52,7 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
             whole = medians[objective]
             rows.append({
                 "size": size, "objective": objective, "ms": whole, "clips / s": len(fbank) / whole * 1e3,
-                "peak MiB": peak_memory(calls[objective], device) / 2**20, "scans": passes * medians["scans"] / whole,
+                "peak MiB": peak_memory(calls[objective], device) / 2**20, "mixing": passes * medians["mixing"] / whole,
                 "products": passes * medians["products"] / whole, "log-mel": medians["log-mel"] / whole,
                 "reading": medians["reading"] / whole,
             })

@@ -7,6 +7,7 @@ fast. Which is the case is measured once a process, for each of the three produc
 let it round to bfloat16.
 """
 
+import contextlib
 import os
 import time
 
@@ -105,6 +106,18 @@ def use(libraries):
     if "onednn" in libraries and (reason := unavailable_reason()):
         raise ValueError(f"oneDNN's linear product cannot be had here: {reason}")
     _chosen = libraries, "as it was asked for"
+
+
+@contextlib.contextmanager
+def forced(libraries):
+    """Make the choice, see :func:`use`, as long as this context lasts: for comparisons."""
+    global _chosen
+    before = _chosen
+    try:
+        use(libraries)
+        yield
+    finally:
+        _chosen = before
 
 
 def _choose():

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from ..ops import apply_linear
 from .masking import cluster_mask
 
 
@@ -39,8 +40,8 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         super().__init__(config)
         self.ssamba = SsambaModel(config)
         self.mask_embed = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.contrastive_head = _head(config)
-        self.reconstruction_head = _head(config)
+        self.contrastive_head = PredictionHead(config)
+        self.reconstruction_head = PredictionHead(config)
         self.post_init()
 
     @torch.no_grad()
@@ -48,8 +49,9 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         super()._init_weights(module)
         if module is self:
             nn.init.xavier_normal_(self.mask_embed)
-            for linear in (*self.contrastive_head[::2], *self.reconstruction_head[::2]):
-                initialise_projection(linear)
+            for head in (self.contrastive_head, self.reconstruction_head):
+                initialise_projection(head[0])
+                initialise_projection(head[2])
 
     def forward(self, input_values, mask=None, reconstruction_mask=None):
         """
@@ -110,6 +112,20 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         return _select(hidden[:, 1:], mask)
 
 
+class PredictionHead(nn.Sequential):
+    """Two layers that predict a patch from what the encoder makes of it: (..., E) -> (..., pixels)."""
+
+    def __init__(self, config):
+        pixels = math.prod(config.patch_size)
+        super().__init__(
+            nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, pixels),
+        )
+
+    def forward(self, hidden):
+        first, activation, last = self
+        return apply_linear(last, activation(apply_linear(first, hidden)))
+
+
 def contrastive(predictions, targets):
     """InfoNCE within each clip: for each target, a softmax over the clip's predictions (SSAST, equation 1).
 
@@ -140,10 +156,3 @@ def _check_mask(mask, patches):
     counts = mask.sum(dim=1)
     if (counts != counts[0]).any() or counts[0] == 0:
         raise ValueError(f"as many patches must be masked in every clip, and at least one; got {counts.tolist()}")
-
-
-def _head(config):
-    pixels = math.prod(config.patch_size)
-    return nn.Sequential(
-        nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, pixels),
-    )
