@@ -217,6 +217,8 @@ typedef struct { /* what the second part gives for an instruction set */
 #define find_steps NAME(find_steps)
 #define read_steps NAME(read_steps)
 #define write_steps NAME(write_steps)
+#define fold NAME(fold)
+#define fold_pairs NAME(fold_pairs)
 #define sum_lanes NAME(sum_lanes)
 #define copy_states NAME(copy_states)
 #define load_exponents NAME(load_exponents)
@@ -589,12 +591,43 @@ INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
     __builtin_prefetch((const void *)((uintptr_t)s.data + channel * s.channel + time * s.time));
 }
 
-INLINE float sum_lanes(vector value)
+#if LANES == 16
+#define COUNTING {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif LANES == 8
+#define COUNTING {0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define COUNTING {0, 1, 2, 3}
+#endif
+
+/* Two vectors folded into one: lanes whose index has the bit "half" hold sums of b, the others of a. */
+INLINE vector fold(vector a, vector b, int half)
 {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++)
-        sum += value[i];
-    return sum;
+    const integers lane = COUNTING, of_b = ((lane & half) != 0) & LANES;
+    return __builtin_shuffle(a, b, lane + of_b) + __builtin_shuffle(a, b, (lane ^ half) + of_b);
+}
+#undef COUNTING
+
+INLINE void fold_pairs(vector *rows, int half)
+{
+    for (int i = 0; i < half; i++)
+        rows[i] = fold(rows[i], rows[i + half], half);
+}
+
+/* sums[n] = the sum over the lanes of rows[n * TILE]: found for LANES of them at once, which end in a lane each. */
+INLINE void sum_lanes(const vector *rows, int64_t count, float *sums)
+{
+    for (int64_t n = 0; n < count; n += LANES) {
+        vector folded[LANES];
+        for (int i = 0; i < LANES; i++)
+            folded[i] = n + i < count ? rows[(n + i) * TILE] : splat(0);
+        if (LANES == 16)
+            fold_pairs(folded, 8);
+        if (LANES >= 8)
+            fold_pairs(folded, 4);
+        fold_pairs(folded, 2);
+        fold_pairs(folded, 1);
+        store(folded[0], sums + n, 1, count - n);
+    }
 }
 
 /* Steps [begin, begin + steps) of B, C or what steps are projected from, as (steps, states). */
@@ -965,12 +998,9 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
             }
             for (int64_t t = 0; t < steps; t++) {
                 int64_t at = (sums + (reverse ? length - 1 - begin - t : begin + t)) * scan->sum_width;
-                for (int64_t n = 0; n < states; n++) {
-                    direction->grad_B[at + n] = sum_lanes(grad_B[n * TILE + t]);
-                    direction->grad_C[at + n] = sum_lanes(grad_C[n * TILE + t]);
-                }
-                for (int64_t r = 0; r < rank; r++)
-                    direction->grad_low[at + r] = sum_lanes(grad_low[r * TILE + t]);
+                sum_lanes(grad_B + t, states, direction->grad_B + at);
+                sum_lanes(grad_C + t, states, direction->grad_C + at);
+                sum_lanes(grad_low + t, rank, direction->grad_low + at);
             }
         }
         for (int64_t v = 0; v < vectors; v++) {
