@@ -16,12 +16,12 @@ from transformers import (  # noqa: E402
     AutoModelForPreTraining,
 )
 
-from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification  # noqa: E402
-from .configuration import SsambaConfig  # noqa: E402
+from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification  # noqa: E402
+from .network.configuration import SsambaConfig  # noqa: E402
 from .feature_extraction import SsambaFeatureExtractor  # noqa: E402
-from .modeling import SsambaModel  # noqa: E402
+from .network.modeling import SsambaModel  # noqa: E402
 from .plugin.registry import register  # noqa: E402
-from .pretraining.objectives import SsambaForPreTraining  # noqa: E402
+from .network.pretraining import SsambaForPreTraining  # noqa: E402
 
 AutoConfig.register(SsambaConfig.model_type, SsambaConfig)
 AutoModel.register(SsambaConfig, SsambaModel)

@@ -22,12 +22,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
-from .configuration import SsambaConfig
+from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
+from .network.configuration import SsambaConfig
 from .files import replacing
-from .modeling import SsambaModel
-from .positions import stretch_positions
-from .pretraining.objectives import SsambaForPreTraining
+from .network.modeling import SsambaModel
+from .network.positions import stretch_positions
+from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
 MASKED_PATCHES = (250, 300, 400)

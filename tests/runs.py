@@ -16,7 +16,7 @@ def torchrun(*arguments):
     """The ``ssamba`` command in two processes on the CPU."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launcher, "-m", "ssamba_upstream.cli", *map(str, arguments), "--device", "cpu"],
+        [*launcher, "-m", "ssamba_upstream", *map(str, arguments), "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )
     assert result.returncode == 0, result.stderr

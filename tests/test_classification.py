@@ -20,7 +20,7 @@ from ssamba_upstream import (
     SsambaModel,
 )
 from ssamba_upstream.checkpoint import load_model, new_classifier, save_classifier, save_model, write_classifier
-from ssamba_upstream.classification import columns_of_seconds
+from ssamba_upstream.network.classification import columns_of_seconds
 
 # After ssamba_upstream, which repairs the torchaudio that these import.
 from transformers import (
@@ -419,7 +419,7 @@ def test_trust_remote_code_without_the_import(folder, tmp_path, first):
     done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     module, extractor, answers = json.loads(done.stdout.splitlines()[-1])
-    assert (module, extractor) == ("ssamba_upstream.classification", "SsambaFeatureExtractor")
+    assert (module, extractor) == ("ssamba_upstream.network.classification", "SsambaFeatureExtractor")
     silence = pipeline("audio-classification", model=str(folder))(np.zeros(16000, dtype="float32"))
     assert [answer["label"] for answer in answers] == [answer["label"] for answer in silence]
     # Code that is installed is not copied.

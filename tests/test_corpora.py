@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba_upstream.superb.corpora import (CLASSES, EMOTIONS, KEYWORDS, SESSIONS, CorpusError,
+from ssamba_upstream.corpora.report import (CLASSES, EMOTIONS, KEYWORDS, SESSIONS, CorpusError,
                                             build_emotion_metadata, check_emotion, check_keyword_spotting,
                                             check_speaker_identification, hash_split)
-from ssamba_upstream.superb.layouts import (Utterance, arrange_fsdd, synthesise_corpora, write_iemocap,
+from ssamba_upstream.corpora.layouts import (Utterance, arrange_fsdd, synthesise_corpora, write_iemocap,
                                             write_speech_commands, write_voxceleb1)
 
 FSDD = Path(__file__).parents[2] / "shared" / "audio" / "fsdd" / "recordings"

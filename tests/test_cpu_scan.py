@@ -11,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ssamba_upstream import SsambaConfig, ops
-from ssamba_upstream.mixer import BidirectionalMamba
+from ssamba_upstream.network.mixer import BidirectionalMamba
 from ssamba_upstream.ops import cpu
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason=f"no compiled kernels: {cpu.unavailable_reason()}")

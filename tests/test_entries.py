@@ -6,7 +6,7 @@ import torch
 import ssamba_upstream
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
-from ssamba_upstream.configuration import HIDDEN_SIZES
+from ssamba_upstream.network.configuration import HIDDEN_SIZES
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
 LAYERS = 2

@@ -19,15 +19,15 @@ from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.finetuning import trainer
-from ssamba_upstream.finetuning.data import evaluation_batches
+from ssamba_upstream.finetuning.batches import evaluation_batches
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
 from ssamba_upstream.finetuning.trainer import finetune
-from ssamba_upstream.labelled import LabelledSetError, read_labelled
-from ssamba_upstream.pretraining.objectives import SsambaForPreTraining
+from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.training import training_state
 from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
-from ssamba_upstream.training.result import describe_run
+from ssamba_upstream.training.run_folder import describe_run
 from ssamba_upstream.training.training_state import TrainingError, training_states
 from runs import logged, torchrun
 
@@ -354,7 +354,7 @@ def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
 
 def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
     file, run = recipe_file(data="folds", epochs=6), tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream.cli", "finetune", str(file), str(run), "--resume"]
+    command = [sys.executable, "-m", "ssamba_upstream", "finetune", str(file), str(run), "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(run / "fold-2" / "states"):
         time.sleep(0.01)

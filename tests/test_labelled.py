@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba_upstream.labelled import LabelledSet, LabelledSetError, join_labels, read_labelled, split_labels
+from ssamba_upstream.corpora.labelled import LabelledSet, LabelledSetError, join_labels, read_labelled, split_labels
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from conftest import SHARED_AUDIO
-from ssamba_upstream import manifest
+from ssamba_upstream.corpora import manifest
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.manifest import ManifestError, manifest_hash, read_manifest, scan
+from ssamba_upstream.corpora.manifest import ManifestError, manifest_hash, read_manifest, scan
 
 
 @pytest.fixture

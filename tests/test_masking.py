@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import DATA
 
-from ssamba_upstream.pretraining.masking import cluster_mask
+from ssamba_upstream.network.masking import cluster_mask
 
 ROWS, COLUMNS = 8, 64
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model
-from ssamba_upstream.configuration import HIDDEN_SIZES
+from ssamba_upstream.network.configuration import HIDDEN_SIZES
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ORDERS = {"bi": "paired", "uni": "sequential"}

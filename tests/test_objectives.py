@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from ssamba_upstream import SsambaConfig, SsambaForPreTraining, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
-from ssamba_upstream.pretraining.objectives import contrastive
+from ssamba_upstream.network.pretraining import contrastive
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssamba_upstream import SsambaConfig
-from ssamba_upstream.positions import position_embedding
+from ssamba_upstream.network.positions import position_embedding
 
 
 def places(config):

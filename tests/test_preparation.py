@@ -12,12 +12,12 @@ from conftest import SHARED_AUDIO
 
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.cli import main
-from ssamba_upstream.finetuning import preparation
-from ssamba_upstream.finetuning.preparation import PreparationError, prepare
-from ssamba_upstream.finetuning.scenes import mix_scenes
-from ssamba_upstream.labelled import read_labelled, split_labels
-from ssamba_upstream.probing.superb_sets import read_superb
-from ssamba_upstream.superb.layouts import arrange_fsdd
+from ssamba_upstream.corpora import preparation
+from ssamba_upstream.corpora.preparation import PreparationError, prepare
+from ssamba_upstream.corpora.scenes import mix_scenes
+from ssamba_upstream.corpora.labelled import read_labelled, split_labels
+from ssamba_upstream.corpora.superb_sets import read_superb
+from ssamba_upstream.corpora.layouts import arrange_fsdd
 
 
 def write_audio(path, samples=80, rate=16000):

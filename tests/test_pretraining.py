@@ -19,8 +19,8 @@ from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.training import training_state
-from ssamba_upstream.manifest import scan
-from ssamba_upstream.pretraining.objectives import SsambaForPreTraining
+from ssamba_upstream.corpora.manifest import scan
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
@@ -147,7 +147,7 @@ def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, 
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream.cli", "pretrain", str(file), str(run), "--resume"]
+    command = [sys.executable, "-m", "ssamba_upstream", "pretrain", str(file), str(run), "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(run / "states"):
         time.sleep(0.05)

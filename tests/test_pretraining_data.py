@@ -16,8 +16,8 @@ import torch
 
 from conftest import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.manifest import ManifestError
-from ssamba_upstream.pretraining.data import training_batches, validation_batches
+from ssamba_upstream.corpora.manifest import ManifestError
+from ssamba_upstream.pretraining.batches import training_batches, validation_batches
 
 SAMPLES = 400
 

@@ -16,7 +16,7 @@ from scipy import stats
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.probing import probe as probing
+from ssamba_upstream.probing import study as probing
 from ssamba_upstream.probing.report import MOST_SEEDS, confidence_interval
 
 QUICK = ["--seeds", "2", "--head-steps", "40", "--head-learning-rates", "1e-3", "1e-2", "--device", "cpu"]
@@ -107,7 +107,7 @@ def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
 def test_killed_while_probing_it_goes_on(tones, checkpoints, tmp_path):
     code = """
 import os, signal, sys
-from ssamba_upstream.probing import probe
+from ssamba_upstream.probing import study as probe
 probe.retrain_probes = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
 from ssamba_upstream.cli import main
 main(sys.argv[1:])
@@ -142,7 +142,7 @@ def test_folds(tones, checkpoints, tmp_path):
 
 
 def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
-    from ssamba_upstream.superb.layouts import Utterance, write_voxceleb1
+    from ssamba_upstream.corpora.layouts import Utterance, write_voxceleb1
 
     samples = {pitch: 0.3 * np.sin(pitch * np.arange(4000)) for pitch in (0.1, 0.5)}
     write_voxceleb1(tmp_path / "VoxCeleb1", [

@@ -12,11 +12,11 @@ from conftest import SHARED_AUDIO
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.frontend import LogMel
-from ssamba_upstream.labelled import LabelledSet
+from ssamba_upstream.corpora.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
 from ssamba_upstream.probing.features import Excerpt, read_waveform
-from ssamba_upstream.probing.probes import _Adam, retrain_probes
+from ssamba_upstream.probing.linear import _Adam, retrain_probes
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
@@ -47,7 +47,7 @@ def test_probes_do_not_depend_on_those_beside_them(monkeypatch):
     features, labels, splits = planted([0.0, 0.5, 1.0])
     grid = {"learning_rates": (1e-3, 1e-2), "weight_decays": (0.0, 0.1)}
     together = train_probes(features, labels, splits, **grid)
-    monkeypatch.setattr("ssamba_upstream.probing.probes.BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("ssamba_upstream.probing.linear.BYTES_AT_ONCE", 1)
     assert train_probes(features, labels, splits, **grid) == together
     for layer in range(3):
         alone = [

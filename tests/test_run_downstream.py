@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.plugin import compat, runner
-from ssamba_upstream.superb.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
+from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
 
 CHECKOUT = Path(__file__).parents[1]
 CPU = ("--device", "cpu")
@@ -338,7 +338,8 @@ def flattened(tree, prefix=""):
 
 @pytest.mark.parametrize("name", TASKS.values())
 def test_fine_tuning_differs_in_the_published_values_only(name):
-    texts = [(runner.configs_folder() / f"{stem}.yaml").read_text() for stem in (name, f"{name}-finetune")]
+    folder = runner.configs_folder("downstream_configs")
+    texts = [(folder / f"{stem}.yaml").read_text() for stem in (name, f"{name}-finetune")]
     frozen, fine_tuned = (dict(flattened(yaml.safe_load(text))) for text in texts)
     assert frozen.keys() == fine_tuned.keys()
     differing = {key.rpartition(".")[2] for key in frozen if frozen[key] != fine_tuned[key]}

@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb.corpora import RELEASED_IEMOCAP, RELEASED_IEMOCAP_SESSIONS
-from ssamba_upstream.superb.layouts import synthesise_corpora
+from ssamba_upstream.corpora.report import RELEASED_IEMOCAP, RELEASED_IEMOCAP_SESSIONS
+from ssamba_upstream.corpora.layouts import synthesise_corpora
 from ssamba_upstream.superb.submission import ER_FOLDS, PREDICTIONS, SubmissionError, write_submission
 
 

@@ -20,9 +20,9 @@ import yaml
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb import campaign, plan, recipes, results
-from ssamba_upstream.superb.corpora import CLASSES
-from ssamba_upstream.superb.layouts import Utterance, write_iemocap, write_speech_commands
+from ssamba_upstream.superb import campaign, cells, plan, results
+from ssamba_upstream.corpora.report import CLASSES
+from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands
 
 CHECKOUT = Path(__file__).parents[1]
 STEPS = ",,".join([
@@ -166,7 +166,7 @@ def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_p
     assert superb("--finetune") == 0
     assert len(calls(control)) == 2 * 12
     er, ks = sorted(rows(tmp_path), key=lambda row: row["task"])
-    assert list(er["runs"]) == list(recipes.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
+    assert list(er["runs"]) == list(cells.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
     assert all((Path(run["run"]) / "states-4.ckpt").exists() for run in er["runs"].values())
     frozen, fine_tuned = (tmp_path / "out" / "results.md").read_text().split("## ")[1:]
     assert "constrained track" in frozen and "| er |" in frozen and "| ks |" not in frozen
@@ -338,12 +338,12 @@ def test_refusals_before_anything_runs(control, superb, arguments, message, caps
 
 def test_upstreams(checkpoint, monkeypatch):
     pytest.importorskip("librosa")
-    assert recipes.find_upstream("fbank") == recipes.Upstream("fbank")
+    assert cells.find_upstream("fbank") == cells.Upstream("fbank")
     with pytest.raises(ValueError, match="neither a checkpoint's path nor"):
-        recipes.find_upstream("nothing_of_this_name")
+        cells.find_upstream("nothing_of_this_name")
     monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(checkpoint.parent))
     checkpoint.rename(checkpoint.parent / "ssamba_tiny_400")
-    found = recipes.find_upstream("ssamba_tiny_400", options="published_1s")
+    found = cells.find_upstream("ssamba_tiny_400", options="published_1s")
     assert found.name == "ssamba_tiny_400" and found.options["window_secs"] == 1
     assert found.sha256 == content_hash(checkpoint.parent / "ssamba_tiny_400")
 

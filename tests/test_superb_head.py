@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.labelled import LabelledSetError
+from ssamba_upstream.corpora.labelled import LabelledSetError
 from ssamba_upstream.plugin import compat
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.runner import configs_folder
@@ -27,8 +27,8 @@ from ssamba_upstream.probing.superb_head import (
     BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, LayerHeads, SuperbHead,
     _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
 )
-from ssamba_upstream.probing.superb_sets import read_superb
-from ssamba_upstream.superb.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
+from ssamba_upstream.corpora.superb_sets import read_superb
+from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
 
 CHECKOUT = Path(__file__).parents[1]
 CLASSES = 4
@@ -172,7 +172,7 @@ def our_state(states):
     ("sid", "speaker_identification"), ("er", "emotion_recognition"), ("ks", "keyword_spotting"),
 ])
 def test_recipes_are_those_of_the_downstream_configs(task, config):
-    config = yaml.safe_load((configs_folder() / f"{config}.yaml").read_text())
+    config = yaml.safe_load((configs_folder("downstream_configs") / f"{config}.yaml").read_text())
     runner, (data, model) = config["runner"], map(config["downstream_expert"].get, ("datarc", "modelrc"))
     recipe = SUPERB_RECIPES[task]
     assert (recipe.steps, recipe.steps_between_evaluations) == (runner["total_steps"], runner["eval_step"])

@@ -13,7 +13,7 @@ from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
 DEPTH, WIDTH = 4, 32
-SHORT_NAMES = Path(__file__).parents[1] / "downstream_configs" / "upstream"
+SHORT_NAMES = Path(__file__).parents[1] / "upstream_configs"
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import ASTConfig, AutoModel
 
-from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..modeling import SsambaModel
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.modeling import SsambaModel
 from .timing import available_memory, peak_memory, race, run_step
 
 TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 22528, 32768, 65536)

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from .. import ops
-from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..mixer import DIRECTIONS
-from ..modeling import SsambaModel
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.mixer import DIRECTIONS
+from ..network.modeling import SsambaModel
 from .timing import race, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds

@@ -5,7 +5,7 @@ import math
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..classification import IGNORED
+from ..network.classification import IGNORED
 
 METRICS = {
     "single_label": ("accuracy", "mAP", "mAUC"),
@@ -20,7 +20,7 @@ def evaluate(logits, targets, problem) -> dict:
 
     Args:
         logits: ``(clips, classes)``; for ``"per_second"`` ``(clips, seconds, classes)``.
-        targets: what :func:`~ssamba_upstream.finetuning.data.evaluation_batches` gives: ``(clips, classes)`` of 0 and
+        targets: what :func:`~ssamba_upstream.finetuning.batches.evaluation_batches` gives: ``(clips, classes)`` of 0 and
             1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100 where a
             second does not count.
         problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..classification import FRAMES_PER_SECOND
+from ..network.classification import FRAMES_PER_SECOND
 from ..frontend import LOG_MEL_MEAN, LOG_MEL_STD
 from ..training.recipe import RecipeError, TrainingRecipe
 from .metrics import METRICS

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..classification import FRAMES_PER_SECOND, IGNORED
-from ..labelled import split_labels
+from ..network.classification import FRAMES_PER_SECOND, IGNORED
+from ..corpora.labelled import split_labels
 from ..training.recipe import RecipeError
-from .data import label_targets
+from .batches import label_targets
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Task:
     Attributes:
         classes: their names, sorted; a class's place is its index.
         paths: the recordings of "train", "test" and, where there is one, "dev".
-        targets: of each split, see :func:`ssamba_upstream.finetuning.data.training_batches`.
+        targets: of each split, see :func:`ssamba_upstream.finetuning.batches.training_batches`.
     """
 
     classes: list[str]

@@ -11,19 +11,19 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import content_hash, load_model, new_classifier
-from ..classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..network.classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..feature_extraction import SsambaFeatureExtractor
 from ..frontend import SAMPLE_RATE, LogMel, samples_of
-from ..labelled import read_labelled
+from ..corpora.labelled import read_labelled
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..training.result import check_continuation, describe_run, write_json
+from ..training.run_folder import check_continuation, describe_run, write_json
 from .augmentation import noise_and_roll, spec_augment
-from .data import balancing_weights, evaluation_batches, training_batches
+from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
-from .result import RESULTS, save_result, summarise, write_results
+from .results import RESULTS, save_result, summarise, write_results
 from .task import Task
 
 

@@ -28,7 +28,7 @@ class UpstreamExpert(nn.Module):
         frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
         frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
             "mean", their mean, E wide.
-        positions: "physical" (default) or "published", see :mod:`ssamba_upstream.positions`.
+        positions: "physical" (default) or "published", see :mod:`ssamba_upstream.network.positions`.
         padding: "none" (default) or "published", see :class:`ssamba_upstream.windows.Windowing`.
         precision: "float32" (default), "bfloat16" or "float16", of the network's matrix products. What is returned
             is float32.

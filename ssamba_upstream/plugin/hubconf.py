@@ -5,7 +5,7 @@ from functools import partial
 from ..checkpoint import (
     MASKED_PATCHES, CheckpointError, download_repository, download_url, find_published,
 )
-from ..configuration import HIDDEN_SIZES
+from ..network.configuration import HIDDEN_SIZES
 from .expert import UpstreamExpert
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-import ssamba_upstream
-
 from ..checkpoint import CheckpointError
 from .registry import register
 
@@ -34,17 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parse(arguments)
     _check_device(given)
     # s3prl's argparse keeps the last value of an option that is given twice.
-    arguments += _named(given.config, "--config", configs_folder())
-    arguments += _named(given.upstream_model_config, "--upstream_model_config", configs_folder() / "upstream")
+    arguments += _named(given.config, "--config", configs_folder("downstream_configs"))
+    arguments += _named(given.upstream_model_config, "--upstream_model_config", configs_folder("upstream_configs"))
     arguments += [] if given.local_rank is None else ["--local_rank", given.local_rank]
     _hand_over(arguments)
 
 
-def configs_folder() -> Path:
-    """The folder of the downstream configs: inside an installed package, or beside it in a checkout."""
-    package = Path(ssamba_upstream.__file__).parent
-    installed = package / "downstream_configs"
-    return installed if installed.is_dir() else package.parent / "downstream_configs"
+def configs_folder(name) -> Path:
+    """A folder, "downstream_configs" or "upstream_configs": in an installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def _parse(arguments):
@@ -118,7 +116,7 @@ def _hand_over(arguments):
 def _explain_missing_file(missing) -> str | None:
     if re.fullmatch(r"\./downstream/.*/config\.yaml", missing):
         return ("Give the downstream's config with -c: a file, or one of ssamba_upstream's by its name: "
-                f"{_names(configs_folder())}. s3prl's package has none ({missing}).")
+                f"{_names(configs_folder('downstream_configs'))}. s3prl's package has none ({missing}).")
     if missing.startswith("/path/to/"):
         return (f"The config's {missing} stands for a path of yours; give it with -o, as the first lines of "
                 "the config show.")

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from ..audio import read_clip
 from ..figures import load_pyplot, save_figure
 from ..frontend import LogMel, samples_of
-from ..manifest import why_unreadable
-from .masking import cluster_mask
+from ..corpora.manifest import why_unreadable
+from ..network.masking import cluster_mask
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ class PretrainingRecipe(TrainingRecipe):
         train: manifests, or globs or URLs of tar shards.
         validation: manifests.
         steps: of the optimizer.
-        masking: "corrected", or "published", see :func:`ssamba_upstream.pretraining.masking.cluster_mask`.
+        masking: "corrected", or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
         objective: "shared_mask": one pass through the network serves both losses; "two_pass": each has its own masks
             and its own pass, as published.
         join_short: fill up a short recording with further ones instead of padding it.

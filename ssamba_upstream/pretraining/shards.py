@@ -9,9 +9,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..audio import AUDIO_EXTENSIONS, read_clip
-from ..manifest import ManifestError, why_unreadable
+from ..corpora.manifest import ManifestError, why_unreadable
 from ..training.batches import UNREADABLE, Batch, pad
-from .data import fill
+from .batches import fill
 
 try:
     import webdataset

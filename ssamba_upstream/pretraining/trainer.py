@@ -8,18 +8,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import LogMel, samples_of
-from ..labelled import read_labelled
+from ..corpora.labelled import read_labelled
 from ..probing.features import time_averages
-from ..probing.probes import cross_validate, members_of_splits, train_probes
+from ..probing.linear import cross_validate, members_of_splits, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
-from ..training.result import check_continuation, describe_run
+from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
-from .data import training_batches, validation_batches
-from .masking import cluster_mask
-from .objectives import SsambaForPreTraining
-from .result import save_result
+from .batches import training_batches, validation_batches
+from ..network.masking import cluster_mask
+from ..network.pretraining import SsambaForPreTraining
+from .model_card import save_result
 
 
 def pretrain(recipe, out, resume=False, device=None):

@@ -3,9 +3,9 @@
 from .cache import cached_time_averages
 from .features import Excerpt, log_mel_averages, time_averages
 from .geometry import linear_cka
-from .probes import CrossValidation, ProbeResults, cross_validate, train_probes
+from .linear import CrossValidation, ProbeResults, cross_validate, train_probes
 from .superb_head import HeadResults, SuperbHead, read_layer_weights, train_head
-from .superb_sets import read_superb
+from ..corpora.superb_sets import read_superb
 
 __all__ = [
     "CrossValidation", "Excerpt", "HeadResults", "ProbeResults", "SuperbHead", "cached_time_averages",

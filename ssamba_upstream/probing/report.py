@@ -24,7 +24,7 @@ def write_report(results, out):
     """Write ``results.json``, ``results.md``, ``layers.png`` and, of networks, ``cka.png``.
 
     Args:
-        results: see :func:`ssamba_upstream.probing.probe.probe`.
+        results: see :func:`ssamba_upstream.probing.study.probe`.
         out: a folder, which is made if it is not there.
     """
     out.mkdir(parents=True, exist_ok=True)

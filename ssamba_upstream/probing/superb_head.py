@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .probes import members_of_splits
+from .linear import members_of_splits
 
 PROJECTOR_SIZE = 256
 BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
@@ -136,7 +136,7 @@ def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(
     """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
 
     Where SUPERB draws one second of a background noise or eight of an utterance anew for every step, here an
-    utterance stays the same, see :mod:`ssamba_upstream.probing.superb_sets`.
+    utterance stays the same, see :mod:`ssamba_upstream.corpora.superb_sets`.
 
     Args:
         features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.

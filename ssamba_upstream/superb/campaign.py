@@ -22,13 +22,11 @@ from pathlib import Path
 import torch
 import yaml
 
-import ssamba_upstream
-
 from ..checkpoint import content_hash
 from ..plugin import compat
-from .recipes import Cell
+from .cells import Cell
 
-RUNNER = (sys.executable, "-m", "ssamba_upstream.cli", "run-downstream")
+RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
 """The command that trains and evaluates; s3prl's arguments follow."""
 
 EXPERIMENT = "s3prl"
@@ -143,7 +141,7 @@ def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = N
     Raises:
         CellError: it ended with another status than 0.
     """
-    path = [str(Path(ssamba_upstream.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, path))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path}
     with open(folder / "log.txt", "ab") as log:

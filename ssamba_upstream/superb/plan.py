@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .campaign import (EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl,
                        training_arguments, write_text)
-from .recipes import Cell
+from .cells import Cell
 
 TRIAL_STEPS = 4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .campaign import EXPERIMENT, RESULT, write_text
-from .recipes import TASKS
+from .cells import TASKS
 
 COLUMNS = ("task", "upstream", "checkpoint", "test, %", "by fold", "dev, %", "learning rate", "steps", "")
 HEADINGS = {

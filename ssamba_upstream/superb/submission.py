@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..files import replacing
-from .corpora import (BACKGROUND_NOISE, CLASSES, EMOTIONS, RELEASED_IEMOCAP_SESSIONS,
+from ..corpora.report import (BACKGROUND_NOISE, CLASSES, EMOTIONS, RELEASED_IEMOCAP_SESSIONS,
                       RELEASED_SPEECH_COMMANDS, RELEASED_VOXCELEB1, SESSIONS, SPEAKERS, CorpusError,
                       find_split_file, labelled_turns, read_split_file)
 

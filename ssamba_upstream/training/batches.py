@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import read_clip
-from ..manifest import ManifestError, why_unreadable
+from ..corpora.manifest import ManifestError, why_unreadable
 
 UNREADABLE = (OSError, RuntimeError, ValueError)
 """What reading a damaged, vanished or senseless audio file raises."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ..configuration import SsambaConfig
+from ..network.configuration import SsambaConfig
 
 
 class RecipeError(ValueError):

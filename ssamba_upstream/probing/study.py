@@ -10,7 +10,7 @@ from statistics import mean
 
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
-from .probes import ProbeResults, members_of_splits, retrain_probes, rotate_folds, train_probes
+from .linear import ProbeResults, members_of_splits, retrain_probes, rotate_folds, train_probes
 from .report import confidence_interval, write_report
 from .superb_head import splits_for_fold, train_head, train_layer_heads
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from .audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
-from .files import replacing
+from ..audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
+from ..files import replacing
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
 

@@ -6,29 +6,31 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import CheckpointError, load_model, save_model
-from .classification import SsambaClassifier
-from .configuration import HIDDEN_SIZES, SsambaConfig
-from .modeling import SsambaModel
-from . import extraction, ops
-from .benchmark.efficiency import TOKENS
-from .benchmark.efficiency_report import study
-from .benchmark.model import bench_model
-from .benchmark.pretraining import bench_pretraining
-from .benchmark.scan import bench_scan
-from .benchmark.timing import write_table
-from .finetuning import preparation
-from .labelled import read_labelled
-from .manifest import find_audio, read_manifest, scan
-from .pretraining.objectives import SsambaForPreTraining
-from .pretraining.recipe import PretrainingRecipe
-from .probing import cache, superb_sets
-from .probing.probe import probe
-from .probing.report import MOST_SEEDS
-from .probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
-from .superb import corpora, hidden_set, layouts, submission
-from .training.recipe import read_recipe
-from .training.training_state import TrainingError
+from ..checkpoint import CheckpointError, load_model, save_model
+from ..network.classification import SsambaClassifier
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.modeling import SsambaModel
+from .. import extraction, ops
+from ..benchmark.efficiency import TOKENS
+from ..benchmark.efficiency_report import study
+from ..benchmark.model import bench_model
+from ..benchmark.pretraining import bench_pretraining
+from ..benchmark.scan import bench_scan
+from ..benchmark.timing import write_table
+from ..corpora import preparation
+from ..corpora.labelled import read_labelled
+from ..corpora.manifest import find_audio, read_manifest, scan
+from ..network.pretraining import SsambaForPreTraining
+from ..pretraining.recipe import PretrainingRecipe
+from ..probing import cache
+from ..corpora import superb_sets
+from ..probing.study import probe
+from ..probing.report import MOST_SEEDS
+from ..probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
+from ..corpora import report as corpora, layouts
+from ..superb import hidden_set, submission
+from ..training.recipe import read_recipe
+from ..training.training_state import TrainingError
 
 INTERRUPTED = 130  # exit status after a signal, by the shell's convention
 
@@ -37,7 +39,7 @@ def main(arguments=None):
     """Run one ``ssamba`` command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["run-downstream"]:
-        from .plugin.runner import main as run_downstream
+        from ..plugin.runner import main as run_downstream
 
         return run_downstream(arguments[1:])
     options = _parser().parse_args(arguments)
@@ -242,7 +244,7 @@ def _add_pretrain(commands):
 
 
 def _pretrain(options):
-    from .pretraining.trainer import pretrain
+    from ..pretraining.trainer import pretrain
 
     recipe = read_recipe(options.recipe, PretrainingRecipe, options.overrides)
     finished = pretrain(recipe, options.out, options.resume, options.device)
@@ -256,9 +258,9 @@ def _add_finetune(commands):
 
 
 def _finetune(options):
-    from .finetuning.recipe import FinetuningRecipe
-    from .finetuning.trainer import finetune
-    from .training.distributed import rank
+    from ..finetuning.recipe import FinetuningRecipe
+    from ..finetuning.trainer import finetune
+    from ..training.distributed import rank
 
     recipe = read_recipe(options.recipe, FinetuningRecipe, options.overrides)
     results = finetune(recipe, options.out, options.resume, options.device)
@@ -291,7 +293,7 @@ def _add_show_masks(commands):
 
 
 def _show_masks(options):
-    from .pretraining.picture import show_masks
+    from ..pretraining.picture import show_masks
 
     model = load_model(options.checkpoint, model_class=SsambaForPreTraining)
     error = show_masks(model, options.recording, options.out, options.seed)
@@ -457,16 +459,17 @@ def _superb(options):
 
 
 def _run_superb(options):
-    from .superb import campaign, recipes, results
-    from .superb.plan import plan
+    from ..superb import campaign, results
+    from ..superb.cells import TASKS, find_upstream, make_cells
+    from ..superb.plan import plan
 
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected one or more")
-    roots = {task: getattr(options, task) for task in recipes.TASKS if getattr(options, task)}
+    roots = {task: getattr(options, task) for task in TASKS if getattr(options, task)}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    upstream = recipes.find_upstream(options.checkpoint, options.upstream, options.upstream_config)
-    cells = recipes.make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
-                               options.override)
+    upstream = find_upstream(options.checkpoint, options.upstream, options.upstream_config)
+    cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
+                       options.override)
     if options.cell is None:
         print(plan(cells, options.out, device, options.jobs), flush=True)
         if options.plan:

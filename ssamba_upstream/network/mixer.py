@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .ops import causal_convolutions, selective_scan_mean
+from ..ops import causal_convolutions, selective_scan_mean
 
 
 DIRECTIONS = ("", "_b")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..checkpoint import save_model
-from ..training.result import write_json, write_notes
+from ..training.run_folder import write_json, write_notes
 
 
 def save_result(model, folder, description, step, validation):

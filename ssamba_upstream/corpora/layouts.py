@@ -21,7 +21,7 @@ import torch
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from .corpora import (BACKGROUND_NOISE, KEYWORDS, SAMPLE_RATE, SPLIT_FILES, SPLITS, build_emotion_metadata,
+from .report import (BACKGROUND_NOISE, KEYWORDS, SAMPLE_RATE, SPLIT_FILES, SPLITS, build_emotion_metadata,
                       hash_split)
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
 

@@ -3,7 +3,7 @@
 from statistics import mean, stdev
 
 from ..checkpoint import write_classifier
-from ..training.result import write_json, write_notes, write_text
+from ..training.run_folder import write_json, write_notes, write_text
 
 RESULTS = "results.json"
 

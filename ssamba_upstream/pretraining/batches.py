@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..manifest import ManifestError, read_manifest
+from ..corpora.manifest import ManifestError, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
 
 
@@ -19,7 +19,7 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
     :class:`~ssamba_upstream.pretraining.shards.ShardBatches`.
 
     Args:
-        sources: manifests (see :func:`~ssamba_upstream.manifest.read_manifest`), or WebDataset shards:
+        sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
         batch_size: clips of each process.
         samples: the longest clip; longer files get a random crop.

@@ -15,7 +15,7 @@ from ..checkpoint import content_hash, find_published, load_model
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
 from ..plugin.runner import configs_folder
-from .corpora import CorpusError, check_emotion, check_keyword_spotting, check_speaker_identification
+from ..corpora.report import CorpusError, check_emotion, check_keyword_spotting, check_speaker_identification
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
@@ -111,13 +111,13 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
     Args:
         checkpoint: path or name; what exists as a path is one.
         name: the entry that reads the path. Default: ``ssamba_local``.
-        options: YAML file for the upstream, or the stem of one in downstream_configs/upstream.
+        options: YAML file for the upstream, or the stem of one in upstream_configs.
 
     Raises:
         CheckpointError: it is no checkpoint of ours, where one is expected.
         ValueError: neither path nor entry.
     """
-    options = None if options is None else _read_yaml(options, configs_folder() / "upstream")
+    options = None if options is None else _read_yaml(options, configs_folder("upstream_configs"))
     path = Path(checkpoint)
     if not path.exists():
         register()
@@ -156,20 +156,20 @@ def make_cells(
     """
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
-    cells = []
+    folder, cells = configs_folder("downstream_configs"), []
     for task, root in corpora.items():
         recipe = TASKS[task]
         report = recipe.check(root)
         if not report.ok:
             raise CorpusError(str(report))
-        config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, configs_folder())
+        config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, folder)
         _override(config, report.override)
         _complete(config, overrides, task)
         _check_batch(config, report)
         cells += [Cell(task, recipe.downstream, mode, upstream, config, overrides, report.counts, rate, fold)
                   for fold in recipe.folds for rate in rates]
     for downstream, path in downstreams:
-        config = _read_yaml(path, configs_folder())
+        config = _read_yaml(path, folder)
         _complete(config, overrides, downstream)
         cells += [Cell(downstream, downstream, mode, upstream, config, overrides, {}, rate) for rate in rates]
     if not cells:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..audio import read_clip
-from ..classification import IGNORED
+from ..network.classification import IGNORED
 from ..frontend import SAMPLE_RATE
-from ..manifest import ManifestError
+from ..corpora.manifest import ManifestError
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
 
 MIXUP_BETA = 10

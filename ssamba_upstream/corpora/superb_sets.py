@@ -6,9 +6,9 @@ from pathlib import Path
 
 import soundfile
 
-from ..labelled import LabelledSet, LabelledSetError
-from ..superb.corpora import BACKGROUND_NOISE, CLASSES, SESSIONS, SPLIT_FILES, SPLITS, hash_split
-from .features import Excerpt
+from .labelled import LabelledSet, LabelledSetError
+from .report import BACKGROUND_NOISE, CLASSES, SESSIONS, SPLIT_FILES, SPLITS, hash_split
+from ..probing.features import Excerpt
 
 TASKS = ("sid", "er", "ks")
 KEYWORD_GAIN = -3.0  # dB, which s3prl's keyword spotting applies to all recordings
@@ -25,7 +25,7 @@ def read_superb(task, root) -> LabelledSet:
     Args:
         task: "sid", VoxCeleb1, by speaker; "er", IEMOCAP, by emotion, whose splits are the five sessions; or
             "ks", Speech Commands, by keyword.
-        root: the corpus's folder, see :mod:`ssamba_upstream.superb.corpora`, with the split file or the metadata in it.
+        root: the corpus's folder, see :mod:`ssamba_upstream.corpora.report`, with the split file or the metadata in it.
 
     Raises:
         LabelledSetError: the corpus is not there or lacks something.

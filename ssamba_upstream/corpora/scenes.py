@@ -10,8 +10,8 @@ from tqdm import tqdm
 from ..audio import read_clip
 from ..files import replacing
 from ..frontend import SAMPLE_RATE
-from ..labelled import join_labels
-from ..manifest import why_unreadable
+from .labelled import join_labels
+from .manifest import why_unreadable
 
 SCENE_SECONDS = 60
 LARGEST_CUT = SAMPLE_RATE // 10
@@ -35,7 +35,7 @@ def mix_scenes(excerpts, folder, seed=0):
 
     Returns:
         (path, label, fold) of each scene; the label is the classes of its seconds, see
-        :func:`ssamba_upstream.labelled.split_labels`.
+        :func:`ssamba_upstream.corpora.labelled.split_labels`.
 
     Raises:
         ValueError: an excerpt that cannot be read, or a fold that lasts less than a minute.

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from ..files import replacing
-from ..manifest import manifest_hash
+from ..corpora.manifest import manifest_hash
 from .recipe import RecipeError
 
 RUN = "run.json"

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..audio import AUDIO_EXTENSIONS
 from ..files import replacing
-from ..labelled import COLUMNS, LabelledSet, join_labels, split_labels
-from ..manifest import ManifestError, find_audio, read_header
-from ..superb.corpora import hash_split
+from .labelled import COLUMNS, LabelledSet, join_labels, split_labels
+from .manifest import ManifestError, find_audio, read_header
+from .report import hash_split
 from .scenes import SCENE_SECONDS, mix_scenes
 
 
@@ -76,7 +76,7 @@ class PreparationReport:
 
 
 def prepare(name, root, out) -> PreparationReport:
-    """Write a downloaded data set as a labelled set, see :func:`ssamba_upstream.labelled.read_labelled`.
+    """Write a downloaded data set as a labelled set, see :func:`ssamba_upstream.corpora.labelled.read_labelled`.
 
     A part of the set, such as a few of its classes, is as good as the whole, and the report says what it is. The
     headers of all recordings are read.
@@ -86,7 +86,7 @@ def prepare(name, root, out) -> PreparationReport:
         root: the data set's folder.
         out: the CSV. Paths in it are absolute, but relative for what lies below its folder. The scenes of
             "urban8k_scenes" are written beside it, into a folder of its name without the ending, see
-            :func:`ssamba_upstream.finetuning.scenes.mix_scenes`.
+            :func:`ssamba_upstream.corpora.scenes.mix_scenes`.
 
     Raises:
         PreparationError: the data set is not there, is laid out otherwise, or lacks something; the message says how

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 from .masking import cluster_mask
 
 

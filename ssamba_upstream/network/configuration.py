@@ -24,9 +24,9 @@ class SsambaConfig(PretrainedConfig):
         frequency_stride, time_stride: distance between patches in mel bands and fbank frames. The default, the patch
             size, is pretraining's; overlapping patches (10, 10) are the usual choice downstream.
         positions: how learned positions reach another grid than pretraining's: "physical" or "published", see
-            :mod:`ssamba_upstream.positions`.
+            :mod:`ssamba_upstream.network.positions`.
         block_order: "sequential", or "paired" as in the published checkpoints, see
-            :class:`ssamba_upstream.modeling.SsambaModel`.
+            :class:`ssamba_upstream.network.modeling.SsambaModel`.
         norm: "layer_norm" or "rms_norm".
         norm_epsilon: added to the variance in every norm.
         drop_path_rate: stochastic depth (arXiv 1603.09382) of the last block; it grows linearly from the first.

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .audio import AUDIO_EXTENSIONS
+from ..audio import AUDIO_EXTENSIONS
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "label", "split")
