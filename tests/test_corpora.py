@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba_upstream.corpora.report import (CLASSES, EMOTIONS, KEYWORDS, SESSIONS, CorpusError,
-                                            build_emotion_metadata, check_emotion, check_keyword_spotting,
-                                            check_speaker_identification, hash_split)
-from ssamba_upstream.corpora.layouts import (Utterance, arrange_fsdd, synthesise_corpora, write_iemocap,
-                                            write_speech_commands, write_voxceleb1)
+from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check_emotion
+from ssamba_upstream.corpora.report import CorpusError
+from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check_keyword_spotting, hash_split
+from ssamba_upstream.corpora.voxceleb1 import check_speaker_identification
+from ssamba_upstream.corpora.fsdd import arrange_fsdd
+from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 
 FSDD = Path(__file__).parents[2] / "shared" / "audio" / "fsdd" / "recordings"
 TRAIN_SPEAKER, DEV_SPEAKER, DISCARDED_SPEAKER = "4a294341", "026290a7", "0c40e715"
@@ -389,7 +394,7 @@ def test_emotion_reports_audio(iemocap):
 
 def test_writers_refuse_a_folder_with_something_in_it(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="not an empty folder"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         synthesise_corpora(tmp_path)
     with pytest.raises(FileExistsError):
         write_voxceleb1(tmp_path, [])
@@ -403,7 +408,7 @@ def test_writers_leave_nothing_behind_when_interrupted(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_speech_commands(tmp_path / "new" / "commands", utterances(), {})
-    assert not any(path for path in tmp_path.rglob("*") if path.is_file() or "partial" in path.name)
+    assert not any(path for path in tmp_path.rglob("*") if path.is_file() or path.name.endswith(".tmp"))
 
 
 def test_writers_fill_an_empty_folder(tmp_path):

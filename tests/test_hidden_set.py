@@ -18,7 +18,8 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.superb import hidden_set
 from ssamba_upstream.superb.hidden_set import export_hidden_set
-from ssamba_upstream.corpora.layouts import Utterance, write_speech_commands
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.superb.submission import write_submission
 
 CHECKOUT = Path(__file__).parents[1]

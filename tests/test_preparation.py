@@ -17,7 +17,7 @@ from ssamba_upstream.corpora.preparation import PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
 from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.superb_sets import read_superb
-from ssamba_upstream.corpora.layouts import arrange_fsdd
+from ssamba_upstream.corpora.fsdd import arrange_fsdd
 
 
 def write_audio(path, samples=80, rate=16000):

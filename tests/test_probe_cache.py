@@ -14,7 +14,8 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.probing import cache, features
 from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
-from ssamba_upstream.probing.features import Excerpt, log_mel_averages, time_averages
+from ssamba_upstream.corpora.labelled import Excerpt
+from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.probing.geometry import linear_cka, norms
 
 STRIDES = {"time_stride": 10, "frequency_stride": 10}

@@ -15,7 +15,8 @@ from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.corpora.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
-from ssamba_upstream.probing.features import Excerpt, read_waveform
+from ssamba_upstream.corpora.labelled import Excerpt
+from ssamba_upstream.probing.features import read_waveform
 from ssamba_upstream.probing.linear import _Adam, retrain_probes
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4

@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.plugin import compat, runner
-from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
+from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 
 CHECKOUT = Path(__file__).parents[1]
 CPU = ("--device", "cpu")

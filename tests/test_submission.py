@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.report import RELEASED_IEMOCAP, RELEASED_IEMOCAP_SESSIONS
-from ssamba_upstream.corpora.layouts import synthesise_corpora
+from ssamba_upstream.corpora.iemocap import RELEASED, RELEASED_SESSIONS
+from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.superb.submission import ER_FOLDS, PREDICTIONS, SubmissionError, write_submission
 
 
@@ -140,7 +140,7 @@ def test_without_corpora_it_says_what_was_not_checked(tmp_path):
 
 
 def test_released_counts_agree():
-    assert sum(RELEASED_IEMOCAP_SESSIONS.values()) == sum(RELEASED_IEMOCAP.values())
+    assert sum(RELEASED_SESSIONS.values()) == sum(RELEASED.values())
 
 
 def test_warns_of_predictions_from_training(runs, given, tmp_path):

@@ -21,8 +21,10 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.superb import campaign, cells, plan, results
-from ssamba_upstream.corpora.report import CLASSES
-from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands
+from ssamba_upstream.corpora.speech_commands import CLASSES
+from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
 
 CHECKOUT = Path(__file__).parents[1]
 STEPS = ",,".join([

@@ -28,7 +28,10 @@ from ssamba_upstream.probing.superb_head import (
     _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
 )
 from ssamba_upstream.corpora.superb_sets import read_superb
-from ssamba_upstream.corpora.layouts import Utterance, write_iemocap, write_speech_commands, write_voxceleb1
+from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 
 CHECKOUT = Path(__file__).parents[1]
 CLASSES = 4

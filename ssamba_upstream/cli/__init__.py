@@ -27,7 +27,11 @@ from ..corpora import superb_sets
 from ..probing.study import probe
 from ..probing.report import MOST_SEEDS
 from ..probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES, read_layer_weights
-from ..corpora import report as corpora, layouts
+from ..corpora.fsdd import arrange_fsdd
+from ..corpora.iemocap import build_emotion_metadata, check_emotion
+from ..corpora.speech_commands import check_keyword_spotting
+from ..corpora.synthetic_corpora import synthesise_corpora
+from ..corpora.voxceleb1 import check_speaker_identification
 from ..superb import hidden_set, submission
 from ..training.recipe import read_recipe
 from ..training.training_state import TrainingError
@@ -183,9 +187,9 @@ def _add_corpora(commands):
 
 
 CORPUS_CHECKS = {
-    "sid": corpora.check_speaker_identification,
-    "er": corpora.check_emotion,
-    "ks": corpora.check_keyword_spotting,
+    "sid": check_speaker_identification,
+    "er": check_emotion,
+    "ks": check_keyword_spotting,
 }
 
 
@@ -196,17 +200,17 @@ def _check_corpus(options):
 
 
 def _build_metadata(options):
-    corpora.build_emotion_metadata(options.root, options.out)
+    build_emotion_metadata(options.root, options.out)
     print(f"wrote {options.out}")
 
 
 def _synthesise_corpora(options):
-    layouts.synthesise_corpora(options.out, options.seed)
+    synthesise_corpora(options.out, options.seed)
     print(f"wrote {options.out}")
 
 
 def _arrange_fsdd(options):
-    layouts.arrange_fsdd(options.recordings, options.out)
+    arrange_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
 
 
@@ -337,7 +341,7 @@ def _add_probe(commands):
                         help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="or fbank, for the filterbank")
     parser.add_argument("--compare", nargs="+", default=[], metavar="CHECKPOINT", help="more of them, in the same plot")
-    parser.add_argument("--corpus", choices=superb_sets.TASKS,
+    parser.add_argument("--corpus", choices=superb_sets.CORPORA,
                         help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er) or Speech Commands (ks)")
     parser.add_argument("--out", type=Path, default=Path("result/probe"), help="default: result/probe")
     parser.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")

@@ -2,11 +2,13 @@
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..audio import AUDIO_EXTENSIONS
+from .report import first
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "label", "split")
@@ -15,6 +17,25 @@ SEPARATOR = ";"
 
 class LabelledSetError(ValueError):
     """A labelled set that nothing can be trained on; says what is wrong and what was expected."""
+
+
+@dataclass(frozen=True)
+class Excerpt(os.PathLike):
+    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
+
+    Attributes:
+        path: the audio file.
+        start, stop: in samples at the file's own rate; default: all of it.
+        gain: in dB; what it lifts beyond [-1, 1] is clipped.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+    gain: float = 0.0
+
+    def __fspath__(self):
+        return os.fspath(self.path)
 
 
 @dataclass
@@ -48,11 +69,11 @@ class LabelledSet:
         _check_splits(self.splits)
         twice = [path for path, count in Counter(self.paths).items() if count > 1]
         if twice:
-            raise LabelledSetError(f"{len(twice)} recordings are there more than once: {_first(twice)}")
+            raise LabelledSetError(f"{len(twice)} recordings are there more than once: {first(twice)}")
         missing = [path for path in self.paths if not Path(path).is_file()]
         if missing:
             raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "
-                                   f"{_first(missing)}")
+                                   f"{first(missing)}")
 
     @property
     def classes(self):
@@ -159,10 +180,5 @@ def _check_splits(splits):
     found = sorted(set(splits))
     named = set(found) & set(SPLITS)
     if (named and set(found) | {"dev"} != set(SPLITS)) or (not named and len(found) < 3):
-        raise LabelledSetError(f"the splits are {_first(found, 6)}; expected train, dev and test, or train and test, "
+        raise LabelledSetError(f"the splits are {first(found, 6)}; expected train, dev and test, or train and test, "
                                "or the names of three or more folds")
-
-
-def _first(values, count=3):
-    more = f" and {len(values) - count} more" if len(values) > count else ""
-    return ", ".join(map(str, values[:count])) + more

@@ -12,7 +12,8 @@ import torch
 
 from ..checkpoint import content_hash, load_model
 from ..files import replacing
-from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
+from ..corpora.labelled import Excerpt
+from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
 FORMAT = 2

@@ -1,36 +1,14 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-
 import soundfile
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..audio import batches_by_length, resampler
+from ..corpora.labelled import Excerpt
 from ..frontend import FRAME_LENGTH, LogMel
 from ..windows import Windowing, encode, frame_index, tokens_to_frames
-
-
-@dataclass(frozen=True)
-class Excerpt(os.PathLike):
-    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
-
-    Attributes:
-        path: the audio file.
-        start, stop: in samples at the file's own rate; default: all of it.
-        gain: in dB; what it lifts beyond [-1, 1] is clipped.
-    """
-
-    path: Path
-    start: int = 0
-    stop: int | None = None
-    gain: float = 0.0
-
-    def __fspath__(self):
-        return os.fspath(self.path)
 
 
 def time_averages(model, recordings, window_secs=None, batch_secs=120.0):

@@ -15,7 +15,10 @@ from ..checkpoint import content_hash, find_published, load_model
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
 from ..plugin.runner import configs_folder
-from ..corpora.report import CorpusError, check_emotion, check_keyword_spotting, check_speaker_identification
+from ..corpora.iemocap import check_emotion
+from ..corpora.report import CorpusError
+from ..corpora.speech_commands import check_keyword_spotting
+from ..corpora.voxceleb1 import check_speaker_identification
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
