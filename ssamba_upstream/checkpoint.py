@@ -1,4 +1,4 @@
-"""Checkpoints: files of every format -> models, and back; names of checkpoints -> files.
+"""Checkpoints: files of every format -> models, and back.
 
 The format of this package is a folder with ``config.json`` and ``model.safetensors`` (what ``save_pretrained``
 writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuration. Checkpoints of the published code
@@ -8,31 +8,21 @@ writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuratio
 import hashlib
 import json
 import math
-import os
 import pickle
-import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .network.configuration import SsambaConfig
-from .files import replacing
+from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.modeling import SsambaModel
 from .network.positions import stretch_positions
 from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
-MASKED_PATCHES = (250, 300, 400)
-PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
-CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
 
 ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
 # What a model has beside the encoder; a checkpoint's class is told by it.
@@ -113,7 +103,6 @@ def save_model(model, path):
         FileExistsError: the folder is there and not empty.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         config = {CONFIG_KEY: json.dumps(_fields(model)), "format": "pt"}
         with replacing(path) as target:
@@ -123,7 +112,7 @@ def save_model(model, path):
         with replacing(path) as target:
             torch.save(content, target)
     else:
-        with _new_folder(path) as folder:
+        with new_folder(path) as folder:
             model.save_pretrained(folder)
 
 
@@ -174,9 +163,7 @@ def save_classifier(model, feature_extractor, folder):
     Raises:
         FileExistsError: the folder is there and not empty.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         write_classifier(model, feature_extractor, temporary)
 
 
@@ -194,19 +181,13 @@ def write_classifier(model, feature_extractor, folder):
         folder: made where it is not there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
     config = {**_fields(model), "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
     features = {**feature_extractor.to_dict(),
                 "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
-    texts = {
-        f"{CODE_MODULE}.py": CODE,
-        "preprocessor_config.json": json.dumps(features, indent=2) + "\n",
-        "config.json": json.dumps(config, indent=2) + "\n",
-    }
-    for name, text in texts.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text)
+    write_text(CODE, folder / f"{CODE_MODULE}.py")
+    write_json(features, folder / "preprocessor_config.json")
+    write_json(config, folder / "config.json")
     save_model(model, folder / "model.safetensors")
 
 
@@ -220,68 +201,8 @@ def content_hash(path):
     total = hashlib.sha256()
     for file in files:
         total.update(file.relative_to(path).as_posix().encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
+        total.update(bytes.fromhex(file_hash(file)))
     return total.hexdigest()
-
-
-def find_published(name, refresh=False):
-    """The file of a published checkpoint, by the name of its s3prl entry.
-
-    Looked for, in this order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder
-    that the environment variable SSAMBA_CHECKPOINTS names; the local cache of the Hugging Face hub; the hub.
-
-    Args:
-        name: such as "ssamba_tiny_400"; without a number of masked patches, 400.
-        refresh: download again.
-
-    Raises:
-        CheckpointError: it is nowhere, or the hub cannot be reached; says what was looked for.
-    """
-    if not name.endswith(tuple(f"_{masked}" for masked in MASKED_PATCHES)):
-        name = f"{name}_{MASKED_PATCHES[-1]}"
-    folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
-    if folder:
-        for candidate in (Path(folder, name + suffix) for suffix in ("", ".safetensors", ".ckpt", ".pth")):
-            if candidate.exists():
-                return candidate
-    file = f"{name}.pth"
-    if not refresh:
-        try:
-            return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-    try:
-        return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, force_download=refresh))
-    except (OSError, HfHubHTTPError) as error:
-        raise CheckpointError(
-            f"no checkpoint {name}: looked in the folder named by {CHECKPOINT_FOLDER_VARIABLE} "
-            f"({folder or 'not set'}), in the local Hugging Face cache, and for {file} in the hub's "
-            f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give a checkpoint with -k (path_or_url in "
-            f"S3PRLUpstream), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
-        ) from error
-
-
-def download_repository(repository, refresh=False):
-    """Folder of a checkpoint in this package's format on the Hugging Face hub, such as "user/ssamba-tiny"."""
-    try:
-        return Path(snapshot_download(
-            repository, allow_patterns=["config.json", "*.safetensors"], force_download=refresh
-        ))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise CheckpointError(f"cannot get {repository} from the Hugging Face hub: {error}") from error
-
-
-def download_url(url, refresh=False):
-    """Local copy of a checkpoint file at a URL, kept in torch.hub's folder under the URL's hash."""
-    folder = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest()[:16])
-    file = folder / (Path(urlparse(url).path).name or "checkpoint.ckpt")
-    if refresh or not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot download {url}: {error}") from error
-    return file
 
 
 def _class_of(state):
@@ -412,20 +333,6 @@ def _load_strictly(model, state, path):
     model.load_state_dict(state)
 
 
-@contextmanager
-def _new_folder(path):
-    """A folder beside ``path`` to fill; it becomes ``path`` at the end, or is removed after an error."""
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        os.replace(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _fields(model):
     """The model's configuration, but for where transformers read it from, which is nobody else's business."""
     return {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -437,9 +344,3 @@ def _auto_map(classes):
 
 def _contiguous(state):
     return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,6 +1,7 @@
 """``ssamba extract``: frame-level hidden states of many recordings, one file each."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from .audio import batches_by_length, read_clip
 from .checkpoint import content_hash
 from .files import replacing
-from .plugin.expert import UpstreamExpert
+from .frames import FrameEncoder, UpstreamOptions
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -41,7 +42,7 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
         device: on which the network computes.
         report: called with a sentence about each recording that cannot be read; the others are extracted.
-        options: of :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+        options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
         the number of files written, and of recordings that could not be read.
@@ -49,18 +50,17 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     Raises:
         ExtractionError: no recordings, two of the same name, an unknown layer, values beyond float16, or a folder of
             another checkpoint or other settings.
-        CheckpointError, ValueError: see :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+        CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
     """
-    upstream = UpstreamExpert(checkpoint, **options).to(device).eval()
-    depth = upstream.model.config.num_hidden_layers
+    options = UpstreamOptions(**options)
+    encoder = FrameEncoder.from_checkpoint(checkpoint, options).to(device).eval()
+    depth = encoder.model.config.num_hidden_layers
     layers = list(range(depth + 1)) if layers is None else list(layers)
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise ExtractionError(f"layers must be from 0 to {depth}; got {layers}")
     targets = _targets(recordings, Path(out), file_format)
     _check_settings(Path(out), {
-        "checkpoint": content_hash(checkpoint), "config": upstream.model.config.to_dict(),
-        "window_secs": upstream.windowing.window_secs, "padding": upstream.windowing.padding,
-        "frequency_pooling": upstream.frequency_pooling, "precision": str(upstream.autocast_dtype),
+        "checkpoint": content_hash(checkpoint), "config": encoder.model.config.to_dict(), **asdict(options),
         "layers": layers, "dtype": dtype, "format": file_format,
     })
     missing = {recording: target for recording, target in targets.items() if not target.exists()}
@@ -75,20 +75,20 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
                 except (OSError, RuntimeError, ValueError) as error:
                     report(f"{recording} is left out: {error}")
                     unreadable += 1
-            for recording, states in _hidden_states(upstream, wavs, layers, device):
+            for recording, states in _hidden_states(encoder, wavs, layers, device):
                 _write(states.to(DTYPES[dtype]), missing[recording], file_format)
             progress.update(len(batch))
     return len(missing) - unreadable, unreadable
 
 
 @torch.no_grad()
-def _hidden_states(upstream, wavs, layers, device):
+def _hidden_states(encoder, wavs, layers, device):
     """Yields each recording, and its hidden states (layers, frames, D) on the CPU."""
     if not wavs:
         return
-    states = upstream([wav.to(device) for _, wav in wavs])["hidden_states"]
+    states = encoder([wav.to(device) for _, wav in wavs]).hidden_states
     for i, (recording, wav) in enumerate(wavs):
-        frames = upstream.windowing.frames(len(wav))
+        frames = encoder.windowing.frames(len(wav))
         yield recording, torch.stack([states[layer][i, :frames] for layer in layers]).cpu()
 
 

@@ -16,8 +16,10 @@ from ssamba_upstream import (
     SsambaForPreTraining,
     SsambaModel,
     checkpoint,
+    downloads,
 )
-from ssamba_upstream.checkpoint import CheckpointError, find_published, load_model, save_classifier, save_model
+from ssamba_upstream.checkpoint import CheckpointError, load_model, save_classifier, save_model
+from ssamba_upstream.downloads import find_published
 from ssamba_upstream.cli import main
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
@@ -204,7 +206,7 @@ def test_a_checkpoint_of_s3prl_is_recognised(tmp_path):
 def test_nothing_is_overwritten_or_left_behind(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         save_model(small_model(), tmp_path / "folder")
     save_model(small_model(), tmp_path / "file.ckpt")
     before = (tmp_path / "file.ckpt").read_bytes()
@@ -235,11 +237,11 @@ def test_published_names_in_cache_and_hub(tmp_path, monkeypatch):
     def hub(repository, file, local_files_only=False, force_download=False):
         asked.append((repository, file, local_files_only, force_download))
         if local_files_only:
-            raise checkpoint.LocalEntryNotFoundError("not cached")
+            raise downloads.LocalEntryNotFoundError("not cached")
         return str(tmp_path / file)
 
     monkeypatch.delenv("SSAMBA_CHECKPOINTS", raising=False)
-    monkeypatch.setattr(checkpoint, "hf_hub_download", hub)
+    monkeypatch.setattr(downloads, "hf_hub_download", hub)
     repository = "attentionisallyouneed369/ssamba"
     assert find_published("ssamba_base_300") == tmp_path / "ssamba_base_300.pth"
     assert find_published("ssamba_base", refresh=True) == tmp_path / "ssamba_base_400.pth"
@@ -251,10 +253,10 @@ def test_published_names_in_cache_and_hub(tmp_path, monkeypatch):
 
 def test_offline_and_absent(tmp_path, monkeypatch):
     def offline(*arguments, **options):
-        raise checkpoint.LocalEntryNotFoundError("offline")
+        raise downloads.LocalEntryNotFoundError("offline")
 
     monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "hf_hub_download", offline)
+    monkeypatch.setattr(downloads, "hf_hub_download", offline)
     with pytest.raises(CheckpointError, match="no checkpoint ssamba_small_400: looked in.*SSAMBA_CHECKPOINTS.*with -k"):
         find_published("ssamba_small")
 
@@ -263,9 +265,9 @@ def test_url(tmp_path, monkeypatch):
     save_model(small_model(), tmp_path / "model.ckpt")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     url = (tmp_path / "model.ckpt").as_uri()
-    copy = checkpoint.download_url(url)
+    copy = downloads.download_url(url)
     assert_same_model(load_model(copy), load_model(tmp_path / "model.ckpt"))
     (tmp_path / "model.ckpt").unlink()
-    assert checkpoint.download_url(url) == copy
+    assert downloads.download_url(url) == copy
     with pytest.raises(CheckpointError, match="cannot download"):
-        checkpoint.download_url(url, refresh=True)
+        downloads.download_url(url, refresh=True)

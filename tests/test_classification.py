@@ -318,7 +318,7 @@ def test_a_folder_is_whole(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["SsambaForAudioClassification"]
     assert config["auto_map"]["AutoModelForAudioClassification"] == "ssamba.SsambaForAudioClassification"
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         save_classifier(classifier(), SsambaFeatureExtractor(), folder)
 
 
@@ -359,7 +359,7 @@ def test_a_run_s_folder_is_written_over_file_by_file(folder, tmp_path, monkeypat
     assert {entry.name for entry in (tmp_path / "best").iterdir()} == names
     before = {entry: entry.read_bytes() for entry in (tmp_path / "best").iterdir()}
 
-    def full_disk(path, content):
+    def full_disk(path, content, encoding):
         path.open("w").write(content[:10])
         raise OSError("No space left on device")
 

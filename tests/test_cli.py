@@ -16,7 +16,7 @@ def test_init_info_convert(tmp_path, capsys, official_checkpoint):
     assert main(["info", str(tmp_path / "tiny")]) == 0
     assert "6,922,176" in capsys.readouterr().out
     assert main(["init", "--size", "tiny", str(tmp_path / "tiny")]) == 1
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
 
     assert main(["convert", str(official_checkpoint), str(tmp_path / "converted")]) == 0
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["block_order"] == "paired"

@@ -81,7 +81,7 @@ def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
     extract(recordings, checkpoint, tmp_path / "out", layers=[1])
     with pytest.raises(ExtractionError, match=r"other settings \(layers\); give a new folder"):
         extract(recordings, checkpoint, tmp_path / "out")
-    with pytest.raises(ExtractionError, match=r"\(config\)"):
+    with pytest.raises(ExtractionError, match=r"\(config, time_stride\)"):
         extract(recordings, checkpoint, tmp_path / "out", layers=[1], time_stride=5)
     save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), tmp_path / "other")
     with pytest.raises(ExtractionError, match=r"\(checkpoint\)"):
@@ -130,7 +130,7 @@ def test_hear_timestamps(checkpoint, seconds):
 def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
     """A click moves the embeddings that have read it: those within half a column of it, and their neighbours most."""
     model = hear.load_model(str(checkpoint))
-    column = model.upstream.model.patch_embed
+    column = model.encoder.model.patch_embed
     seen = []
     handle = column.register_forward_hook(lambda module, inputs, output: seen.append(output))
     audio = torch.zeros(2, 32000)

@@ -46,8 +46,8 @@ def computed(monkeypatch):
     """The recordings whose averages are computed, one batch after the other."""
     found = []
 
-    def iterate(model, missing, window_secs):
-        for batch, values in features.iterate_time_averages(model, missing, window_secs, batch_secs=1.0):
+    def iterate(encoder, missing):
+        for batch, values in features.iterate_time_averages(encoder, missing, batch_secs=1.0):
             found.extend(missing[i] for i in batch)
             yield batch, values
 
@@ -128,8 +128,8 @@ out, checkpoint, *recordings = map(Path, sys.argv[1:])
 flush, flushes = np.memmap.flush, 0
 
 def fill(moment):
-    def iterate(model, missing, window_secs):
-        for number, batch in enumerate(features.iterate_time_averages(model, missing, window_secs, batch_secs=0.1)):
+    def iterate(encoder, missing):
+        for number, batch in enumerate(features.iterate_time_averages(encoder, missing, batch_secs=0.1)):
             if moment == "between batches" and number == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch

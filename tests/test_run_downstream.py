@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
+from ssamba_upstream.configs import configs_folder
 from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
@@ -341,7 +342,7 @@ def flattened(tree, prefix=""):
 
 @pytest.mark.parametrize("name", TASKS.values())
 def test_fine_tuning_differs_in_the_published_values_only(name):
-    folder = runner.configs_folder("downstream_configs")
+    folder = configs_folder("downstream")
     texts = [(folder / f"{stem}.yaml").read_text() for stem in (name, f"{name}-finetune")]
     frozen, fine_tuned = (dict(flattened(yaml.safe_load(text))) for text in texts)
     assert frozen.keys() == fine_tuned.keys()

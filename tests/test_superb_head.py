@@ -21,7 +21,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.labelled import LabelledSetError
 from ssamba_upstream.plugin import compat
 from ssamba_upstream.plugin.expert import UpstreamExpert
-from ssamba_upstream.plugin.runner import configs_folder
+from ssamba_upstream.configs import configs_folder
 from ssamba_upstream.probing.cache import cached_time_averages
 from ssamba_upstream.probing.superb_head import (
     BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, LayerHeads, SuperbHead,
@@ -175,7 +175,7 @@ def our_state(states):
     ("sid", "speaker_identification"), ("er", "emotion_recognition"), ("ks", "keyword_spotting"),
 ])
 def test_recipes_are_those_of_the_downstream_configs(task, config):
-    config = yaml.safe_load((configs_folder("downstream_configs") / f"{config}.yaml").read_text())
+    config = yaml.safe_load((configs_folder("downstream") / f"{config}.yaml").read_text())
     runner, (data, model) = config["runner"], map(config["downstream_expert"].get, ("datarc", "modelrc"))
     recipe = SUPERB_RECIPES[task]
     assert (recipe.steps, recipe.steps_between_evaluations) == (runner["total_steps"], runner["eval_step"])

@@ -213,7 +213,7 @@ def test_entries_that_need_a_checkpoint(name, message):
 
 def test_hub_entry(tmp_path, monkeypatch):
     save_model(SsambaModel(SsambaConfig(hidden_size=WIDTH, num_hidden_layers=2)), tmp_path / "folder")
-    monkeypatch.setattr("ssamba_upstream.checkpoint.snapshot_download", lambda *a, **k: str(tmp_path / "folder"))
+    monkeypatch.setattr("ssamba_upstream.downloads.snapshot_download", lambda *a, **k: str(tmp_path / "folder"))
     assert ENTRIES["ssamba_hub"](ckpt="me/ssamba").model.config.hidden_size == WIDTH
 
 
@@ -240,7 +240,7 @@ def test_options_from_file_and_by_name(checkpoint, tmp_path):
     ({"time_stride": 0.5}, "time_stride must be a whole number"),
     ({"window_secs": 0.1}, "at least one patch, 0.16 s"),
     ({"window_secs": 12.0}, 'longer than the 10.24 s whose positions.*positions="published"'),
-    ({"model_config": "nowhere.yaml"}, "no upstream configuration file nowhere.yaml"),
+    ({"model_config": "nowhere.yaml"}, "nowhere.yaml: there is no such file"),
 ])
 def test_options_that_make_no_sense(checkpoint, options, message):
     with pytest.raises(ValueError, match=message):

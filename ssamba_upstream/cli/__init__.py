@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ..checkpoint import CheckpointError, load_model, save_model
+from ..frames import UpstreamOptions
 from ..network.classification import SsambaClassifier
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
@@ -328,7 +330,7 @@ def _extract(options):
             recordings += read_manifest(source) if source.suffix in (".jsonl", ".json", ".tsv") else [source]
     written, unreadable = extraction.extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        options.device, model_config=options.options,
+        options.device, **asdict(UpstreamOptions.read(options.options)),
     )
     print(f"wrote {written} files below {options.out}; {len(recordings) - written - unreadable} were there, "
           f"{unreadable} recordings cannot be read")

@@ -3,7 +3,8 @@
 from statistics import mean, stdev
 
 from ..checkpoint import write_classifier
-from ..training.run_folder import write_json, write_notes, write_text
+from ..files import write_json, write_text
+from ..training.run_folder import write_notes
 
 RESULTS = "results.json"
 

@@ -19,7 +19,8 @@ from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..training.run_folder import check_continuation, describe_run, write_json
+from ..files import write_json
+from ..training.run_folder import check_continuation, describe_run
 from .augmentation import noise_and_roll, spec_augment
 from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate

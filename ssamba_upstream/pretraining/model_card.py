@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..checkpoint import save_model
-from ..training.run_folder import write_json, write_notes
+from ..files import write_json
+from ..training.run_folder import write_notes
 
 
 def save_result(model, folder, description, step, validation):

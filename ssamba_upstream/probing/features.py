@@ -7,8 +7,9 @@ from tqdm import tqdm
 
 from ..audio import batches_by_length, resampler
 from ..corpora.labelled import Excerpt
+from ..frames import FrameEncoder
 from ..frontend import FRAME_LENGTH, LogMel
-from ..windows import Windowing, encode, frame_index, tokens_to_frames
+from ..windows import tokens_to_frames
 
 
 def time_averages(model, recordings, window_secs=None, batch_secs=120.0):
@@ -33,35 +34,34 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0):
         ValueError: no recordings, a file that cannot be read or is empty, or windows that the positions
             learned do not reach.
     """
-    averages = torch.empty(len(recordings), *averages_shape(model.config))
-    for batch, found in iterate_time_averages(model, recordings, window_secs, batch_secs):
+    encoder = FrameEncoder(model, window_secs).to(model.device)
+    averages = torch.empty(len(recordings), *averages_shape(encoder))
+    for batch, found in iterate_time_averages(encoder, recordings, batch_secs):
         averages[batch] = found
     return averages.transpose(0, 1)
 
 
-def averages_shape(config):
-    """(layers, features) of a recording's averages over time, of a network with this SsambaConfig."""
-    return config.num_hidden_layers + 1, config.num_patch_rows * config.hidden_size
+def averages_shape(encoder):
+    """(layers, features) of a recording's averages over time."""
+    return encoder.model.config.num_hidden_layers + 1, encoder.width
 
 
 @torch.no_grad()
-def iterate_time_averages(model, recordings, window_secs=None, batch_secs=120.0):
-    """:func:`time_averages` batch by batch, longest recordings first.
+def iterate_time_averages(encoder, recordings, batch_secs=120.0):
+    """:func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
 
     Yields:
-        the indices of some of the recordings, and their averages, (indices, depth + 1, rows * E).
+        the indices of some of the recordings, and their averages, (indices, depth + 1, width).
     """
     _check_any(recordings)
-    windowing = Windowing.for_model(model.config, window_secs)
-    log_mel = LogMel(model.config.num_mel_bins).to(model.device)
     lengths = [_seconds(recording) for recording in recordings]
-    training = model.training
+    model, training = encoder.model, encoder.model.training
     model.eval()
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
             for batch in batches_by_length(lengths, batch_secs):
                 wavs = [read_waveform(recordings[i]).to(model.device) for i in batch]
-                yield batch, _averages(model, windowing, log_mel, wavs).cpu()
+                yield batch, _averages(encoder, wavs).cpu()
                 progress.update(len(batch))
     finally:
         model.train(training)
@@ -112,15 +112,13 @@ def _excerpt(recording):
     return recording if isinstance(recording, Excerpt) else Excerpt(recording)
 
 
-def _averages(model, windowing, log_mel, wavs):
-    """(utterances, depth + 1, rows * E) of waveforms."""
-    windows = windowing.cut(wavs, log_mel)
-    layers, firsts = encode([window for run in windows for window in run], model)
-    index = frame_index(wavs, windows, firsts, windowing, model.config)
-    counts = torch.tensor([max(1, round(len(wav) / windowing.hop)) for wav in wavs]).unsqueeze(1)
-    index[torch.arange(index.shape[1]) >= counts] = -1
-    index, counts = index.to(model.device), counts.to(model.device)
-    sums = (tokens_to_frames(tokens, index, "concat").sum(dim=1) for tokens in layers[:-1])
+def _averages(encoder, wavs):
+    """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
+    layers, index = encoder.tokens(wavs)
+    counts = torch.tensor([max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs], device=index.device)
+    counts = counts.unsqueeze(1)
+    index[torch.arange(index.shape[1], device=index.device) >= counts] = -1
+    sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
     return torch.stack([total / counts for total in sums], dim=1)
 
 

@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from ..checkpoint import content_hash
+from ..files import write_json, write_text
 from ..plugin import compat
 from .cells import Cell
 
@@ -44,12 +45,11 @@ def prepare(cells: list[Cell], out) -> None:
         folder = cell_folder(cell, out)
         if (folder / "cell.json").is_file():
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(yaml.safe_dump(cell.s3prl_config(), sort_keys=False), folder / "config.yaml")
         if cell.upstream.options is not None:
             write_text(yaml.safe_dump(cell.upstream.options), folder / "upstream.yaml")
         content = {**dataclasses.asdict(cell), "series": cell.series}
-        write_text(json.dumps(content, indent=2), folder / "cell.json")
+        write_json(content, folder / "cell.json")
 
 
 def cell_folder(cell: Cell, out) -> Path:
@@ -115,15 +115,8 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "") -> dict:
                                 "and run the copy")
             result = {"dev_accuracy": dev_accuracy, "test_accuracy": _accuracies(experiment, "test")[-1],
                       "step": step, "checkpoint": best}
-            write_text(json.dumps(result, indent=2), folder / RESULT)
+            write_json(result, folder / RESULT)
         return json.loads((folder / RESULT).read_text())
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file that is whole at every moment, whoever reads or writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def training_arguments(cell: Cell, device: str) -> list[str]:

@@ -3,18 +3,18 @@
 import ast
 import copy
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ..checkpoint import content_hash, find_published, load_model
+from ..checkpoint import content_hash, load_model
+from ..configs import find_config
+from ..downloads import find_published
+from ..files import json_hash
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
-from ..plugin.runner import configs_folder
 from ..corpora.iemocap import check_emotion
 from ..corpora.report import CorpusError
 from ..corpora.speech_commands import check_keyword_spotting
@@ -120,7 +120,7 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
         CheckpointError: it is no checkpoint of ours, where one is expected.
         ValueError: neither path nor entry.
     """
-    options = None if options is None else _read_yaml(options, configs_folder("upstream_configs"))
+    options = None if options is None else _read_yaml(options, "upstream")
     path = Path(checkpoint)
     if not path.exists():
         register()
@@ -159,20 +159,20 @@ def make_cells(
     """
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
-    folder, cells = configs_folder("downstream_configs"), []
+    cells = []
     for task, root in corpora.items():
         recipe = TASKS[task]
         report = recipe.check(root)
         if not report.ok:
             raise CorpusError(str(report))
-        config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, folder)
+        config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, "downstream")
         _override(config, report.override)
         _complete(config, overrides, task)
         _check_batch(config, report)
         cells += [Cell(task, recipe.downstream, mode, upstream, config, overrides, report.counts, rate, fold)
                   for fold in recipe.folds for rate in rates]
     for downstream, path in downstreams:
-        config = _read_yaml(path, folder)
+        config = _read_yaml(path, "downstream")
         _complete(config, overrides, downstream)
         cells += [Cell(downstream, downstream, mode, upstream, config, overrides, {}, rate) for rate in rates]
     if not cells:
@@ -219,14 +219,9 @@ def _override(config, overrides):
             fields[last] = value
 
 
-def _read_yaml(name, folder):
-    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
-        raise ValueError(f"{name}: there is no such file, and it names none of ssamba_upstream's configs: "
-                         f"{names}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def _read_yaml(name, kind):
+    return yaml.safe_load(find_config(name, kind).read_text(encoding="utf-8"))
 
 
 def _digest(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return json_hash(content)[:10]

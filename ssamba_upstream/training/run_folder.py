@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..files import replacing
-from ..corpora.manifest import manifest_hash
+from ..files import file_hash, write_json, write_text
 from .recipe import RecipeError
 
 RUN = "run.json"
@@ -19,7 +18,7 @@ def describe_run(recipe, **hashes):
     else is given, environment."""
     return {
         "recipe": recipe.to_dict(),
-        "manifests": {source: manifest_hash(source) for source in recipe.sources() if Path(source).is_file()},
+        "manifests": {source: file_hash(source) for source in recipe.sources() if Path(source).is_file()},
         **hashes,
         "environment": {
             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
@@ -44,7 +43,6 @@ def check_continuation(out, description, recipe, resume):
         _compare(_hashes(began), _hashes(description), (), out)
     elif out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(description, file)
 
 
@@ -60,15 +58,6 @@ def write_notes(folder, description, step, scores, card):
     """
     write_json({**description, "step": step, **scores}, folder / RUN)
     write_text(card, folder / "README.md")
-
-
-def write_json(content, path):
-    write_text(json.dumps(content, indent=2) + "\n", path)
-
-
-def write_text(text, path):
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def _hashes(description):

@@ -34,7 +34,6 @@ def save_training_state(folder, step, state, keep):
     folder = Path(folder)
     target = folder / f"step-{step:08d}.pt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
