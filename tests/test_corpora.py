@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssamba_upstream.superb import corpora
 from ssamba_upstream.superb.corpora import (CLASSES, EMOTIONS, KEYWORDS, SESSIONS, CorpusError,
                                             build_emotion_metadata, check_emotion, check_keyword_spotting,
                                             check_speaker_identification, hash_split)
@@ -200,7 +201,7 @@ def test_input_errors_become_problems(commands, voxceleb1, iemocap, monkeypatch)
     def fail(*_):
         raise OSError(5, "Input/output error", "broken.wav")
 
-    monkeypatch.setattr(soundfile, "info", fail)
+    monkeypatch.setattr(corpora, "read_header", fail)
     for check, root in ((check_keyword_spotting, commands), (check_speaker_identification, voxceleb1),
                         (check_emotion, iemocap)):
         assert_problem(check(root), "broken.wav cannot be read (Input/output error)")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..audio import AUDIO_EXTENSIONS
+from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
 from ..files import replacing
 from ..labelled import COLUMNS, LabelledSet, join_labels, split_labels
-from ..manifest import ManifestError, find_audio, read_header
+from ..manifest import ManifestError, find_audio
 from ..superb.corpora import hash_split
 from .scenes import SCENE_SECONDS, mix_scenes
 
@@ -122,9 +122,10 @@ def _readable(recordings, data_set, notes):
     """The recordings whose headers can be read."""
     unreadable, kept = [], []
     for recording in tqdm(recordings, "reading headers", unit=" files"):
-        header = read_header(recording[0])
-        if isinstance(header, str):
-            unreadable.append(f"{recording[0]}: {header}")
+        try:
+            read_header(recording[0])
+        except AudioError as error:
+            unreadable.append(f"{recording[0]}: {error.reason}")
         else:
             kept.append(recording)
     if unreadable:
@@ -351,7 +352,8 @@ which everyone has to get for themselves. Give the folder ROOT with
   ROOT/balanced_train_segments.csv
   ROOT/eval_segments.csv
   ROOT/class_labels_indices.csv
-and the clips of ten seconds, at any depth, as wav, flac, ogg or mp3, named by the video's id, such as -0RWZT-miFs:
+and the clips of ten seconds, at any depth, as wav, flac, ogg, mp3 or aiff, named by the video's id, such as
+-0RWZT-miFs:
   -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, -0RWZT-miFs_420.wav, -0RWZT-miFs_420000.wav, -0RWZT-miFs_420.000_430.000.wav""",
         gaps=True,
     ),

@@ -4,8 +4,7 @@ import glob
 import json
 from pathlib import Path
 
-import soundfile
-
+from ..audio import read_header
 from ..labelled import LabelledSet, LabelledSetError
 from ..superb.corpora import BACKGROUND_NOISE, CLASSES, SESSIONS, SPLIT_FILES, SPLITS, hash_split
 from .features import Excerpt
@@ -62,10 +61,10 @@ def _keywords(root):
         if word != BACKGROUND_NOISE and split != "discarded":
             yield Excerpt(path, gain=KEYWORD_GAIN), word if word in CLASSES else "_unknown_", split
     for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
-        header = soundfile.info(path)
-        for second in range(header.frames // header.samplerate):
-            start = second * header.samplerate
-            piece = Excerpt(path, start, start + header.samplerate, KEYWORD_GAIN)
+        header = read_header(path)
+        for second in range(header.samples // header.rate):
+            start = second * header.rate
+            piece = Excerpt(path, start, start + header.rate, KEYWORD_GAIN)
             yield piece, "_silence_", "train" if second % PIECES_PER_DEV_PIECE else "dev"
     for path in sorted(test_root.glob("*/*.wav")):
         yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test"

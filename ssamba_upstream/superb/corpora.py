@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import soundfile
+from ..audio import SAMPLE_RATE, AudioError, read_header
 
-SAMPLE_RATE = 16000
 SAMPLED_FILES = 40
 
 SPLITS = {"1": "train", "2": "dev", "3": "test"}
@@ -109,8 +108,8 @@ def check_speaker_identification(root, split_file=None) -> CorpusReport:
                                    f"not under {root}/*/wav/: {_first(missing)}; unpack the archives they "
                                    "are in (dev, test).")
         for path, header in _read_headers([found[path] for path in listed if path in found], report):
-            if header.samplerate != SAMPLE_RATE or header.channels != 1:
-                report.problems.append(f"{path} has {header.samplerate} Hz and {header.channels} channel(s), "
+            if header.rate != SAMPLE_RATE or header.channels != 1:
+                report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), "
                                        "and s3prl neither resamples nor mixes down this corpus; convert all "
                                        f"of it to {SAMPLE_RATE} Hz mono.")
                 break
@@ -204,8 +203,8 @@ def check_keyword_spotting(root, test_root=None) -> CorpusReport:
         _require_folder(report)
         backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))
         for path, header in _read_headers(backgrounds, report, sampled=False):
-            if header.frames < header.samplerate:
-                report.problems.append(f"{path} lasts {header.frames / header.samplerate:.2f} s; s3prl cuts "
+            if header.duration < 1:
+                report.problems.append(f"{path} lasts {header.duration:.2f} s; s3prl cuts "
                                        "one second out of every background noise and stops at a shorter one, "
                                        "so delete it.")
         recordings = {split: Counter() for split in ("train", "dev", "test")}
@@ -409,7 +408,7 @@ def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: Corpus
 def _check_one_rate(paths: list[Path], report: CorpusReport):
     examples = {}
     for path, header in _read_headers(paths, report):
-        examples.setdefault(header.samplerate, path)
+        examples.setdefault(header.rate, path)
         if header.channels != 1:
             report.problems.append(f"{path} has {header.channels} channels, and s3prl does not mix down this "
                                    "corpus; convert all of it to mono.")
@@ -480,14 +479,9 @@ def _read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True)
     headers = []
     for path in paths[::-(-len(paths) // SAMPLED_FILES) if sampled and paths else 1]:
         try:
-            header = soundfile.info(str(path))
-        except soundfile.LibsndfileError as error:
-            report.problems.append(f"{path} cannot be read as audio: {error.error_string} Restore it.")
-            continue
-        if header.frames:
-            headers.append((path, header))
-        else:
-            report.problems.append(f"{path} holds no samples; restore it from the archive.")
+            headers.append((path, read_header(path)))
+        except AudioError as error:
+            report.problems.append(f"{error}; restore it from the archive.")
     return headers
 
 

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
-from torchaudio.functional import resample
 from tqdm import tqdm
 
-from .corpora import (BACKGROUND_NOISE, KEYWORDS, SAMPLE_RATE, SPLIT_FILES, SPLITS, build_emotion_metadata,
+from ..audio import SAMPLE_RATE, read_clip
+from .corpora import (BACKGROUND_NOISE, KEYWORDS, SPLIT_FILES, SPLITS, build_emotion_metadata,
                       hash_split)
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
 
@@ -178,10 +177,8 @@ def _read_fsdd(recordings: Path) -> list[tuple[int, str, int, np.ndarray]]:
                                 "folder 'recordings' of the Free Spoken Digit Dataset.")
     digits = []
     for path in tqdm(paths, desc="Free Spoken Digit Dataset", unit="file"):
-        samples, rate = soundfile.read(path, dtype="float32")
         digit, speaker, take = path.stem.split("_")
-        samples = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
-        digits.append((int(digit), speaker, int(take), samples))
+        digits.append((int(digit), speaker, int(take), read_clip(path).numpy()))
     return digits
 
 

@@ -11,7 +11,8 @@ from math import sqrt
 
 import numpy as np
 
-SAMPLE_RATE = 16000
+from ..audio import SAMPLE_RATE
+
 HOP = 80
 WINDOW = 4 * HOP
 FRAME = 6 * HOP  # the window with half a window of room around it for the ringing of the filters
