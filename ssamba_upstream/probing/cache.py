@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16")
 
 def cached_time_averages(
     checkpoint, recordings, folder, window_secs=None, time_stride=10, frequency_stride=10, positions="physical",
-    dtype="float32", device="cpu",
+    dtype="float32", device="cpu", report=None,
 ):
     """:func:`time_averages` of a checkpoint, computed where the cache does not hold them yet.
 
@@ -37,6 +37,7 @@ def cached_time_averages(
             :class:`ssamba_upstream.plugin.expert.UpstreamExpert`, whose defaults these are.
         dtype: "float32" or "float16", in which they are kept.
         device: on which the network computes.
+        report: see :func:`time_averages`. A recording that cannot be read is tried again by the next call.
 
     Returns:
         (averages, key): (depth + 1, recordings, rows * E), mapped from the file and not read into memory; and
@@ -56,14 +57,14 @@ def cached_time_averages(
     return _completed(
         folder, {"checkpoint": content_hash(checkpoint), "window_secs": window_secs, **options}, recordings, dtype,
         shape=lambda: averages_shape(model().config),
-        averages=lambda missing: iterate_time_averages(model(), missing, window_secs),
+        averages=lambda missing: iterate_time_averages(model(), missing, window_secs, report=report),
     )
 
 
-def cached_log_mel_averages(recordings, folder):
+def cached_log_mel_averages(recordings, folder, report=None):
     """:func:`log_mel_averages`, see :func:`cached_time_averages`."""
     return _completed(folder, {"checkpoint": "log-mel"}, recordings, "float32",
-                      shape=lambda: (1, 256), averages=iterate_log_mel_averages)
+                      shape=lambda: (1, 256), averages=lambda missing: iterate_log_mel_averages(missing, report))
 
 
 def remembered(folder, description, compute):
@@ -109,6 +110,7 @@ def _completed(folder, description, recordings, dtype, shape, averages):
             rows.flush()  # the rows must be on the disk before anything says that they are
             done[missing[batch]] = True
             done.flush()
+        rows[np.flatnonzero(~done)] = np.nan
     # Copy-on-write, as torch maps no read-only array.
     return torch.from_numpy(np.load(entry / "averages.npy", mmap_mode="c")).transpose(0, 1), key
 
