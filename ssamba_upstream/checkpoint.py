@@ -32,6 +32,10 @@ HEADS = {
     SsambaForAudioFrameClassification: {"frame_classifier"},
 }
 
+# Where training loops keep a state dict, and what they put before all the names in it.
+STATE_NAMES = ("state_dict", "model")
+WRAPPERS = ("module.", "model.", "_orig_mod.")
+
 # What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
 OFFICIAL_CLASSIFIER = "v.head."
@@ -59,9 +63,13 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
 
     Args:
         path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
-            the published code's.
+            the published code's. In a file the weights may lie under "state_dict" or "model", beside an optimizer or
+            what else a training loop keeps, and may all have "module.", "model." or "_orig_mod." before their names,
+            as DataParallel, Lightning and torch.compile put it there. Where they are this package's but without its
+            configuration, the encoder is read, of 128 mel bands.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
-            which do not say, "paired", the order in which they were trained.
+            which do not say, "paired", the order in which they were trained. This package's weights without a
+            configuration do not say either, and are read with a block_order only.
         model_class: SsambaModel, the encoder alone, or one of the classes with heads, SsambaForPreTraining,
             SsambaForAudioClassification and SsambaForAudioFrameClassification. None: the one whose heads the checkpoint
             has.
@@ -75,7 +83,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
             not fit the configuration exactly.
         ValueError: an override that no network can be built from.
     """
-    config, state = _read(path)
+    config, state = _read(path, block_order)
     stored = _class_of(state)
     model_class = stored if model_class is None else model_class
     if model_class is SsambaModel:
@@ -104,16 +112,27 @@ def save_model(model, path):
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        config = {CONFIG_KEY: json.dumps(_fields(model)), "format": "pt"}
-        with replacing(path) as target:
-            save_file(_contiguous(model.state_dict()), target, metadata=config)
+        _write_safetensors(model, path, CONFIG_KEY, json.dumps(_fields(model), sort_keys=True))
     elif path.suffix == ".ckpt":
         content = {CONFIG_KEY: _fields(model), "state_dict": _contiguous(model.state_dict())}
-        with replacing(path) as target:
-            torch.save(content, target)
+        # torch writes a file's name into it where it opens the file.
+        with replacing(path) as target, target.open("wb") as file:
+            torch.save(content, file)
     else:
         with new_folder(path) as folder:
             model.save_pretrained(folder)
+
+
+def write_weights(model, folder):
+    """Write ``model.safetensors`` of a folder whose ``config.json`` is written apart; it takes the place of one that is
+    there at once."""
+    _write_safetensors(model, Path(folder) / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
+
+
+def _write_safetensors(model, path, key, value):
+    # One key, since safetensors writes several in an order of chance, and files of equal weights would differ.
+    with replacing(path) as target:
+        save_file(_contiguous(model.state_dict()), target, metadata={key: value})
 
 
 def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overrides):
@@ -188,7 +207,7 @@ def write_classifier(model, feature_extractor, folder):
     write_text(CODE, folder / f"{CODE_MODULE}.py")
     write_json(features, folder / "preprocessor_config.json")
     write_json(config, folder / "config.json")
-    save_model(model, folder / "model.safetensors")
+    write_weights(model, folder)
 
 
 def content_hash(path):
@@ -210,7 +229,7 @@ def _class_of(state):
     return next((model_class for model_class, heads in HEADS.items() if parts & heads), SsambaModel)
 
 
-def _read(path):
+def _read(path, block_order):
     """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
     path = Path(path)
     if path.is_dir():
@@ -220,12 +239,27 @@ def _read(path):
     if path.suffix == ".safetensors":
         metadata, state = _read_safetensors(path)
         config = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
+        if config is None and (path.name, path.with_name("config.json").is_file()) == ("model.safetensors", True):
+            return _read_folder(path.parent)
     else:
         content = _read_pickle(path)
-        config, state = content.get(CONFIG_KEY), content.get("state_dict", content)
+        config = content.get(CONFIG_KEY)
+        state = next((content[name] for name in STATE_NAMES if isinstance(content.get(name), dict)), content)
+    state = _without_wrappers(state)
     if config is not None:
         return SsambaConfig(**config), state
-    return _read_official(state, path)
+    if any(name in OFFICIAL_GRID or name.startswith("v.") for name in state):
+        return _read_official(state, path)
+    return _read_bare(state, path, block_order)
+
+
+def _without_wrappers(state):
+    while state:
+        wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)), None)
+        if wrapper is None:
+            break
+        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return state
 
 
 def _read_folder(folder):
@@ -277,7 +311,6 @@ def _s3prl_checkpoint(file):
 
 def _read_official(state, path):
     """Configuration and weights of a checkpoint of the published code; every size is read from a shape."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", "v.layers.0.mixer.A_log") if name not in state]
     if missing:
         raise CheckpointError(f"{path} is no SSAMBA checkpoint: it lacks {', '.join(missing)}")
@@ -292,6 +325,30 @@ def _read_official(state, path):
     return config, weights
 
 
+def _read_bare(state, path, block_order):
+    """Configuration and weights of the encoder in a state dict of this package's models, which has none."""
+    stored = _class_of(state)
+    heads = HEADS.get(stored, ())
+    weights = {name.removeprefix(ENCODER): t for name, t in state.items() if name.split(".")[0] not in heads}
+    if "cls_token" not in weights or "layers.0.mixer.A_log" not in weights:
+        held = ", ".join(map(str, [*state][:4]))
+        raise CheckpointError(f"{path} is no SSAMBA checkpoint: it holds {held} and so on")
+    if block_order is None:
+        raise CheckpointError(
+            f"{path} holds the weights of a {stored.__name__} without its configuration, and the order of the blocks "
+            f"does not show in them: give a folder that save_pretrained or a run of this package has written; or, for "
+            f"the encoder alone, say the order, as in `ssamba convert --block-order sequential {path} OUT`"
+        )
+    try:
+        sizes = _sizes(weights, "")
+        rows = SsambaConfig().num_mel_bins // sizes["patch_size"][0]
+        columns = (weights["pos_embed"].shape[1] - 1) // rows
+        config = SsambaConfig(**sizes, pretraining_frames=columns * sizes["patch_size"][1], block_order=block_order)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
+    return config, weights
+
+
 def _our_name(name):
     for official, ours in OFFICIAL_NAMES.items():
         if name.startswith(official):
@@ -300,23 +357,31 @@ def _our_name(name):
 
 
 def _official_config(state):
-    mixer = "v.layers.0.mixer."
-    channels, states = state[mixer + "A_log"].shape
-    hidden_size = state["v.cls_token"].shape[-1]
     return SsambaConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("v.layers.")),
-        state_size=states,
-        conv_kernel=state[mixer + "conv1d.weight"].shape[-1],
-        expand=channels // hidden_size,
-        time_step_rank=state[mixer + "dt_proj.weight"].shape[-1],
+        **_sizes(state, "v."),
         num_mel_bins=int(state["p_input_fdim"]),
         pretraining_frames=int(state["p_input_tdim"]),
-        patch_size=list(state["v.patch_embed.proj.weight"].shape[2:]),
         block_order="paired",
-        norm="layer_norm" if "v.norm_f.bias" in state else "rms_norm",
         final_norm_twice=True,
     )
+
+
+def _sizes(state, prefix):
+    """The fields of a SsambaConfig that the shapes of an encoder's weights tell."""
+    layers, mixer = f"{prefix}layers.", f"{prefix}layers.0.mixer."
+    channels, states = state[mixer + "A_log"].shape
+    hidden_size = state[prefix + "cls_token"].shape[-1]
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 1 + max(int(name.removeprefix(layers).split(".")[0]) for name in state
+                                     if name.startswith(layers)),
+        "state_size": states,
+        "conv_kernel": state[mixer + "conv1d.weight"].shape[-1],
+        "expand": channels // hidden_size,
+        "time_step_rank": state[mixer + "dt_proj.weight"].shape[-1],
+        "patch_size": list(state[prefix + "patch_embed.proj.weight"].shape[2:]),
+        "norm": "layer_norm" if prefix + "norm_f.bias" in state else "rms_norm",
+    }
 
 
 def _load_strictly(model, state, path):

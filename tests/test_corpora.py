@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssamba_upstream.corpora import report
 from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check_emotion
 from ssamba_upstream.corpora.report import CorpusError
 from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check_keyword_spotting, hash_split
@@ -205,7 +206,7 @@ def test_input_errors_become_problems(commands, voxceleb1, iemocap, monkeypatch)
     def fail(*_):
         raise OSError(5, "Input/output error", "broken.wav")
 
-    monkeypatch.setattr(soundfile, "info", fail)
+    monkeypatch.setattr(report, "read_header", fail)
     for check, root in ((check_keyword_spotting, commands), (check_speaker_identification, voxceleb1),
                         (check_emotion, iemocap)):
         assert_problem(check(root), "broken.wav cannot be read (Input/output error)")

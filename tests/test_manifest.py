@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from conftest import SHARED_AUDIO
+from damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from ssamba_upstream.corpora import manifest
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.corpora.manifest import ManifestError, manifest_hash, read_manifest, scan
@@ -50,6 +51,22 @@ def test_scan_lists_every_readable_file_once_and_sorted(folder, tmp_path):
     assert read_manifest(tmp_path / "new" / "out.jsonl") == [line["path"] for line in lines]
 
 
+def test_what_the_size_cannot_hold_is_unreadable_and_what_a_pipe_left_is_read(tmp_path):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    for name in ("a.mp3", "b.flac", "c.wav", "d.aiff", "e.AIF"):
+        soundfile.write(folder / name, noise, 16000, format="AIFF" if name == "e.AIF" else None)
+    claim_mp3_frames(folder / "a.mp3", 2 ** 32 - 1)
+    claim_flac_samples(folder / "b.flac", 10 ** 9)
+    claim_wav_bytes(folder / "c.wav", 0)
+    found = scan([folder], tmp_path / "out.jsonl", processes=1)
+    assert read_manifest(tmp_path / "out.jsonl") == [str(folder / name) for name in ("c.wav", "d.aiff", "e.AIF")]
+    assert found.hours == pytest.approx(3 / 3600)
+    assert [line.split(": ")[0] for line in found.unreadable] == [str(folder / "a.mp3"), str(folder / "b.flac")]
+    assert all("samples, which are not there" in line for line in found.unreadable)
+
+
 def test_scan_writes_absolute_paths_and_no_report_without_need(folder, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl.unreadable.txt").write_text("of a scan before")
     monkeypatch.chdir(folder)
@@ -63,7 +80,7 @@ def test_scan_without_use_says_what_to_do(folder, tmp_path):
     with pytest.raises(ManifestError, match="nowhere: not a folder; name the folders"):
         scan([folder, tmp_path / "nowhere"], out)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(ManifestError, match=r"no \.wav, \.flac, \.ogg, \.mp3 file below .*bare"):
+    with pytest.raises(ManifestError, match=r"no \.wav, \.flac, .*, \.aifc file below .*bare"):
         scan([tmp_path / "bare"], out)
     (tmp_path / "bare" / "damaged.wav").write_bytes(b"RIFF")
     with pytest.raises(ManifestError, match="none of 1 audio files can be read; the first: .*damaged.wav: "):

@@ -341,7 +341,7 @@ def test_lists_of_audioset_that_do_not_fit(audioset, tmp_path, file, old, new, m
 
 
 def test_audioset_without_lists_or_clips(audioset, tmp_path):
-    with pytest.raises(PreparationError, match="no .wav, .flac, .ogg, .mp3 file below"):
+    with pytest.raises(PreparationError, match="no .wav, .flac, .*, .aifc file below"):
         prepare("audioset20k", audioset, tmp_path / "out.csv")
     write_audio(audioset / "audio" / "song.wav")
     with pytest.raises(PreparationError, match="none of 1 audio files is named like a clip of .*: audio/song"):
@@ -464,7 +464,7 @@ def test_urban_sound_that_cannot_be_mixed(urban, tmp_path):
         prepare("urban8k_scenes", root, tmp_path / "out.csv")
     damaged = root / "audio" / "fold1" / "1000-0-0-0.wav"
     soundfile.write(damaged, np.full(100, np.nan), 16000, subtype="FLOAT")
-    with pytest.raises(PreparationError, match="1000-0-0-0.wav: holds samples that are not finite"):
+    with pytest.raises(PreparationError, match="1000-0-0-0.wav cannot be read as audio: .* not finite"):
         prepare("urban8k_scenes", root, tmp_path / "out.csv")
     damaged.unlink()
     with pytest.raises(PreparationError, match="1 of 100 recordings cannot be read: .*1000-0-0-0.wav: does not exist"):

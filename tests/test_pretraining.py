@@ -136,6 +136,17 @@ def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
     assert_same_run(tmp_path / "probed", tmp_path / "plain")
 
 
+def test_a_recording_that_cannot_be_probed_does_not_end_the_run(tmp_path, recipe, audio):
+    soundfile.write(tmp_path / "loud.wav", np.full(16000, 1e30, np.float32), 16000, subtype="FLOAT")
+    rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)] + [f"{tmp_path / 'loud.wav'},a"]
+    (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
+    assert pretrain(recipe(probe=str(tmp_path / "labelled.csv"), probe_every=4), tmp_path / "run")
+    assert [step for step, _ in logged(tmp_path / "run", "test_accuracy", kind="probe")] == [4, 6]
+    assert all(line.startswith(f"{tmp_path / 'loud.wav'}: holds samples of up to")
+               for _, line in logged(tmp_path / "run", "unreadable", kind="event"))
+    assert logged(tmp_path / "run", "unreadable", kind="event")
+
+
 def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, audio):
     rows = [f"{path.name},{i % 2},{'test' if i < 4 else 'train'}" for i, path in enumerate(sorted(audio.glob("*.wav")))]
     (audio / "no_dev.csv").write_text("path,label,split\n" + "\n".join(rows))

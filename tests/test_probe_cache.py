@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.probing import cache, features
 from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
@@ -46,8 +47,8 @@ def computed(monkeypatch):
     """The recordings whose averages are computed, one batch after the other."""
     found = []
 
-    def iterate(encoder, missing):
-        for batch, values in features.iterate_time_averages(encoder, missing, batch_secs=1.0):
+    def iterate(encoder, missing, report=None):
+        for batch, values in features.iterate_time_averages(encoder, missing, 1.0, report):
             found.extend(missing[i] for i in batch)
             yield batch, values
 
@@ -128,7 +129,7 @@ out, checkpoint, *recordings = map(Path, sys.argv[1:])
 flush, flushes = np.memmap.flush, 0
 
 def fill(moment):
-    def iterate(encoder, missing):
+    def iterate(encoder, missing, report):
         for number, batch in enumerate(features.iterate_time_averages(encoder, missing, batch_secs=0.1)):
             if moment == "between batches" and number == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -177,8 +178,12 @@ def test_an_error_leaves_no_wrong_row(checkpoint, recordings, computed, tmp_path
     status = recordings[5].stat()
     recordings[5].write_bytes(b"x" * len(content))
     os.utime(recordings[5], ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(ValueError, match="5.wav as audio"):
+    with pytest.raises(AudioError, match="5.wav cannot be read as audio"):
         cached_time_averages(checkpoint, recordings, tmp_path / "cache")
+    errors = []
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "cache", report=errors.append)
+    assert [error.file for error in errors] == [recordings[5]]
+    assert found[:, 5].isnan().all() and found[:, :5].isfinite().all()
     recordings[5].write_bytes(content)
     os.utime(recordings[5], ns=(status.st_atime_ns, status.st_mtime_ns))
     found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "cache")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,22 @@ def test_a_set_without_dev_is_refused_before_anything_is_computed(tones, checkpo
     assert main(["probe", str(tmp_path / "set.csv"), checkpoints[0], "--out", str(tmp_path / "out"), *QUICK]) == 1
     assert "no utterance in dev; probes need train, dev and test" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoints, tmp_path, capsys):
+    shutil.copytree(tones, tmp_path / "tones")
+    (tmp_path / "tones" / "500 Hz" / "torn.wav").write_bytes(b"RIFF")
+    loud = tmp_path / "tones" / "200 Hz" / "loud.wav"
+    soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
+    out = tmp_path / "out"
+    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "--compare", "fbank", "--out", str(out), *QUICK]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "left out: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said
+    results = results_of(out)
+    assert sum(results["recordings"].values()) == 30 and len(results["unreadable"]) == 2
+    assert all(model["layers"][model["best_layer"]]["test_accuracy"] == 1 for model in results["models"])
+    assert main(command) == 1
 
 
 def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from conftest import SHARED_AUDIO
 
 from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.corpora.labelled import LabelledSet
@@ -258,11 +259,24 @@ def test_audio_that_cannot_be_used(averages, tmp_path):
     with pytest.raises(ValueError, match="no recordings"):
         averages([])
     (tmp_path / "text.wav").write_text("no audio")
-    with pytest.raises(ValueError, match="cannot read .*text.wav as audio"):
+    with pytest.raises(AudioError, match="text.wav cannot be read as audio"):
         averages([tmp_path / "text.wav"])
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
-    with pytest.raises(ValueError, match="empty.wav holds no samples"):
+    with pytest.raises(AudioError, match="empty.wav cannot be read as audio: holds no samples"):
         averages([tmp_path / "empty.wav"])
+
+
+@pytest.mark.parametrize("averages", [log_mel_averages, lambda paths, **to: time_averages(network(), paths, **to)])
+def test_audio_that_cannot_be_used_is_left_out_on_request(averages, recordings, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "loud.wav", np.full(9000, 1e30, np.float32), 16000, subtype="FLOAT")
+    damaged, errors = [tmp_path / "text.wav", tmp_path / "loud.wav"], []
+    torch.manual_seed(0)
+    found = averages([recordings[0], *damaged, *recordings[1:]], report=errors.append)
+    assert sorted(error.file for error in errors) == sorted(damaged)
+    assert found[:, 1:3].isnan().all()
+    torch.manual_seed(0)
+    torch.testing.assert_close(found[:, [0, 3, 4, 5]], averages(recordings), rtol=0, atol=1e-5)
 
 
 def test_windows_the_positions_do_not_reach(recordings):

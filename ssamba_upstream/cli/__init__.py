@@ -322,19 +322,23 @@ def _add_extract(commands):
 
 
 def _extract(options):
-    recordings = []
+    recordings, unreadable_folders = [], []
     for source in options.recordings:
         if source.is_dir():
-            recordings += find_audio([source])[0]
+            found, unreadable = find_audio([source])
+            recordings += found
+            unreadable_folders += unreadable
         else:
             recordings += read_manifest(source) if source.suffix in (".jsonl", ".json", ".tsv") else [source]
-    written, unreadable = extraction.extract(
+    written, left_out = extraction.extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
         options.device, **asdict(UpstreamOptions.read(options.options)),
     )
-    print(f"wrote {written} files below {options.out}; {len(recordings) - written - unreadable} were there, "
-          f"{unreadable} recordings cannot be read")
-    return 1 if unreadable else 0
+    print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
+          f"{left_out} recordings are left out")
+    for line in unreadable_folders:
+        print(f"cannot be searched: {line}", file=sys.stderr)
+    return 1 if left_out or unreadable_folders else 0
 
 
 def _add_probe(commands):
@@ -369,7 +373,7 @@ def _probe(options):
     recipe = SUPERB_RECIPES.get(options.corpus, DEFAULT_RECIPE)
     if options.head_steps is not None:
         recipe = recipe.of_steps(options.head_steps)
-    probe(
+    results = probe(
         data, [options.checkpoint, *options.compare], options.out, recipe, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache,
         layers_alone=options.layers_alone, device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -378,6 +382,9 @@ def _probe(options):
     )
     summary = (options.out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
     print(f"{summary}\n\nwrote {options.out}")
+    for sentence in results["unreadable"]:
+        print(f"left out: {sentence}", file=sys.stderr)
+    return 1 if results["unreadable"] else 0
 
 
 def _add_layer_weights(commands):

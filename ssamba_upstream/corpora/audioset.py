@@ -82,7 +82,8 @@ which everyone has to get for themselves. Give the folder ROOT with
   ROOT/balanced_train_segments.csv
   ROOT/eval_segments.csv
   ROOT/class_labels_indices.csv
-and the clips of ten seconds, at any depth, as wav, flac, ogg or mp3, named by the video's id, such as -0RWZT-miFs:
+and the clips of ten seconds, at any depth, as wav, flac, ogg, mp3 or aiff, named by the video's id, such as
+-0RWZT-miFs:
   -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, -0RWZT-miFs_420.wav, -0RWZT-miFs_420000.wav, -0RWZT-miFs_420.000_430.000.wav""",
     gaps=True,
 )

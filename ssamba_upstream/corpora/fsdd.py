@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import torch
-from torchaudio.functional import resample
 from tqdm import tqdm
 
+from ..audio import read_clip
 from ..files import new_folder
 from .speech_commands import KEYWORDS, write_speech_commands
-from .utterances import SAMPLE_RATE, Utterance
+from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
 
 
@@ -60,8 +58,6 @@ def _read_fsdd(recordings: Path) -> list[tuple[int, str, int, np.ndarray]]:
                                 "folder 'recordings' of the Free Spoken Digit Dataset.")
     digits = []
     for path in tqdm(paths, desc="Free Spoken Digit Dataset", unit="file"):
-        samples, rate = soundfile.read(path, dtype="float32")
         digit, speaker, take = path.stem.split("_")
-        samples = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
-        digits.append((int(digit), speaker, int(take), samples))
+        digits.append((int(digit), speaker, int(take), read_clip(path).numpy()))
     return digits

@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..audio import SAMPLE_RATE
 from ..files import new_folder, write_text
 from .report import (
     CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
     require_folder,
 )
-from .utterances import SAMPLE_RATE, Utterance, write_wav
+from .utterances import Utterance, write_wav
 
 SESSIONS = ("Session1", "Session2", "Session3", "Session4", "Session5")
 EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
@@ -204,7 +205,7 @@ def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: Corpus
 def _check_one_rate(paths: list[Path], report: CorpusReport):
     examples = {}
     for path, header in read_headers(paths, report):
-        examples.setdefault(header.samplerate, path)
+        examples.setdefault(header.rate, path)
         if header.channels != 1:
             report.problems.append(f"{path} has {header.channels} channels, and s3prl does not mix down this "
                                    "corpus; convert all of it to mono.")

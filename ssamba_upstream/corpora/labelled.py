@@ -75,6 +75,15 @@ class LabelledSet:
             raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "
                                    f"{first(missing)}")
 
+    def without(self, paths):
+        """The set without some of its recordings.
+
+        Raises:
+            LabelledSetError: what is left is no labelled set.
+        """
+        kept = [row for row in zip(self.paths, self.labels, self.splits) if row[0] not in paths]
+        return LabelledSet(*map(list, zip(*kept))) if kept else LabelledSet([], [], [])
+
     @property
     def classes(self):
         """The labels that occur, sorted."""
@@ -114,8 +123,8 @@ def read_labelled(source, seed=0) -> LabelledSet:
 
     Args:
         source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's
-            folder); or a folder with a folder for each class, whose name is the label, and wav, flac, ogg or
-            mp3 files at any depth in it. Hidden ones are left out.
+            folder); or a folder with a folder for each class, whose name is the label, and audio files at any
+            depth in it, see :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
         seed: of the split where there is none.
 
     Raises:

@@ -8,10 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
-from ..audio import AUDIO_EXTENSIONS, UNKNOWN_LENGTH
+from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
 from ..files import replacing
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
@@ -31,9 +30,10 @@ class Scan:
 
 
 def scan(folders, out, processes=None):
-    """Read the headers of all wav, flac, ogg and mp3 files below some folders once, and write a manifest.
+    """Read the headers of all audio files below some folders once, and write a manifest.
 
-    Links to files are followed, links to folders are not.
+    Audio files are those with an ending in :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Links to files are followed,
+    links to folders are not.
 
     Args:
         folders: folders to search, their sub-folders included.
@@ -57,13 +57,14 @@ def scan(folders, out, processes=None):
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     pool = ProcessPoolExecutor(processes, **ignore_interrupts)
     try:
-        headers = pool.map(read_header, files, chunksize=64)
+        headers = pool.map(_header_or_error, files, chunksize=64)
         for file, header in zip(files, tqdm(headers, "reading headers", len(files), unit=" files")):
-            if isinstance(header, str):
-                unreadable.append(f"{file}: {header}")
+            if isinstance(header, AudioError):
+                unreadable.append(f"{file}: {header.reason}")
             else:
-                lines.append(json.dumps(header))
-                seconds += header["duration"]
+                lines.append(json.dumps({"path": file, "duration": header.duration, "rate": header.rate,
+                                         "channels": header.channels}))
+                seconds += header.duration
     finally:
         pool.shutdown(cancel_futures=True)
     if not lines:
@@ -91,24 +92,11 @@ def find_audio(folders):
     return sorted(files), unreadable
 
 
-def read_header(file):
-    """A file's line of the manifest, or the reason why it cannot be read."""
+def _header_or_error(file):
     try:
-        info = soundfile.info(os.fsencode(file))
-    except (OSError, RuntimeError) as error:
-        return why_unreadable(error, file)
-    if info.frames == 0:
-        return "holds no samples"
-    if info.frames == UNKNOWN_LENGTH:
-        return "does not say how long it is; encode it anew"
-    return {"path": file, "duration": info.duration, "rate": info.samplerate, "channels": info.channels}
-
-
-def why_unreadable(error, file=None):
-    """The reason in an exception met while reading audio, without the path; `file` is its path, if it has one."""
-    if file is not None and not os.access(file, os.R_OK):
-        return "does not exist, or may not be read"
-    return getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error.args[0])
+        return read_header(file)
+    except AudioError as error:
+        return error
 
 
 def _write_lines(path, lines):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..audio import AudioError, read_header
 from ..files import replacing
 from .audioset import AUDIOSET20K
 from .data_set import PreparationError
 from .esc50 import ESC50
 from .labelled import COLUMNS, LabelledSet, split_labels
-from .manifest import read_header
 from .report import first
 from .scenes import SCENE_SECONDS, mix_scenes
 from .speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V2
@@ -102,9 +102,10 @@ def _readable(recordings, data_set, notes):
     """The recordings whose headers can be read."""
     unreadable, kept = [], []
     for recording in tqdm(recordings, "reading headers", unit=" files"):
-        header = read_header(recording[0])
-        if isinstance(header, str):
-            unreadable.append(f"{recording[0]}: {header}")
+        try:
+            read_header(recording[0])
+        except AudioError as error:
+            unreadable.append(f"{recording[0]}: {error.reason}")
         else:
             kept.append(recording)
     if unreadable:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import soundfile
+from ..audio import AudioError, read_header
 
 SAMPLED_FILES = 40
 
@@ -96,14 +96,9 @@ def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) 
     headers = []
     for path in paths[::-(-len(paths) // SAMPLED_FILES) if sampled and paths else 1]:
         try:
-            header = soundfile.info(str(path))
-        except soundfile.LibsndfileError as error:
-            report.problems.append(f"{path} cannot be read as audio: {error.error_string} Restore it.")
-            continue
-        if header.frames:
-            headers.append((path, header))
-        else:
-            report.problems.append(f"{path} holds no samples; restore it from the archive.")
+            headers.append((path, read_header(path)))
+        except AudioError as error:
+            report.problems.append(f"{error}; restore it from the archive.")
     return headers
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from ..audio import read_header
 from ..files import new_folder
 from .data_set import DataSet, PreparationError, audio_of_folders
 from .labelled import Excerpt
@@ -57,8 +57,8 @@ def check_keyword_spotting(root, test_root=None) -> CorpusReport:
         require_folder(report)
         backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))
         for path, header in read_headers(backgrounds, report, sampled=False):
-            if header.frames < header.samplerate:
-                report.problems.append(f"{path} lasts {header.frames / header.samplerate:.2f} s; s3prl cuts "
+            if header.duration < 1:
+                report.problems.append(f"{path} lasts {header.duration:.2f} s; s3prl cuts "
                                        "one second out of every background noise and stops at a shorter one, "
                                        "so delete it.")
         recordings = {split: Counter() for split in ("train", "dev", "test")}
@@ -96,10 +96,10 @@ def labelled_utterances(root: Path):
         if word != BACKGROUND_NOISE and split != "discarded":
             yield Excerpt(path, gain=KEYWORD_GAIN), word if word in CLASSES else "_unknown_", split
     for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
-        header = soundfile.info(path)
-        for second in range(header.frames // header.samplerate):
-            start = second * header.samplerate
-            piece = Excerpt(path, start, start + header.samplerate, KEYWORD_GAIN)
+        header = read_header(path)
+        for second in range(header.samples // header.rate):
+            start = second * header.rate
+            piece = Excerpt(path, start, start + header.rate, KEYWORD_GAIN)
             yield piece, "_silence_", "train" if second % PIECES_PER_DEV_PIECE else "dev"
     for path in sorted(test_root.glob("*/*.wav")):
         yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test"

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from ..audio import SAMPLE_RATE
 from ..files import new_folder
 from .iemocap import write_iemocap
 from .speech_commands import KEYWORDS, hash_split, write_speech_commands
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
-from .utterances import SAMPLE_RATE, Utterance
+from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
 
 

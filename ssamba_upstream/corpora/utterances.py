@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-SAMPLE_RATE = 16000
+from ..audio import SAMPLE_RATE
 
 
 @dataclass(frozen=True)

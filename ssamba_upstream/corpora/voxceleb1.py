@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..audio import SAMPLE_RATE
 from ..files import new_folder
 from .report import (
     CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
     require_folder,
 )
-from .utterances import SAMPLE_RATE, Utterance, write_wav
+from .utterances import Utterance, write_wav
 
 SPLITS_BY_DIGIT = {"1": "train", "2": "dev", "3": "test"}
 SPLIT_FILES = ("veri_test_class.txt", "iden_split.txt")
@@ -46,8 +47,8 @@ def check_speaker_identification(root, split_file=None) -> CorpusReport:
                                    f"not under {root}/*/wav/: {first(missing)}; unpack the archives they "
                                    "are in (dev, test).")
         for path, header in read_headers([found[path] for path in listed if path in found], report):
-            if header.samplerate != SAMPLE_RATE or header.channels != 1:
-                report.problems.append(f"{path} has {header.samplerate} Hz and {header.channels} channel(s), "
+            if header.rate != SAMPLE_RATE or header.channels != 1:
+                report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), "
                                        "and s3prl neither resamples nor mixes down this corpus; convert all "
                                        f"of it to {SAMPLE_RATE} Hz mono.")
                 break

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..checkpoint import save_model
+from ..checkpoint import write_weights
 from ..files import write_json
 from ..training.run_folder import write_notes
 
@@ -11,7 +11,7 @@ def save_result(model, folder, description, step, validation):
     """Write a checkpoint folder; one that is there is replaced file by file, so that it can be loaded at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
-    save_model(model, folder / "model.safetensors")
+    write_weights(model, folder)
     write_json(model.config.to_dict(), folder / "config.json")
     card = model_card(model, description, step, validation)
     write_notes(folder, description, step, {"validation": validation}, card)

@@ -8,9 +8,9 @@ import random
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..audio import AUDIO_EXTENSIONS, read_clip
-from ..corpora.manifest import ManifestError, why_unreadable
-from ..training.batches import UNREADABLE, Batch, pad
+from ..audio import AUDIO_EXTENSIONS, AudioError, read_clip, why_unreadable
+from ..corpora.manifest import ManifestError
+from ..training.batches import Batch, pad
 from .batches import fill
 
 try:
@@ -94,8 +94,8 @@ class ShardBatches(IterableDataset):
                 state["files"] += 1
                 try:
                     clip = read_clip(io.BytesIO(content), self.samples, crop)
-                except UNREADABLE as error:
-                    unreadable.append(f"{name}: {why_unreadable(error)}")
+                except AudioError as error:
+                    unreadable.append(f"{name}: {error.reason}")
                 else:
                     state["heard"] = True
                     yield clip

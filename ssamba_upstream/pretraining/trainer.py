@@ -1,6 +1,7 @@
 """The pretraining loop: clips -> log-mel -> masks -> losses -> a step of AdamW."""
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -146,8 +147,12 @@ class _Pretraining(Run):
         """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""
         if not self.processes.first:
             return
-        labelled = self.labelled
-        features = time_averages(self._evaluated().ssamba, labelled.paths)
+        unreadable = {}
+        features = time_averages(self._evaluated().ssamba, self.labelled.paths,
+                                 report=lambda error: unreadable.update({error.file: error.reason}))
+        self.unreadable += [f"{os.fspath(file)}: {reason}" for file, reason in unreadable.items()]
+        features = features[:, [path not in unreadable for path in self.labelled.paths]]
+        labelled = self.labelled.without(unreadable)
         probe = cross_validate if labelled.has_folds else train_probes
         result = probe(features, labelled.labels, labelled.splits)
         self.log.record(step, "probe", test_accuracy=result.best_test_accuracy)

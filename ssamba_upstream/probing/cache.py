@@ -20,7 +20,7 @@ FORMAT = 2
 DTYPES = ("float32", "float16")
 
 
-def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device="cpu", **options):
+def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device="cpu", report=None, **options):
     """:func:`time_averages` of a checkpoint, computed where the cache does not hold them yet.
 
     Each set of averages has a folder of its own in the cache, named by a hash of all that they depend on: the
@@ -33,6 +33,7 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
         folder: of the cache; may hold any number of sets of averages.
         dtype: "float32" or "float16", in which they are kept.
         device: on which the network computes.
+        report: see :func:`time_averages`. A recording that cannot be read is tried again by the next call.
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
@@ -53,14 +54,14 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
     return _completed(
         folder, {"checkpoint": content_hash(checkpoint), **asdict(options)}, recordings, dtype,
         shape=lambda: averages_shape(encoder()),
-        averages=lambda missing: iterate_time_averages(encoder(), missing),
+        averages=lambda missing: iterate_time_averages(encoder(), missing, report=report),
     )
 
 
-def cached_log_mel_averages(recordings, folder):
+def cached_log_mel_averages(recordings, folder, report=None):
     """:func:`log_mel_averages`, see :func:`cached_time_averages`."""
     return _completed(folder, {"checkpoint": "log-mel"}, recordings, "float32",
-                      shape=lambda: (1, 256), averages=iterate_log_mel_averages)
+                      shape=lambda: (1, 256), averages=lambda missing: iterate_log_mel_averages(missing, report))
 
 
 def remembered(folder, description, compute):
@@ -99,6 +100,7 @@ def _completed(folder, description, recordings, dtype, shape, averages):
             rows.flush()  # the rows must be on the disk before anything says that they are
             done[missing[batch]] = True
             done.flush()
+        rows[np.flatnonzero(~done)] = np.nan
     # Copy-on-write, as torch maps no read-only array.
     return torch.from_numpy(np.load(entry / "averages.npy", mmap_mode="c")).transpose(0, 1), key
 

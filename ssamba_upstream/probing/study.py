@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-
+from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
 from .linear import ProbeResults, members_of_splits, retrain_probes, rotate_folds, train_probes
@@ -39,10 +39,10 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         options: of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
 
     Returns:
-        the content of ``results.json``.
+        the content of ``results.json``. Recordings that cannot be read are left out, and listed there.
 
     Raises:
-        ValueError: no folds and no dev, or see :func:`train_probes`.
+        ValueError: no folds and no dev, none left of a split, or see :func:`train_probes`.
     """
     if not data.has_folds:
         members_of_splits(data.splits)  # an empty one would be met only after all hidden states are computed
@@ -50,27 +50,42 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
     cache = Path(cache or out / "cache")
     results = {
         "set": source,
-        "recordings": dict(Counter(data.splits)),
-        "classes": len(data.classes),
-        "most_frequent_class": max(Counter(data.labels).values()) / len(data.labels),
         "options": {**options, "seeds": seeds, "head": asdict(recipe), "head_learning_rates": [*head_learning_rates],
                     "layers_alone": layers_alone},
         "models": [],
     }
+    unreadable = {}
     for name, checkpoint in zip(_names(checkpoints), checkpoints):
-        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], layers_alone, device, options)
+        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], layers_alone, device,
+                           options, unreadable)
         results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
+    data = data.without(unreadable)
+    results.update({
+        "recordings": dict(Counter(data.splits)),
+        "unreadable": sorted(map(str, unreadable.values())),
+        "classes": len(data.classes),
+        "most_frequent_class": max(Counter(data.labels).values()) / len(data.labels),
+    })
     write_report(results, out)
     return results
 
 
-def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, layers_alone, device, options):
+def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, layers_alone, device, options, unreadable):
+    """Adds the AudioError of each recording that cannot be read to ``unreadable``, by its path."""
     seconds = {}
+
+    def note(error):
+        unreadable[error.file] = error
+
     with _timed(seconds, "hidden states"):
         if checkpoint == FBANK:
-            features, key = cached_log_mel_averages(data.paths, cache)
+            features, key = cached_log_mel_averages(data.paths, cache, report=note)
         else:
-            features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, **options)
+            features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, report=note, **options)
+    if unreadable:
+        kept = [i for i, path in enumerate(data.paths) if path not in unreadable]
+        data, features = data.without(unreadable), features[:, kept]
+        key = json_hash({"features": key, "recordings": kept})
     task = {"features": key, "labels": data.labels, "splits": data.splits}
     with _timed(seconds, "probes"):
         first = remembered(cache, {**task, "probes": 0}, lambda: _train_probes(features, data, device))

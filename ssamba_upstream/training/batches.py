@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..audio import read_clip
-from ..corpora.manifest import ManifestError, why_unreadable
-
-UNREADABLE = (OSError, RuntimeError, ValueError)
-"""What reading a damaged, vanished or senseless audio file raises."""
+from ..audio import AudioError, read_clip
+from ..corpora.manifest import ManifestError
 
 ATTEMPTS = 100
 """So many unreadable files in a row, where one clip was wanted, stop a run."""
@@ -75,8 +72,8 @@ class NumberedBatches(Dataset):
             file = self.files[index]
             try:
                 clip = self.read(file, random)
-            except UNREADABLE as error:
-                unreadable.append(f"{file}: {why_unreadable(error, file)}")
+            except AudioError as error:
+                unreadable.append(f"{file}: {error.reason}")
                 failures += 1
             else:
                 yield index, clip
@@ -110,8 +107,8 @@ class ClipsInOrder(Dataset):
         file = self.files[number]
         try:
             return read_clip(file, self.samples, self.crop)
-        except UNREADABLE as error:
-            return f"{file}: {why_unreadable(error, file)}"
+        except AudioError as error:
+            return f"{file}: {error.reason}"
 
 
 def in_batches(clips, batch_size):
