@@ -337,7 +337,7 @@ def _read_bare(state, path, block_order):
         raise CheckpointError(
             f"{path} holds the weights of a {stored.__name__} without its configuration, and the order of the blocks "
             f"does not show in them: give a folder that save_pretrained or a run of this package has written; or, for "
-            f"the encoder alone, say the order, as in `ssamba convert --block-order sequential {path} OUT`"
+            f"the encoder alone, say the order, as in `ssamba convert {path} --block-order sequential --out OUT`"
         )
     try:
         sizes = _sizes(weights, "")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ssamba_upstream import SsambaConfig, cli, ops
+from ssamba_upstream import SsambaConfig, ops
 from ssamba_upstream.benchmark import efficiency, efficiency_report, model, pretraining, scan, timing
 from ssamba_upstream.cli import main
 
@@ -58,7 +58,7 @@ def test_peak_memory():
 
 def test_efficiency(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(cli, "study", functools.partial(efficiency_report.study, depths=(2, 2)))
+    monkeypatch.setattr(efficiency_report, "study", functools.partial(efficiency_report.study, depths=(2, 2)))
     assert main(["bench", "efficiency", "--tokens", "16", "8", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "efficiency_tiny.csv").open() as file:
         rows = list(csv.DictReader(file))

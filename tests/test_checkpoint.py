@@ -111,7 +111,7 @@ def test_a_classifier_s_folder_serves_as_any_checkpoint(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split(maxsplit=1) == ["classes", "3: dog, rain, sea waves"]
     assert f"{sum(p.numel() for p in model.ssamba.parameters()):,}" in lines[2]
-    assert main(["convert", str(tmp_path / "classifier"), str(tmp_path / "file.safetensors")]) == 0
+    assert main(["convert", str(tmp_path / "classifier"), "--out", str(tmp_path / "file.safetensors")]) == 0
     assert_same_model(load_model(tmp_path / "file.safetensors", model_class=None), model)
     # A folder of the encoder alone names no code: it has none.
     save_model(load_model(tmp_path / "classifier"), tmp_path / "encoder")

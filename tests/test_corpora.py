@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from ssamba_upstream.corpora import report
-from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check_emotion
+from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check as check_emotion
 from ssamba_upstream.corpora.report import CorpusError
-from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check_keyword_spotting, hash_split
-from ssamba_upstream.corpora.voxceleb1 import check_speaker_identification
+from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check as check_keyword_spotting, hash_split
+from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification
 from ssamba_upstream.corpora.fsdd import arrange_fsdd
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands

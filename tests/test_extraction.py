@@ -49,7 +49,7 @@ def test_files_hold_the_upstreams_hidden_states(tmp_path, checkpoint, recordings
 
 
 def test_chosen_layers_as_numpy(tmp_path, checkpoint, recordings, capsys):
-    command = ["extract", str(tmp_path / "audio"), str(tmp_path / "out"), "-k", str(checkpoint), "--layers", "2",
+    command = ["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out"), "--layers", "2",
                "--format", "npy"]
     assert main(command) == 0
     assert "wrote 3 files" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_no_recording_ends_the_extraction_of_the_others(tmp_path, checkpoint, re
     soundfile.write(folder / "piped.wav", noise, 16000)
     claim_wav_bytes(folder / "piped.wav", 0)
     soundfile.write(folder / "other.aiff", noise, 16000)
-    assert main(["extract", str(folder), str(tmp_path / "out"), "-k", str(checkpoint), "--format", "npy"]) == 1
+    assert main(["extract", str(checkpoint), str(folder), "--out", str(tmp_path / "out"), "--format", "npy"]) == 1
     said = capsys.readouterr().out
     assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.npy")} == {
         "a.npy", "b.npy", "deeper/a.npy", "long.npy", "piped.npy", "other.npy"}
@@ -147,7 +147,7 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path, checkpoint, recordings, capsys, monkeypatch):
     monkeypatch.setattr(cli, "find_audio", lambda folders: ([*recordings], [f"{folders[0]}/locked: Permission denied"]))
-    assert main(["extract", str(tmp_path / "audio"), str(tmp_path / "out"), "-k", str(checkpoint)]) == 1
+    assert main(["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert "wrote 3 files" in captured.out and "locked: Permission denied" in captured.err
 

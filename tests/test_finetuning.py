@@ -354,7 +354,7 @@ def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
 
 def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
     file, run = recipe_file(data="folds", epochs=6), tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream", "finetune", str(file), str(run), "--resume"]
+    command = [sys.executable, "-m", "ssamba_upstream", "finetune", str(file), "--out", str(run), "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(run / "fold-2" / "states"):
         time.sleep(0.01)
@@ -494,7 +494,7 @@ def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
 def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     """A network that does not move is tested alike by one process and by two; each fold is tested by both."""
     still = {"data": "folds", "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0, "checkpoint": str(pretrained)}
-    out = torchrun("finetune", recipe_file(**still), tmp_path / "two")
+    out = torchrun("finetune", recipe_file(**still), "--out", tmp_path / "two")
     assert out.count("test accuracy") == 1
     alone = finetune(recipe(**still), tmp_path / "one")
     together = json.loads((tmp_path / "two" / "results.json").read_text())
@@ -692,26 +692,26 @@ def test_all_recipes_of_the_package_are_compared():
 # The command
 
 def test_the_command(tmp_path, recipe_file, capsys, monkeypatch):
-    out, few = str(tmp_path / "run"), ["--set", "epochs=1", "--device", "cpu"]
+    out, few = ["--out", str(tmp_path / "run")], ["--set", "epochs=1", "--device", "cpu"]
     with monkeypatch.context() as patch:
         stop_at(patch, "1", 2)
-        assert main(["finetune", str(recipe_file(data="folds")), out, *few]) == 130
-    assert main(["finetune", str(recipe_file(data="folds")), out, *few]) == 1
+        assert main(["finetune", str(recipe_file(data="folds")), *out, *few]) == 130
+    assert main(["finetune", str(recipe_file(data="folds")), *out, *few]) == 1
     assert "is not empty; resume the run" in capsys.readouterr().err
-    assert main(["finetune", str(recipe_file(data="folds")), out, *few, "--resume"]) == 0
+    assert main(["finetune", str(recipe_file(data="folds")), *out, *few, "--resume"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     printed = capsys.readouterr().out.splitlines()[-3:]
     assert printed == [f"test {name} {results['test'][name]:.4f} ± {results['deviation'][name]:.4f}"
                        for name in ("accuracy", "mAP", "mAUC")]
-    assert main(["finetune", str(recipe_file(data="folds")), str(tmp_path / "one"), *few, "--set", "fold=3"]) == 0
+    assert main(["finetune", str(recipe_file(data="folds")), "--out", str(tmp_path / "one"), *few, "--set", "fold=3"]) == 0
     accuracy = json.loads((tmp_path / "one" / "results.json").read_text())["test"]["accuracy"]
     assert f"test accuracy {accuracy:.4f}\n" in capsys.readouterr().out
     for arguments, message in (
-        (["esc51", out], "no recipe esc51: it is neither a file nor one of audioset20k, esc50"),
-        (["esc50", str(tmp_path / "none")], "esc50.csv"),
-        ([str(recipe_file("seconds.yaml", problem="per_second")), out], "clip_frames must be whole seconds"),
-        ([str(recipe_file()), str(tmp_path / "none"), "--set", "fold=1"], "fold '1' is none of"),
-        ([str(recipe_file()), str(tmp_path / "none"), "--set", "checkpoint=nowhere"], "nowhere"),
+        (["esc51", *out], "no recipe esc51: it is neither a file nor one of audioset20k, esc50"),
+        (["esc50", "--out", str(tmp_path / "none")], "esc50.csv"),
+        ([str(recipe_file("seconds.yaml", problem="per_second")), *out], "clip_frames must be whole seconds"),
+        ([str(recipe_file()), "--out", str(tmp_path / "none"), "--set", "fold=1"], "fold '1' is none of"),
+        ([str(recipe_file()), "--out", str(tmp_path / "none"), "--set", "checkpoint=nowhere"], "nowhere"),
     ):
         assert main(["finetune", *arguments]) == 1
         error = capsys.readouterr().err
@@ -722,6 +722,6 @@ def test_without_scikit_learn(tmp_path, recipe_file, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     for name in ("metrics", "recipe", "trainer"):
         monkeypatch.delitem(sys.modules, f"ssamba_upstream.finetuning.{name}")
-    assert main(["finetune", str(recipe_file()), str(tmp_path / "run")]) == 1
+    assert main(["finetune", str(recipe_file()), "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "sklearn" in error and "install this package's extras" in error and "finetuning" in error

@@ -104,7 +104,7 @@ def import_expert(folder):
 
 
 def test_the_expert_is_the_checkpoint(installed, checkpoint, tmp_path):
-    assert main(["export-hidden-set", str(checkpoint), str(tmp_path / "out")]) == 0
+    assert main(["export-hidden-set", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     assert (tmp_path / "out" / "requirements.txt").read_text() == f"ssamba-upstream=={installed}\n"
     torch.load(tmp_path / "out" / "model.pt", weights_only=True)
@@ -138,11 +138,11 @@ def test_refusals_leave_nothing_behind(installed, checkpoint, tmp_path, capsys, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    assert main(["export-hidden-set", str(checkpoint), str(tmp_path / "full")]) == 1
+    assert main(["export-hidden-set", str(checkpoint), "--out", str(tmp_path / "full")]) == 1
     assert "is not an empty folder" in capsys.readouterr().err
-    assert main(["export-hidden-set", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
+    assert main(["export-hidden-set", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    assert main(["export-hidden-set", str(checkpoint), str(tmp_path / "out")]) == 1
+    assert main(["export-hidden-set", str(checkpoint), "--out", str(tmp_path / "out")]) == 1
     assert "is not installed" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

@@ -81,15 +81,15 @@ def test_the_whole_set_is_called_so(esc50, tmp_path, monkeypatch):
 
 def test_the_command(esc50, tmp_path, capsys):
     out = tmp_path / "esc50.csv"
-    assert main(["prepare", "esc50", str(esc50), str(out)]) == 0
+    assert main(["prepare", "esc50", str(esc50), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"ESC-50 in {esc50}: 6 recordings, 2 classes\n  1       2\n")
     assert "Note: This is not the whole" in printed and printed.endswith(f"wrote {out}\n")
-    assert main(["prepare", "esc50", str(tmp_path / "nowhere"), str(tmp_path / "other.csv")]) == 1
+    assert main(["prepare", "esc50", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other.csv")]) == 1
     error = capsys.readouterr().err
     assert f"ssamba: ESC-50 in {tmp_path / 'nowhere'}: no such folder\n" in error
     assert "https://github.com/karolpiczak/ESC-50" in error and "ROOT/meta/esc50.csv" in error
-    assert main(["prepare", "esc50", str(esc50), str(tmp_path / "other.txt")]) == 1
+    assert main(["prepare", "esc50", str(esc50), "--out", str(tmp_path / "other.txt")]) == 1
     assert "other.txt: the name of a labelled set has to end in .csv" in capsys.readouterr().err
     assert not (tmp_path / "other.csv").exists()
 
@@ -98,7 +98,7 @@ def test_the_command(esc50, tmp_path, capsys):
 def test_a_folder_of_something_else_gets_instructions(tmp_path, capsys, name):
     (tmp_path / "root").mkdir()
     write_audio(tmp_path / "root" / "music.wav")
-    assert main(["prepare", name, str(tmp_path / "root"), str(tmp_path / "out.csv")]) == 1
+    assert main(["prepare", name, str(tmp_path / "root"), "--out", str(tmp_path / "out.csv")]) == 1
     error = capsys.readouterr().err
     assert "ssamba: " in error and "http" in error and "ROOT/" in error and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["root"]

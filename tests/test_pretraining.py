@@ -158,7 +158,7 @@ def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, 
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream", "pretrain", str(file), str(run), "--resume"]
+    command = [sys.executable, "-m", "ssamba_upstream", "pretrain", str(file), "--out", str(run), "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(run / "states"):
         time.sleep(0.05)
@@ -378,7 +378,7 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
 
 
 def test_torchrun(tmp_path, recipe_file):
-    arguments = ["pretrain", recipe_file(steps=3), tmp_path / "run"]
+    arguments = ["pretrain", recipe_file(steps=3), "--out", tmp_path / "run"]
     assert "done; the checkpoints are" in torchrun(*arguments)
     assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
     assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
@@ -387,8 +387,8 @@ def test_torchrun(tmp_path, recipe_file):
 def test_show_masks(tmp_path, recipe, audio, capsys):
     pretrain(recipe(steps=1), tmp_path / "run")
     picture = tmp_path / "masks.png"
-    assert main(["show-masks", str(tmp_path / "run" / "best"), str(audio / "00.wav"), str(picture)]) == 0
+    assert main(["show-masks", str(tmp_path / "run" / "best"), str(audio / "00.wav"), "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and "mean squared error" in capsys.readouterr().out
-    assert main(["show-masks", str(tmp_path / "run" / "best"), "nowhere.wav", str(tmp_path / "none.png")]) == 1
+    assert main(["show-masks", str(tmp_path / "run" / "best"), "nowhere.wav", "--out", str(tmp_path / "none.png")]) == 1
     assert "nowhere.wav cannot be read as audio: does not exist" in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()

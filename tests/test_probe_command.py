@@ -53,7 +53,7 @@ def results_of(out):
 
 def test_two_networks_and_the_filterbank(tones, checkpoints, tmp_path, capsys):
     out = tmp_path / "out"
-    compared = ["--compare", checkpoints[1], "fbank"]
+    compared = [checkpoints[1], "fbank"]
     assert main(["probe", str(tones), checkpoints[0], *compared, "--out", str(out), *QUICK]) == 0
     results = results_of(out)
     first, second, fbank = results["models"]
@@ -89,7 +89,7 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoint
     loud = tmp_path / "tones" / "200 Hz" / "loud.wav"
     soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
     out = tmp_path / "out"
-    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "--compare", "fbank", "--out", str(out), *QUICK]
+    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "fbank", "--out", str(out), *QUICK]
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "left out: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said

@@ -255,13 +255,13 @@ def test_refuses_a_damaged_split_file(runs, tmp_path):
 
 
 def test_command(runs, given, tmp_path, capsys):
-    command = ["submit", "-o", str(tmp_path / "out")]
+    command = ["submit", "--out", str(tmp_path / "out")]
     for task, run in runs.items():
         command += [f"--{task.replace('_', '-')}", str(run)]
     for option, corpus in given.items():
         command += [f"--{option.replace('_', '-')}", str(corpus)]
     assert main(command) == 0
     assert f"wrote {tmp_path / 'out' / 'predict.zip'}" in capsys.readouterr().out
-    assert main(["submit", "-o", str(tmp_path / "none"), "--ks", str(tmp_path / "nowhere")]) == 1
+    assert main(["submit", "--out", str(tmp_path / "none"), "--ks", str(tmp_path / "nowhere")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ssamba: ") and str(tmp_path / "nowhere") in error

@@ -23,7 +23,7 @@ RELEASED = {"neu": 1708, "hap": 1636, "ang": 1103, "sad": 1084}
 RELEASED_SESSIONS = dict(zip(SESSIONS, (1085, 1023, 1151, 1031, 1241)))
 
 
-def check_emotion(root, metadata=None) -> CorpusReport:
+def check(root, metadata=None) -> CorpusReport:
     """Check IEMOCAP and its metadata for s3prl's `emotion` downstream.
 
     Args:
@@ -166,7 +166,8 @@ def _metadata_of(session: str, turns: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: CorpusReport):
-    remedy = f"`ssamba corpora emotion-metadata {shlex.quote(str(report.root))} {shlex.quote(str(metadata))}` writes it"
+    root, out = shlex.quote(str(report.root)), shlex.quote(str(metadata))
+    remedy = f"`ssamba corpora emotion-metadata {root} --out {out}` writes it"
     if not os.path.isdir(metadata):
         report.problems.append(f"The metadata folder {metadata} is missing; {remedy}.")
         return

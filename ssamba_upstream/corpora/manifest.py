@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
 from ..files import replacing
 
-HOW_TO_WRITE = "`ssamba manifest FOLDER... OUT.jsonl` writes a manifest"
+HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
 
 
 class ManifestError(ValueError):
@@ -116,9 +116,9 @@ def read_manifest(path):
         ManifestError: not such a file (the message names the line), or it lists no file.
     """
     path = Path(path)
-    if path.suffix not in _PARSERS:
-        raise ManifestError(f"{path}: a manifest's name ends in {', '.join(_PARSERS)}; {HOW_TO_WRITE}")
-    files = _PARSERS[path.suffix](path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    if path.suffix not in PARSERS:
+        raise ManifestError(f"{path}: a manifest's name ends in {', '.join(PARSERS)}; {HOW_TO_WRITE}")
+    files = PARSERS[path.suffix](path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
     if not files:
         raise ManifestError(f"{path}: lists no audio file; {HOW_TO_WRITE}")
     return files
@@ -150,7 +150,8 @@ def _parse_fairseq(path, text):
     return files
 
 
-_PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}
+PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}
+"""By the ending of a manifest's name."""
 
 
 def _parse_json(path, text, line=None):

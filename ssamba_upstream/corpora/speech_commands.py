@@ -35,7 +35,7 @@ PIECES_PER_DEV_PIECE = 10
 SPLIT_LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
 
 
-def check_keyword_spotting(root, test_root=None) -> CorpusReport:
+def check(root, test_root=None) -> CorpusReport:
     """Check Speech Commands for s3prl's `speech_commands` downstream.
 
     Args:

@@ -21,7 +21,7 @@ SPEAKERS = 1251
 RELEASED = {"train": 138361, "dev": 6904, "test": 8251}
 
 
-def check_speaker_identification(root, split_file=None) -> CorpusReport:
+def check(root, split_file=None) -> CorpusReport:
     """Check VoxCeleb1 for s3prl's `voxceleb1` downstream.
 
     Args:

@@ -3,7 +3,6 @@
 import ast
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from ..downloads import find_published
 from ..files import json_hash
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
-from ..corpora.iemocap import check_emotion
 from ..corpora.report import CorpusError
-from ..corpora.speech_commands import check_keyword_spotting
-from ..corpora.voxceleb1 import check_speaker_identification
+from ..corpora.superb_sets import CORPORA
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
@@ -26,18 +23,17 @@ LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)
 
 @dataclass(frozen=True)
 class Task:
-    """One of SUPERB's tasks: s3prl's downstream, our config's stem, the corpus's check, the test folds."""
+    """One of SUPERB's tasks: s3prl's downstream, our config's stem, the test folds."""
 
     downstream: str
     config: str
-    check: Callable
     folds: tuple = (None,)
 
 
 TASKS = {
-    "sid": Task("voxceleb1", "speaker_identification", check_speaker_identification),
-    "er": Task("emotion", "emotion_recognition", check_emotion, FOLDS),
-    "ks": Task("speech_commands", "keyword_spotting", check_keyword_spotting),
+    "sid": Task("voxceleb1", "speaker_identification"),
+    "er": Task("emotion", "emotion_recognition", FOLDS),
+    "ks": Task("speech_commands", "keyword_spotting"),
 }
 
 
@@ -162,7 +158,7 @@ def make_cells(
     cells = []
     for task, root in corpora.items():
         recipe = TASKS[task]
-        report = recipe.check(root)
+        report = CORPORA[task].check(root)
         if not report.ok:
             raise CorpusError(str(report))
         config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, "downstream")

@@ -13,12 +13,9 @@ from pathlib import Path
 import torch
 
 from ..files import replacing
+from . import TrainingError
 
 NAME = re.compile(r"step-(\d+)\.pt")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on from, or cannot save, its state; the message says why and what to do."""
 
 
 def save_training_state(folder, step, state, keep):
