@@ -134,7 +134,7 @@ def new_run(recipe, out):
     """A run before its first step."""
     labelled = read_labelled(recipe.data)
     processes = Processes(0, 1, torch.device("cpu"))
-    return trainer._Finetuning(recipe, trainer.Task.of(labelled, recipe), out, describe_run(recipe), processes)
+    return trainer._Finetuning(recipe, trainer.ClassificationTask.of(labelled, recipe), out, describe_run(recipe), processes)
 
 
 def weights(folder):
@@ -239,7 +239,7 @@ def test_the_test_set_is_not_read_before_the_end(tmp_path, recipe, steps, monkey
     monkeypatch.setattr(trainer, "evaluation_batches", recorded)
     run = recipe(average_epochs=[2, 3])
     finetune(run, tmp_path / "run")
-    paths = trainer.Task.of(read_labelled(run.data), run).paths
+    paths = trainer.ClassificationTask.of(read_labelled(run.data), run).paths
     names = [(made, next(name for name in paths if paths[name] == split)) for made, split in read]
     # Three epochs of three steps; at the end the best network and the average on dev, and one of them on test.
     assert names == [(3, "dev"), (6, "dev"), (9, "dev"), (9, "dev"), (9, "dev"), (9, "test")]
@@ -571,7 +571,7 @@ def test_files_that_are_not_there(tmp_path, recipe):
 def test_seconds_after_the_clip_or_without_a_label_do_not_count(recipe, changed_set):
     change = relabelled(_0="low", _1="high;low;middle;beyond")
     run = recipe(data=changed_set(change, "seconds"), problem="per_second", clip_frames=300)
-    task = trainer.Task.of(read_labelled(run.data), run)
+    task = trainer.ClassificationTask.of(read_labelled(run.data), run)
     assert task.classes == ["high", "low", "middle"]
     assert task.targets["train"][:2].tolist() == [[1, -100, -100], [0, 1, 2]]
 

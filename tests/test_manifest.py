@@ -12,7 +12,8 @@ from conftest import SHARED_AUDIO
 from damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from ssamba_upstream.corpora import manifest
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.corpora.manifest import ManifestError, manifest_hash, read_manifest, scan
+from ssamba_upstream.corpora.manifest import ManifestError, read_manifest, scan
+from ssamba_upstream.files import file_hash
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_errors_name_file_and_line(tmp_path, name, content, message):
 
 def test_the_hash_is_that_of_the_content(tmp_path):
     (tmp_path / "m.tsv").write_bytes(b"/root\na\t1\n")
-    assert manifest_hash(tmp_path / "m.tsv") == hashlib.sha256(b"/root\na\t1\n").hexdigest()
+    assert file_hash(tmp_path / "m.tsv") == hashlib.sha256(b"/root\na\t1\n").hexdigest()
 
 
 def test_real_audio(tmp_path):

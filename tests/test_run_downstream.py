@@ -152,7 +152,7 @@ def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
 
 
 def test_fine_tuning_trains_the_upstream(corpora, upstream, tmp_path):
-    run_downstream("-m", "train", *upstream, "-f", "-d", "speech_commands", "-c", "keyword_spotting-finetune",
+    run_downstream("-m", "train", *upstream, "-f", "-d", "speech_commands", "-c", "keyword_spotting_finetune",
                    "-p", "run", *overrides(corpora["speech_commands"], total_steps=2, save_step=2),
                    folder=tmp_path)
     trained = load_states(tmp_path / "run" / "states-2.ckpt")["Upstream"]
@@ -276,7 +276,7 @@ def test_a_file_comes_before_a_short_name(handed_over, tmp_path):
     assert handed_over("-c", "keyword_spotting", *CPU) == ["-c", "keyword_spotting", *CPU]
 
 
-@pytest.mark.parametrize("option, named", [("-c", "keyword_spotting-finetune"), ("-g", "hop_20ms")])
+@pytest.mark.parametrize("option, named", [("-c", "keyword_spotting_finetune"), ("-g", "hop_20ms")])
 def test_an_unknown_name_lists_the_names(handed_over, option, named):
     with pytest.raises(SystemExit, match=f"absent.*{named}"):
         handed_over(option, "absent", *CPU)
@@ -343,7 +343,7 @@ def flattened(tree, prefix=""):
 @pytest.mark.parametrize("name", TASKS.values())
 def test_fine_tuning_differs_in_the_published_values_only(name):
     folder = configs_folder("downstream")
-    texts = [(folder / f"{stem}.yaml").read_text() for stem in (name, f"{name}-finetune")]
+    texts = [(folder / f"{stem}.yaml").read_text() for stem in (name, f"{name}_finetune")]
     frozen, fine_tuned = (dict(flattened(yaml.safe_load(text))) for text in texts)
     assert frozen.keys() == fine_tuned.keys()
     differing = {key.rpartition(".")[2] for key in frozen if frozen[key] != fine_tuned[key]}

@@ -24,7 +24,7 @@ from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.configs import configs_folder
 from ssamba_upstream.probing.cache import cached_time_averages
 from ssamba_upstream.probing.superb_head import (
-    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_RECIPES, HeadRecipe, LayerHeads, SuperbHead,
+    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_SCHEDULES, HeadSchedule, LayerHeads, SuperbHead,
     _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
 )
 from ssamba_upstream.corpora.superb_sets import read_superb
@@ -177,8 +177,8 @@ def our_state(states):
 def test_recipes_are_those_of_the_downstream_configs(task, config):
     config = yaml.safe_load((configs_folder("downstream") / f"{config}.yaml").read_text())
     runner, (data, model) = config["runner"], map(config["downstream_expert"].get, ("datarc", "modelrc"))
-    recipe = SUPERB_RECIPES[task]
-    assert (recipe.steps, recipe.steps_between_evaluations) == (runner["total_steps"], runner["eval_step"])
+    schedule = SUPERB_SCHEDULES[task]
+    assert (schedule.steps, schedule.steps_between_evaluations) == (runner["total_steps"], runner["eval_step"])
     batch = data.get("batch_size") or data["train_batch_size"]
     assert batch * runner["gradient_accumulate_steps"] == BATCH_SIZE
     assert (runner["gradient_clipping"], model["projector_dim"]) == (GRADIENT_CLIPPING, PROJECTOR_SIZE)
@@ -198,23 +198,23 @@ def planted(informative, layers=3, utterances=160, size=12):
 @pytest.mark.parametrize("balanced", [False, True])
 def test_training_finds_the_layer_that_tells_the_classes(balanced):
     problem = planted(1)
-    recipe = HeadRecipe(300, 50, balanced)
-    results = train_head(*problem, recipe, learning_rates=(1e-6, 1e-2))
+    schedule = HeadSchedule(300, 50, balanced)
+    results = train_head(*problem, schedule, learning_rates=(1e-6, 1e-2))
     assert results.learning_rate == 1e-2 and results.step % 50 == 0 and results.test_accuracy > 0.95
     assert max(range(3), key=results.layer_weights.__getitem__) == 1
     assert sum(results.layer_weights) == pytest.approx(1)
-    assert train_head(*problem, recipe, learning_rates=(1e-2,)) == results
-    assert train_head(*problem, recipe, learning_rates=(1e-2,), seed=1) != results
+    assert train_head(*problem, schedule, learning_rates=(1e-2,)) == results
+    assert train_head(*problem, schedule, learning_rates=(1e-2,), seed=1) != results
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_layer_alone_is_the_classifier_on_one_layer(balanced):
     features, labels, splits = planted(1)
     features[2] *= 30  # long gradients are clipped, of this layer only
-    recipe = HeadRecipe(40, 10, balanced)
+    schedule = HeadSchedule(40, 10, balanced)
     rates = (1e-3, 1e-2)
-    alone = train_layer_heads(features, labels, splits, recipe, rates)
-    one_by_one = [train_head(layer[None], labels, splits, recipe, rates).test_accuracy for layer in features]
+    alone = train_layer_heads(features, labels, splits, schedule, rates)
+    one_by_one = [train_head(layer[None], labels, splits, schedule, rates).test_accuracy for layer in features]
     assert alone == pytest.approx(one_by_one)
     assert alone[1] > max(alone[0], alone[2])
 

@@ -86,14 +86,14 @@ def _probe(options):
     from ..corpora.labelled import read_labelled
     from ..corpora.superb_sets import read_superb
     from ..probing.study import probe
-    from ..probing.superb_head import DEFAULT_RECIPE, SUPERB_RECIPES
+    from ..probing.superb_head import DEFAULT_SCHEDULE, SUPERB_SCHEDULES
 
     data = read_superb(options.corpus, options.set) if options.corpus else read_labelled(options.set)
-    recipe = SUPERB_RECIPES.get(options.corpus, DEFAULT_RECIPE)
+    schedule = SUPERB_SCHEDULES.get(options.corpus, DEFAULT_SCHEDULE)
     if options.head_steps is not None:
-        recipe = recipe.of_steps(options.head_steps)
+        schedule = schedule.of_steps(options.head_steps)
     results = probe(
-        data, options.checkpoints, options.out, recipe, source=options.set.name, seeds=options.seeds,
+        data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
         device=device_of(options), dtype=options.dtype, **_upstream_options(options),
     )

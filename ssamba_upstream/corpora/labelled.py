@@ -94,6 +94,47 @@ class LabelledSet:
         """True when the splits are folds for cross-validation, False when they are train, dev and test."""
         return not set(self.splits) <= set(SPLITS)
 
+    @property
+    def content_hash(self):
+        """The SHA-256 of which recordings, labels and splits are in it, in hexadecimal; not of the audio."""
+        total = hashlib.sha256()
+        for row in zip(map(str, self.paths), self.labels, self.splits):
+            total.update(os.fsencode("\0".join(row) + "\n"))
+        return total.hexdigest()
+
+
+def rotate_folds(folds):
+    """Each fold as test once, the next (in sorted order) as dev, the others as train.
+
+    Args:
+        folds: name of each utterance's fold, of three or more.
+
+    Yields:
+        the name of the test fold, and "train", "dev" or "test" for each utterance.
+
+    Raises:
+        ValueError: fewer than three folds.
+    """
+    names = sorted(set(folds))
+    if len(names) < 3:
+        raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
+    for test, dev in zip(names, names[1:] + names[:1]):
+        yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
+
+
+def members_of_splits(splits):
+    """Indices of the utterances of train, dev and test.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
+    for name, members in parts.items():
+        if not members:
+            raise ValueError(f"no utterance in {name}; probes need train, dev and test, and the splits are "
+                             f"{', '.join(sorted(set(splits)))}")
+    return parts
+
 
 def split_labels(label) -> list[str]:
     """The classes in a label: of a recording that has several, or of each of its seconds, in order."""

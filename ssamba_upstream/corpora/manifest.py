@@ -1,6 +1,5 @@
 """Manifests: which audio files there are."""
 
-import hashlib
 import json
 import os
 import signal
@@ -166,8 +165,3 @@ def _value_of(entry, key, where):
         raise ManifestError(f'{where}: expected an object whose "{key}" is the path of an audio file, '
                             f"but found {str(entry)[:80]}")
     return entry[key]
-
-
-def manifest_hash(path):
-    """The SHA-256 of a manifest's content, in hexadecimal, by which a checkpoint says what it was trained on."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

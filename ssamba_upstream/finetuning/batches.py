@@ -15,7 +15,7 @@ from ..audio import read_clip
 from ..network.classification import IGNORED
 from ..frontend import SAMPLE_RATE
 from ..corpora.manifest import ManifestError
-from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
+from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
 MIXUP_BETA = 10
 """Both parameters of the Beta distribution of a mixture's share, as published: nine in ten are from 0.32 to 0.68."""
@@ -74,7 +74,7 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
                          f"{mixup}")
     chances = None if weights is None else _cumulative(weights, len(paths))
     batches = _LabelledBatches(list(paths), batch_size, samples, seed, rank, world_size, targets, mixup, chances)
-    return load(batches, workers, sampler=itertools.count(position or 0))
+    return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
 def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1, workers=0) -> Iterator[LabelledBatch]:
@@ -94,7 +94,8 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     _check_targets(paths, targets, samples)
     mine = range(rank, len(paths), world_size)
     crop = "start" if _are_seconds(targets) else "centre"
-    clips = load(ClipsInOrder([paths[index] for index in mine], samples, crop), workers, sampler=range(len(mine)))
+    files = [paths[index] for index in mine]
+    clips = read_batches(ClipsInOrder(files, samples, crop), workers, sampler=range(len(mine)))
     examples = (clip if isinstance(clip, str) else (index, clip, _target(targets, index, clip))
                 for index, clip in zip(mine, clips))
     return (_batch(rows, samples, unreadable) for rows, unreadable in in_batches(examples, batch_size))

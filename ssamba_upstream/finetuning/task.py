@@ -11,8 +11,9 @@ from .batches import label_targets
 
 
 @dataclass
-class Task:
-    """
+class ClassificationTask:
+    """Which recordings a classifier is trained and tested on, and what it is to find in them.
+
     Attributes:
         classes: their names, sorted; a class's place is its index.
         paths: the recordings of "train", "test" and, where there is one, "dev".
@@ -25,7 +26,8 @@ class Task:
 
     @classmethod
     def of(cls, labelled, recipe):
-        """
+        """The task that a recipe makes of a labelled set.
+
         Args:
             labelled: a LabelledSet; of one with folds, all but the recipe's are train.
             recipe: a FinetuningRecipe.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..corpora.manifest import ManifestError, read_manifest
-from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, load, pad
+from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_clip, pad, read_batches
 
 
 def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
@@ -40,9 +40,9 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
 
         shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
                               join_short)
-        return shards.follow(load(shards, workers))
+        return shards.follow(read_batches(shards, workers))
     batches = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
-    return load(batches, workers, sampler=itertools.count(position or 0))
+    return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
@@ -63,7 +63,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
-    clips = load(ClipsInOrder(files, samples), workers, sampler=range(len(files)))
+    clips = read_batches(ClipsInOrder(files, samples), workers, sampler=range(len(files)))
     batches = in_batches(_join(clips, samples) if join_short else clips, batch_size)
     return (Batch(*pad(clips, samples), unreadable) for clips, unreadable in batches)
 
@@ -98,20 +98,12 @@ def _files(sources):
     return [file for source in sources for file in read_manifest(source)]
 
 
-def fill(clips, samples, join_short):
-    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
-    clip = next(clips)
-    while join_short and len(clip) < samples:
-        clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
-    return clip
-
-
 @dataclass
 class _ManifestBatches(NumberedBatches):
     join_short: bool
 
     def example(self, readings, random):
-        return fill((clip for _, clip in readings), self.samples, self.join_short)
+        return next_clip((clip for _, clip in readings), self.samples, self.join_short)
 
     def batch(self, examples, unreadable, position):
         return Batch(*pad(examples, self.samples), unreadable, position)

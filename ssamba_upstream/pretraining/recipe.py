@@ -48,14 +48,14 @@ class PretrainingRecipe(TrainingRecipe):
     probe_every: int = 4000
 
     FOLDER = Path(__file__).parent / "recipes"
-    FREE = (*TrainingRecipe.FREE, "steps", "probe", "probe_every")
+    MAY_CHANGE_ON_RESUME = (*TrainingRecipe.MAY_CHANGE_ON_RESUME, "steps", "probe", "probe_every")
     CHOICES = {
         "masking": ("corrected", "published"),
         "objective": ("shared_mask", "two_pass"),
         "schedule": ("plateau", "cosine"),
         **TrainingRecipe.CHOICES,
     }
-    COUNTS = (*TrainingRecipe.COUNTS, "steps", "validate_every", "probe_every")
+    POSITIVE = (*TrainingRecipe.POSITIVE, "steps", "validate_every", "probe_every")
 
     def __post_init__(self):
         for name in ("train", "validation"):

@@ -10,8 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_clip, why_unreadable
 from ..corpora.manifest import ManifestError
-from ..training.batches import Batch, pad
-from .batches import fill
+from ..training.batches import Batch, next_clip, pad
 
 try:
     import webdataset
@@ -71,7 +70,7 @@ class ShardBatches(IterableDataset):
         clips = self._clips(self.rank * self.workers + worker, state, unreadable)
         try:
             while True:
-                batch = [fill(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
+                batch = [next_clip(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
                 yield Batch(*pad(batch, self.samples), list(unreadable), dict(state))
                 unreadable.clear()
         except ManifestError as error:

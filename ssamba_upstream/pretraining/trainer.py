@@ -9,9 +9,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import LogMel, samples_of
-from ..corpora.labelled import read_labelled
+from ..corpora.labelled import members_of_splits, read_labelled
 from ..probing.features import time_averages
-from ..probing.linear import cross_validate, members_of_splits, train_probes
+from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
@@ -27,7 +27,7 @@ def pretrain(recipe, out, resume=False, device=None):
     """Pretrain a network.
 
     Args:
-        recipe: a Recipe.
+        recipe: a PretrainingRecipe.
         out: the run's folder. Written there: ``best`` and ``last``, checkpoints by validation accuracy and by time;
             ``run.json``, the recipe, the manifests' hashes and the environment; ``states``, what ``resume`` needs;
             ``log.jsonl`` and ``tensorboard``.

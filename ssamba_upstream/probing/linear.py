@@ -8,6 +8,8 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from ..corpora.labelled import members_of_splits, rotate_folds
+
 # Of standardised features; beyond what caches hold, more layers at once are slower on a CPU.
 BYTES_AT_ONCE = 2**23
 BATCH_SIZE = 256
@@ -129,39 +131,6 @@ def cross_validate(features, labels, folds, **options):
     return CrossValidation({
         test: train_probes(features, labels, splits, **options) for test, splits in rotate_folds(folds)
     })
-
-
-def rotate_folds(folds):
-    """Each fold as test once, the next (in sorted order) as dev, the others as train.
-
-    Args:
-        folds: name of each utterance's fold, of three or more.
-
-    Yields:
-        the name of the test fold, and "train", "dev" or "test" for each utterance.
-
-    Raises:
-        ValueError: fewer than three folds.
-    """
-    names = sorted(set(folds))
-    if len(names) < 3:
-        raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
-    for test, dev in zip(names, names[1:] + names[:1]):
-        yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
-
-
-def members_of_splits(splits):
-    """Indices of the utterances of train, dev and test.
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
-    for name, members in parts.items():
-        if not members:
-            raise ValueError(f"no utterance in {name}; probes need train, dev and test, and the splits are "
-                             f"{', '.join(sorted(set(splits)))}")
-    return parts
 
 
 def _probe_layers(features, labels, splits, pairs, seeds, max_steps=300, patience=20, device=None):

@@ -7,17 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
+from ..corpora.labelled import members_of_splits, rotate_folds
 from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
-from .linear import ProbeResults, members_of_splits, retrain_probes, rotate_folds, train_probes
+from .linear import ProbeResults, retrain_probes, train_probes
 from .report import confidence_interval, write_report
 from .superb_head import splits_for_fold, train_head, train_layer_heads
 
 FBANK = "fbank"  # stands for the filterbank, in the place of a checkpoint
 
 
-def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rates=(1e-4,), layers_alone=False,
+def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_rates=(1e-4,), layers_alone=False,
           device="cpu", cache=None, **options):
     """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
@@ -28,7 +29,7 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
         data: a LabelledSet; one with folds is cross-validated, and accuracies are means over the folds.
         checkpoints: paths; "fbank" is the filterbank, see :func:`log_mel_averages`.
         out: folder for the results.
-        recipe: the HeadRecipe of SUPERB's classifier.
+        schedule: the HeadSchedule of SUPERB's classifier.
         source: name of the labelled set, for the report.
         seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight
             decay.
@@ -50,13 +51,13 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
     cache = Path(cache or out / "cache")
     results = {
         "set": source,
-        "options": {**options, "seeds": seeds, "head": asdict(recipe), "head_learning_rates": [*head_learning_rates],
+        "options": {**options, "seeds": seeds, "head": asdict(schedule), "head_learning_rates": [*head_learning_rates],
                     "layers_alone": layers_alone},
         "models": [],
     }
     unreadable = {}
     for name, checkpoint in zip(_names(checkpoints), checkpoints):
-        found = _probe_one(data, checkpoint, cache, recipe, seeds, [*head_learning_rates], layers_alone, device,
+        found = _probe_one(data, checkpoint, cache, schedule, seeds, [*head_learning_rates], layers_alone, device,
                            options, unreadable)
         results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
     data = data.without(unreadable)
@@ -70,7 +71,8 @@ def probe(data, checkpoints, out, recipe, source="", seeds=5, head_learning_rate
     return results
 
 
-def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, layers_alone, device, options, unreadable):
+def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, layers_alone, device, options,
+               unreadable):
     """Adds the AudioError of each recording that cannot be read to ``unreadable``, by its path."""
     seconds = {}
 
@@ -94,15 +96,15 @@ def _probe_one(data, checkpoint, cache, recipe, seeds, head_learning_rates, laye
         )
     with _timed(seconds, "head"):
         head = remembered(
-            cache, {**task, "head": [asdict(recipe), head_learning_rates]},
-            lambda: _train_head(features, data, recipe, head_learning_rates, device),
+            cache, {**task, "head": [asdict(schedule), head_learning_rates]},
+            lambda: _train_head(features, data, schedule, head_learning_rates, device),
         )
     alone = []
     if layers_alone:
         with _timed(seconds, "layers alone"):
             alone = [remembered(
-                cache, {**task, "layers alone": [asdict(recipe), head_learning_rates, seed]},
-                lambda: _train_layer_heads(features, data, recipe, head_learning_rates, seed, device),
+                cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
+                lambda: _train_layer_heads(features, data, schedule, head_learning_rates, seed, device),
             ) for seed in range(seeds)]
     with _timed(seconds, "geometry"):
         geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
@@ -142,9 +144,9 @@ def _rotations(data):
     return rotate_folds(data.splits) if data.has_folds else [("test", data.splits)]
 
 
-def _train_head(features, data, recipe, learning_rates, device):
+def _train_head(features, data, schedule, learning_rates, device):
     results = {
-        fold: asdict(train_head(features, data.labels, splits, recipe, learning_rates, device=device))
+        fold: asdict(train_head(features, data.labels, splits, schedule, learning_rates, device=device))
         for fold, splits in _head_splits(data)
     }
     return {
@@ -154,9 +156,9 @@ def _train_head(features, data, recipe, learning_rates, device):
     }
 
 
-def _train_layer_heads(features, data, recipe, learning_rates, seed, device):
+def _train_layer_heads(features, data, schedule, learning_rates, seed, device):
     """Test accuracy of each layer, a mean over the folds."""
-    folds = [train_layer_heads(features, data.labels, splits, recipe, learning_rates, seed, device)
+    folds = [train_layer_heads(features, data.labels, splits, schedule, learning_rates, seed, device)
              for _, splits in _head_splits(data)]
     return [mean(accuracies) for accuracies in zip(*folds)]
 

@@ -22,7 +22,7 @@ LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)
 
 
 @dataclass(frozen=True)
-class Task:
+class SuperbTask:
     """One of SUPERB's tasks: s3prl's downstream, our config's stem, the test folds."""
 
     downstream: str
@@ -31,9 +31,9 @@ class Task:
 
 
 TASKS = {
-    "sid": Task("voxceleb1", "speaker_identification"),
-    "er": Task("emotion", "emotion_recognition", FOLDS),
-    "ks": Task("speech_commands", "keyword_spotting"),
+    "sid": SuperbTask("voxceleb1", "speaker_identification"),
+    "er": SuperbTask("emotion", "emotion_recognition", FOLDS),
+    "ks": SuperbTask("speech_commands", "keyword_spotting"),
 }
 
 
@@ -161,7 +161,7 @@ def make_cells(
         report = CORPORA[task].check(root)
         if not report.ok:
             raise CorpusError(str(report))
-        config = _read_yaml(f"{recipe.config}-finetune" if fine_tune else recipe.config, "downstream")
+        config = _read_yaml(f"{recipe.config}_finetune" if fine_tune else recipe.config, "downstream")
         _override(config, report.override)
         _complete(config, overrides, task)
         _check_batch(config, report)

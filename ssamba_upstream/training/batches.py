@@ -132,8 +132,16 @@ def in_batches(clips, batch_size):
         raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
-def load(dataset, workers, sampler=None):
-    """The items of a data set, read by so many processes; one that is a ManifestError is raised."""
+def next_clip(clips, samples, join_short):
+    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    clip = next(clips)
+    while join_short and len(clip) < samples:
+        clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
+    return clip
+
+
+def read_batches(dataset, workers, sampler=None):
+    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised."""
     # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
                         worker_init_fn=_leave_process_group)

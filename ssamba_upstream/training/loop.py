@@ -81,11 +81,11 @@ class Run:
         Returns:
             True when all steps are done, False when a signal stopped the run after saving its state.
         """
-        self._go_on()
+        self._restore_newest_state()
         with closing(self.log):
             return self._train(stopped)
 
-    def _go_on(self):
+    def _restore_newest_state(self):
         """From the newest state there is, if any."""
         recipe, processes = self.recipe, self.processes
         state = load_training_state(self.out / "states", print if processes.first else lambda sentence: None)
@@ -111,7 +111,7 @@ class Run:
             self.log.advance()
             last, interrupted = step == self.steps, processes.any(stopped)
             if step % recipe.log_every == 0 or last:
-                self.log.record(step, "training", **meter.means(processes), **self._counts(step))
+                self.log.record(step, "training", **meter.means(processes), **self._report_unreadable(step))
                 meter = _Meter(self.LOSSES)
             self.after_step(step, last)
             if step % recipe.save_every == 0 or last or interrupted:
@@ -181,7 +181,7 @@ class Run:
                 group["lr"] = highest * factor
 
     def _save(self, step):
-        self._counts(step)
+        self._report_unreadable(step)
         positions = self.processes.gather(self.position)
         if self.processes.first:
             state = {**self.state(), "positions": positions}
@@ -209,8 +209,9 @@ class Run:
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
 
-    def _counts(self, step):
-        """Steps skipped and files that could not be read so far; lists what has been added to the latter."""
+    def _report_unreadable(self, step):
+        """Log the files that could not be read since the last time, of all processes; returns how many there have been,
+        and how many steps were skipped."""
         files = sorted(itertools.chain(*self.processes.gather(self.unreadable)))
         for file in files:
             self.log.record(step, "event", unreadable=file)

@@ -39,7 +39,7 @@ def check_continuation(out, description, recipe, resume):
     file = out / RUN
     if file.exists() and resume:
         began = json.loads(file.read_text())
-        _compare(began["recipe"], description["recipe"], recipe.FREE, out)
+        _compare(began["recipe"], description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
         _compare(_hashes(began), _hashes(description), (), out)
     elif out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
