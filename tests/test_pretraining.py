@@ -4,9 +4,7 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import socket
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
     TrainingError, load_training_state, save_training_state, training_states,
 )
-from runs import logged, torchrun
+from runs import kill_before, logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
@@ -158,13 +156,7 @@ def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, 
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream.cli", "pretrain", str(file), str(run), "--resume"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not training_states(run / "states"):
-        time.sleep(0.05)
-    time.sleep(0.4)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    kill_before(run, 40, "pretrain", file, run, "--resume", after=0.4)
     assert len(training_states(run / "states")) <= 3
     assert pretrain(read_recipe(file, PretrainingRecipe), run, resume=True)
     pretrain(read_recipe(file, PretrainingRecipe), tmp_path / "whole")
@@ -370,7 +362,8 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
     model(fbank, mask).loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    port = 20000 + os.getpid() % 20000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # one that nobody listens to
     multiprocessing.spawn(_gradient_of_a_rank, (port, model, fbank, mask, tmp_path), nprocs=2)
     found = torch.load(tmp_path / "gradient.pt", weights_only=True)
     for name, gradient in expected.items():
