@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.training import training_state
+from ssamba_upstream.training.loop import Run
 from ssamba_upstream.manifest import scan
 from ssamba_upstream.pretraining.objectives import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
@@ -70,6 +72,7 @@ def weights(out):
 def assert_same_run(found, expected):
     for kind in ("training", "validation"):
         names = ("loss", "contrastive_accuracy", "reconstruction_loss")
+        names += ("gradient_norm", "learning_rate") if kind == "training" else ()
         assert logged(found, *names, kind=kind) == logged(expected, *names, kind=kind)
     for name, tensor in weights(expected / "last").items():
         assert torch.equal(weights(found / "last")[name], tensor), name
@@ -114,7 +117,8 @@ def test_it_learns(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("changes", [
-    {"workers": 2}, {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
+    {"workers": 2}, {"log_every": 5},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
     pretrain(recipe(**changes), tmp_path / "whole")
@@ -151,6 +155,14 @@ def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, 
     with pytest.raises(ValueError, match="no utterance in dev"):
         pretrain(recipe(probe=str(audio / "no_dev.csv"), probe_every=4), tmp_path / "run")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_another_number_of_processes_goes_on_with_the_mean_of_what_was_to_be_logged():
+    reports = [[{"losses": torch.tensor([loss, 1.0]), "clips": 8}] for loss in (2.0, 4.0)]
+    for world_size, expected in ((2, 4.0), (1, 3.0), (3, 3.0)):
+        run = SimpleNamespace(processes=SimpleNamespace(world_size=world_size, rank=min(1, world_size - 1)))
+        (report,) = Run._own_reports(run, reports)
+        assert report["losses"].tolist() == [expected, 1.0] and report["clips"] == 8
 
 
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
