@@ -424,6 +424,6 @@ def test_data_loader_workers(threads, method):
     data = Scans(scan_inputs(2, 128, 300, 16))
     expected = data[0]
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, num_workers=1, multiprocessing_context=method, timeout=60
+        data, batch_size=None, num_workers=1, multiprocessing_context=method, timeout=600
     )
     assert all(torch.equal(found, expected) for found in loader)

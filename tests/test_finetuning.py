@@ -5,9 +5,7 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.run_folder import describe_run
 from ssamba_upstream.training.training_state import TrainingError, training_states
-from runs import logged, torchrun
+from runs import kill_before, logged, torchrun
 
 PITCHES = {"high": 3000, "low": 200, "middle": 800}
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "time_stride": 16,
@@ -354,12 +352,7 @@ def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
 
 def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
     file, run = recipe_file(data="folds", epochs=6), tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream", "finetune", str(file), "--out", str(run), "--resume"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not training_states(run / "fold-2" / "states"):
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    kill_before(run / "fold-2", 18, "finetune", file, "--out", run, "--resume")
     assert (run / "fold-1" / "results.json").exists() and not (run / "fold-2" / "results.json").exists()
     finetune(recipe(data="folds", epochs=6), run, resume=True)
     finetune(recipe(data="folds", epochs=6), tmp_path / "whole")

@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.training import training_state
+from ssamba_upstream.training.loop import Run
 from ssamba_upstream.corpora.manifest import scan
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
@@ -27,7 +27,7 @@ from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
     TrainingError, load_training_state, save_training_state, training_states,
 )
-from runs import logged, torchrun
+from runs import kill_before, logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
@@ -72,6 +72,7 @@ def weights(out):
 def assert_same_run(found, expected):
     for kind in ("training", "validation"):
         names = ("loss", "contrastive_accuracy", "reconstruction_loss")
+        names += ("gradient_norm", "learning_rate") if kind == "training" else ()
         assert logged(found, *names, kind=kind) == logged(expected, *names, kind=kind)
     for name, tensor in weights(expected / "last").items():
         assert torch.equal(weights(found / "last")[name], tensor), name
@@ -116,7 +117,8 @@ def test_it_learns(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("changes", [
-    {"workers": 2}, {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
+    {"workers": 2}, {"log_every": 5},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
     pretrain(recipe(**changes), tmp_path / "whole")
@@ -155,16 +157,18 @@ def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, 
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+def test_another_number_of_processes_goes_on_with_the_mean_of_what_was_to_be_logged():
+    reports = [[{"losses": torch.tensor([loss, 1.0]), "clips": 8}] for loss in (2.0, 4.0)]
+    for world_size, expected in ((2, 4.0), (1, 3.0), (3, 3.0)):
+        run = SimpleNamespace(processes=SimpleNamespace(world_size=world_size, rank=min(1, world_size - 1)))
+        (report,) = Run._own_reports(run, reports)
+        assert report["losses"].tolist() == [expected, 1.0] and report["clips"] == 8
+
+
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ssamba_upstream", "pretrain", str(file), "--out", str(run), "--resume"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not training_states(run / "states"):
-        time.sleep(0.05)
-    time.sleep(0.4)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    kill_before(run, 40, "pretrain", file, "--out", run, "--resume", after=0.4)
     assert len(training_states(run / "states")) <= 3
     assert pretrain(read_recipe(file, PretrainingRecipe), run, resume=True)
     pretrain(read_recipe(file, PretrainingRecipe), tmp_path / "whole")
@@ -370,7 +374,8 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
     model(fbank, mask).loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    port = 20000 + os.getpid() % 20000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # one that nobody listens to
     multiprocessing.spawn(_gradient_of_a_rank, (port, model, fbank, mask, tmp_path), nprocs=2)
     found = torch.load(tmp_path / "gradient.pt", weights_only=True)
     for name, gradient in expected.items():

@@ -299,7 +299,7 @@ def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_with_the_run(m
     assert len(workers) == 2
     wait_until(lambda: all(os.getpgid(worker.pid) == worker.pid for worker in workers))  # each leaves when it starts
     batches.close()
-    assert not any(worker.is_alive() for worker in workers)
+    wait_until(lambda: not any(worker.is_alive() for worker in workers))
 
 
 def test_sources_that_do_not_fit_are_refused_at_once(manifest):

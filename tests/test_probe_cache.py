@@ -163,7 +163,7 @@ for moment in ("creating", "between batches", "rows without marks", "by the cloc
 def test_killed_at_any_moment_it_goes_on(checkpoint, recordings, computed, tmp_path):
     arguments = [tmp_path / "caches", checkpoint, *recordings]
     run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+                         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     assert run.returncode == 0, run.stderr
     expected = time_averages(load_model(checkpoint, **STRIDES), recordings)
     for moment, done in (("creating", 0), ("between batches", 2), ("rows without marks", 2), ("by the clock", None)):

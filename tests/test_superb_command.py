@@ -62,7 +62,7 @@ while mode == "train" and step < steps:
         states.writestr("data", "")
     if (control / f"hang-{rate:g}").exists():
         (control / "hanging").touch()
-        time.sleep(60)
+        time.sleep(3600)  # until it is killed
 """
 
 
