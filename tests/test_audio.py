@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
+from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from ssamba_upstream.audio import AUDIO_EXTENSIONS, AudioError, expected_seconds, read_clip, read_header
 
 

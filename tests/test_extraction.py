@@ -8,7 +8,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
+from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from ssamba_upstream import SsambaConfig, SsambaModel, cli, extraction, hear
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main

@@ -2,9 +2,10 @@
 
 import ast
 import graphlib
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "ssamba_upstream"
+from helpers.paths import CHECKOUT
+
+PACKAGE = CHECKOUT / "ssamba_upstream"
 
 FLOORS = [
     {"torchaudio_extension", "files", "configs", "ops", "audio"},

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from conftest import SHARED_AUDIO
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import AudioError, read_clip
 from ssamba_upstream.corpora.manifest import ManifestError
 from ssamba_upstream.pretraining.batches import training_batches, validation_batches

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from helpers.paths import CHECKOUT
 from ssamba_upstream import (
     SsambaConfig,
     SsambaFeatureExtractor,
@@ -30,7 +31,6 @@ from transformers import (
     pipeline,
 )
 
-REPOSITORY = Path(__file__).parents[1]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 CLASSES = ["dog", "rain", "sea waves"]
 CLIPS, SECONDS = SsambaForAudioClassification, SsambaForAudioFrameClassification
@@ -412,9 +412,9 @@ print(json.dumps([type(model).__module__, type(classify.feature_extractor).__nam
 
 @pytest.mark.parametrize("first", ["model", "pipeline"])
 def test_trust_remote_code_without_the_import(folder, tmp_path, first):
-    ground_floor = REPOSITORY / "ssamba_upstream" / "torchaudio_extension.py"
+    ground_floor = CHECKOUT / "ssamba_upstream" / "torchaudio_extension.py"
     # The module cache is the user's; the repository is imported whether or not it is installed.
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(CHECKOUT)}
     program = [sys.executable, "-c", ANOTHER_PROGRAM, str(ground_floor), str(folder), str(tmp_path / "out"), first]
     done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

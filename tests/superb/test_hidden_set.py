@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaForPreTraining, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
@@ -22,7 +22,6 @@ from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.superb.submission import write_submission
 
-CHECKOUT = Path(__file__).parents[1]
 FILES = ["README.md", "expert.py", "model.pt", "requirements.txt"]
 
 

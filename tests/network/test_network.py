@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import DATA
+from helpers.paths import DATA
 from transformers import AutoConfig, AutoModel
 
 from ssamba_upstream import SsambaConfig, SsambaModel

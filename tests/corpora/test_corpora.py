@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.corpora import report
 from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check as check_emotion
 from ssamba_upstream.corpora.report import CorpusError
@@ -22,7 +23,7 @@ from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 
-FSDD = Path(__file__).parents[2] / "shared" / "audio" / "fsdd" / "recordings"
+FSDD = SHARED_AUDIO / "fsdd" / "recordings"
 TRAIN_SPEAKER, DEV_SPEAKER, DISCARDED_SPEAKER = "4a294341", "026290a7", "0c40e715"
 
 

@@ -27,7 +27,7 @@ from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
     TrainingError, load_training_state, save_training_state, training_states,
 )
-from runs import kill_before, logged, torchrun
+from helpers.runs import kill_before, logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,

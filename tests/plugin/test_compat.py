@@ -18,11 +18,11 @@ import soundfile
 import torch
 from torch.utils.data import WeightedRandomSampler
 
+from helpers.paths import CHECKOUT
 from ssamba_upstream.plugin import compat
 
 import torchaudio  # isort: skip  (ssamba_upstream makes it importable)
 
-CHECKOUT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)

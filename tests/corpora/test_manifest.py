@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import SHARED_AUDIO
-from damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
+from helpers.paths import SHARED_AUDIO
+from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from ssamba_upstream.corpora import manifest
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.corpora.manifest import ManifestError, read_manifest, scan

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import configs_folder
@@ -23,7 +24,6 @@ from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 
-CHECKOUT = Path(__file__).parents[1]
 CPU = ("--device", "cpu")
 TASKS = {
     "voxceleb1": "speaker_identification",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SHARED_AUDIO
+from helpers.paths import SHARED_AUDIO
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.paths import CHECKOUT
 import ssamba_upstream
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, save_model
@@ -13,7 +14,7 @@ from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
 DEPTH, WIDTH = 4, 32
-SHORT_NAMES = Path(__file__).parents[1] / "upstream_configs"
+SHORT_NAMES = CHECKOUT / "upstream_configs"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED_AUDIO
+from helpers.paths import SHARED_AUDIO
 
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.cli import main

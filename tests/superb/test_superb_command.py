@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
@@ -26,7 +27,6 @@ from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 
-CHECKOUT = Path(__file__).parents[1]
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
     "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import DATA
+from helpers.paths import DATA
 
 from ssamba_upstream.network.masking import cluster_mask
 

@@ -27,7 +27,7 @@ from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.run_folder import describe_run
 from ssamba_upstream.training.training_state import TrainingError, training_states
-from runs import kill_before, logged, torchrun
+from helpers.runs import kill_before, logged, torchrun
 
 PITCHES = {"high": 3000, "low": 200, "middle": 800}
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "time_stride": 16,
