@@ -7,11 +7,11 @@ out=${1:-result/demo}
 
 scripts/setup.sh superb,pretraining
 ssamba=.venv/bin/ssamba
-$ssamba corpora synth "$out/corpora"
+$ssamba corpora synth --out "$out/corpora"
 words=$out/corpora/speech_commands_v0.01
-$ssamba manifest "$words" "$out/train.jsonl"
-$ssamba manifest "$out/corpora/VoxCeleb1" "$out/validation.jsonl"
-$ssamba pretrain smoke "$out/pretraining" --device cpu \
+$ssamba manifest "$words" --out "$out/train.jsonl"
+$ssamba manifest "$out/corpora/VoxCeleb1" --out "$out/validation.jsonl"
+$ssamba pretrain smoke --out "$out/pretraining" --device cpu \
     --set "train=$out/train.jsonl" "validation=$out/validation.jsonl"
 
 data=config.downstream_expert.datarc

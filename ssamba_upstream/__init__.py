@@ -1,34 +1,14 @@
 """SSAMBA (Self-Supervised Audio Mamba, arXiv 2405.11831) as an s3prl upstream for SUPERB.
 
-Importing this package does not import s3prl; :func:`register` does.
+Importing this package makes its models known to transformers' Auto classes, so that ``AutoModel.from_pretrained`` and
+pipelines take its checkpoints; s3prl is imported by :func:`register` only. The ``ssamba`` command imports the package
+too, if only to check a corpus or to print a page of help; there the models are imported when something asks for them.
 """
 
-from .torchaudio_extension import ensure_torchaudio_imports
-
-ensure_torchaudio_imports()
-
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForAudioClassification,
-    AutoModelForAudioFrameClassification,
-    AutoModelForPreTraining,
-)
-
-from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification  # noqa: E402
-from .configuration import SsambaConfig  # noqa: E402
-from .feature_extraction import SsambaFeatureExtractor  # noqa: E402
-from .modeling import SsambaModel  # noqa: E402
-from .plugin.registry import register  # noqa: E402
-from .pretraining.objectives import SsambaForPreTraining  # noqa: E402
-
-AutoConfig.register(SsambaConfig.model_type, SsambaConfig)
-AutoModel.register(SsambaConfig, SsambaModel)
-AutoModelForPreTraining.register(SsambaConfig, SsambaForPreTraining)
-AutoModelForAudioClassification.register(SsambaConfig, SsambaForAudioClassification)
-AutoModelForAudioFrameClassification.register(SsambaConfig, SsambaForAudioFrameClassification)
-AutoFeatureExtractor.register(SsambaConfig, SsambaFeatureExtractor)
+import importlib
+import sys
+from multiprocessing import parent_process
+from pathlib import Path
 
 __all__ = [
     "SsambaConfig",
@@ -39,3 +19,34 @@ __all__ = [
     "SsambaModel",
     "register",
 ]
+
+
+def register():
+    """Put the SSAMBA entries on ``s3prl.hub``, see :func:`ssamba_upstream.plugin.registry.register`."""
+    from .plugin import registry
+
+    registry.register()
+
+
+def __getattr__(name):
+    if name in __all__:
+        return getattr(importlib.import_module(".auto_classes", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_command():
+    """Whether this process is the ``ssamba`` command: the script of that name, or ``python -m ssamba_upstream``."""
+    if parent_process() is not None:  # a worker has its parent's arguments
+        return False
+    return Path(sys.argv[0]).name == "ssamba" or sys.orig_argv[1:3] == ["-m", __name__]
+
+
+if not _is_command():
+    from .auto_classes import (
+        SsambaConfig,
+        SsambaFeatureExtractor,
+        SsambaForAudioClassification,
+        SsambaForAudioFrameClassification,
+        SsambaForPreTraining,
+        SsambaModel,
+    )

@@ -1,65 +1,251 @@
-"""Audio files -> waveforms."""
+"""Audio files -> headers and waveforms. Whatever else reads audio files asks here."""
 
+import io
 import math
 import os
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import soundfile
-import torch
-from torchaudio.transforms import Resample
 
-from .frontend import SAMPLE_RATE
+# torch and torchaudio, which take seconds to import, are imported where a clip is read: headers need neither.
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+SAMPLE_RATE = 16000
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc")
 
 UNKNOWN_LENGTH = 2 ** 63 - 1
 """The frames of a file whose header leaves them open, as libsndfile counts them."""
+
+PIECE = 2 ** 16
+"""Samples of each channel that are read at once: a header may promise more than there is memory."""
+
+USUAL_DENSITY = 8
+"""Samples in a byte. A header that promises more is right for silence and the like, or damaged."""
+
+LOUDEST = 2.0 ** 31
+"""Integers of 32 bits that were written as floats. What is far beyond has no spectrum in float32."""
+
+LOWEST_RATE = 1000
+"""In Hz. Real rates are higher; a damaged header's few Hz make days out of seconds."""
 
 LARGEST_RESAMPLER = 2 ** 24
 """Weights of a resampling filter. Real rates need far fewer; a damaged header can ask for more than there is memory."""
 
 
-def read_clip(file, samples=None, crop="centre") -> torch.Tensor:
+class AudioError(ValueError):
+    """An audio file that cannot be read.
+
+    Attributes:
+        file: the path, or open file, as it was given.
+        reason: why it cannot be read, without the path.
+    """
+
+    def __init__(self, file, reason):
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self):
+        name = os.fspath(self.file) if isinstance(self.file, os.PathLike) else self.file
+        return f"{name} cannot be read as audio: {self.reason}"
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What an audio file says of itself.
+
+    Attributes:
+        samples: of each channel, one or more.
+        rate: in Hz.
+        channels: their number.
+    """
+
+    samples: int
+    rate: int
+    channels: int
+
+    @property
+    def duration(self):
+        """In seconds."""
+        return self.samples / self.rate
+
+
+def read_header(path) -> AudioHeader:
+    """The header of an audio file, which is not taken at its word where that is unlikely.
+
+    Raises:
+        AudioError: no audio file, or one that holds no samples, does not say how many, or says more than there are; or
+            of a rate that cannot be brought to 16 kHz.
+    """
+    with _opened(path) as audio:
+        if not audio.frames:
+            raise ValueError("holds no samples")
+        _check_rate(audio.samplerate)
+        likely = audio.frames * audio.channels <= USUAL_DENSITY * os.path.getsize(path)
+        if not likely and not _has_last_sample(audio):
+            raise ValueError(f"its header promises {audio.frames:,} samples, which are not there; encode it anew")
+        return AudioHeader(audio.frames, audio.samplerate, audio.channels)
+
+
+def read_clip(file, samples=None, crop="centre", start=0, stop=None):
     """At most `samples` samples of an audio file, as mono float32 at 16 kHz.
 
-    Only what is needed is read and resampled; the mean of the channels is taken.
+    Only what is needed is read and resampled; the mean of the channels is taken. Where the header promises more than
+    there is, what there is counts.
 
     Args:
         file: a path, or an open binary file.
         samples: the longest clip, in samples at 16 kHz. Default: the whole file.
         crop: which part of a longer file: ``"centre"``, ``"start"``, or a random.Random or numpy Generator that draws
             it uniformly.
+        start, stop: the part of the file that counts as the file, in samples at its own rate. Default: all of it.
+
+    Returns:
+        (samples,) float32.
 
     Raises:
-        OSError, RuntimeError, ValueError: the file cannot be read, or holds no samples, or some that are not finite.
+        AudioError: the file cannot be read, or holds no samples, or some that are not finite or beyond 2**31, where 1
+            is full scale.
     """
-    with soundfile.SoundFile(file if hasattr(file, "read") else os.fsencode(file)) as audio:
-        if audio.frames == UNKNOWN_LENGTH:
-            raise ValueError("does not say how long it is; encode it anew")
+    import torch
+
+    with _opened(file) as audio:
         rate = audio.samplerate
-        wanted = audio.frames if samples is None else math.ceil(samples * rate / SAMPLE_RATE)
-        channels = _read_part(audio, wanted, crop)
-    clip = torch.from_numpy(channels.mean(axis=1))
-    if not len(clip):
-        raise ValueError("holds no samples")
-    if rate != SAMPLE_RATE:
-        clip = resampler(rate)(clip)[:samples]
-    if not clip.isfinite().all():
-        raise ValueError("holds samples that are not finite")
+        _check_rate(rate)
+        part = range(audio.frames)[start:stop]
+        wanted = len(part) if samples is None else math.ceil(samples * rate / SAMPLE_RATE)
+        try:
+            clip = torch.from_numpy(_read_part(audio, part, wanted, crop))
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"is damaged, or shorter than the {audio.frames:,} samples that its header promises "
+                             f"({error.error_string})") from error
+        if not len(clip):
+            raise ValueError("holds no samples")
+        if rate != SAMPLE_RATE:
+            clip = resampler(rate)(clip)[:samples]
+        loudest = clip.abs().max()
+        if not loudest.isfinite():
+            raise ValueError("holds samples that are not finite")
+        if loudest > LOUDEST:
+            raise ValueError(f"holds samples of up to {loudest:.1e}, where 1 is full scale")
     return clip
 
 
-def _read_part(audio, wanted, crop):
-    spare = max(0, audio.frames - wanted)
-    starts = {"start": 0, "centre": spare // 2}
-    start = starts[crop] if isinstance(crop, str) else int(crop.random() * (spare + 1))
+def why_unreadable(error, file=None):
+    """The reason in an exception met while reading audio, without the path; `file` is its path, if it has one."""
+    if isinstance(file, (str, os.PathLike)) and not os.access(file, os.R_OK):
+        return "does not exist, or may not be read"
+    reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
+    return reason or str(error.args[0] if error.args else type(error).__name__)
+
+
+@contextmanager
+def _opened(file):
+    """An audio file, open; what is wrong with it is an AudioError, whether met on opening it or while it is read."""
+    try:
+        with _open(file) as audio:
+            if audio.frames == UNKNOWN_LENGTH:
+                raise ValueError("does not say how long it is; encode it anew")
+            yield audio
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        raise AudioError(file, why_unreadable(error, file)) from error
+
+
+def _open(file):
+    audio = soundfile.SoundFile(file if hasattr(file, "read") else os.fsencode(file))
+    if audio.frames or not audio.format.startswith("WAV"):
+        return audio
+    audio.close()
+    if hasattr(file, "read"):
+        file.seek(0)
+        content = file.read()
+    else:
+        with open(file, "rb") as stream:
+            content = stream.read()
+    return soundfile.SoundFile(io.BytesIO(_fill_in_length(content)))
+
+
+def _fill_in_length(content):
+    """The bytes of a wav file whose samples have the length 0. Where a pipe left it so, and they are there, they get
+    the length that libsndfile takes to reach to the file's end."""
+    place = 12
+    while content[place:place + 4] not in (b"data", b""):
+        place = _after_chunk(content, place)
+    samples = place + 8
+    if content[:4] != b"RIFF" or content[place + 4:samples] != bytes(4) or _are_chunks(content, samples):
+        return content
+    return content[:place + 4] + b"\xff" * 4 + content[samples:]
+
+
+def _are_chunks(content, place):
+    """Whether there is nothing from a place on but whole chunks, such as those for a title, with their names."""
+    while place < len(content):
+        if not re.fullmatch(rb"[ -~]{4}", content[place:place + 4]):
+            return False
+        place = _after_chunk(content, place)
+    return place - len(content) in (0, 1)  # the last may lack the byte that makes its length even
+
+
+def _after_chunk(content, place):
+    size = int.from_bytes(content[place + 4:place + 8], "little")
+    return place + 8 + size + size % 2
+
+
+def _has_last_sample(audio):
+    try:
+        audio.seek(audio.frames - 1)
+        return len(audio.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
+
+
+def _read_part(audio, part, wanted, crop):
+    """So many samples out of a range of them, or all where it has fewer."""
+    draw = None if isinstance(crop, str) else crop.random()
+
+    def first(length):
+        spare = max(0, length - wanted)
+        return {"start": 0, "centre": spare // 2}[crop] if draw is None else int(draw * (spare + 1))
+
+    start, count = first(len(part)), min(wanted, len(part))
+    clip = _read(audio, part.start + start, count)
+    if len(clip) < count and start and audio.seekable():
+        # The header promises more than there is.
+        whole = _read(audio, part.start, len(part))
+        start = first(len(whole))
+        clip = whole[start:start + wanted]
+    return clip
+
+
+def _read(audio, start, count):
+    """The mean of the channels, (samples,): so many from there on, or as many as there are."""
     lead = 0 if audio.seekable() else start
     if audio.subtype.startswith("MPEG"):
         # An MP3 frame takes bits from those before it: just after a seek, what is decoded is garbled.
         lead = min(start, audio.samplerate)
     if audio.seekable():
         audio.seek(start - lead)
-    return audio.read(lead + wanted, dtype="float32", always_2d=True)[lead:]
+    pieces, left = [], lead + count
+    while not pieces or left and len(pieces[-1]) == PIECE:
+        pieces.append(audio.read(min(left, PIECE), dtype="float32", always_2d=True).mean(axis=1))
+        left -= len(pieces[-1])
+    return np.concatenate(pieces)[lead:]
+
+
+def expected_seconds(path, start=0, stop=None):
+    """How long an audio file, or a part of it, should last; infinite where only reading it can tell.
+
+    Args:
+        path: the file.
+        start, stop: see :func:`read_clip`.
+    """
+    try:
+        header = read_header(path)
+    except AudioError:
+        return math.inf
+    return len(range(header.samples)[start:stop]) / header.rate
 
 
 def batches_by_length(lengths, seconds):
@@ -83,6 +269,12 @@ def batches_by_length(lengths, seconds):
 @lru_cache(maxsize=32)
 def resampler(rate):
     """From a rate in Hz to 16 kHz."""
-    if rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 > LARGEST_RESAMPLER:
-        raise ValueError(f"a rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; resample the file first")
+    from torchaudio.transforms import Resample
+
     return Resample(rate, SAMPLE_RATE)
+
+
+def _check_rate(rate):
+    weights = rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2
+    if rate < LOWEST_RATE or weights > LARGEST_RESAMPLER:
+        raise ValueError(f"a rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; resample the file first")

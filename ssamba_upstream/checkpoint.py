@@ -1,4 +1,4 @@
-"""Checkpoints: files of every format -> models, and back; names of checkpoints -> files.
+"""Checkpoints: files of every format -> models, and back.
 
 The format of this package is a folder with ``config.json`` and ``model.safetensors`` (what ``save_pretrained``
 writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuration. Checkpoints of the published code
@@ -8,31 +8,21 @@ writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuratio
 import hashlib
 import json
 import math
-import os
 import pickle
-import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
-from .configuration import SsambaConfig
-from .files import replacing
-from .modeling import SsambaModel
-from .positions import stretch_positions
-from .pretraining.objectives import SsambaForPreTraining
+from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
+from .network.configuration import SsambaConfig
+from .files import file_hash, new_folder, replacing, write_json, write_text
+from .network.modeling import SsambaModel
+from .network.positions import stretch_positions
+from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
-MASKED_PATCHES = (250, 300, 400)
-PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
-CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
 
 ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
 # What a model has beside the encoder; a checkpoint's class is told by it.
@@ -41,6 +31,10 @@ HEADS = {
     SsambaForAudioClassification: {"classifier"},
     SsambaForAudioFrameClassification: {"frame_classifier"},
 }
+
+# Where training loops keep a state dict, and what they put before all the names in it.
+STATE_NAMES = ("state_dict", "model")
+WRAPPERS = ("module.", "model.", "_orig_mod.")
 
 # What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
@@ -69,9 +63,13 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
 
     Args:
         path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
-            the published code's.
+            the published code's. In a file the weights may lie under "state_dict" or "model", beside an optimizer or
+            what else a training loop keeps, and may all have "module.", "model." or "_orig_mod." before their names,
+            as DataParallel, Lightning and torch.compile put it there. Where they are this package's but without its
+            configuration, the encoder is read, of 128 mel bands.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
-            which do not say, "paired", the order in which they were trained.
+            which do not say, "paired", the order in which they were trained. This package's weights without a
+            configuration do not say either, and are read with a block_order only.
         model_class: SsambaModel, the encoder alone, or one of the classes with heads, SsambaForPreTraining,
             SsambaForAudioClassification and SsambaForAudioFrameClassification. None: the one whose heads the checkpoint
             has.
@@ -85,7 +83,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
             not fit the configuration exactly.
         ValueError: an override that no network can be built from.
     """
-    config, state = _read(path)
+    config, state = _read(path, block_order)
     stored = _class_of(state)
     model_class = stored if model_class is None else model_class
     if model_class is SsambaModel:
@@ -113,18 +111,28 @@ def save_model(model, path):
         FileExistsError: the folder is there and not empty.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        config = {CONFIG_KEY: json.dumps(_fields(model)), "format": "pt"}
-        with replacing(path) as target:
-            save_file(_contiguous(model.state_dict()), target, metadata=config)
+        _write_safetensors(model, path, CONFIG_KEY, json.dumps(_fields(model), sort_keys=True))
     elif path.suffix == ".ckpt":
         content = {CONFIG_KEY: _fields(model), "state_dict": _contiguous(model.state_dict())}
-        with replacing(path) as target:
-            torch.save(content, target)
+        # torch writes a file's name into it where it opens the file.
+        with replacing(path) as target, target.open("wb") as file:
+            torch.save(content, file)
     else:
-        with _new_folder(path) as folder:
+        with new_folder(path) as folder:
             model.save_pretrained(folder)
+
+
+def write_weights(model, folder):
+    """Write ``model.safetensors`` of a folder whose ``config.json`` is written apart; it takes the place of one that is
+    there at once."""
+    _write_safetensors(model, Path(folder) / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
+
+
+def _write_safetensors(model, path, key, value):
+    # One key, since safetensors writes several in an order of chance, and files of equal weights would differ.
+    with replacing(path) as target:
+        save_file(_contiguous(model.state_dict()), target, metadata={key: value})
 
 
 def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overrides):
@@ -174,9 +182,7 @@ def save_classifier(model, feature_extractor, folder):
     Raises:
         FileExistsError: the folder is there and not empty.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         write_classifier(model, feature_extractor, temporary)
 
 
@@ -194,20 +200,14 @@ def write_classifier(model, feature_extractor, folder):
         folder: made where it is not there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
     config = {**_fields(model), "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
     features = {**feature_extractor.to_dict(),
                 "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
-    texts = {
-        f"{CODE_MODULE}.py": CODE,
-        "preprocessor_config.json": json.dumps(features, indent=2) + "\n",
-        "config.json": json.dumps(config, indent=2) + "\n",
-    }
-    for name, text in texts.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text)
-    save_model(model, folder / "model.safetensors")
+    write_text(CODE, folder / f"{CODE_MODULE}.py")
+    write_json(features, folder / "preprocessor_config.json")
+    write_json(config, folder / "config.json")
+    write_weights(model, folder)
 
 
 def content_hash(path):
@@ -220,68 +220,8 @@ def content_hash(path):
     total = hashlib.sha256()
     for file in files:
         total.update(file.relative_to(path).as_posix().encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
+        total.update(bytes.fromhex(file_hash(file)))
     return total.hexdigest()
-
-
-def find_published(name, refresh=False):
-    """The file of a published checkpoint, by the name of its s3prl entry.
-
-    Looked for, in this order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder
-    that the environment variable SSAMBA_CHECKPOINTS names; the local cache of the Hugging Face hub; the hub.
-
-    Args:
-        name: such as "ssamba_tiny_400"; without a number of masked patches, 400.
-        refresh: download again.
-
-    Raises:
-        CheckpointError: it is nowhere, or the hub cannot be reached; says what was looked for.
-    """
-    if not name.endswith(tuple(f"_{masked}" for masked in MASKED_PATCHES)):
-        name = f"{name}_{MASKED_PATCHES[-1]}"
-    folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
-    if folder:
-        for candidate in (Path(folder, name + suffix) for suffix in ("", ".safetensors", ".ckpt", ".pth")):
-            if candidate.exists():
-                return candidate
-    file = f"{name}.pth"
-    if not refresh:
-        try:
-            return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-    try:
-        return Path(hf_hub_download(PUBLISHED_REPOSITORY, file, force_download=refresh))
-    except (OSError, HfHubHTTPError) as error:
-        raise CheckpointError(
-            f"no checkpoint {name}: looked in the folder named by {CHECKPOINT_FOLDER_VARIABLE} "
-            f"({folder or 'not set'}), in the local Hugging Face cache, and for {file} in the hub's "
-            f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give a checkpoint with -k (path_or_url in "
-            f"S3PRLUpstream), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
-        ) from error
-
-
-def download_repository(repository, refresh=False):
-    """Folder of a checkpoint in this package's format on the Hugging Face hub, such as "user/ssamba-tiny"."""
-    try:
-        return Path(snapshot_download(
-            repository, allow_patterns=["config.json", "*.safetensors"], force_download=refresh
-        ))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise CheckpointError(f"cannot get {repository} from the Hugging Face hub: {error}") from error
-
-
-def download_url(url, refresh=False):
-    """Local copy of a checkpoint file at a URL, kept in torch.hub's folder under the URL's hash."""
-    folder = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest()[:16])
-    file = folder / (Path(urlparse(url).path).name or "checkpoint.ckpt")
-    if refresh or not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot download {url}: {error}") from error
-    return file
 
 
 def _class_of(state):
@@ -289,7 +229,7 @@ def _class_of(state):
     return next((model_class for model_class, heads in HEADS.items() if parts & heads), SsambaModel)
 
 
-def _read(path):
+def _read(path, block_order):
     """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
     path = Path(path)
     if path.is_dir():
@@ -299,12 +239,27 @@ def _read(path):
     if path.suffix == ".safetensors":
         metadata, state = _read_safetensors(path)
         config = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
+        if config is None and (path.name, path.with_name("config.json").is_file()) == ("model.safetensors", True):
+            return _read_folder(path.parent)
     else:
         content = _read_pickle(path)
-        config, state = content.get(CONFIG_KEY), content.get("state_dict", content)
+        config = content.get(CONFIG_KEY)
+        state = next((content[name] for name in STATE_NAMES if isinstance(content.get(name), dict)), content)
+    state = _without_wrappers(state)
     if config is not None:
         return SsambaConfig(**config), state
-    return _read_official(state, path)
+    if any(name in OFFICIAL_GRID or name.startswith("v.") for name in state):
+        return _read_official(state, path)
+    return _read_bare(state, path, block_order)
+
+
+def _without_wrappers(state):
+    while state:
+        wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)), None)
+        if wrapper is None:
+            break
+        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return state
 
 
 def _read_folder(folder):
@@ -356,7 +311,6 @@ def _s3prl_checkpoint(file):
 
 def _read_official(state, path):
     """Configuration and weights of a checkpoint of the published code; every size is read from a shape."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", "v.layers.0.mixer.A_log") if name not in state]
     if missing:
         raise CheckpointError(f"{path} is no SSAMBA checkpoint: it lacks {', '.join(missing)}")
@@ -371,6 +325,30 @@ def _read_official(state, path):
     return config, weights
 
 
+def _read_bare(state, path, block_order):
+    """Configuration and weights of the encoder in a state dict of this package's models, which has none."""
+    stored = _class_of(state)
+    heads = HEADS.get(stored, ())
+    weights = {name.removeprefix(ENCODER): t for name, t in state.items() if name.split(".")[0] not in heads}
+    if "cls_token" not in weights or "layers.0.mixer.A_log" not in weights:
+        held = ", ".join(map(str, [*state][:4]))
+        raise CheckpointError(f"{path} is no SSAMBA checkpoint: it holds {held} and so on")
+    if block_order is None:
+        raise CheckpointError(
+            f"{path} holds the weights of a {stored.__name__} without its configuration, and the order of the blocks "
+            f"does not show in them: give a folder that save_pretrained or a run of this package has written; or, for "
+            f"the encoder alone, say the order, as in `ssamba convert {path} --block-order sequential --out OUT`"
+        )
+    try:
+        sizes = _sizes(weights, "")
+        rows = SsambaConfig().num_mel_bins // sizes["patch_size"][0]
+        columns = (weights["pos_embed"].shape[1] - 1) // rows
+        config = SsambaConfig(**sizes, pretraining_frames=columns * sizes["patch_size"][1], block_order=block_order)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
+    return config, weights
+
+
 def _our_name(name):
     for official, ours in OFFICIAL_NAMES.items():
         if name.startswith(official):
@@ -379,23 +357,31 @@ def _our_name(name):
 
 
 def _official_config(state):
-    mixer = "v.layers.0.mixer."
-    channels, states = state[mixer + "A_log"].shape
-    hidden_size = state["v.cls_token"].shape[-1]
     return SsambaConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("v.layers.")),
-        state_size=states,
-        conv_kernel=state[mixer + "conv1d.weight"].shape[-1],
-        expand=channels // hidden_size,
-        time_step_rank=state[mixer + "dt_proj.weight"].shape[-1],
+        **_sizes(state, "v."),
         num_mel_bins=int(state["p_input_fdim"]),
         pretraining_frames=int(state["p_input_tdim"]),
-        patch_size=list(state["v.patch_embed.proj.weight"].shape[2:]),
         block_order="paired",
-        norm="layer_norm" if "v.norm_f.bias" in state else "rms_norm",
         final_norm_twice=True,
     )
+
+
+def _sizes(state, prefix):
+    """The fields of a SsambaConfig that the shapes of an encoder's weights tell."""
+    layers, mixer = f"{prefix}layers.", f"{prefix}layers.0.mixer."
+    channels, states = state[mixer + "A_log"].shape
+    hidden_size = state[prefix + "cls_token"].shape[-1]
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 1 + max(int(name.removeprefix(layers).split(".")[0]) for name in state
+                                     if name.startswith(layers)),
+        "state_size": states,
+        "conv_kernel": state[mixer + "conv1d.weight"].shape[-1],
+        "expand": channels // hidden_size,
+        "time_step_rank": state[mixer + "dt_proj.weight"].shape[-1],
+        "patch_size": list(state[prefix + "patch_embed.proj.weight"].shape[2:]),
+        "norm": "layer_norm" if prefix + "norm_f.bias" in state else "rms_norm",
+    }
 
 
 def _load_strictly(model, state, path):
@@ -412,20 +398,6 @@ def _load_strictly(model, state, path):
     model.load_state_dict(state)
 
 
-@contextmanager
-def _new_folder(path):
-    """A folder beside ``path`` to fill; it becomes ``path`` at the end, or is removed after an error."""
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty; give a new folder, or remove this one first")
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        os.replace(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _fields(model):
     """The model's configuration, but for where transformers read it from, which is nobody else's business."""
     return {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -437,9 +409,3 @@ def _auto_map(classes):
 
 def _contiguous(state):
     return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,18 +1,18 @@
 """``ssamba extract``: frame-level hidden states of many recordings, one file each."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .audio import batches_by_length, read_clip
+from .audio import AudioError, batches_by_length, expected_seconds, read_clip
 from .checkpoint import content_hash
 from .files import replacing
-from .plugin.expert import UpstreamExpert
+from .frames import FrameEncoder, UpstreamOptions
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -40,55 +40,54 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         file_format: "safetensors" or "npy".
         batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
         device: on which the network computes.
-        report: called with a sentence about each recording that cannot be read; the others are extracted.
-        options: of :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+        report: called with a sentence about each recording that is left out, since it cannot be read or its hidden
+            states reach beyond the dtype; the others are extracted.
+        options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
-        the number of files written, and of recordings that could not be read.
+        the number of files written, and of recordings that were left out.
 
     Raises:
-        ExtractionError: no recordings, two of the same name, an unknown layer, values beyond float16, or a folder of
-            another checkpoint or other settings.
-        CheckpointError, ValueError: see :class:`ssamba_upstream.plugin.expert.UpstreamExpert`.
+        ExtractionError: no recordings, two of the same name, an unknown layer, or a folder of another checkpoint or
+            other settings.
+        CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
     """
-    upstream = UpstreamExpert(checkpoint, **options).to(device).eval()
-    depth = upstream.model.config.num_hidden_layers
+    options = UpstreamOptions(**options)
+    encoder = FrameEncoder.from_checkpoint(checkpoint, options).to(device).eval()
+    depth = encoder.model.config.num_hidden_layers
     layers = list(range(depth + 1)) if layers is None else list(layers)
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise ExtractionError(f"layers must be from 0 to {depth}; got {layers}")
     targets = _targets(recordings, Path(out), file_format)
     _check_settings(Path(out), {
-        "checkpoint": content_hash(checkpoint), "config": upstream.model.config.to_dict(),
-        "window_secs": upstream.windowing.window_secs, "padding": upstream.windowing.padding,
-        "frequency_pooling": upstream.frequency_pooling, "precision": str(upstream.autocast_dtype),
+        "checkpoint": content_hash(checkpoint), "config": encoder.model.config.to_dict(), **asdict(options),
         "layers": layers, "dtype": dtype, "format": file_format,
     })
     missing = {recording: target for recording, target in targets.items() if not target.exists()}
-    lengths, unreadable = _lengths(missing, report)
-    readable = list(lengths)
-    with tqdm(total=len(lengths), desc="extracting", unit="file", disable=None) as progress:
-        for batch in batches_by_length(list(lengths.values()), batch_secs):
-            wavs = []
-            for recording in (readable[i] for i in batch):
-                try:
-                    wavs.append((recording, read_clip(recording)))
-                except (OSError, RuntimeError, ValueError) as error:
-                    report(f"{recording} is left out: {error}")
-                    unreadable += 1
-            for recording, states in _hidden_states(upstream, wavs, layers, device):
-                _write(states.to(DTYPES[dtype]), missing[recording], file_format)
+    recordings, written = list(missing), 0
+    with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
+        for batch in batches_by_length([*map(expected_seconds, recordings)], batch_secs):
+            wavs = _read([recordings[i] for i in batch], report)
+            for recording, states in _hidden_states(encoder, wavs, layers, device):
+                states = states.to(DTYPES[dtype])
+                if states.isfinite().all():
+                    _write(states, missing[recording], file_format)
+                    written += 1
+                else:
+                    report(f"{recording} is left out: its hidden states reach beyond {dtype}"
+                           + ("; extract float32" if dtype == "float16" else ""))
             progress.update(len(batch))
-    return len(missing) - unreadable, unreadable
+    return written, len(missing) - written
 
 
 @torch.no_grad()
-def _hidden_states(upstream, wavs, layers, device):
+def _hidden_states(encoder, wavs, layers, device):
     """Yields each recording, and its hidden states (layers, frames, D) on the CPU."""
     if not wavs:
         return
-    states = upstream([wav.to(device) for _, wav in wavs])["hidden_states"]
+    states = encoder([wav.to(device) for _, wav in wavs]).hidden_states
     for i, (recording, wav) in enumerate(wavs):
-        frames = upstream.windowing.frames(len(wav))
+        frames = encoder.windowing.frames(len(wav))
         yield recording, torch.stack([states[layer][i, :frames] for layer in layers]).cpu()
 
 
@@ -121,20 +120,18 @@ def _check_settings(out, settings):
         temporary.write_text(json.dumps(settings, indent=2))
 
 
-def _lengths(recordings, report):
-    """Seconds of each recording that can be opened, and how many cannot."""
-    lengths = {}
+def _read(recordings, report):
+    """(recording, waveform) of each that can be read."""
+    wavs = []
     for recording in recordings:
         try:
-            lengths[recording] = soundfile.info(recording).duration
-        except (OSError, RuntimeError) as error:
-            report(f"{recording} is left out: {error}")
-    return lengths, len(recordings) - len(lengths)
+            wavs.append((recording, read_clip(recording)))
+        except AudioError as error:
+            report(f"{recording} is left out: {error.reason}")
+    return wavs
 
 
 def _write(states, target, file_format):
-    if not states.isfinite().all():
-        raise ExtractionError(f"the hidden states for {target} reach beyond {states.dtype}; extract float32")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         if file_format == "npy":

@@ -1,17 +1,69 @@
-"""Files that are whole at every moment."""
+"""The only writer: files and folders that are whole at every moment, and hashes of what is in them."""
 
+import hashlib
+import json
 import os
+import shutil
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
 def replacing(path):
-    """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error."""
+    """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error.
+
+    The folder is made where it is not there. Of several processes that write the same file, the last one's stays.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _beside(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path):
+    """A folder beside ``path`` to fill; it becomes ``path`` at the end, or is removed after an error.
+
+    Raises:
+        FileExistsError: ``path`` is there, and is not an empty folder.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} is not an empty folder; give the name of a new one, or remove it first")
+    temporary = _beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(text, path):
+    """Write a file of text, in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(content, path):
+    """Write what JSON can hold, indented, with a line end after it."""
+    write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def file_hash(path):
+    """The SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def json_hash(content):
+    """The SHA-256 of something made of dicts, lists, strings and numbers, in hexadecimal; dicts may be in any order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _beside(path):
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

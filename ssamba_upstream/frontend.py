@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
-SAMPLE_RATE = 16000
+from .audio import SAMPLE_RATE
+
 FRAME_LENGTH = 400
 FRAME_SHIFT = 160
 FFT_LENGTH = 512

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checkpoint import find_published
+from .downloads import find_published
+from .frames import FrameEncoder, UpstreamOptions
 from .frontend import SAMPLE_RATE, samples_of
-from .plugin.expert import UpstreamExpert
 
 
 class HearModel(nn.Module):
-    """The upstream with the attributes that HEAR asks of a model.
+    """The encoder with the attributes that HEAR asks of a model.
 
     Attributes:
         sample_rate: of the audio taken, 16000 Hz.
@@ -22,13 +22,12 @@ class HearModel(nn.Module):
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, upstream):
+    def __init__(self, encoder):
         super().__init__()
-        self.upstream = upstream
-        config = upstream.model.config
-        self.timestamp_embedding_size = self.scene_embedding_size = config.num_patch_rows * config.hidden_size
+        self.encoder = encoder
+        self.timestamp_embedding_size = self.scene_embedding_size = encoder.width
         # From the first sample that a column of patches reads to its middle.
-        self.lead = samples_of(config.patch_size[1]) // 2
+        self.lead = samples_of(encoder.model.config.patch_size[1]) // 2
 
 
 def load_model(model_file_path="", time_stride=5):
@@ -39,7 +38,7 @@ def load_model(model_file_path="", time_stride=5):
         time_stride: fbank frames of 10 ms between timestamps. Default: 5, the 50 ms that HEAR suggests at most.
     """
     checkpoint = model_file_path or find_published("ssamba_tiny")
-    return HearModel(UpstreamExpert(checkpoint, time_stride=time_stride)).eval()
+    return HearModel(FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(time_stride=time_stride))).eval()
 
 
 @torch.no_grad()
@@ -57,9 +56,9 @@ def get_timestamp_embeddings(audio, model):
     if audio.dim() != 2:
         raise ValueError(f"audio must be (sounds, samples); got {tuple(audio.shape)}")
     model.eval()
-    windowing = model.upstream.windowing
+    windowing = model.encoder.windowing
     count = windowing.frames(audio.shape[1])
-    frames = model.upstream(list(F.pad(audio, (model.lead, 0))))["last_hidden_state"][:, :count]
+    frames = model.encoder(list(F.pad(audio, (model.lead, 0)))).last_hidden_state[:, :count]
     milliseconds = torch.arange(count, device=audio.device) * (1000 * windowing.hop / SAMPLE_RATE)
     return frames, milliseconds.expand(len(audio), -1)
 

@@ -1,16 +1,15 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import DATA, SHARED_AUDIO
+
+import ssamba_upstream  # noqa: F401  (repairs torchaudio for what the tests import)
 
 if not torch.cuda.is_available():
     # Triton reads this once, when something first imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-DATA = Path(__file__).parent / "data"
-SHARED_AUDIO = Path(__file__).parents[2] / "shared" / "audio"
 
 
 def pytest_collection_modifyitems(items):

@@ -16,8 +16,10 @@ from ssamba_upstream import (
     SsambaForPreTraining,
     SsambaModel,
     checkpoint,
+    downloads,
 )
-from ssamba_upstream.checkpoint import CheckpointError, find_published, load_model, save_classifier, save_model
+from ssamba_upstream.checkpoint import CheckpointError, load_model, save_classifier, save_model, write_weights
+from ssamba_upstream.downloads import find_published
 from ssamba_upstream.cli import main
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
@@ -109,7 +111,7 @@ def test_a_classifier_s_folder_serves_as_any_checkpoint(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split(maxsplit=1) == ["classes", "3: dog, rain, sea waves"]
     assert f"{sum(p.numel() for p in model.ssamba.parameters()):,}" in lines[2]
-    assert main(["convert", str(tmp_path / "classifier"), str(tmp_path / "file.safetensors")]) == 0
+    assert main(["convert", str(tmp_path / "classifier"), "--out", str(tmp_path / "file.safetensors")]) == 0
     assert_same_model(load_model(tmp_path / "file.safetensors", model_class=None), model)
     # A folder of the encoder alone names no code: it has none.
     save_model(load_model(tmp_path / "classifier"), tmp_path / "encoder")
@@ -148,6 +150,81 @@ def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, ch
     save_file(state, tmp_path / "changed.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "changed.safetensors")
+
+
+@pytest.mark.parametrize("model_class", [SsambaModel, *WITH_HEADS])
+def test_equal_models_are_equal_files(tmp_path, model_class):
+    model = small_model() if model_class is SsambaModel else small_model_with_heads(model_class)
+    for number in range(8):  # by chance once in 128 times, if the order of two keys is
+        save_model(model, tmp_path / f"{number}.safetensors")
+        save_model(model, tmp_path / f"{number}.ckpt")
+    for number in range(8):  # save_pretrained writes into the model's configuration, too
+        save_model(model, tmp_path / f"{number}-folder")
+        (tmp_path / f"{number}-written").mkdir()
+        write_weights(model, tmp_path / f"{number}-written")
+    for files in ("*.safetensors", "*.ckpt", "*/model.safetensors", "*/config.json"):
+        assert len({file.read_bytes() for file in tmp_path.glob(files)}) == 1, files
+
+
+def test_the_weights_in_a_folder_stand_for_it(tmp_path):
+    model = small_model(block_order="paired")
+    save_model(model, tmp_path / "folder")
+    assert_same_model(load_model(tmp_path / "folder" / "model.safetensors"), model)
+
+
+WRAPPED = {
+    "DataParallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "a training loop": lambda state: {"model": state, "optimizer": {"param_groups": [{"lr": 0.1}]}, "epoch": 3},
+    "Lightning": lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+                                "optimizer_states": [{}], "epoch": 3, "pytorch-lightning_version": "2.5.0"},
+    "compiled": lambda state: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("model_class", [SsambaModel, *WITH_HEADS])
+def test_state_dicts_of_training_loops(tmp_path, model_class, wrap):
+    model = small_model(block_order="paired", norm="rms_norm")
+    whole = model
+    if model_class is not SsambaModel:
+        whole = model_class(model.config).eval()
+        model = whole.ssamba
+    torch.save(wrap(whole.state_dict()), tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=f"the weights of a {model_class.__name__} without its config"):
+        load_model(tmp_path / "last.ckpt")
+    for asked in (SsambaModel, None):
+        found = load_model(tmp_path / "last.ckpt", block_order="paired", model_class=asked)
+        assert type(found) is SsambaModel and found.config.position_grid == model.config.position_grid
+        assert_same_model(found, model)
+    torch.save({**wrap(whole.state_dict()), "ssamba_config": whole.config.to_dict()}, tmp_path / "whole.ckpt")
+    if wrap is not WRAPPED["DataParallel"]:
+        assert_same_model(load_model(tmp_path / "whole.ckpt", model_class=None), whole)
+
+
+def test_official_state_dicts_of_training_loops(tmp_path, official_checkpoint):
+    state = load_file(official_checkpoint)
+    torch.save({"model": state, "optimizer": {}}, tmp_path / "official.pth")
+    assert_same_model(load_model(tmp_path / "official.pth"), load_model(official_checkpoint))
+
+
+def test_the_training_state_of_a_run_says_what_it_is(tmp_path):
+    model = small_model_with_heads(SsambaForPreTraining)
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 3}},
+               tmp_path / "step-00000003.pt")
+    with pytest.raises(CheckpointError, match="a SsambaForPreTraining without its configuration.* give a folder that"):
+        load_model(tmp_path / "step-00000003.pt")
+
+
+@pytest.mark.parametrize("content, held", [
+    ({"epoch": 3, "loss": 0.1}, "it holds epoch, loss and so on"),
+    ({"state_dict": {"model.cls_token": torch.ones(2), "criterion.weight": torch.ones(2)}},
+     "it holds model.cls_token, criterion.weight and so on"),
+])
+def test_what_is_no_checkpoint_is_named(tmp_path, content, held):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=f"is no SSAMBA checkpoint: {held}"):
+        load_model(tmp_path / "other.ckpt")
 
 
 class RunsCode:
@@ -204,13 +281,13 @@ def test_a_checkpoint_of_s3prl_is_recognised(tmp_path):
 def test_nothing_is_overwritten_or_left_behind(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         save_model(small_model(), tmp_path / "folder")
     save_model(small_model(), tmp_path / "file.ckpt")
     before = (tmp_path / "file.ckpt").read_bytes()
 
-    def full_disk(content, target):
-        target.write_bytes(b"half")
+    def full_disk(content, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
@@ -235,11 +312,11 @@ def test_published_names_in_cache_and_hub(tmp_path, monkeypatch):
     def hub(repository, file, local_files_only=False, force_download=False):
         asked.append((repository, file, local_files_only, force_download))
         if local_files_only:
-            raise checkpoint.LocalEntryNotFoundError("not cached")
+            raise downloads.LocalEntryNotFoundError("not cached")
         return str(tmp_path / file)
 
     monkeypatch.delenv("SSAMBA_CHECKPOINTS", raising=False)
-    monkeypatch.setattr(checkpoint, "hf_hub_download", hub)
+    monkeypatch.setattr(downloads, "hf_hub_download", hub)
     repository = "attentionisallyouneed369/ssamba"
     assert find_published("ssamba_base_300") == tmp_path / "ssamba_base_300.pth"
     assert find_published("ssamba_base", refresh=True) == tmp_path / "ssamba_base_400.pth"
@@ -251,10 +328,10 @@ def test_published_names_in_cache_and_hub(tmp_path, monkeypatch):
 
 def test_offline_and_absent(tmp_path, monkeypatch):
     def offline(*arguments, **options):
-        raise checkpoint.LocalEntryNotFoundError("offline")
+        raise downloads.LocalEntryNotFoundError("offline")
 
     monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "hf_hub_download", offline)
+    monkeypatch.setattr(downloads, "hf_hub_download", offline)
     with pytest.raises(CheckpointError, match="no checkpoint ssamba_small_400: looked in.*SSAMBA_CHECKPOINTS.*with -k"):
         find_published("ssamba_small")
 
@@ -263,9 +340,9 @@ def test_url(tmp_path, monkeypatch):
     save_model(small_model(), tmp_path / "model.ckpt")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     url = (tmp_path / "model.ckpt").as_uri()
-    copy = checkpoint.download_url(url)
+    copy = downloads.download_url(url)
     assert_same_model(load_model(copy), load_model(tmp_path / "model.ckpt"))
     (tmp_path / "model.ckpt").unlink()
-    assert checkpoint.download_url(url) == copy
+    assert downloads.download_url(url) == copy
     with pytest.raises(CheckpointError, match="cannot download"):
-        checkpoint.download_url(url, refresh=True)
+        downloads.download_url(url, refresh=True)

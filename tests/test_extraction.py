@@ -8,7 +8,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from ssamba_upstream import SsambaConfig, SsambaModel, extraction, hear
+from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
+from ssamba_upstream import SsambaConfig, SsambaModel, cli, extraction, hear
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.extraction import ExtractionError, extract
@@ -48,7 +49,7 @@ def test_files_hold_the_upstreams_hidden_states(tmp_path, checkpoint, recordings
 
 
 def test_chosen_layers_as_numpy(tmp_path, checkpoint, recordings, capsys):
-    command = ["extract", str(tmp_path / "audio"), str(tmp_path / "out"), "-k", str(checkpoint), "--layers", "2",
+    command = ["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out"), "--layers", "2",
                "--format", "npy"]
     assert main(command) == 0
     assert "wrote 3 files" in capsys.readouterr().out
@@ -81,7 +82,7 @@ def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
     extract(recordings, checkpoint, tmp_path / "out", layers=[1])
     with pytest.raises(ExtractionError, match=r"other settings \(layers\); give a new folder"):
         extract(recordings, checkpoint, tmp_path / "out")
-    with pytest.raises(ExtractionError, match=r"\(config\)"):
+    with pytest.raises(ExtractionError, match=r"\(config, time_stride\)"):
         extract(recordings, checkpoint, tmp_path / "out", layers=[1], time_stride=5)
     save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), tmp_path / "other")
     with pytest.raises(ExtractionError, match=r"\(checkpoint\)"):
@@ -109,9 +110,46 @@ def test_what_cannot_be_asked_for(tmp_path, checkpoint, changes, message):
         extract(**{"recordings": ["a.wav"], "checkpoint": checkpoint, "out": tmp_path / "out", **changes})
 
 
-def test_values_beyond_float16_are_refused(tmp_path):
-    with pytest.raises(ExtractionError, match="reach beyond torch.float16; extract float32"):
-        extraction._write(torch.tensor([1e6]).half(), tmp_path / "a.npy", "npy")
+def test_no_recording_ends_the_extraction_of_the_others(tmp_path, checkpoint, recordings, capsys):
+    folder, noise = tmp_path / "audio", np.random.default_rng(1).uniform(-0.5, 0.5, 16000)
+    soundfile.write(folder / "long.mp3", noise, 16000)
+    claim_mp3_frames(folder / "long.mp3", 2 ** 32 - 1)
+    soundfile.write(folder / "longer.flac", noise, 16000)
+    claim_flac_samples(folder / "longer.flac", 10 ** 9)
+    soundfile.write(folder / "loud.wav", np.full(16000, 1e30, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(folder / "piped.wav", noise, 16000)
+    claim_wav_bytes(folder / "piped.wav", 0)
+    soundfile.write(folder / "other.aiff", noise, 16000)
+    assert main(["extract", str(checkpoint), str(folder), "--out", str(tmp_path / "out"), "--format", "npy"]) == 1
+    said = capsys.readouterr().out
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.npy")} == {
+        "a.npy", "b.npy", "deeper/a.npy", "long.npy", "piped.npy", "other.npy"}
+    assert {line.split(" is left out: ")[0] for line in said.splitlines() if " is left out: " in line} == {
+        str(folder / "longer.flac"), str(folder / "loud.wav")}
+    assert "wrote 6 files" in said and "2 recordings are left out" in said
+    assert np.array_equal(np.load(tmp_path / "out" / "piped.npy"), np.load(tmp_path / "out" / "other.npy"))
+
+
+def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordings, monkeypatch):
+    compute = extraction._hidden_states
+
+    def of_a_loud_flac(*args):
+        for recording, states in compute(*args):
+            yield recording, states * 1e6 if recording.suffix == ".flac" else states
+
+    monkeypatch.setattr(extraction, "_hidden_states", of_a_loud_flac)
+    said = []
+    assert extract(recordings, checkpoint, tmp_path / "out", report=said.append) == (2, 1)
+    (sentence,) = said
+    assert sentence.endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
+    assert extract(recordings, checkpoint, tmp_path / "whole", dtype="float32") == (3, 0)
+
+
+def test_folders_that_cannot_be_searched_are_named(tmp_path, checkpoint, recordings, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_audio", lambda folders: ([*recordings], [f"{folders[0]}/locked: Permission denied"]))
+    assert main(["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "wrote 3 files" in captured.out and "locked: Permission denied" in captured.err
 
 
 @pytest.mark.parametrize("seconds", [1.07, 1.98, 4.0])
@@ -130,7 +168,7 @@ def test_hear_timestamps(checkpoint, seconds):
 def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
     """A click moves the embeddings that have read it: those within half a column of it, and their neighbours most."""
     model = hear.load_model(str(checkpoint))
-    column = model.upstream.model.patch_embed
+    column = model.encoder.model.patch_embed
     seen = []
     handle = column.register_forward_hook(lambda module, inputs, output: seen.append(output))
     audio = torch.zeros(2, 32000)

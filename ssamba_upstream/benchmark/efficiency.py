@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 from transformers import ASTConfig, AutoModel
 
-from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..modeling import SsambaModel
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.modeling import SsambaModel
 from ..ops import product
 from .timing import available_memory, peak_memory, race, run_step
 

@@ -4,8 +4,8 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from ..configuration import HIDDEN_SIZES, SsambaConfig
-from ..modeling import SsambaModel
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.modeling import SsambaModel
 from .timing import peak_memory, race, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds

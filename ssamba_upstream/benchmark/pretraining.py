@@ -7,10 +7,10 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_clip
-from ..configuration import HIDDEN_SIZES, SsambaConfig
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..frontend import SAMPLE_RATE, LogMel, samples_of
-from ..pretraining.masking import cluster_mask
-from ..pretraining.objectives import SsambaForPreTraining
+from ..network.masking import cluster_mask
+from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls
 from .timing import peak_memory, race, run_step
 

@@ -5,14 +5,8 @@ import math
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..classification import IGNORED
-
-METRICS = {
-    "single_label": ("accuracy", "mAP", "mAUC"),
-    "multi_label": ("mAP", "mAUC"),
-    "per_second": ("accuracy", "mAP"),
-}
-"""What :func:`evaluate` gives for each kind of problem."""
+from ..network.classification import IGNORED
+from .recipe import METRICS
 
 
 def evaluate(logits, targets, problem) -> dict:
@@ -20,8 +14,8 @@ def evaluate(logits, targets, problem) -> dict:
 
     Args:
         logits: ``(clips, classes)``; for ``"per_second"`` ``(clips, seconds, classes)``.
-        targets: what :func:`~ssamba_upstream.finetuning.data.evaluation_batches` gives: ``(clips, classes)`` of 0 and
-            1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100 where a
+        targets: what :func:`~ssamba_upstream.finetuning.batches.evaluation_batches` gives: ``(clips, classes)`` of 0
+            and 1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100 where a
             second does not count.
         problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;
             ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over all seconds, as

@@ -3,10 +3,16 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..classification import FRAMES_PER_SECOND
+from ..network.classification import FRAMES_PER_SECOND
 from ..frontend import LOG_MEL_MEAN, LOG_MEL_STD
 from ..training.recipe import RecipeError, TrainingRecipe
-from .metrics import METRICS
+
+METRICS = {
+    "single_label": ("accuracy", "mAP", "mAUC"),
+    "multi_label": ("mAP", "mAUC"),
+    "per_second": ("accuracy", "mAP"),
+}
+"""What :func:`ssamba_upstream.finetuning.metrics.evaluate` gives for each kind of problem."""
 
 
 @dataclass(kw_only=True)
@@ -19,7 +25,7 @@ class FinetuningRecipe(TrainingRecipe):
         checkpoint: of the encoder. Default: random weights, of ``size``.
         problem: "single_label"; "multi_label": labels joined by ";"; or "per_second": a label for each second.
         loss: "cross_entropy", or "binary_cross_entropy" of each class by itself.
-        metric: by which the best epoch on dev is chosen, see :data:`ssamba_upstream.finetuning.metrics.METRICS`.
+        metric: by which the best epoch on dev is chosen, see :data:`METRICS`.
         clip_frames: length of the network's input in frames of 10 ms. Longer recordings are cut, shorter ones padded.
         mean, std: of the data's log-mel, see :class:`ssamba_upstream.frontend.LogMel`.
         epochs: passes over the training set, of ``recordings // batch_size`` steps each.
@@ -71,7 +77,7 @@ class FinetuningRecipe(TrainingRecipe):
         "loss": ("cross_entropy", "binary_cross_entropy"),
         **TrainingRecipe.CHOICES,
     }
-    COUNTS = (*TrainingRecipe.COUNTS, "clip_frames", "epochs", "decay_start", "decay_every")
+    POSITIVE = (*TrainingRecipe.POSITIVE, "clip_frames", "epochs", "decay_start", "decay_every")
 
     def __post_init__(self):
         super().__post_init__()

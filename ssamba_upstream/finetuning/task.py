@@ -4,19 +4,20 @@ from dataclasses import dataclass
 
 import torch
 
-from ..classification import FRAMES_PER_SECOND, IGNORED
-from ..labelled import split_labels
+from ..network.classification import FRAMES_PER_SECOND, IGNORED
+from ..corpora.labelled import split_labels
 from ..training.recipe import RecipeError
-from .data import label_targets
+from .batches import label_targets
 
 
 @dataclass
-class Task:
-    """
+class ClassificationTask:
+    """Which recordings a classifier is trained and tested on, and what it is to find in them.
+
     Attributes:
         classes: their names, sorted; a class's place is its index.
         paths: the recordings of "train", "test" and, where there is one, "dev".
-        targets: of each split, see :func:`ssamba_upstream.finetuning.data.training_batches`.
+        targets: of each split, see :func:`ssamba_upstream.finetuning.batches.training_batches`.
     """
 
     classes: list[str]
@@ -25,7 +26,8 @@ class Task:
 
     @classmethod
     def of(cls, labelled, recipe):
-        """
+        """The task that a recipe makes of a labelled set.
+
         Args:
             labelled: a LabelledSet; of one with folds, all but the recipe's are train.
             recipe: a FinetuningRecipe.

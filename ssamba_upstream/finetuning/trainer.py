@@ -1,9 +1,7 @@
 """The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
 
-import hashlib
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +9,21 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import content_hash, load_model, new_classifier
-from ..classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..network.classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..feature_extraction import SsambaFeatureExtractor
 from ..frontend import SAMPLE_RATE, LogMel, samples_of
-from ..labelled import read_labelled
+from ..corpora.labelled import read_labelled
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..training.result import check_continuation, describe_run, write_json
+from ..files import write_json
+from ..training.run_folder import check_continuation, describe_run
 from .augmentation import noise_and_roll, spec_augment
-from .data import balancing_weights, evaluation_batches, training_batches
+from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
-from .result import RESULTS, save_result, summarise, write_results
-from .task import Task
+from .results import RESULTS, save_result, summarise, write_results
+from .task import ClassificationTask
 
 
 def finetune(recipe, out, resume=False, device=None):
@@ -53,9 +52,9 @@ def finetune(recipe, out, resume=False, device=None):
     out = Path(out)
     labelled = read_labelled(recipe.data)
     folds = _folds(labelled, recipe)
-    tasks = {fold: Task.of(labelled, replace(recipe, fold=fold)) for fold in folds or [recipe.fold]}
+    tasks = {fold: ClassificationTask.of(labelled, replace(recipe, fold=fold)) for fold in folds or [recipe.fold]}
     with start_processes(device) as processes, signals() as stopped:
-        description = describe_run(recipe, recordings=_content_hash(labelled),
+        description = describe_run(recipe, recordings=labelled.content_hash,
                                    checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
         if processes.first:
             check_continuation(out, description, recipe, resume)
@@ -82,14 +81,6 @@ def _folds(labelled, recipe):
     if recipe.fold is not None and (not labelled.has_folds or recipe.fold not in names):
         raise RecipeError(f"fold {recipe.fold!r} is none of {recipe.data}; its splits are {', '.join(names)}")
     return names if labelled.has_folds and recipe.fold is None else []
-
-
-def _content_hash(labelled):
-    """SHA-256 of what is where in a labelled set, which may be a folder."""
-    total = hashlib.sha256()
-    for row in zip(map(str, labelled.paths), labelled.labels, labelled.splits):
-        total.update(os.fsencode("\0".join(row) + "\n"))
-    return total.hexdigest()
 
 
 def _finetune_one(recipe, task, out, description, processes, stopped):
@@ -163,8 +154,8 @@ class _Finetuning(Run):
         metrics = self._metrics(self.model, "dev")
         self.log.record(step, "validation", **metrics)
         if math.isnan(metrics[self.recipe.metric]):
-            raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of its "
-                              "recordings; choose the best epoch by another metric")
+            raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of "
+                              "its recordings; choose the best epoch by another metric")
         if metrics[self.recipe.metric] > self.progress["best"]:
             self.progress.update(best=metrics[self.recipe.metric], best_step=step)
             self._save_result(self.model, "best", step, {"dev": metrics})
@@ -184,7 +175,7 @@ class _Finetuning(Run):
             chosen = max(dev, key=lambda name: dev[name][self.recipe.metric])
         test = self._metrics(kept[chosen], "test")
         self.log.record(self.steps, "test", **test)
-        self._counts(self.steps)
+        self._report_unreadable(self.steps)
         for name, model in kept.items():
             step = self.progress["best_step"] if name == "best" else self.steps
             self._save_result(model, name, step, {"dev": dev.get(name), "test": test if name == chosen else None})

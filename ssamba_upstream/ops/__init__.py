@@ -175,7 +175,7 @@ def mix(channels_and_gate, directions, offsets=None):
     """What a mixer computes between its outer projections: the mean of its directions' scans, under one gate.
 
     Each direction convolves the channels, projects what comes of it to steps of low rank, B and C, and scans; see
-    :class:`ssamba_upstream.mixer.BidirectionalMamba`. Where a backend has all of that in one piece and the
+    :class:`ssamba_upstream.network.mixer.BidirectionalMamba`. Where a backend has all of that in one piece and the
     projections are plain ``nn.Linear``, it is asked; otherwise it is put together from the functions above.
 
     Args:

@@ -2,10 +2,9 @@
 
 from functools import partial
 
-from ..checkpoint import (
-    MASKED_PATCHES, CheckpointError, download_repository, download_url, find_published,
-)
-from ..configuration import HIDDEN_SIZES
+from ..checkpoint import CheckpointError
+from ..downloads import MASKED_PATCHES, download_repository, download_url, find_published
+from ..network.configuration import HIDDEN_SIZES
 from .expert import UpstreamExpert
 
 

@@ -5,13 +5,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-import ssamba_upstream
-
 from ..checkpoint import CheckpointError
+from ..configs import config_names, find_config
 from .registry import register
 
 
@@ -34,17 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parse(arguments)
     _check_device(given)
     # s3prl's argparse keeps the last value of an option that is given twice.
-    arguments += _named(given.config, "--config", configs_folder())
-    arguments += _named(given.upstream_model_config, "--upstream_model_config", configs_folder() / "upstream")
+    arguments += _named(given.config, "--config", "downstream")
+    arguments += _named(given.upstream_model_config, "--upstream_model_config", "upstream")
     arguments += [] if given.local_rank is None else ["--local_rank", given.local_rank]
     _hand_over(arguments)
-
-
-def configs_folder() -> Path:
-    """The folder of the downstream configs: inside an installed package, or beside it in a checkout."""
-    package = Path(ssamba_upstream.__file__).parent
-    installed = package / "downstream_configs"
-    return installed if installed.is_dir() else package.parent / "downstream_configs"
 
 
 def _parse(arguments):
@@ -75,18 +66,13 @@ def _check_device(given):
                          "GPU here; add --device cpu.")
 
 
-def _named(value, option, folder) -> list[str]:
-    if value is None or Path(value).is_file() or "://" in value:
+def _named(value, option, kind) -> list[str]:
+    if value is None or "://" in value:
         return []
-    config = folder / f"{value}.yaml"
-    if not config.is_file():
-        raise SystemExit(f"{option} {value}: there is no such file, and it names none of ssamba_upstream's "
-                         f"configs: {_names(folder)}")
-    return [option, str(config)]
-
-
-def _names(folder) -> str:
-    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    try:
+        return [option, str(find_config(value, kind))]
+    except ValueError as error:
+        raise SystemExit(f"{option} {error}") from None
 
 
 def _hand_over(arguments):
@@ -118,7 +104,7 @@ def _hand_over(arguments):
 def _explain_missing_file(missing) -> str | None:
     if re.fullmatch(r"\./downstream/.*/config\.yaml", missing):
         return ("Give the downstream's config with -c: a file, or one of ssamba_upstream's by its name: "
-                f"{_names(configs_folder())}. s3prl's package has none ({missing}).")
+                f"{', '.join(config_names('downstream'))}. s3prl's package has none ({missing}).")
     if missing.startswith("/path/to/"):
         return (f"The config's {missing} stands for a path of yours; give it with -o, as the first lines of "
                 "the config show.")

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from ..audio import read_clip
 from ..figures import load_pyplot, save_figure
 from ..frontend import LogMel, samples_of
-from ..manifest import why_unreadable
-from .masking import cluster_mask
+from ..network.masking import cluster_mask
 
 
 @torch.no_grad()
@@ -25,14 +24,12 @@ def show_masks(model, recording, out, seed=0):
         the reconstruction's mean squared error on the masked patches, of normalised log-mel.
 
     Raises:
-        ValueError: a recording that cannot be read, or is shorter than a patch.
+        AudioError: a recording that cannot be read.
+        ValueError: one that is shorter than a patch.
     """
     pyplot = load_pyplot()
     config = model.config
-    try:
-        clip = read_clip(recording, samples_of(config.pretraining_frames), "centre")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{recording} cannot be read as audio: {why_unreadable(error, recording)}") from error
+    clip = read_clip(recording, samples_of(config.pretraining_frames), "centre")
     fbank, = LogMel(config.num_mel_bins)([clip])
     columns = len(fbank) // config.patch_size[1]
     if not columns:

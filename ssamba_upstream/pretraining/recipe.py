@@ -14,7 +14,7 @@ class PretrainingRecipe(TrainingRecipe):
         train: manifests, or globs or URLs of tar shards.
         validation: manifests.
         steps: of the optimizer.
-        masking: "corrected", or "published", see :func:`ssamba_upstream.pretraining.masking.cluster_mask`.
+        masking: "corrected", or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
         objective: "shared_mask": one pass through the network serves both losses; "two_pass": each has its own masks
             and its own pass, as published.
         join_short: fill up a short recording with further ones instead of padding it.
@@ -48,14 +48,14 @@ class PretrainingRecipe(TrainingRecipe):
     probe_every: int = 4000
 
     FOLDER = Path(__file__).parent / "recipes"
-    FREE = (*TrainingRecipe.FREE, "steps", "probe", "probe_every")
+    MAY_CHANGE_ON_RESUME = (*TrainingRecipe.MAY_CHANGE_ON_RESUME, "steps", "probe", "probe_every")
     CHOICES = {
         "masking": ("corrected", "published"),
         "objective": ("shared_mask", "two_pass"),
         "schedule": ("plateau", "cosine"),
         **TrainingRecipe.CHOICES,
     }
-    COUNTS = (*TrainingRecipe.COUNTS, "steps", "validate_every", "probe_every")
+    POSITIVE = (*TrainingRecipe.POSITIVE, "steps", "validate_every", "probe_every")
 
     def __post_init__(self):
         for name in ("train", "validation"):

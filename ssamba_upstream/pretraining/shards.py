@@ -8,10 +8,9 @@ import random
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..audio import AUDIO_EXTENSIONS, read_clip
-from ..manifest import ManifestError, why_unreadable
-from ..training.batches import UNREADABLE, Batch, pad
-from .data import fill
+from ..audio import AUDIO_EXTENSIONS, AudioError, read_clip, why_unreadable
+from ..corpora.manifest import ManifestError
+from ..training.batches import Batch, next_clip, pad
 
 try:
     import webdataset
@@ -71,7 +70,7 @@ class ShardBatches(IterableDataset):
         clips = self._clips(self.rank * self.workers + worker, state, unreadable)
         try:
             while True:
-                batch = [fill(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
+                batch = [next_clip(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
                 yield Batch(*pad(batch, self.samples), list(unreadable), dict(state))
                 unreadable.clear()
         except ManifestError as error:
@@ -94,8 +93,8 @@ class ShardBatches(IterableDataset):
                 state["files"] += 1
                 try:
                     clip = read_clip(io.BytesIO(content), self.samples, crop)
-                except UNREADABLE as error:
-                    unreadable.append(f"{name}: {why_unreadable(error)}")
+                except AudioError as error:
+                    unreadable.append(f"{name}: {error.reason}")
                 else:
                     state["heard"] = True
                     yield clip

@@ -1,6 +1,7 @@
 """The pretraining loop: clips -> log-mel -> masks -> losses -> a step of AdamW."""
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -8,25 +9,25 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import LogMel, samples_of
-from ..labelled import read_labelled
+from ..corpora.labelled import members_of_splits, read_labelled
 from ..probing.features import time_averages
-from ..probing.probes import cross_validate, members_of_splits, train_probes
+from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
-from ..training.result import check_continuation, describe_run
+from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
-from .data import training_batches, validation_batches
-from .masking import cluster_mask
-from .objectives import SsambaForPreTraining
-from .result import save_result
+from .batches import training_batches, validation_batches
+from ..network.masking import cluster_mask
+from ..network.pretraining import SsambaForPreTraining
+from .model_card import save_result
 
 
 def pretrain(recipe, out, resume=False, device=None):
     """Pretrain a network.
 
     Args:
-        recipe: a Recipe.
+        recipe: a PretrainingRecipe.
         out: the run's folder. Written there: ``best`` and ``last``, checkpoints by validation accuracy and by time;
             ``run.json``, the recipe, the manifests' hashes and the environment; ``states``, what ``resume`` needs;
             ``log.jsonl`` and ``tensorboard``.
@@ -146,8 +147,12 @@ class _Pretraining(Run):
         """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""
         if not self.processes.first:
             return
-        labelled = self.labelled
-        features = time_averages(self._evaluated().ssamba, labelled.paths)
+        unreadable = {}
+        features = time_averages(self._evaluated().ssamba, self.labelled.paths,
+                                 report=lambda error: unreadable.update({error.file: error.reason}))
+        self.unreadable += [f"{os.fspath(file)}: {reason}" for file, reason in unreadable.items()]
+        features = features[:, [path not in unreadable for path in self.labelled.paths]]
+        labelled = self.labelled.without(unreadable)
         probe = cross_validate if labelled.has_folds else train_probes
         result = probe(features, labelled.labels, labelled.splits)
         self.log.record(step, "probe", test_accuracy=result.best_test_accuracy)

@@ -1,28 +1,26 @@
 """Averages over time on disk: computed once for a checkpoint, its options and a list of recordings."""
 
 import functools
-import hashlib
 import json
 import os
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..checkpoint import content_hash, load_model
-from ..files import replacing
-from .features import Excerpt, averages_shape, iterate_log_mel_averages, iterate_time_averages
+from ..checkpoint import content_hash
+from ..corpora.labelled import Excerpt
+from ..files import json_hash, new_folder, write_json, write_text
+from ..frames import FrameEncoder, UpstreamOptions
+from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
 FORMAT = 2
 DTYPES = ("float32", "float16")
 
 
-def cached_time_averages(
-    checkpoint, recordings, folder, window_secs=None, time_stride=10, frequency_stride=10, positions="physical",
-    dtype="float32", device="cpu",
-):
+def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device="cpu", report=None, **options):
     """:func:`time_averages` of a checkpoint, computed where the cache does not hold them yet.
 
     Each set of averages has a folder of its own in the cache, named by a hash of all that they depend on: the
@@ -33,13 +31,13 @@ def cached_time_averages(
         checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
         recordings: paths of audio files, or Excerpts of them.
         folder: of the cache; may hold any number of sets of averages.
-        window_secs, time_stride, frequency_stride, positions: see
-            :class:`ssamba_upstream.plugin.expert.UpstreamExpert`, whose defaults these are.
         dtype: "float32" or "float16", in which they are kept.
         device: on which the network computes.
+        report: see :func:`time_averages`. A recording that cannot be read is tried again by the next call.
+        options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
-        (averages, key): (depth + 1, recordings, rows * E), mapped from the file and not read into memory; and
+        (averages, key): (depth + 1, recordings, width), mapped from the file and not read into memory; and
         the hash, which stands for them.
 
     Raises:
@@ -47,23 +45,23 @@ def cached_time_averages(
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
         OSError: a recording or the checkpoint is missing, or the disk is full.
     """
-    options = {"time_stride": time_stride, "frequency_stride": frequency_stride, "positions": positions}
+    options = UpstreamOptions(**options)
 
     @functools.cache
-    def model():
-        return load_model(checkpoint, **options).to(device)
+    def encoder():
+        return FrameEncoder.from_checkpoint(checkpoint, options).to(device)
 
     return _completed(
-        folder, {"checkpoint": content_hash(checkpoint), "window_secs": window_secs, **options}, recordings, dtype,
-        shape=lambda: averages_shape(model().config),
-        averages=lambda missing: iterate_time_averages(model(), missing, window_secs),
+        folder, {"checkpoint": content_hash(checkpoint), **asdict(options)}, recordings, dtype,
+        shape=lambda: averages_shape(encoder()),
+        averages=lambda missing: iterate_time_averages(encoder(), missing, report=report),
     )
 
 
-def cached_log_mel_averages(recordings, folder):
+def cached_log_mel_averages(recordings, folder, report=None):
     """:func:`log_mel_averages`, see :func:`cached_time_averages`."""
     return _completed(folder, {"checkpoint": "log-mel"}, recordings, "float32",
-                      shape=lambda: (1, 256), averages=iterate_log_mel_averages)
+                      shape=lambda: (1, 256), averages=lambda missing: iterate_log_mel_averages(missing, report))
 
 
 def remembered(folder, description, compute):
@@ -74,17 +72,10 @@ def remembered(folder, description, compute):
         description: all that the result depends on, made of dicts, lists, strings and numbers.
         compute: returns the like.
     """
-    file = Path(folder) / f"{digest({**description, 'format': FORMAT})}.json"
+    file = Path(folder) / f"{_key({**description, 'format': FORMAT})}.json"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(compute()))
+        write_text(json.dumps(compute()), file)
     return json.loads(file.read_text())
-
-
-def digest(description):
-    """Hash of something made of dicts, lists, strings and numbers."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _completed(folder, description, recordings, dtype, shape, averages):
@@ -93,7 +84,7 @@ def _completed(folder, description, recordings, dtype, shape, averages):
     description = {
         "format": FORMAT, "dtype": dtype, **description, "recordings": [*map(_identity, recordings)],
     }
-    key = digest(description)
+    key = _key(description)
     entry = Path(folder) / key
     if not entry.is_dir():
         _create(entry, description, (len(recordings), *shape()), dtype)
@@ -109,22 +100,24 @@ def _completed(folder, description, recordings, dtype, shape, averages):
             rows.flush()  # the rows must be on the disk before anything says that they are
             done[missing[batch]] = True
             done.flush()
+        rows[np.flatnonzero(~done)] = np.nan
     # Copy-on-write, as torch maps no read-only array.
     return torch.from_numpy(np.load(entry / "averages.npy", mmap_mode="c")).transpose(0, 1), key
 
 
 def _create(entry, description, shape, dtype):
     """A folder for averages, none of which is done yet; it appears as a whole or not at all."""
-    new = entry.with_name(f".{entry.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    (new / "description.json").write_text(json.dumps(description, indent=1))
-    np.save(new / "done.npy", np.zeros(shape[0], dtype=bool))
-    np.lib.format.open_memmap(new / "averages.npy", "w+", dtype, shape).flush()
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
-        with open(new / "averages.npy", "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    os.replace(new, entry)
+    with new_folder(entry) as folder:
+        write_json(description, folder / "description.json")
+        np.save(folder / "done.npy", np.zeros(shape[0], dtype=bool))
+        np.lib.format.open_memmap(folder / "averages.npy", "w+", dtype, shape).flush()
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
+            with open(folder / "averages.npy", "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def _key(description):
+    return json_hash(description)[:32]
 
 
 def _identity(recording):

@@ -1,39 +1,17 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-
-import soundfile
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..audio import batches_by_length, resampler
+from ..audio import AudioError, batches_by_length, expected_seconds, read_clip
+from ..corpora.labelled import Excerpt
+from ..frames import FrameEncoder
 from ..frontend import FRAME_LENGTH, LogMel
-from ..windows import Windowing, encode, frame_index, tokens_to_frames
+from ..windows import tokens_to_frames
 
 
-@dataclass(frozen=True)
-class Excerpt(os.PathLike):
-    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
-
-    Attributes:
-        path: the audio file.
-        start, stop: in samples at the file's own rate; default: all of it.
-        gain: in dB; what it lifts beyond [-1, 1] is clipped.
-    """
-
-    path: Path
-    start: int = 0
-    stop: int | None = None
-    gain: float = 0.0
-
-    def __fspath__(self):
-        return os.fspath(self.path)
-
-
-def time_averages(model, recordings, window_secs=None, batch_secs=120.0):
+def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None):
     """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
 
     A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
@@ -47,112 +25,112 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0):
         recordings: paths of audio files of any rate and number of channels, or Excerpts of them.
         window_secs: length of the windows that the network reads. Default: see :meth:`Windowing.for_model`.
         batch_secs: seconds of audio sent through the network at once; recordings of like lengths go together.
+        report: called with the AudioError of each recording that cannot be read, whose averages are then NaN. Default:
+            it is raised.
 
     Returns:
         (depth + 1, recordings, rows * E) in float32 on the CPU, the layers in the order of the network.
 
     Raises:
-        ValueError: no recordings, a file that cannot be read or is empty, or windows that the positions
-            learned do not reach.
+        AudioError: a recording cannot be read.
+        ValueError: no recordings, or windows that the positions learned do not reach.
     """
-    averages = torch.empty(len(recordings), *averages_shape(model.config))
-    for batch, found in iterate_time_averages(model, recordings, window_secs, batch_secs):
+    encoder = FrameEncoder(model, window_secs).to(model.device)
+    averages = torch.full((len(recordings), *averages_shape(encoder)), torch.nan)
+    for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report):
         averages[batch] = found
     return averages.transpose(0, 1)
 
 
-def averages_shape(config):
-    """(layers, features) of a recording's averages over time, of a network with this SsambaConfig."""
-    return config.num_hidden_layers + 1, config.num_patch_rows * config.hidden_size
+def averages_shape(encoder):
+    """(layers, features) of a recording's averages over time."""
+    return encoder.model.config.num_hidden_layers + 1, encoder.width
 
 
 @torch.no_grad()
-def iterate_time_averages(model, recordings, window_secs=None, batch_secs=120.0):
-    """:func:`time_averages` batch by batch, longest recordings first.
+def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
+    """:func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
 
     Yields:
-        the indices of some of the recordings, and their averages, (indices, depth + 1, rows * E).
+        the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
     _check_any(recordings)
-    windowing = Windowing.for_model(model.config, window_secs)
-    log_mel = LogMel(model.config.num_mel_bins).to(model.device)
-    lengths = [_seconds(recording) for recording in recordings]
-    training = model.training
+    lengths = [expected_seconds(excerpt.path, excerpt.start, excerpt.stop) for excerpt in map(_excerpt, recordings)]
+    model, training = encoder.model, encoder.model.training
     model.eval()
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
             for batch in batches_by_length(lengths, batch_secs):
-                wavs = [read_waveform(recordings[i]).to(model.device) for i in batch]
-                yield batch, _averages(model, windowing, log_mel, wavs).cpu()
+                wavs = _read({i: recordings[i] for i in batch}, report)
+                if wavs:
+                    yield [*wavs], _averages(encoder, [wav.to(model.device) for wav in wavs.values()])
                 progress.update(len(batch))
     finally:
         model.train(training)
 
 
-def log_mel_averages(recordings):
+def log_mel_averages(recordings, report=None):
     """Mean and standard deviation over time of the normalised log-mel: the baseline that has learned nothing.
 
     Args:
-        recordings: see :func:`time_averages`.
+        recordings, report: see :func:`time_averages`.
 
     Returns:
         (1, recordings, 2 * 128): the means, then the standard deviations, in float32.
 
     Raises:
-        ValueError: no recordings, or a file that cannot be read or is empty.
+        AudioError: a recording cannot be read.
+        ValueError: no recordings.
     """
-    return torch.cat([found for _, found in iterate_log_mel_averages(recordings)]).transpose(0, 1)
+    averages = torch.full((len(recordings), 1, 256), torch.nan)
+    for batch, found in iterate_log_mel_averages(recordings, report):
+        averages[batch] = found
+    return averages.transpose(0, 1)
 
 
 @torch.no_grad()
-def iterate_log_mel_averages(recordings):
+def iterate_log_mel_averages(recordings, report=None):
     """:func:`log_mel_averages` one by one: yields [index] and (1, 1, 2 * 128)."""
     _check_any(recordings)
     log_mel = LogMel()
     for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
-        wav = read_waveform(recording)
-        (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
-        yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
+        for wav in _read({i: recording}, report).values():
+            (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
+            yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
 
 
 def read_waveform(recording):
-    """(samples,) of an audio file or Excerpt: float32 in [-1, 1] at 16 kHz, its channels averaged."""
+    """(samples,) of an audio file or Excerpt: float32 at 16 kHz, its channels averaged; see :func:`read_clip`."""
     excerpt = _excerpt(recording)
-    try:
-        samples, rate = soundfile.read(
-            excerpt.path, start=excerpt.start, stop=excerpt.stop, dtype="float32", always_2d=True
-        )
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"cannot read {excerpt.path} as audio: {error.error_string}") from error
-    if not len(samples):
-        raise ValueError(f"{excerpt.path} holds no samples")
-    wav = resampler(rate)(torch.from_numpy(samples).mean(dim=1))
+    wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop)
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
+
+
+def _read(recordings, report):
+    """Waveforms of those of some recordings that can be read, under the same keys."""
+    wavs = {}
+    for key, recording in recordings.items():
+        try:
+            wavs[key] = read_waveform(recording)
+        except AudioError as error:
+            if report is None:
+                raise
+            report(error)
+    return wavs
 
 
 def _excerpt(recording):
     return recording if isinstance(recording, Excerpt) else Excerpt(recording)
 
 
-def _averages(model, windowing, log_mel, wavs):
-    """(utterances, depth + 1, rows * E) of waveforms."""
-    windows = windowing.cut(wavs, log_mel)
-    layers, firsts = encode([window for run in windows for window in run], model)
-    index = frame_index(wavs, windows, firsts, windowing, model.config)
-    counts = torch.tensor([max(1, round(len(wav) / windowing.hop)) for wav in wavs]).unsqueeze(1)
-    index[torch.arange(index.shape[1]) >= counts] = -1
-    index, counts = index.to(model.device), counts.to(model.device)
-    sums = (tokens_to_frames(tokens, index, "concat").sum(dim=1) for tokens in layers[:-1])
-    return torch.stack([total / counts for total in sums], dim=1)
-
-
-def _seconds(recording):
-    excerpt = _excerpt(recording)
-    try:
-        header = soundfile.info(excerpt.path)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"cannot read {excerpt.path} as audio: {error.error_string}") from error
-    return len(range(header.frames)[excerpt.start:excerpt.stop]) / header.samplerate
+def _averages(encoder, wavs):
+    """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
+    layers, index = encoder.tokens(wavs)
+    counts = torch.tensor([max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs], device=index.device)
+    counts = counts.unsqueeze(1)
+    index[torch.arange(index.shape[1], device=index.device) >= counts] = -1
+    sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
+    return torch.stack([total / counts for total in sums], dim=1).cpu()
 
 
 def _check_any(recordings):

@@ -5,7 +5,7 @@ import math
 from statistics import stdev
 
 from ..figures import load_pyplot, save_figure
-from ..files import replacing
+from ..files import write_text
 
 # Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -24,14 +24,11 @@ def write_report(results, out):
     """Write ``results.json``, ``results.md``, ``layers.png`` and, of networks, ``cka.png``.
 
     Args:
-        results: see :func:`ssamba_upstream.probing.probe.probe`.
+        results: see :func:`ssamba_upstream.probing.study.probe`.
         out: a folder, which is made if it is not there.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "results.json") as file:
-        file.write_text(json.dumps(results, indent=1, allow_nan=False))
-    with replacing(out / "results.md") as file:
-        file.write_text(markdown(results), encoding="utf-8")
+    write_text(json.dumps(results, indent=1, allow_nan=False), out / "results.json")
+    write_text(markdown(results), out / "results.md")
     save_figure(_draw_layers(results), out / "layers.png")
     networks = [model for model in results["models"] if len(model["layers"]) > 1]
     if networks:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .probes import members_of_splits
+from ..corpora.labelled import members_of_splits
 
 PROJECTOR_SIZE = 256
 BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
@@ -26,7 +26,7 @@ UTTERANCES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class HeadRecipe:
+class HeadSchedule:
     """How long SUPERB's classifier is trained.
 
     Attributes:
@@ -48,12 +48,12 @@ class HeadRecipe:
         return replace(self, steps=steps, steps_between_evaluations=between)
 
 
-SUPERB_RECIPES = {
-    "sid": HeadRecipe(200_000, 5000),
-    "er": HeadRecipe(30_000, 1000),
-    "ks": HeadRecipe(200_000, 5000, balanced=True),
+SUPERB_SCHEDULES = {
+    "sid": HeadSchedule(200_000, 5000),
+    "er": HeadSchedule(30_000, 1000),
+    "ks": HeadSchedule(200_000, 5000, balanced=True),
 }
-DEFAULT_RECIPE = HeadRecipe(5000, 250)
+DEFAULT_SCHEDULE = HeadSchedule(5000, 250)
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,17 @@ class LayerHeads(nn.Module):
         return norms
 
 
-def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(1e-4,), seed=0, device="cpu"):
+def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu"):
     """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
 
     Where SUPERB draws one second of a background noise or eight of an utterance anew for every step, here an
-    utterance stays the same, see :mod:`ssamba_upstream.probing.superb_sets`.
+    utterance stays the same, see :mod:`ssamba_upstream.corpora.superb_sets`.
 
     Args:
         features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.
         labels: the class of each utterance.
         splits: "train", "dev" or "test" of each utterance.
-        recipe: steps and batches.
+        schedule: steps and batches.
         learning_rates: one is chosen by the accuracy on dev; all that SUPERB allows to be searched.
         seed: of the random start and the order of the batches.
         device: on which it is trained.
@@ -151,11 +151,13 @@ def train_head(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(
         HeadResults.
     """
     targets, parts = _targets_and_parts(labels, splits)
-    results = [_train(features, targets, parts, recipe, rate, seed, device) for rate in learning_rates]
+    results = [_train(features, targets, parts, schedule, rate, seed, device) for rate in learning_rates]
     return max(results, key=lambda result: result.dev_accuracy)
 
 
-def train_layer_heads(features, labels, splits, recipe=DEFAULT_RECIPE, learning_rates=(1e-4,), seed=0, device="cpu"):
+def train_layer_heads(
+    features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu",
+):
     """Train SUPERB's classifier on each layer by itself; every layer sees the same batches.
 
     The arguments are those of :func:`train_head`; learning rate and step are chosen on dev for each layer.
@@ -167,8 +169,8 @@ def train_layer_heads(features, labels, splits, recipe=DEFAULT_RECIPE, learning_
     best_dev, best_test = torch.full((2, len(features)), -1.0, dtype=torch.float64)
     for learning_rate in learning_rates:
         heads = _start(LayerHeads, features, targets, seed, device)
-        for _ in _training(heads, features, targets, parts["train"], recipe, learning_rate, seed):
-            dev = _accuracy(heads, features, targets, parts["dev"], recipe.balanced)
+        for _ in _training(heads, features, targets, parts["train"], schedule, learning_rate, seed):
+            dev = _accuracy(heads, features, targets, parts["dev"], schedule.balanced)
             test = _accuracy(heads, features, targets, parts["test"])
             best_test = torch.where(dev > best_dev, test, best_test)
             best_dev = torch.maximum(dev, best_dev)
@@ -238,11 +240,11 @@ def _targets_and_parts(labels, splits):
     return torch.tensor([classes.index(label) for label in labels]), parts
 
 
-def _train(features, targets, parts, recipe, learning_rate, seed, device):
+def _train(features, targets, parts, schedule, learning_rate, seed, device):
     head = _start(SuperbHead, features, targets, seed, device)
     best = None
-    for step in _training(head, features, targets, parts["train"], recipe, learning_rate, seed):
-        dev_accuracy = _accuracy(head, features, targets, parts["dev"], recipe.balanced).item()
+    for step in _training(head, features, targets, parts["train"], schedule, learning_rate, seed):
+        dev_accuracy = _accuracy(head, features, targets, parts["dev"], schedule.balanced).item()
         if best is None or dev_accuracy > best.dev_accuracy:
             test_accuracy = _accuracy(head, features, targets, parts["test"]).item()
             weights = head.layer_weights.tolist()
@@ -256,16 +258,16 @@ def _start(head_class, features, targets, seed, device):
         return head_class(features.shape[0], features.shape[2], int(targets.max()) + 1).to(device)
 
 
-def _training(head, features, targets, members, recipe, learning_rate, seed):
+def _training(head, features, targets, members, schedule, learning_rate, seed):
     """Trains a head; yields the number of the step whenever it is to be evaluated."""
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-    batches = _batches(targets[members], recipe.balanced, torch.Generator().manual_seed(seed))
+    batches = _batches(targets[members], schedule.balanced, torch.Generator().manual_seed(seed))
     device = next(head.parameters()).device
-    batches = tqdm(itertools.islice(batches, recipe.steps), "classifier", recipe.steps, leave=False, disable=None)
+    batches = tqdm(itertools.islice(batches, schedule.steps), "classifier", schedule.steps, leave=False, disable=None)
     for step, batch in enumerate(batches, start=1):
         batch = members[batch]
         training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
-        if step % recipe.steps_between_evaluations == 0 or step == recipe.steps:
+        if step % schedule.steps_between_evaluations == 0 or step == schedule.steps:
             yield step
 
 
@@ -275,7 +277,8 @@ def _batches(targets, balanced, generator):
     while True:
         if balanced:
             order = torch.multinomial(weights, len(targets), replacement=True, generator=generator)
-            order = order[:len(order) // BATCH_SIZE * BATCH_SIZE or None]  # s3prl drops the last, smaller batch
+            if len(order) > BATCH_SIZE:  # s3prl drops the last batch where it is smaller
+                order = order[:len(order) - len(order) % BATCH_SIZE]
         else:
             order = torch.randperm(len(targets), generator=generator)
         yield from order.split(BATCH_SIZE)
@@ -283,7 +286,7 @@ def _batches(targets, balanced, generator):
 
 @torch.no_grad()
 def _accuracy(head, features, targets, members, balanced=False):
-    """Of a SuperbHead, or (layers,) of LayerHeads."""
+    """Accuracy on some utterances: a number for a SuperbHead, (layers,) for LayerHeads."""
     device = next(head.parameters()).device
     found = torch.cat([
         head(features[:, some].float().to(device)).argmax(dim=-1).cpu() for some in members.split(UTTERANCES_AT_ONCE)

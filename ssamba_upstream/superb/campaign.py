@@ -22,13 +22,12 @@ from pathlib import Path
 import torch
 import yaml
 
-import ssamba_upstream
-
 from ..checkpoint import content_hash
+from ..files import write_json, write_text
 from ..plugin import compat
-from .recipes import Cell
+from .cells import Cell
 
-RUNNER = (sys.executable, "-m", "ssamba_upstream.cli", "run-downstream")
+RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
 """The command that trains and evaluates; s3prl's arguments follow."""
 
 EXPERIMENT = "s3prl"
@@ -46,12 +45,11 @@ def prepare(cells: list[Cell], out) -> None:
         folder = cell_folder(cell, out)
         if (folder / "cell.json").is_file():
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(yaml.safe_dump(cell.s3prl_config(), sort_keys=False), folder / "config.yaml")
         if cell.upstream.options is not None:
             write_text(yaml.safe_dump(cell.upstream.options), folder / "upstream.yaml")
         content = {**dataclasses.asdict(cell), "series": cell.series}
-        write_text(json.dumps(content, indent=2), folder / "cell.json")
+        write_json(content, folder / "cell.json")
 
 
 def cell_folder(cell: Cell, out) -> Path:
@@ -117,15 +115,8 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "") -> dict:
                                 "and run the copy")
             result = {"dev_accuracy": dev_accuracy, "test_accuracy": _accuracies(experiment, "test")[-1],
                       "step": step, "checkpoint": best}
-            write_text(json.dumps(result, indent=2), folder / RESULT)
+            write_json(result, folder / RESULT)
         return json.loads((folder / RESULT).read_text())
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file that is whole at every moment, whoever reads or writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def training_arguments(cell: Cell, device: str) -> list[str]:
@@ -143,7 +134,7 @@ def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = N
     Raises:
         CellError: it ended with another status than 0.
     """
-    path = [str(Path(ssamba_upstream.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, path))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path}
     with open(folder / "log.txt", "ab") as log:

@@ -1,12 +1,11 @@
 """The folder that SUPERB's hidden-set track wants: a checkpoint and an `expert.py` that loads it."""
 
 import importlib.metadata
-import os
-import tempfile
 from pathlib import Path
 
 from ..checkpoint import load_model, save_model
-from ..plugin.expert import UpstreamExpert
+from ..files import new_folder, write_text
+from ..frames import FrameEncoder
 
 PACKAGE = "ssamba-upstream"
 
@@ -68,18 +67,12 @@ def export_hidden_set(checkpoint, out) -> None:
         ValueError: this package is not installed, so that there is no version to require.
     """
     requirement = f"{PACKAGE}=={_version()}\n"
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty folder; delete it or give another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary, out.name)
+    with new_folder(out) as folder:
         save_model(load_model(checkpoint), folder / "model.ckpt")
         (folder / "model.ckpt").rename(folder / "model.pt")
-        (folder / "expert.py").write_text(EXPERT, encoding="utf-8")
-        (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
-        (folder / "README.md").write_text(_describe(folder / "model.pt"), encoding="utf-8")
-        os.replace(folder, out)
+        write_text(EXPERT, folder / "expert.py")
+        write_text(requirement, folder / "requirements.txt")
+        write_text(_describe(folder / "model.pt"), folder / "README.md")
 
 
 def _version() -> str:
@@ -91,13 +84,13 @@ def _version() -> str:
 
 
 def _describe(checkpoint: Path) -> str:
-    upstream = UpstreamExpert(checkpoint)
-    config = upstream.model.config
+    encoder = FrameEncoder.from_checkpoint(checkpoint)
+    config = encoder.model.config
     return README.format(
         size=f"the {config.size} size" if config.size else f"width {config.hidden_size}",
         layers=config.num_hidden_layers,
-        parameters=sum(parameter.numel() for parameter in upstream.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in encoder.model.parameters()),
         states=config.num_hidden_layers + 1,
-        width=config.num_patch_rows * config.hidden_size,
-        hop=upstream.get_downsample_rates(),
+        width=encoder.width,
+        hop=encoder.windowing.hop,
     )

@@ -8,8 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from .campaign import (EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl,
-                       training_arguments, write_text)
-from .recipes import Cell
+                       training_arguments)
+from ..files import write_json
+from .cells import Cell
 
 TRIAL_STEPS = 4
 
@@ -61,7 +62,7 @@ def measure(cell: Cell, out, device: str) -> tuple[float, float]:
             states = (folder / EXPERIMENT / f"states-{step}.ckpt" for step in (half, TRIAL_STEPS))
             middle, end = (path.stat().st_mtime for path in states)
         per_step = (end - middle) / half
-        write_text(json.dumps([max(0.0, middle - began - half * per_step), per_step]), record)
+        write_json([max(0.0, middle - began - half * per_step), per_step], record)
     return tuple(json.loads(record.read_text()))
 
 

@@ -5,8 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from .campaign import EXPERIMENT, RESULT, write_text
-from .recipes import TASKS
+from ..files import write_json, write_text
+from .campaign import EXPERIMENT, RESULT
+from .cells import TASKS
 
 COLUMNS = ("task", "upstream", "checkpoint", "test, %", "by fold", "dev, %", "learning rate", "steps", "")
 HEADINGS = {
@@ -32,8 +33,8 @@ def write_results(out) -> list[dict]:
         cell["unfinished"] = not finished
         series[cell["series"]].append(cell)
     rows = sorted(map(_row, series.values()), key=lambda row: (row["task"], row["upstream"], row["series"]))
-    write_text(json.dumps(rows, indent=2), out / "results.json")
-    write_text(markdown(rows), out / "results.md")
+    write_json(rows, out / "results.json")
+    write_text(markdown(rows) + "\n", out / "results.md")
     return rows
 
 

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from ..files import replacing
-from .corpora import (BACKGROUND_NOISE, CLASSES, EMOTIONS, RELEASED_IEMOCAP_SESSIONS,
-                      RELEASED_SPEECH_COMMANDS, RELEASED_VOXCELEB1, SESSIONS, SPEAKERS, CorpusError,
-                      find_split_file, labelled_turns, read_split_file)
+from ..corpora import iemocap, speech_commands, voxceleb1
+from ..corpora.iemocap import EMOTIONS, SESSIONS
+from ..corpora.report import CorpusError
+from ..corpora.speech_commands import CLASSES
 
-TEST_SET = "speech_commands_test_set_v0.01"
 SHOWN = 3
 
 
@@ -99,35 +99,6 @@ def write_submission(out, sid=None, ks=None, er_folds: Sequence = (), *, sid_cor
     return submission
 
 
-# The test sets, each a dict from s3prl's name of an utterance to the place where the corpus has it
-
-
-def _speaker_test_set(corpus: Path) -> dict[str, str]:
-    split_file = find_split_file(corpus) if corpus.is_dir() else corpus
-    utterances, malformed = read_split_file(split_file)
-    for number, line in malformed.items():
-        raise CorpusError(f"{split_file}, line {number}: {line[:60]!r} is not "
-                          "'<1|2|3> id10001/<video>/<n>.wav'; correct or delete it.")
-    if not utterances["test"]:
-        raise CorpusError(f"{split_file} lists no utterance for test, on lines that begin with 3.")
-    return {Path(path.replace("/", "-")).stem: f"{split_file}, line {number}"
-            for number, path in utterances["test"].items()}
-
-
-def _keyword_test_set(corpus: Path) -> dict[str, str]:
-    folder = corpus / TEST_SET if (corpus / TEST_SET).is_dir() else corpus
-    recordings = [path for path in sorted(folder.glob("*/*.wav")) if path.parent.name in CLASSES]
-    if not recordings or (folder / BACKGROUND_NOISE).exists():
-        raise CorpusError(f"{folder} is not the test set of Speech Commands, a folder for each class; give "
-                          f"{TEST_SET} or the folder that holds it.")
-    return {f"{path.parent.name}-{path.name}": str(path) for path in recordings}
-
-
-def _emotion_test_set(corpus: Path, session: str) -> dict[str, str]:
-    turns = labelled_turns(corpus, session)
-    return {Path(turn["path"]).stem: str(corpus / turn["path"]) for turn in turns}
-
-
 @dataclass(frozen=True)
 class _Predictions:
     """What belongs into one of the prediction files."""
@@ -136,7 +107,7 @@ class _Predictions:
     labels: tuple[str, ...]
     utterance: str  # pattern of the released corpus's names
     released: int  # how many the released test set has
-    test_set: Callable[[Path], dict[str, str]]
+    find_test_set: Callable[[Path], dict[str, str]]
     corpus_option: str
 
 
@@ -144,17 +115,17 @@ ER_FOLDS = tuple(f"er_fold{fold}" for fold in range(1, len(SESSIONS) + 1))
 
 PREDICTIONS = {
     "sid": _Predictions(
-        "test_predict.txt", tuple(f"id{10000 + number}" for number in range(1, SPEAKERS + 1)),
-        r"id1\d{4}-\S+-\d{5}", RELEASED_VOXCELEB1["test"], _speaker_test_set, "--sid-corpus"),
+        "test_predict.txt", tuple(f"id{10000 + number}" for number in range(1, voxceleb1.SPEAKERS + 1)),
+        r"id1\d{4}-\S+-\d{5}", voxceleb1.RELEASED["test"], voxceleb1.find_test_set, "--sid-corpus"),
     "ks": _Predictions(
         "test_predict.txt", CLASSES,
-        rf"(?:{'|'.join(CLASSES)})-\S+\.wav", RELEASED_SPEECH_COMMANDS["v0.01"]["test"], _keyword_test_set,
-        "--ks-corpus"),
+        rf"(?:{'|'.join(CLASSES)})-\S+\.wav", speech_commands.RELEASED["v0.01"]["test"],
+        speech_commands.find_test_set, "--ks-corpus"),
     **{
         f"er_fold{fold}": _Predictions(
             f"test_fold{fold}_predict.txt", tuple(EMOTIONS),
-            rf"Ses0{fold}[FM]_\S+", RELEASED_IEMOCAP_SESSIONS[session],
-            partial(_emotion_test_set, session=session), "--er-corpus")
+            rf"Ses0{fold}[FM]_\S+", iemocap.RELEASED_SESSIONS[session],
+            partial(iemocap.find_test_set, session=session), "--er-corpus")
         for fold, session in enumerate(SESSIONS, 1)
     },
 }
@@ -182,7 +153,7 @@ def _read_checked(name: str, run: Path, corpus: Path | None, submission: Submiss
     content = path.read_bytes()
     predictions, problems = _parse(path, content)
     if not problems:
-        test_set = None if corpus is None else expected.test_set(corpus)
+        test_set = None if corpus is None else expected.find_test_set(corpus)
         problems = _check_lines(path, predictions, expected, test_set)
         problems += _check_whole(path, predictions, expected, test_set)
     if problems:
@@ -287,7 +258,6 @@ def _warn_of_training(path: Path) -> list[str]:
 
 
 def _write_zip(contents: dict[str, bytes], path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents.items():
             archive.writestr(f"predict/{name}_public/predict.txt", content)

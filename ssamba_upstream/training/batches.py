@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..audio import read_clip
-from ..manifest import ManifestError, why_unreadable
-
-UNREADABLE = (OSError, RuntimeError, ValueError)
-"""What reading a damaged, vanished or senseless audio file raises."""
+from ..audio import AudioError, read_clip
+from ..corpora.manifest import ManifestError
 
 ATTEMPTS = 100
 """So many unreadable files in a row, where one clip was wanted, stop a run."""
@@ -75,8 +72,8 @@ class NumberedBatches(Dataset):
             file = self.files[index]
             try:
                 clip = self.read(file, random)
-            except UNREADABLE as error:
-                unreadable.append(f"{file}: {why_unreadable(error, file)}")
+            except AudioError as error:
+                unreadable.append(f"{file}: {error.reason}")
                 failures += 1
             else:
                 yield index, clip
@@ -110,8 +107,8 @@ class ClipsInOrder(Dataset):
         file = self.files[number]
         try:
             return read_clip(file, self.samples, self.crop)
-        except UNREADABLE as error:
-            return f"{file}: {why_unreadable(error, file)}"
+        except AudioError as error:
+            return f"{file}: {error.reason}"
 
 
 def in_batches(clips, batch_size):
@@ -135,8 +132,16 @@ def in_batches(clips, batch_size):
         raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
-def load(dataset, workers, sampler=None):
-    """The items of a data set, read by so many processes; one that is a ManifestError is raised."""
+def next_clip(clips, samples, join_short):
+    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    clip = next(clips)
+    while join_short and len(clip) < samples:
+        clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
+    return clip
+
+
+def read_batches(dataset, workers, sampler=None):
+    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised."""
     # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
                         worker_init_fn=_leave_process_group)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from ..files import replacing
+from ..files import write_text
 
 
 class RunLog:
@@ -69,5 +69,4 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # torn by an interruption
                 continue
-        with replacing(self.file) as temporary:
-            temporary.write_text("".join(kept))
+        write_text("".join(kept), self.file)

@@ -48,6 +48,7 @@ class Run:
         self.average = average
         self.progress = {"step": 0, "best": -math.inf, "skipped": 0, "skipped_in_a_row": 0, "unreadable": 0}
         self.position, self.unreadable = None, []
+        self.meter = _Meter(self.LOSSES)
 
     def batches(self):
         """Batches without end, from ``self.position`` on."""
@@ -82,11 +83,11 @@ class Run:
         Returns:
             True when all steps are done, False when a signal stopped the run after saving its state.
         """
-        self._go_on()
+        self._restore_newest_state()
         with closing(self.log):
             return self._train(stopped)
 
-    def _go_on(self):
+    def _restore_newest_state(self):
         """From the newest state there is, if any."""
         recipe, processes = self.recipe, self.processes
         state = load_training_state(self.out / "states", print if processes.first else lambda sentence: None)
@@ -106,14 +107,13 @@ class Run:
         else:
             self.begin()
         batches = self.batches()
-        meter = _Meter(self.LOSSES)
         for step in range(self.progress["step"] + 1, self.steps + 1):
-            meter.add(self.step(step, batches))
+            self.meter.add(self.step(step, batches))
             self.log.advance()
             last, interrupted = step == self.steps, processes.any(stopped)
             if step % recipe.log_every == 0 or last:
-                self.log.record(step, "training", **meter.means(processes), **self._counts(step))
-                meter = _Meter(self.LOSSES)
+                self.log.record(step, "training", **self.meter.means(processes), **self._report_unreadable(step))
+                self.meter = _Meter(self.LOSSES)
             self.after_step(step, last)
             if step % recipe.save_every == 0 or last or interrupted:
                 self._save(step)
@@ -182,10 +182,11 @@ class Run:
                 group["lr"] = highest * factor
 
     def _save(self, step):
-        self._counts(step)
+        self._report_unreadable(step)
         positions = self.processes.gather(self.position)
+        reports = self.processes.gather(self.meter.reports())
         if self.processes.first:
-            state = {**self.state(), "positions": positions}
+            state = {**self.state(), "positions": positions, "reports": reports}
             save_training_state(self.out / "states", step, state, self.recipe.keep)
 
     def state(self):
@@ -211,6 +212,7 @@ class Run:
                 f"{self.processes.world_size}"
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
+        self.meter = _Meter(self.LOSSES, self._own_reports(state["reports"]))
 
     def _repeat_products(self, libraries):
         """Take the libraries for linear products that the run began with, or say that its numbers will differ."""
@@ -229,8 +231,17 @@ class Run:
         if self.processes.first:
             print(message)
 
-    def _counts(self, step):
-        """Steps skipped and files that could not be read so far; lists what has been added to the latter."""
+    def _own_reports(self, reports):
+        """What this process has to report of the steps since the last line of the log; with another number of processes
+        than they were made with, their mean."""
+        if len(reports) == self.processes.world_size:
+            return reports[self.processes.rank]
+        return [{**step[0], "losses": torch.stack([report["losses"] for report in step]).mean(0)}
+                for step in zip(*reports)]
+
+    def _report_unreadable(self, step):
+        """Log the files that could not be read since the last time, of all processes; returns how many there have been,
+        and how many steps were skipped."""
         files = sorted(itertools.chain(*self.processes.gather(self.unreadable)))
         for file in files:
             self.log.record(step, "event", unreadable=file)
@@ -242,18 +253,24 @@ class Run:
 class _Meter:
     """Means over the steps since the last report."""
 
-    def __init__(self, losses):
-        self.losses, self.steps = losses, []
+    def __init__(self, losses, reports=()):
+        self.losses, self.steps = losses, list(reports)
 
     def add(self, report):
         self.steps.append(report)
 
+    def reports(self):
+        """What has been added, with its tensors on the CPU."""
+        return [{name: value.cpu() if torch.is_tensor(value) else value for name, value in step.items()}
+                for step in self.steps]
+
     def means(self, processes):
-        losses = processes.sum(torch.stack([step["losses"] for step in self.steps]).mean(0)) / processes.world_size
+        losses = torch.stack([step["losses"].to(processes.device) for step in self.steps]).mean(0)
+        losses = processes.sum(losses) / processes.world_size
         seconds = sum(step["seconds"] for step in self.steps)
         return {
             **dict(zip(self.losses, losses.tolist())),
-            "gradient_norm": torch.stack([step["gradient_norm"] for step in self.steps]).mean().item(),
+            "gradient_norm": torch.stack([step["gradient_norm"].cpu() for step in self.steps]).mean().item(),
             "learning_rate": self.steps[-1]["learning_rate"],
             "clips_per_second": sum(step["clips"] for step in self.steps) / seconds,
             "waiting_for_data": sum(step["waited"] for step in self.steps) / seconds,

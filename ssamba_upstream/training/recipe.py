@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ..configuration import SsambaConfig
+from ..network.configuration import SsambaConfig
 
 
 class RecipeError(ValueError):
@@ -58,17 +58,20 @@ class TrainingRecipe:
     FOLDER = None
     """Where the package's recipes of this kind are."""
 
-    FREE = ("save_every", "log_every", "keep", "workers")
+    MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers")
     """What may differ between a run and its continuation."""
 
     CHOICES = {"precision": ("float32", "bfloat16")}
-    COUNTS = ("batch_size", "accumulation", "save_every", "log_every", "keep")
+    """Fields that have one of these values."""
+
+    POSITIVE = ("batch_size", "accumulation", "save_every", "log_every", "keep")
+    """Fields that are whole numbers from 1."""
 
     def __post_init__(self):
         for name, choices in self.CHOICES.items():
             if getattr(self, name) not in choices:
                 raise RecipeError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        for name in self.COUNTS:
+        for name in self.POSITIVE:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{name} must be a whole number from 1; got {value!r}")
@@ -130,10 +133,14 @@ def read_recipe(source, kind, overrides=()):
     if unknown:
         raise RecipeError(f"{source}: no field {', '.join(unknown)}; there are: "
                           f"{', '.join(sorted(item.name for item in known))}")
-    missing = [item.name for item in known if item.name not in values and item.default is item.default_factory is MISSING]
+    missing = [item.name for item in known if _is_required(item) and item.name not in values]
     if missing:
         raise RecipeError(f"{source} lacks {', '.join(missing)}; give --set {missing[0]}=VALUE")
     return kind(**values)
+
+
+def _is_required(item):
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _find(source, folder):

@@ -13,12 +13,9 @@ from pathlib import Path
 import torch
 
 from ..files import replacing
+from . import TrainingError
 
 NAME = re.compile(r"step-(\d+)\.pt")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on from, or cannot save, its state; the message says why and what to do."""
 
 
 def save_training_state(folder, step, state, keep):
@@ -34,7 +31,6 @@ def save_training_state(folder, step, state, keep):
     folder = Path(folder)
     target = folder / f"step-{step:08d}.pt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()

@@ -1,0 +1,8 @@
+"""``python -m ssamba_upstream``: the ``ssamba`` command, for torchrun's ``-m`` and where there is no script of that name."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""``ssamba bench``."""
+
+import sys
+from pathlib import Path
+
+from .options import INTERRUPTED, SIZES, add_out
+
+
+def add_commands(commands):
+    bench = commands.add_parser("bench", help="measure the scan's backends and peers, the network, its pretraining, or "
+                                              "its efficiency beside SSAST's")
+    subjects = bench.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
+    scan = subjects.add_parser("scan", help="every backend of the scan, and its peers")
+    model = subjects.add_parser("model", help="the network and its parts, on the upstream's windows")
+    pretraining = subjects.add_parser("pretraining", help="the passes of pretraining and what their input costs")
+    efficiency = subjects.add_parser("efficiency", help="SSAMBA against SSAST over the number of tokens; takes an hour")
+    for subject in (model, pretraining):
+        subject.add_argument("--size", choices=SIZES, action="append", help="of the network; default: all")
+    efficiency.add_argument("--size", choices=SIZES, default="tiny", help="of both networks; default: tiny")
+    efficiency.add_argument("--tokens", type=int, nargs="+", metavar="N",
+                            help="multiples of 8; default: ten numbers from 128 to 65536")
+    for subject in (scan, model, pretraining, efficiency):
+        subject.add_argument("--rounds", type=int, default=5, help="default: 5")
+        subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+        add_out(subject, "folder for the results", default=Path("result/bench"))
+    scan.set_defaults(run=_bench_scan)
+    model.set_defaults(run=_bench_model)
+    pretraining.set_defaults(run=_bench_pretraining)
+    efficiency.set_defaults(run=_bench_efficiency)
+
+
+def _bench_scan(options):
+    from ..benchmark.scan import bench_scan
+
+    _write(bench_scan(options.device, options.rounds), options)
+
+
+def _bench_model(options):
+    from ..benchmark.model import bench_model
+
+    _write(bench_model(options.device, options.rounds, options.size or SIZES), options)
+
+
+def _bench_pretraining(options):
+    from ..benchmark.pretraining import bench_pretraining
+
+    _write(bench_pretraining(options.device, options.rounds, options.size or SIZES), options)
+
+
+def _write(rows, options):
+    import torch
+
+    from ..benchmark.timing import write_table
+
+    path = options.out / f"{options.subject}.csv"
+    print(write_table(rows, path))
+    print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
+
+
+def _bench_efficiency(options):
+    from ..benchmark.efficiency import TOKENS
+    from ..benchmark.efficiency_report import study
+
+    try:
+        print(study(options.out, options.device, options.rounds, options.size, options.tokens or TOKENS))
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What was measured is in {options.out}.", file=sys.stderr)
+        return INTERRUPTED
+    print(f"wrote efficiency_{options.size}.csv, .md and .png into {options.out}")

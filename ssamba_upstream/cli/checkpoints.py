@@ -1,0 +1,103 @@
+"""``ssamba init``, ``convert`` and ``info``."""
+
+from pathlib import Path
+
+from .options import SIZES, add_out
+
+OUT = "a new folder, or a file ending in .safetensors or .ckpt"
+
+
+def add_commands(commands):
+    init = commands.add_parser("init", help="write a checkpoint with random weights, for trying things out")
+    add_out(init, OUT)
+    init.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    init.add_argument("--block-order", choices=("sequential", "paired"), default="sequential",
+                      help="default: sequential")
+    init.add_argument("--norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="default: layer_norm")
+    init.add_argument("--seed", type=int, default=0, help="default: 0")
+    init.set_defaults(run=_init)
+
+    convert = commands.add_parser("convert", help="convert a checkpoint of the published code, or between our formats")
+    convert.add_argument("checkpoint", type=Path)
+    add_out(convert, OUT)
+    convert.add_argument("--block-order", choices=("paired", "sequential"),
+                         help="default: what the checkpoint says; paired for the published code's")
+    convert.set_defaults(run=_convert)
+
+    info = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
+    subject = info.add_mutually_exclusive_group(required=True)
+    subject.add_argument("checkpoint", type=Path, nargs="?")
+    subject.add_argument("--system", action="store_true", help="versions, and which scan backends there are")
+    info.set_defaults(run=_info)
+
+
+def _init(options):
+    import torch
+
+    from ..checkpoint import save_model
+    from ..network.configuration import SsambaConfig
+    from ..network.modeling import SsambaModel
+
+    torch.manual_seed(options.seed)
+    config = SsambaConfig.from_size(options.size, block_order=options.block_order, norm=options.norm)
+    save_model(SsambaModel(config), options.out)
+    print(f"wrote {options.out}: {options.size}, random weights, seed {options.seed}")
+
+
+def _convert(options):
+    from ..checkpoint import load_model, save_model
+
+    model = load_model(options.checkpoint, block_order=options.block_order, model_class=None)
+    save_model(model, options.out)
+    print(f"wrote {options.out}: {type(model).__name__}, {_count(model):,} parameters")
+
+
+def _info(options):
+    if options.system:
+        _print_system()
+    else:
+        _print_checkpoint(options.checkpoint)
+
+
+def _print_checkpoint(checkpoint):
+    from ..checkpoint import load_model
+    from ..network.classification import SsambaClassifier
+
+    model = load_model(checkpoint, model_class=None)
+    config = model.config
+    rows, columns = config.position_grid
+    lines = {
+        "checkpoint": checkpoint,
+        "size": config.size or "unpublished",
+        "parameters": f"{_count(model.base_model):,}",
+        "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
+        "width": f"{config.hidden_size}, {config.intermediate_size} channels, {config.state_size} states",
+        "patches": f"{config.patch_size[0]} mel bands x {config.patch_size[1]} frames",
+        "positions": f"{rows} x {columns}, from clips of {config.pretraining_frames / 100:g} s",
+        "hidden states": f"{config.num_hidden_layers + 1}",
+    }
+    if isinstance(model, SsambaClassifier):
+        lines["classes"] = f"{config.num_labels}: {', '.join(config.id2label.values())}"
+    for name, value in lines.items():
+        print(f"{name:14} {value}")
+
+
+def _print_system():
+    import torch
+
+    from .. import ops
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled CPU kernels for "
+          f"{ops.cpu.instruction_set or 'no instruction set'}")
+    libraries, why = ops.product.choice()
+    products = ", ".join(f"{library} for the {name}" for library, name in zip(libraries, ops.product.PRODUCTS))
+    print(f"linear products on cpu (float32): {products}\n  {why}")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        name = torch.cuda.get_device_name() if device == "cuda" else "float32"
+        print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")
+        for backend in ops.BACKENDS:
+            print(f"  {backend:10} {ops.unavailable_reason(backend, device) or 'available'}")
+
+
+def _count(model):
+    return sum(parameter.numel() for parameter in model.parameters())

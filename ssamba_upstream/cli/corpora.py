@@ -1,0 +1,91 @@
+"""``ssamba corpora``, ``manifest`` and ``prepare``."""
+
+from pathlib import Path
+
+from .options import add_out
+
+DATA_SETS = ("audioset20k", "esc50", "speech_commands_v1", "speech_commands_v2", "urban8k_scenes")
+
+
+def add_commands(commands):
+    corpora = commands.add_parser("corpora", help="check SUPERB's corpora, or make small ones")
+    actions = corpora.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    check = actions.add_parser("check", help="say whether a corpus is laid out as s3prl needs it, and what is missing")
+    check.add_argument("task", choices=("sid", "er", "ks"), help="sid: VoxCeleb1; er: IEMOCAP; ks: Speech Commands")
+    check.add_argument("root", type=Path)
+    check.add_argument("second", type=Path, nargs="?", metavar="SPLIT_FILE|METADATA|TEST_ROOT",
+                       help="sid: the split file; er: the metadata folder; ks: the test set's folder. "
+                            "Default: looked for in the corpus's folder")
+    check.set_defaults(run=_check, needs_network=False)
+
+    metadata = actions.add_parser("emotion-metadata", help="write the metadata of IEMOCAP's five folds for s3prl")
+    metadata.add_argument("root", type=Path, help="the folder of Session1 to Session5")
+    add_out(metadata, "a folder")
+    metadata.set_defaults(run=_write_metadata, needs_network=False)
+
+    synthesise = actions.add_parser("synth", help="make small synthetic corpora in the three official layouts")
+    add_out(synthesise, "a new folder")
+    synthesise.add_argument("--seed", type=int, default=0, help="default: 0")
+    synthesise.set_defaults(run=_synthesise, needs_network=False)
+
+    fsdd = actions.add_parser("fsdd", help="arrange the Free Spoken Digit Dataset as Speech Commands and VoxCeleb1")
+    fsdd.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
+    add_out(fsdd, "a new folder")
+    fsdd.set_defaults(run=_arrange_fsdd)
+
+    manifest = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
+    manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    add_out(manifest, "the manifest", "OUT.jsonl")
+    manifest.set_defaults(run=_manifest, needs_network=False)
+
+    prepare = commands.add_parser("prepare", help="turn a downloaded data set into a labelled set, and check it")
+    prepare.add_argument("set", choices=DATA_SETS, help="which")
+    prepare.add_argument("root", type=Path, help="its folder; where it is not there, the answer says what to download")
+    add_out(prepare, "the labelled set", "OUT.csv")
+    prepare.set_defaults(run=_prepare)
+
+
+def _check(options):
+    from ..corpora.superb_sets import CORPORA
+
+    report = CORPORA[options.task].check(options.root, options.second)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _write_metadata(options):
+    from ..corpora.iemocap import build_emotion_metadata
+
+    build_emotion_metadata(options.root, options.out)
+    print(f"wrote {options.out}")
+
+
+def _synthesise(options):
+    from ..corpora.synthetic_corpora import synthesise_corpora
+
+    synthesise_corpora(options.out, options.seed)
+    print(f"wrote {options.out}")
+
+
+def _arrange_fsdd(options):
+    from ..corpora.fsdd import arrange_fsdd
+
+    arrange_fsdd(options.recordings, options.out)
+    print(f"wrote {options.out}")
+
+
+def _manifest(options):
+    from ..corpora.manifest import scan
+
+    found = scan(options.folders, options.out)
+    print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
+    if found.unreadable:
+        print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")
+
+
+def _prepare(options):
+    from ..corpora.preparation import prepare
+
+    print(prepare(options.set, options.root, options.out))
+    print(f"wrote {options.out}")

@@ -1,0 +1,31 @@
+"""Arguments that several commands have."""
+
+from pathlib import Path
+
+SIZES = ("tiny", "small", "base")
+INTERRUPTED = 130  # exit status after a signal, by the shell's convention
+
+
+def add_out(parser, what, metavar="OUT", default=None):
+    """``--out``, where a command writes; required unless there is a default."""
+    if default is not None:
+        what = f"{what}; default: {default}"
+    parser.add_argument("--out", type=Path, metavar=metavar, required=default is None, default=default, help=what)
+
+
+def add_upstream_config(parser):
+    """``-g``, the upstream's options."""
+    parser.add_argument("-g", "--upstream-config", metavar="CONFIG",
+                        help="the upstream's options: a YAML file, or one of the package's, such as hop_20ms")
+
+
+def add_device(parser):
+    """``--device``, see :func:`device_of`."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def device_of(options):
+    """The device that was asked for, or the one that there is."""
+    import torch
+
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,117 @@
+"""``ssamba extract``, ``probe`` and ``layer-weights``."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from .options import add_device, add_out, add_upstream_config, device_of
+
+MOST_SEEDS = 10
+
+
+def add_commands(commands):
+    extract = commands.add_parser("extract", help="write frame-level hidden states of recordings")
+    extract.add_argument("checkpoint", type=Path)
+    extract.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
+                         help="audio files, folders of them, or manifests")
+    add_out(extract, "a folder, new or of an earlier run with the same settings")
+    add_upstream_config(extract)
+    extract.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="0: the tokens; default: all")
+    extract.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    extract.add_argument("--format", choices=("safetensors", "npy"), default="safetensors",
+                         help="default: safetensors")
+    extract.add_argument("--batch-secs", type=float, default=60.0, help="audio read at once; default: 60")
+    add_device(extract)
+    extract.set_defaults(run=_extract)
+
+    probe = commands.add_parser("probe", help="train linear probes, and SUPERB's classifier, on all layers at once")
+    probe.add_argument("set", type=Path, metavar="SET",
+                       help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
+    probe.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
+                       help="one or more, all in the same plot; fbank is the filterbank")
+    probe.add_argument("--corpus", choices=("sid", "er", "ks"),
+                       help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er) or Speech Commands (ks)")
+    add_out(probe, "a folder", default=Path("result/probe"))
+    add_upstream_config(probe)
+    probe.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
+    probe.add_argument("--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=5, metavar="N",
+                       help=f"random starts of the probes, at most {MOST_SEEDS}; default: 5")
+    probe.add_argument("--head-steps", type=int, metavar="N",
+                       help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
+    probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
+                       help="of SUPERB's classifier, chosen on dev; default: 1e-4")
+    probe.add_argument("--layers-alone", action="store_true",
+                       help="SUPERB's classifier on each layer by itself, too, which s3prl's -l trains one a run")
+    probe.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                       help="of the cache; default: float32")
+    add_device(probe)
+    probe.set_defaults(run=_probe)
+
+    weights = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
+    weights.add_argument("checkpoint", type=Path, help="such as dev-best.ckpt")
+    weights.set_defaults(run=_layer_weights)
+
+
+def _extract(options):
+    from ..extraction import extract
+
+    recordings, unreadable_folders = _find_recordings(options.recordings)
+    written, left_out = extract(
+        recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
+        device_of(options), **_upstream_options(options),
+    )
+    print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
+          f"{left_out} recordings are left out")
+    for line in unreadable_folders:
+        print(f"cannot be searched: {line}", file=sys.stderr)
+    return 1 if left_out or unreadable_folders else 0
+
+
+def _find_recordings(sources):
+    """The recordings that files, folders and manifests name, and the folders below them that cannot be searched."""
+    from ..corpora.manifest import PARSERS, find_audio, read_manifest
+
+    recordings, unreadable_folders = [], []
+    for source in sources:
+        if source.is_dir():
+            found, unreadable = find_audio([source])
+            recordings += found
+            unreadable_folders += unreadable
+        else:
+            recordings += read_manifest(source) if source.suffix in PARSERS else [source]
+    return recordings, unreadable_folders
+
+
+def _probe(options):
+    from ..corpora.labelled import read_labelled
+    from ..corpora.superb_sets import read_superb
+    from ..probing.study import probe
+    from ..probing.superb_head import DEFAULT_SCHEDULE, SUPERB_SCHEDULES
+
+    data = read_superb(options.corpus, options.set) if options.corpus else read_labelled(options.set)
+    schedule = SUPERB_SCHEDULES.get(options.corpus, DEFAULT_SCHEDULE)
+    if options.head_steps is not None:
+        schedule = schedule.of_steps(options.head_steps)
+    results = probe(
+        data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
+        head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
+        device=device_of(options), dtype=options.dtype, **_upstream_options(options),
+    )
+    summary = (options.out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
+    print(f"{summary}\n\nwrote {options.out}")
+    for sentence in results["unreadable"]:
+        print(f"left out: {sentence}", file=sys.stderr)
+    return 1 if results["unreadable"] else 0
+
+
+def _upstream_options(options):
+    from ..frames import UpstreamOptions
+
+    return asdict(UpstreamOptions.read(options.upstream_config))
+
+
+def _layer_weights(options):
+    from ..probing.superb_head import read_layer_weights
+
+    for layer, weight in enumerate(read_layer_weights(options.checkpoint)):
+        print(f"{layer:5} {weight:.6f}")

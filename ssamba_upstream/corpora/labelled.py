@@ -1,0 +1,234 @@
+"""Labelled sets of recordings: a CSV, or a folder for each class."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..audio import AUDIO_EXTENSIONS
+from .report import first
+
+SPLITS = ("train", "dev", "test")
+COLUMNS = ("path", "label", "split")
+SEPARATOR = ";"
+
+
+class LabelledSetError(ValueError):
+    """A labelled set that nothing can be trained on; says what is wrong and what was expected."""
+
+
+@dataclass(frozen=True)
+class Excerpt(os.PathLike):
+    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
+
+    Attributes:
+        path: the audio file.
+        start, stop: in samples at the file's own rate; default: all of it.
+        gain: in dB; what it lifts beyond [-1, 1] is clipped.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+    gain: float = 0.0
+
+    def __fspath__(self):
+        return os.fspath(self.path)
+
+
+@dataclass
+class LabelledSet:
+    """Recordings, one label and one split each.
+
+    Attributes:
+        paths: audio files.
+        labels: the class of each; or several, see :func:`split_labels`.
+        splits: "train", "dev" or "test" of each, all three present or all but dev; or the name of its fold, three
+            or more.
+
+    Raises:
+        LabelledSetError: nothing in it, one class only, a split missing, a path twice, or missing files.
+    """
+
+    paths: list[Path]
+    labels: list[str]
+    splits: list[str]
+
+    def __post_init__(self):
+        if not len(self.paths) == len(self.labels) == len(self.splits):
+            raise LabelledSetError("a labelled set needs a label and a split for each path; got "
+                                   f"{len(self.paths)} paths, {len(self.labels)} labels and "
+                                   f"{len(self.splits)} splits")
+        if not self.paths:
+            raise LabelledSetError("the labelled set is empty; expected recordings of two or more classes")
+        if len(self.classes) < 2:
+            raise LabelledSetError(f"all {len(self.paths)} recordings are labelled {self.labels[0]!r}; "
+                                   "expected two or more classes")
+        _check_splits(self.splits)
+        twice = [path for path, count in Counter(self.paths).items() if count > 1]
+        if twice:
+            raise LabelledSetError(f"{len(twice)} recordings are there more than once: {first(twice)}")
+        missing = [path for path in self.paths if not Path(path).is_file()]
+        if missing:
+            raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "
+                                   f"{first(missing)}")
+
+    def without(self, paths):
+        """The set without some of its recordings.
+
+        Raises:
+            LabelledSetError: what is left is no labelled set.
+        """
+        kept = [row for row in zip(self.paths, self.labels, self.splits) if row[0] not in paths]
+        return LabelledSet(*map(list, zip(*kept))) if kept else LabelledSet([], [], [])
+
+    @property
+    def classes(self):
+        """The labels that occur, sorted."""
+        return sorted(set(self.labels))
+
+    @property
+    def has_folds(self):
+        """True when the splits are folds for cross-validation, False when they are train, dev and test."""
+        return not set(self.splits) <= set(SPLITS)
+
+    @property
+    def content_hash(self):
+        """The SHA-256 of which recordings, labels and splits are in it, in hexadecimal; not of the audio."""
+        total = hashlib.sha256()
+        for row in zip(map(str, self.paths), self.labels, self.splits):
+            total.update(os.fsencode("\0".join(row) + "\n"))
+        return total.hexdigest()
+
+
+def rotate_folds(folds):
+    """Each fold as test once, the next (in sorted order) as dev, the others as train.
+
+    Args:
+        folds: name of each utterance's fold, of three or more.
+
+    Yields:
+        the name of the test fold, and "train", "dev" or "test" for each utterance.
+
+    Raises:
+        ValueError: fewer than three folds.
+    """
+    names = sorted(set(folds))
+    if len(names) < 3:
+        raise ValueError(f"cross-validation needs three or more folds; got {', '.join(names) or 'none'}")
+    for test, dev in zip(names, names[1:] + names[:1]):
+        yield test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds]
+
+
+def members_of_splits(splits):
+    """Indices of the utterances of train, dev and test.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
+    for name, members in parts.items():
+        if not members:
+            raise ValueError(f"no utterance in {name}; probes need train, dev and test, and the splits are "
+                             f"{', '.join(sorted(set(splits)))}")
+    return parts
+
+
+def split_labels(label) -> list[str]:
+    """The classes in a label: of a recording that has several, or of each of its seconds, in order."""
+    return label.split(SEPARATOR)
+
+
+def join_labels(classes) -> str:
+    """One label of several classes, see :func:`split_labels`.
+
+    Raises:
+        LabelledSetError: a class has a semicolon in its name.
+    """
+    for name in classes:
+        if SEPARATOR in name:
+            raise LabelledSetError(f"the class {name!r} has a {SEPARATOR!r} in its name, which separates the "
+                                   "classes of a recording; rename it")
+    return SEPARATOR.join(classes)
+
+
+def read_labelled(source, seed=0) -> LabelledSet:
+    """Read a labelled set.
+
+    Where there is no split, every class is split by itself: its recordings are ordered by the SHA-256 of the
+    seed and their path, as the CSV writes it or relative to the folder; the first 20 % are test, the next
+    10 % dev (each rounded, and at least one), the others train. That is the same on every machine. Recordings
+    of one speaker or session may so get into train and test; a CSV with splits can keep them apart.
+
+    Args:
+        source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's
+            folder); or a folder with a folder for each class, whose name is the label, and audio files at any
+            depth in it, see :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
+        seed: of the split where there is none.
+
+    Raises:
+        LabelledSetError: see :class:`LabelledSet`; or a CSV with missing or other columns or incomplete rows;
+            or a class of fewer than three recordings where there is no split.
+        FileNotFoundError: nothing there.
+    """
+    source = Path(source)
+    if source.is_dir():
+        names, labels, splits, root = *_read_folder(source), None, source
+    else:
+        names, labels, splits, root = *_read_csv(source), source.parent
+    if splits is None:
+        splits = _split(names, labels, seed)
+    try:
+        return LabelledSet([root / name for name in names], labels, splits)
+    except LabelledSetError as error:
+        raise LabelledSetError(f"{source}: {error}") from None
+
+
+def _read_folder(folder):
+    found = sorted(path.relative_to(folder) for path in folder.glob("*/**/*"))
+    found = [
+        path for path in found
+        if path.suffix.lower() in AUDIO_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    ]
+    return [path.as_posix() for path in found], [path.parts[0] for path in found]
+
+
+def _read_csv(file):
+    with open(file, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns) <= set(COLUMNS):
+            raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
+                                   "and label, and split if wanted")
+        rows = []
+        for row in reader:
+            if None in row or not all(row.values()):
+                raise LabelledSetError(f"{file}, line {reader.line_num}: expected a value for each of "
+                                       f"{', '.join(columns)}; got {', '.join(map(str, row.values()))}")
+            rows.append(row)
+    splits = [row["split"] for row in rows] if "split" in columns else None
+    return [row["path"] for row in rows], [row["label"] for row in rows], splits
+
+
+def _split(names, labels, seed):
+    splits = {}
+    for label in set(labels):
+        members = [name for name, other in zip(names, labels) if other == label]
+        if len(members) < len(SPLITS):
+            raise LabelledSetError(f"class {label!r} has {len(members)} recordings; a split into train, dev "
+                                   "and test needs three")
+        members.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        test, dev = max(1, round(0.2 * len(members))), max(1, round(0.1 * len(members)))
+        sizes = {"test": test, "dev": dev, "train": len(members) - test - dev}
+        splits.update(zip(members, (split for split, size in sizes.items() for _ in range(size))))
+    return [splits[name] for name in names]
+
+
+def _check_splits(splits):
+    found = sorted(set(splits))
+    named = set(found) & set(SPLITS)
+    if (named and set(found) | {"dev"} != set(SPLITS)) or (not named and len(found) < 3):
+        raise LabelledSetError(f"the splits are {first(found, 6)}; expected train, dev and test, or train and test, "
+                               "or the names of three or more folds")

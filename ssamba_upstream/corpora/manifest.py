@@ -1,0 +1,167 @@
+"""Manifests: which audio files there are."""
+
+import json
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
+from ..files import replacing
+
+HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
+
+
+class ManifestError(ValueError):
+    """A manifest, or the audio that it lists, cannot be used; the message says what to do."""
+
+
+@dataclass
+class Scan:
+    """What a scan found: readable files, their hours, and a line for each unreadable one."""
+
+    files: int
+    hours: float
+    unreadable: list[str]
+
+
+def scan(folders, out, processes=None):
+    """Read the headers of all audio files below some folders once, and write a manifest.
+
+    Audio files are those with an ending in :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Links to files are followed,
+    links to folders are not.
+
+    Args:
+        folders: folders to search, their sub-folders included.
+        out: the manifest, a name ending in ``.jsonl``: a line ``{"path": absolute, "duration": seconds, "rate":
+            Hz, "channels": n}`` per readable file, sorted by path. What cannot be read is left out, and listed with
+            the reason in ``<out>.unreadable.txt``.
+        processes: how many processes read; default: the number of processors.
+
+    Returns:
+        A :class:`Scan`.
+
+    Raises:
+        ManifestError: not a folder, no audio, or none that can be read. Nothing is written then.
+    """
+    out = Path(out)
+    if out.suffix != ".jsonl":
+        raise ManifestError(f"{out}: the name of a manifest has to end in .jsonl")
+    files, unreadable = find_audio(folders)
+    lines, seconds = [], 0.0
+    # Without the initializer, Ctrl-C prints a traceback for each process.
+    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = ProcessPoolExecutor(processes, **ignore_interrupts)
+    try:
+        headers = pool.map(_header_or_error, files, chunksize=64)
+        for file, header in zip(files, tqdm(headers, "reading headers", len(files), unit=" files")):
+            if isinstance(header, AudioError):
+                unreadable.append(f"{file}: {header.reason}")
+            else:
+                lines.append(json.dumps({"path": file, "duration": header.duration, "rate": header.rate,
+                                         "channels": header.channels}))
+                seconds += header.duration
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not lines:
+        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
+    _write_lines(out, lines)
+    report = out.with_name(f"{out.name}.unreadable.txt")
+    report.unlink(missing_ok=True)
+    if unreadable:
+        _write_lines(report, unreadable)
+    return Scan(len(lines), seconds / 3600, unreadable)
+
+
+def find_audio(folders):
+    files, unreadable = set(), []
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise ManifestError(f"{folder}: not a folder; name the folders that hold your audio")
+        walk = os.walk(os.path.abspath(folder),
+                       onerror=lambda error: unreadable.append(f"{error.filename}: {error.strerror}"))
+        files.update(os.path.join(parent, name) for parent, _, names in walk for name in names
+                     if name.lower().endswith(AUDIO_EXTENSIONS))
+    if not files:
+        raise ManifestError(f"no {', '.join(AUDIO_EXTENSIONS)} file below {', '.join(map(str, folders))}; name the "
+                            f"folders that hold your audio{''.join(f' ({line})' for line in unreadable)}")
+    return sorted(files), unreadable
+
+
+def _header_or_error(file):
+    try:
+        return read_header(file)
+    except AudioError as error:
+        return error
+
+
+def _write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        text = "".join(f"{line}\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def read_manifest(path):
+    """The audio files that a manifest lists, as paths.
+
+    Read are what :func:`scan` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
+    (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
+
+    Raises:
+        ManifestError: not such a file (the message names the line), or it lists no file.
+    """
+    path = Path(path)
+    if path.suffix not in PARSERS:
+        raise ManifestError(f"{path}: a manifest's name ends in {', '.join(PARSERS)}; {HOW_TO_WRITE}")
+    files = PARSERS[path.suffix](path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    if not files:
+        raise ManifestError(f"{path}: lists no audio file; {HOW_TO_WRITE}")
+    return files
+
+
+def _parse_lines(path, text):
+    return [_value_of(_parse_json(path, line, number), "path", f"{path}, line {number}")
+            for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _parse_published(path, text):
+    content = _parse_json(path, text)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise ManifestError(f'{path}: expected {{"data": [{{"wav": path}}, ...]}}, as the published code writes it')
+    return [_value_of(entry, "wav", f"{path}, entry {number} of data")
+            for number, entry in enumerate(content["data"], 1)]
+
+
+def _parse_fairseq(path, text):
+    root, *lines = text.split("\n")
+    files = []
+    for number, line in enumerate(lines, 2):
+        name, _, samples = line.partition("\t")
+        if name and samples.isdecimal():
+            files.append(os.path.join(root, name))
+        elif line:
+            raise ManifestError(f"{path}, line {number}: expected a path below {root!r}, a tab and a number of "
+                                f"samples, but found {line[:80]!r}")
+    return files
+
+
+PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}
+"""By the ending of a manifest's name."""
+
+
+def _parse_json(path, text, line=None):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}, line {line or error.lineno}: not JSON ({error.msg})") from None
+
+
+def _value_of(entry, key, where):
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), str) or not entry[key]:
+        raise ManifestError(f'{where}: expected an object whose "{key}" is the path of an audio file, '
+                            f"but found {str(entry)[:80]}")
+    return entry[key]

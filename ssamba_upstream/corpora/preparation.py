@@ -1,0 +1,145 @@
+"""Downloaded data sets -> labelled sets for fine-tuning and probing, checked."""
+
+import csv
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..audio import AudioError, read_header
+from ..files import replacing
+from .audioset import AUDIOSET20K
+from .data_set import PreparationError
+from .esc50 import ESC50
+from .labelled import COLUMNS, LabelledSet, split_labels
+from .report import first
+from .scenes import SCENE_SECONDS, mix_scenes
+from .speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V2
+from .urban_sound8k import URBAN8K_SCENES
+
+SETS = {
+    "audioset20k": AUDIOSET20K,
+    "esc50": ESC50,
+    "speech_commands_v1": SPEECH_COMMANDS_V1,
+    "speech_commands_v2": SPEECH_COMMANDS_V2,
+    "urban8k_scenes": URBAN8K_SCENES,
+}
+
+
+@dataclass
+class PreparationReport:
+    """What was prepared.
+
+    Attributes:
+        title: of the data set.
+        root: its folder.
+        counts: recordings in each split.
+        classes: number of classes in them.
+        notes: sentences worth reading.
+    """
+
+    title: str
+    root: Path
+    counts: dict[str, int]
+    classes: int
+    notes: list[str]
+
+    def __str__(self):
+        width = max(map(len, self.counts))
+        return "\n".join([
+            f"{self.title} in {self.root}: {sum(self.counts.values()):,} recordings, {self.classes} classes",
+            *(f"  {split:{width}}  {count:6,}" for split, count in self.counts.items()),
+            *(f"  Note: {note}" for note in self.notes),
+        ])
+
+
+def prepare(name, root, out) -> PreparationReport:
+    """Write a downloaded data set as a labelled set, see :func:`ssamba_upstream.corpora.labelled.read_labelled`.
+
+    A part of the set, such as a few of its classes, is as good as the whole, and the report says what it is. The
+    headers of all recordings are read.
+
+    Args:
+        name: one of SETS.
+        root: the data set's folder.
+        out: the CSV. Paths in it are absolute, but relative for what lies below its folder. The scenes of
+            "urban8k_scenes" are written beside it, into a folder of its name without the ending, see
+            :func:`ssamba_upstream.corpora.scenes.mix_scenes`.
+
+    Raises:
+        PreparationError: the data set is not there, is laid out otherwise, or lacks something; the message says how
+            it has to be. No CSV is written then.
+    """
+    data_set = SETS[name]
+    root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
+    if out.suffix != ".csv":
+        raise PreparationError(f"{out}: the name of a labelled set has to end in .csv")
+    if (root / data_set.folder).is_dir():
+        root = root / data_set.folder
+    try:
+        if not root.is_dir():
+            raise PreparationError("no such folder")
+        recordings, notes = data_set.read(root)
+        if not recordings:
+            raise PreparationError("no recording is listed")
+        recordings = _readable(recordings, data_set, notes)
+        counts, classes = _compare(recordings, data_set, notes)
+        if data_set.scenes:
+            recordings = mix_scenes(recordings, out.with_suffix(""))
+            scenes = Counter(fold for _, _, fold in recordings)
+            notes.append(f"They make {len(recordings):,} scenes of {SCENE_SECONDS} s: "
+                         + ", ".join(f"{count} of {fold}" for fold, count in scenes.items()) + ".")
+        LabelledSet(*map(list, zip(*recordings)))
+    except ValueError as error:
+        raise PreparationError(f"{data_set.title} in {root}: {error}\n\n{data_set.layout}") from None
+    _write(out, recordings)
+    return PreparationReport(data_set.title, root, counts, classes, notes)
+
+
+def _readable(recordings, data_set, notes):
+    """The recordings whose headers can be read."""
+    unreadable, kept = [], []
+    for recording in tqdm(recordings, "reading headers", unit=" files"):
+        try:
+            read_header(recording[0])
+        except AudioError as error:
+            unreadable.append(f"{recording[0]}: {error.reason}")
+        else:
+            kept.append(recording)
+    if unreadable:
+        problem = f"{len(unreadable):,} of {len(recordings):,} recordings cannot be read: {first(unreadable)}"
+        if not data_set.gaps or not kept:
+            raise PreparationError(problem)
+        notes.append(f"{problem}. They are left out.")
+    return kept
+
+
+def _compare(recordings, data_set, notes):
+    """(recordings in each split, number of classes); how that compares with the released set becomes a note."""
+    found = Counter(split for _, _, split in recordings)
+    foreign = sorted(set(found) - set(data_set.released))
+    if foreign:
+        raise PreparationError(f"there are the splits {first(foreign)}; expected {', '.join(data_set.released)}")
+    counts = {split: found[split] for split in data_set.released if found[split]}
+    classes = len({name for _, label, _ in recordings for name in split_labels(label)})
+    if classes > data_set.classes:
+        raise PreparationError(f"there are {classes} classes, where the released set has {data_set.classes}; is this "
+                               "another version?")
+    if (counts, classes) == (data_set.released, data_set.classes):
+        notes.insert(0, "The counts are those of the released set.")
+    else:
+        released = sum(data_set.released.values())
+        notes.insert(0, f"This is not the whole released set, but {classes} of {data_set.classes} classes and "
+                        f"{len(recordings):,} of {released:,} recordings.")
+    return counts, classes
+
+
+def _write(out, recordings):
+    with replacing(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for path, label, split in recordings:
+            below = path.is_relative_to(out.parent)
+            writer.writerow([path.relative_to(out.parent).as_posix() if below else path, label, split])

@@ -1,0 +1,128 @@
+"""Reports on corpora: whether one is laid out as s3prl 0.4.18 reads it, and what the checks of each share.
+
+s3prl meets a missing file with an IndexError after minutes of searching, or hours into a run. The checks, each beside
+its corpus, restate the rules of s3prl's downstreams and report at once all that would go wrong. Audio is judged by the
+headers of a few files, spread evenly over the corpus.
+"""
+
+import os
+import re
+import shlex
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..audio import AudioError, read_header
+
+SAMPLED_FILES = 40
+
+
+class CorpusError(ValueError):
+    """A corpus is not laid out as s3prl needs it; the message says what is missing and what to do."""
+
+
+@dataclass
+class CorpusReport:
+    """What a check found.
+
+    Attributes:
+        corpus: name of the corpus and its task.
+        root: the folder that was checked.
+        override: value for the `-o` argument of s3prl's run_downstream that points a config at this corpus.
+        counts: utterances by split or session, and in it by class.
+        problems: sentences, each about something that would stop s3prl or change what it measures.
+        notes: sentences worth reading that ask for no action.
+    """
+
+    corpus: str
+    root: Path
+    override: str
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when there are no problems."""
+        return not self.problems
+
+    def __str__(self):
+        verdict = "laid out as s3prl needs it" if self.ok else f"{len(self.problems)} problem(s)"
+        lines = [f"{self.corpus} in {self.root}: {verdict}"]
+        for part, counts in self.counts.items():
+            lines.append(f"  {part:9}" + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        lines += [f"  Problem: {problem}" for problem in self.problems]
+        lines += [f"  Note: {note}" for note in self.notes]
+        if self.ok:
+            lines.append(f"  Run with: -o {shlex.quote(self.override)}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def problems_reported(report: CorpusReport):
+    """Turn the errors after which a check cannot go on into problems of the report."""
+    try:
+        yield
+    except CorpusError as error:
+        report.problems.append(str(error))
+    except OSError as error:
+        report.problems.append(f"{error.filename} cannot be read ({error.strerror}); check its permissions.")
+
+
+def require_folder(report: CorpusReport):
+    """See that the corpus's folder is there; raises CorpusError."""
+    if not os.path.isdir(report.root):
+        state = "is not a folder" if os.path.exists(report.root) else "does not exist"
+        raise CorpusError(f"{report.root} {state}; give the folder that holds "
+                          f"{report.corpus.split(' (')[0]}.")
+
+
+def absolute(path) -> Path:
+    """An absolute path, with `~` expanded."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def read_text(path: Path) -> str:
+    """A file's text; raises CorpusError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        problem = f"{path} cannot be read ({error.strerror}); restore it or its permissions."
+        raise CorpusError(problem) from error
+
+
+def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) -> list[tuple]:
+    """(path, header) of the audio files, or of an even sample; unreadable and empty ones become problems."""
+    headers = []
+    for path in paths[::-(-len(paths) // SAMPLED_FILES) if sampled and paths else 1]:
+        try:
+            headers.append((path, read_header(path)))
+        except AudioError as error:
+            report.problems.append(f"{error}; restore it from the archive.")
+    return headers
+
+
+def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int]):
+    """Note whether the counts are those of the released corpus."""
+    if found == released:
+        report.notes.append("The counts are those of the released corpus.")
+    else:
+        counts = ", ".join(f"{name} {count:,}" for name, count in released.items())
+        report.notes.append(f"This is not the whole released corpus, which has {counts} utterances.")
+
+
+def override(**paths: Path) -> str:
+    """Options for s3prl's -o, which splits at ',,' and '=' and evaluates the values if they are Python."""
+    options = []
+    for key, path in paths.items():
+        value = str(path)
+        if not re.fullmatch(r"[\w./-]+", value):
+            value = repr(value).replace("=", r"\x3d").replace(",", r"\x2c")
+        options.append(f"config.downstream_expert.datarc.{key}={value}")
+    return ",,".join(options)
+
+
+def first(items: list, count: int = 3) -> str:
+    """The first of some items for a message, and how many more there are."""
+    more = f" and {len(items) - count:,} more" if len(items) > count else ""
+    return ", ".join(map(str, items[:count])) + more

@@ -1,0 +1,242 @@
+"""Speech Commands, by word: SUPERB's keyword spotting, and version 1 or 2 for fine-tuning."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..audio import read_header
+from ..files import new_folder
+from .data_set import DataSet, PreparationError, audio_of_folders
+from .labelled import Excerpt
+from .report import (
+    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, require_folder,
+)
+from .utterances import Utterance, write_wav
+
+KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+CLASSES = KEYWORDS + ("_unknown_", "_silence_")
+BACKGROUND_NOISE = "_background_noise_"
+TEST_SET = "speech_commands_test_set_v0.01"
+
+# Utterances in the released corpora; train and dev without the background noise.
+RELEASED = {
+    "v0.01": {"train": 51088, "dev": 6798, "test": 3081},
+    "v0.02": {"train": 84843, "dev": 9981, "test": 4890},
+}
+
+KEYWORD_GAIN = -3.0  # dB, which s3prl's keyword spotting applies to all recordings
+PIECES_PER_DEV_PIECE = 10
+
+SPLIT_LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
+
+
+def check(root, test_root=None) -> CorpusReport:
+    """Check Speech Commands for s3prl's `speech_commands` downstream.
+
+    Args:
+        root: folder with `speech_commands_v0.01` (SUPERB's choice) or `speech_commands_v0.02`, and beside it
+            `speech_commands_test_set_v0.01` or `_v0.02`; or, with test_root, the training folder itself.
+        test_root: folder of the test set, with one folder per class.
+
+    Returns:
+        The report, with utterances per split and class. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    version = next((version for version in RELEASED
+                    if os.path.isdir(root / f"speech_commands_{version}")), None)
+    train_root = root / f"speech_commands_{version}" if version else root
+    test_root = absolute(test_root) if test_root else root / f"speech_commands_test_set_{version or 'v0.01'}"
+    report = CorpusReport("Speech Commands (keyword spotting)", root,
+                          override(speech_commands_root=train_root, speech_commands_test_root=test_root))
+    with problems_reported(report):
+        require_folder(report)
+        backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))
+        for path, header in read_headers(backgrounds, report, sampled=False):
+            if header.duration < 1:
+                report.problems.append(f"{path} lasts {header.duration:.2f} s; s3prl cuts "
+                                       "one second out of every background noise and stops at a shorter one, "
+                                       "so delete it.")
+        recordings = {split: Counter() for split in ("train", "dev", "test")}
+        paths = _count_training_words(train_root, recordings) + _count_test_set(test_root, recordings, report)
+        found = {split: counts.total() for split, counts in recordings.items()}
+        for split in ("train", "dev"):
+            recordings[split]["_silence_"] += len(backgrounds)
+        for split, counts in recordings.items():
+            report.counts[split] = {name: counts[name] for name in CLASSES}
+        _report_absent_classes(report, train_root, test_root)
+        read_headers(paths, report)
+        if version:
+            compare(report, found, RELEASED[version])
+    return report
+
+
+def hash_split(file_name: str) -> str:
+    """The split of a Speech Commands recording: "train", "dev", or "discarded" for the original test split.
+
+    The corpus's own rule, which keeps every speaker in one split: the SHA-1 of the file name up to
+    `_nohash_`, modulo 2 ** 27, as a percentage; below 10 is dev, below 20 test.
+    """
+    speaker = re.sub(r"_nohash_.*$", "", file_name)
+    bucket = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27
+    percentage = 100 * bucket / (2**27 - 1)
+    return "dev" if percentage < 10 else "discarded" if percentage < 20 else "train"
+
+
+def labelled_utterances(root: Path):
+    """Yields recording, class and split of every utterance that s3prl uses, the seconds of the background noises included."""
+    train_root = next(root.glob("speech_commands_v0.0[12]"), root / "speech_commands_v0.01")
+    test_root = root / train_root.name.replace("speech_commands", "speech_commands_test_set")
+    for path in sorted(train_root.glob("*/*.wav")):
+        word, split = path.parent.name, hash_split(path.name)
+        if word != BACKGROUND_NOISE and split != "discarded":
+            yield Excerpt(path, gain=KEYWORD_GAIN), word if word in CLASSES else "_unknown_", split
+    for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
+        header = read_header(path)
+        for second in range(header.samples // header.rate):
+            start = second * header.rate
+            piece = Excerpt(path, start, start + header.rate, KEYWORD_GAIN)
+            yield piece, "_silence_", "train" if second % PIECES_PER_DEV_PIECE else "dev"
+    for path in sorted(test_root.glob("*/*.wav")):
+        yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test"
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    folder = corpus / TEST_SET if (corpus / TEST_SET).is_dir() else corpus
+    recordings = [path for path in sorted(folder.glob("*/*.wav")) if path.parent.name in CLASSES]
+    if not recordings or (folder / BACKGROUND_NOISE).exists():
+        raise CorpusError(f"{folder} is not the test set of Speech Commands, a folder for each class; give "
+                          f"{TEST_SET} or the folder that holds it.")
+    return {f"{path.parent.name}-{path.name}": str(path) for path in recordings}
+
+
+def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dict[str, np.ndarray]) -> None:
+    """Write Speech Commands: `OUT/speech_commands_v0.01` and `OUT/speech_commands_test_set_v0.01`.
+
+    Args:
+        out: folder for the two folders.
+        utterances: words, and the test set's `_unknown_` and `_silence_`.
+        backgrounds: names and samples of the background noises, from which s3prl cuts `_silence_` for
+            training; each at least one second.
+
+    Raises:
+        FileExistsError: one of the two folders exists and is not empty.
+    """
+    out = Path(out)
+    counts = Counter()
+    with (new_folder(out / "speech_commands_v0.01") as train,
+          new_folder(out / "speech_commands_test_set_v0.01") as test):
+        for utterance in utterances:
+            folder = (test if utterance.split == "test" else train) / utterance.label
+            stem = f"{utterance.speaker}_nohash_"
+            write_wav(folder / f"{stem}{counts[folder, stem]}.wav", utterance.samples)
+            counts[folder, stem] += 1
+        for name, samples in backgrounds.items():
+            write_wav(train / BACKGROUND_NOISE / f"{name}.wav", samples)
+
+
+def _count_training_words(train_root: Path, recordings: dict[str, Counter]) -> list[Path]:
+    """Count the words as s3prl splits and labels them; returns the files that it will read."""
+    used = []
+    for path in sorted(train_root.glob("*/*.wav")):
+        word, split = path.parent.name, hash_split(path.name)
+        if word != BACKGROUND_NOISE and split != "discarded":
+            recordings[split][word if word in CLASSES else "_unknown_"] += 1
+            used.append(path)
+    return used
+
+
+def _count_test_set(test_root: Path, recordings: dict[str, Counter], report: CorpusReport) -> list[Path]:
+    paths = sorted(test_root.glob("*/*.wav"))
+    foreign = sorted({path.parent.name for path in paths} - set(CLASSES))
+    if foreign:
+        report.problems.append(f"{test_root} has folders that are none of the twelve classes "
+                               f"({first(foreign)}), and s3prl stops at the first file in them; remove "
+                               "them.")
+    recordings["test"].update(path.parent.name for path in paths if path.parent.name in CLASSES)
+    return paths
+
+
+def _report_absent_classes(report: CorpusReport, train_root: Path, test_root: Path):
+    remedies = {
+        "train": f"{train_root} needs a folder for each keyword, folders of other words for _unknown_, and "
+                 f"{BACKGROUND_NOISE} for _silence_",
+        "dev": "s3prl chooses it from the training folder by a hash of the file names up to '_nohash_', so "
+               "keep the released files and names",
+        "test": f"{test_root} needs a folder for each of the twelve classes, as speech_commands_test_set has "
+                "them",
+    }
+    nowhere = {name for name in CLASSES if not any(counts[name] for counts in report.counts.values())}
+    keywords_only = nowhere <= set(CLASSES) - set(KEYWORDS)
+    if keywords_only and nowhere:
+        report.notes.append(f"There is no utterance of {', '.join(sorted(nowhere))} at all: a task of fewer classes than "
+                            "SUPERB's, whose accuracy compares with none that was published.")
+    for split, counts in report.counts.items():
+        absent = [name for name in CLASSES if not counts[name] and not (keywords_only and name in nowhere)]
+        if absent:
+            listing = "any class" if len(absent) == len(CLASSES) else ", ".join(absent)
+            report.problems.append(f"The {split} split has no utterance of {listing}; {remedies[split]}.")
+
+
+def _read_speech_commands(root):
+    words = [path for path in audio_of_folders(root) if not path.parent.name.startswith("_")]
+    if not words:
+        raise PreparationError("there is no folder of a word with recordings in it")
+    absent = [name for name in SPLIT_LISTS.values() if not (root / name).is_file()]
+    if len(absent) == len(SPLIT_LISTS):
+        return _split_by_hash(root, words)
+    if absent:
+        raise PreparationError(f"{absent[0]} is missing")
+    splits, missing = {path.relative_to(root).as_posix(): "train" for path in words}, []
+    listed = {name: split for split, file in SPLIT_LISTS.items() for name in (root / file).read_text().split()}
+    folders = {path.parent.name for path in words}
+    for name, split in listed.items():
+        if name in splits:
+            splits[name] = split
+        elif name.split("/")[0] in folders:
+            missing.append(name)
+    if missing:
+        raise PreparationError(f"{len(missing):,} recordings that the two lists name are missing: {first(missing)}")
+    return [(path, path.parent.name, split) for path, split in zip(words, splits.values())], []
+
+
+def _split_by_hash(root, words):
+    """The split by the rule that made the two lists; a test set of the same words beside the folder comes first."""
+    by_rule = {"train": [], "dev": [], "discarded": []}
+    for path in words:
+        by_rule[hash_split(path.name)].append(path)
+    note = "There are no lists of the splits, which are drawn by speaker, with the rule that made the lists"
+    test_root = root.with_name(root.name.replace("speech_commands", "speech_commands_test_set"))
+    tests = audio_of_folders(test_root) if test_root != root else []
+    if tests and {path.parent.name for path in tests} <= {path.parent.name for path in words}:
+        note += f"; but the test set is {test_root}, and what the rule takes for it is left out, as in SUPERB"
+    else:
+        tests = by_rule["discarded"]
+    parts = {"train": by_rule["train"], "dev": by_rule["dev"], "test": tests}
+    return [(path, path.parent.name, split) for split, part in parts.items() for path in part], [f"{note}."]
+
+
+def _speech_commands(version, recordings, classes):
+    return DataSet(
+        title=f"Speech Commands v0.0{version}",
+        folder=f"speech_commands_v0.0{version}",
+        read=_read_speech_commands,
+        released=recordings,
+        classes=classes,
+        layout=f"""\
+Speech Commands is described in https://arxiv.org/abs/1804.03209, and version {version} is
+http://download.tensorflow.org/data/speech_commands_v0.0{version}.tar.gz
+Unpack it, and give the folder ROOT with
+  ROOT/WORD/SPEAKER_nohash_N.wav   for each of {classes} words, or some of them
+  ROOT/validation_list.txt
+  ROOT/testing_list.txt""",
+    )
+
+
+SPEECH_COMMANDS_V1 = _speech_commands(1, {"train": 51088, "dev": 6798, "test": 6835}, 30)
+SPEECH_COMMANDS_V2 = _speech_commands(2, {"train": 84843, "dev": 9981, "test": 11005}, 35)

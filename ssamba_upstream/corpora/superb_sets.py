@@ -1,0 +1,32 @@
+"""SUPERB's three corpora as labelled sets, of the utterances and splits that s3prl uses."""
+
+from pathlib import Path
+
+from . import iemocap, speech_commands, voxceleb1
+from .labelled import LabelledSet, LabelledSetError
+
+CORPORA = {"sid": voxceleb1, "er": iemocap, "ks": speech_commands}
+
+
+def read_superb(task, root) -> LabelledSet:
+    """Read a corpus laid out as s3prl needs it.
+
+    Where s3prl draws a part of an utterance anew for every step, here the utterance stays the same: speaker
+    identification trains on whole utterances in place of eight seconds of them, and ``_silence_`` of keyword
+    spotting is every second of the background noises, each tenth of which is dev.
+
+    Args:
+        task: "sid", VoxCeleb1, by speaker; "er", IEMOCAP, by emotion, whose splits are the five sessions; or
+            "ks", Speech Commands, by keyword.
+        root: the corpus's folder, see ``ssamba corpora check``, with the split file or the metadata in it.
+
+    Raises:
+        LabelledSetError: the corpus is not there or lacks something.
+    """
+    try:
+        recordings, labels, splits = zip(*CORPORA[task].labelled_utterances(Path(root)))
+        return LabelledSet(list(recordings), list(labels), list(splits))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabelledSetError(
+            f"{root} is not laid out for {task} ({error}); `ssamba corpora check {task} {root}` says what is missing"
+        ) from error

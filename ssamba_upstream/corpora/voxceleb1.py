@@ -1,0 +1,165 @@
+"""VoxCeleb1, by speaker: SUPERB's speaker identification."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..audio import SAMPLE_RATE
+from ..files import new_folder
+from .report import (
+    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
+    require_folder,
+)
+from .utterances import Utterance, write_wav
+
+SPLITS_BY_DIGIT = {"1": "train", "2": "dev", "3": "test"}
+SPLIT_FILES = ("veri_test_class.txt", "iden_split.txt")
+SPEAKERS = 1251
+RELEASED = {"train": 138361, "dev": 6904, "test": 8251}
+
+
+def check(root, split_file=None) -> CorpusReport:
+    """Check VoxCeleb1 for s3prl's `voxceleb1` downstream.
+
+    Args:
+        root: folder with `dev/wav/id10001/<video>/<n>.wav` and the like; the first level may have any names.
+        split_file: text file with lines `<1|2|3> id10001/<video>/<n>.wav` for train, dev and test: VoxCeleb's
+            `iden_split.txt`, which s3prl calls `veri_test_class.txt`. Default: a file of either name in root.
+
+    Returns:
+        The report, with utterances and speakers per split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    split_file = absolute(split_file or find_split_file(root))
+    report = CorpusReport("VoxCeleb1 (speaker identification)", root,
+                          override(file_path=root, meta_data=split_file))
+    with problems_reported(report):
+        require_folder(report)
+        utterances = _check_split_file(split_file, report)
+        listed = [path for paths in utterances.values() for path in paths.values()]
+        found = _voxceleb_files(root)
+        missing = [path for path in listed if path not in found]
+        if missing:
+            report.problems.append(f"{len(missing):,} of the {len(listed):,} utterances in {split_file} are "
+                                   f"not under {root}/*/wav/: {first(missing)}; unpack the archives they "
+                                   "are in (dev, test).")
+        for path, header in read_headers([found[path] for path in listed if path in found], report):
+            if header.rate != SAMPLE_RATE or header.channels != 1:
+                report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), "
+                                       "and s3prl neither resamples nor mixes down this corpus; convert all "
+                                       f"of it to {SAMPLE_RATE} Hz mono.")
+                break
+        compare(report, {split: len(paths) for split, paths in utterances.items()}, RELEASED)
+    return report
+
+
+def find_split_file(root: Path) -> Path:
+    """VoxCeleb1's split file in a folder, under either of its names; the first where there is neither."""
+    name = next((name for name in SPLIT_FILES if os.path.isfile(root / name)), SPLIT_FILES[0])
+    return root / name
+
+
+def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[int, str]]:
+    """Read VoxCeleb1's split file.
+
+    Returns:
+        For train, dev and test the utterances, as `id10001/<video>/<n>.wav`, by their line's number; and the
+        lines that are something else, by their number.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    try:
+        lines = read_text(split_file).splitlines()
+    except CorpusError as error:
+        raise CorpusError(f"{error} The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
+                          f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
+                          f"{split_file.parent} or pass its path.") from error
+    utterances = {split: {} for split in SPLITS_BY_DIGIT.values()}
+    malformed = {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", line)
+        if match:
+            utterances[SPLITS_BY_DIGIT[match[1]]][number] = match[2]
+        else:
+            malformed[number] = line
+    return utterances, malformed
+
+
+def labelled_utterances(root: Path):
+    """Yields path, speaker and split of every utterance in the split file."""
+    files = {name.split("/wav/", 1)[1]: root / name for name in glob.iglob("*/wav/*/*/*", root_dir=root)}
+    split_file = next(filter(Path.is_file, (root / name for name in SPLIT_FILES)), root / SPLIT_FILES[0])
+    for line in split_file.read_text().splitlines():
+        digit, name = line.split()
+        yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit]
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """s3prl's names of the test set's utterances -> where the corpus has them; `corpus` may be the split file."""
+    split_file = find_split_file(corpus) if corpus.is_dir() else corpus
+    utterances, malformed = read_split_file(split_file)
+    for number, line in malformed.items():
+        raise CorpusError(f"{split_file}, line {number}: {line[:60]!r} is not "
+                          "'<1|2|3> id10001/<video>/<n>.wav'; correct or delete it.")
+    if not utterances["test"]:
+        raise CorpusError(f"{split_file} lists no utterance for test, on lines that begin with 3.")
+    return {Path(path.replace("/", "-")).stem: f"{split_file}, line {number}"
+            for number, path in utterances["test"].items()}
+
+
+def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
+    """Write VoxCeleb1: `OUT/dev/wav/<speaker>/<video>/<n>.wav` and the split file `OUT/veri_test_class.txt`.
+
+    Raises:
+        FileExistsError: `out` exists and is not empty.
+    """
+    digits = {split: digit for digit, split in SPLITS_BY_DIGIT.items()}
+    counts = Counter()
+    with new_folder(out) as folder, open(folder / SPLIT_FILES[0], "w", encoding="utf-8") as split_file:
+        for utterance in utterances:
+            video = f"{utterance.label}/{utterance.recording}"
+            counts[video] += 1
+            name = f"{video}/{counts[video]:05d}.wav"
+            write_wav(folder / "dev" / "wav" / name, utterance.samples)
+            split_file.write(f"{digits[utterance.split]} {name}\n")
+
+
+def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[int, str]]:
+    """The utterances of every split, see `read_split_file`; counts and flaws go into the report."""
+    utterances, malformed = read_split_file(split_file)
+    if malformed:
+        listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
+        report.problems.append(f"{split_file} has lines that are not '<1|2|3> id10001/<video>/<n>.wav': "
+                               f"{listing}; correct or delete them, empty ones as well.")
+    speakers = {split: {path[:7] for path in paths.values()} for split, paths in utterances.items()}
+    for digit, split in SPLITS_BY_DIGIT.items():
+        report.counts[split] = {"utterances": len(utterances[split]), "speakers": len(speakers[split])}
+        if not utterances[split]:
+            report.problems.append(f"{split_file} lists no utterance for {split}, on lines that begin with "
+                                   f"{digit}; s3prl needs all three splits.")
+    everyone = sorted(set().union(*speakers.values()))
+    foreign = [name for name in everyone if not 1 <= int(name[2:]) - 10000 <= SPEAKERS]
+    if foreign:
+        report.problems.append(f"{split_file} names speakers outside id10001 to id{10000 + SPEAKERS}, the "
+                               f"classes of s3prl's classifier: {first(foreign)}; rename them into that "
+                               "range.")
+    return utterances
+
+
+def _voxceleb_files(root: Path) -> dict[str, Path]:
+    """Files by their path below `wav`, from one listing of the folder; s3prl lists it once per utterance."""
+    names = [name.replace(os.sep, "/") for name in glob.iglob("*/wav/*/*/*", root_dir=root)]
+    if not names:
+        if any(root.glob("wav/id1*")):
+            advice = f"give {root.parent}"
+        elif any(root.glob("id1*")):
+            advice = f"move the id1xxxx folders into {root}/dev/wav/"
+        else:
+            advice = "unpack vox1_dev_wav.zip into dev/ and vox1_test_wav.zip into test/"
+        raise CorpusError(f"{root} holds no files <part>/wav/id10001/<video>/<n>.wav with exactly one "
+                          f"folder, such as dev or test, above wav; {advice}.")
+    return {name.split("/wav/", 1)[1]: root / name for name in names}

@@ -1,0 +1,78 @@
+"""What fine-tuning leaves behind: a classifier's folder with its model card, and the results of all folds."""
+
+from statistics import mean, stdev
+
+from ..checkpoint import write_classifier
+from ..files import write_json, write_text
+from ..training.run_folder import write_notes
+
+RESULTS = "results.json"
+
+
+def save_result(model, extractor, folder, description, step, scores):
+    """Write a classifier's folder with its run's description and a model card; one that is there is replaced file by
+    file, so that it can be loaded at any moment."""
+    write_classifier(model, extractor, folder)
+    write_notes(folder, description, step, scores, model_card(model, description, step, scores))
+
+
+def model_card(model, description, step, scores):
+    """The classifier's README in Markdown, with the Hugging Face hub's header."""
+    recipe = description["recipe"]
+    rows = [
+        f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
+        for name, value in scores[split].items() if isinstance(value, float)
+    ]
+    table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
+    start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
+    return f"""---
+library_name: transformers
+pipeline_tag: audio-classification
+tags: [audio, mamba, ssamba]
+---
+
+# SSAMBA {model.config.size or f"of width {model.config.hidden_size}"}, fine-tuned
+
+A Self-Supervised Audio Mamba (arXiv 2405.11831), fine-tuned with ssamba-upstream from {start}: {step} steps of
+{recipe["batch_size"]} clips of {recipe["clip_frames"] / 100:g} s at 16 kHz; {model.config.num_labels} classes.
+
+```python
+import ssamba_upstream
+from transformers import pipeline
+pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at 16 kHz
+```
+
+{table}
+
+`run.json` holds the whole recipe and the environment.
+"""
+
+
+def summarise(results):
+    """Mean and standard deviation (of a sample) over folds of the metrics on the test set.
+
+    Args:
+        results: of each fold, by its name, the content of its ``results.json``.
+
+    Returns:
+        ``test``, the means, and ``deviation``, by the metrics' names, and ``folds``, the results.
+    """
+    names = [name for name, value in next(iter(results.values()))["test"].items() if isinstance(value, float)]
+    values = {name: [of_fold["test"][name] for of_fold in results.values()] for name in names}
+    return {
+        "test": {name: mean(of_folds) for name, of_folds in values.items()},
+        "deviation": {name: stdev(of_folds) for name, of_folds in values.items()},
+        "folds": results,
+    }
+
+
+def write_results(summary, out):
+    """Write ``results.json``, and ``results.md``, a table, into a folder; see :func:`summarise`."""
+    names = summary["test"]
+    lines = [f"| fold | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for fold, of_fold in summary["folds"].items():
+        lines.append(f"| {fold} | " + " | ".join(f"{of_fold['test'][name]:.4f}" for name in names) + " |")
+    together = " | ".join(f"{summary['test'][name]:.4f} ± {summary['deviation'][name]:.4f}" for name in names)
+    lines.append(f"| mean ± standard deviation | {together} |")
+    write_json(summary, out / RESULTS)
+    write_text("\n".join(lines) + "\n", out / "results.md")

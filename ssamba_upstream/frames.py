@@ -1,0 +1,167 @@
+"""Waveforms -> frame-level hidden states: the front end, the windows and the encoder, one after the other."""
+
+import contextlib
+from dataclasses import dataclass, fields
+
+import torch
+import yaml
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from .checkpoint import load_model
+from .configs import find_config
+from .frontend import LogMel, check_waveform
+from .windows import Windowing, encode, frame_index, tokens_to_frames
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class UpstreamOptions:
+    """How waveforms become frames.
+
+    Attributes:
+        window_secs: length of the windows that the network reads. Default: 10 s, or that of the pretraining clips if
+            they were shorter.
+        time_stride: distance of frames in fbank frames of 10 ms, 1 to 16. Default: 10, a frame every 100 ms.
+        frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
+        frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
+            "mean", their mean, E wide.
+        positions: "physical" (default) or "published", see :mod:`ssamba_upstream.network.positions`.
+        padding: "none" (default) or "published", see :class:`ssamba_upstream.windows.Windowing`.
+        precision: "float32" (default), "bfloat16" or "float16", of the network's matrix products. What is returned
+            is float32.
+
+    Raises:
+        ValueError: a value that is none of the choices.
+    """
+
+    window_secs: float | None = None
+    time_stride: int = 10
+    frequency_stride: int = 10
+    frequency_pooling: str = "concat"
+    positions: str = "physical"
+    padding: str = "none"
+    precision: str = "float32"
+
+    def __post_init__(self):
+        _check_choice("frequency_pooling", self.frequency_pooling, ("concat", "mean"))
+        _check_choice("padding", self.padding, ("none", "published"))
+        _check_choice("precision", self.precision, PRECISIONS)
+
+    @classmethod
+    def read(cls, config=None, **options):
+        """The options of a YAML file.
+
+        Args:
+            config: the file's path, or the name of one of the package's, such as "hop_20ms". Default: no file.
+            options: these come before what the file says.
+
+        Raises:
+            ValueError: no such file, a file of something else, or an option that there is not.
+        """
+        options = {**_read_options(config), **options}
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; there are: {', '.join(known)}")
+        return cls(**options)
+
+
+class FrameEncoder(nn.Module):
+    """Waveforms in, frame-level hidden states of every Mamba layer out.
+
+    Args:
+        model: a SsambaModel, with the strides and positions that the frames are to have.
+        window_secs, frequency_pooling, padding, precision: see :class:`UpstreamOptions`.
+
+    Raises:
+        ValueError: windows that the network's positions do not reach, see :meth:`Windowing.for_model`.
+    """
+
+    def __init__(self, model, window_secs=None, frequency_pooling="concat", padding="none", precision="float32"):
+        super().__init__()
+        self.model = model
+        self.log_mel = LogMel(model.config.num_mel_bins)
+        self.windowing = Windowing.for_model(model.config, window_secs, padding)
+        self.frequency_pooling = frequency_pooling
+        self.autocast_dtype = PRECISIONS[precision]
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint, options=None):
+        """The encoder of a checkpoint, see :func:`ssamba_upstream.checkpoint.load_model`, without stochastic depth, so
+        that frozen features are the same in train mode.
+
+        Args:
+            checkpoint: its path.
+            options: UpstreamOptions. Default: the default ones.
+
+        Raises:
+            CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
+            ValueError: an option out of range.
+        """
+        options = options or UpstreamOptions()
+        model = load_model(
+            checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+            positions=options.positions, drop_path_rate=0.0,
+        )
+        return cls(model, options.window_secs, options.frequency_pooling, options.padding, options.precision)
+
+    @property
+    def width(self):
+        """Features of a frame."""
+        config = self.model.config
+        return config.hidden_size * (1 if self.frequency_pooling == "mean" else config.num_patch_rows)
+
+    def forward(self, wavs):
+        """
+        Args:
+            wavs: list of (samples,) mono waveforms at 16 kHz in [-1, 1], of any lengths from one sample. float64 and
+                float16 are converted, int16 is divided by 32768.
+
+        Returns:
+            BaseModelOutput with ``hidden_states``, depth + 1 tensors (utterances, frames, width), and
+            ``last_hidden_state`` of that shape, the final norm. An utterance of n samples has ceil(n / hop) frames;
+            past its end there are zeros.
+
+        Raises:
+            ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.
+        """
+        wavs = [check_waveform(wav, i) for i, wav in enumerate(wavs)]
+        if not wavs:
+            raise ValueError("got an empty list of waveforms; expected at least one")
+        layers, index = self.tokens(wavs)
+        states = []
+        while layers:  # let go of each layer's tokens as soon as its frames are there
+            states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
+        return BaseModelOutput(hidden_states=tuple(states[:-1]), last_hidden_state=states[-1])
+
+    def tokens(self, wavs):
+        """Waveforms, list of (samples,) float32 -> tokens of every hidden state, and last of the final norm, each
+        (total tokens, E); and where the frames find theirs, (utterances, frames, rows), see
+        :func:`ssamba_upstream.windows.token_index`."""
+        device = wavs[0].device
+        windows = self.windowing.cut(wavs, self.log_mel)
+        with self._autocast(device.type):
+            layers, firsts = encode([window for run in windows for window in run], self.model)
+        return layers, frame_index(wavs, windows, firsts, self.windowing, self.model.config).to(device)
+
+    def _autocast(self, device_type):
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device_type, dtype=self.autocast_dtype)
+
+
+def _read_options(config):
+    if config is None:
+        return {}
+    path = find_config(config, "upstream")
+    options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold options, one 'name: value' a line; it holds {type(options).__name__}")
+    return options
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,0 +1,209 @@
+"""Classifiers: the encoder with a head for a clip, or for every second of it."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from ..ops import linear
+
+FRAMES_PER_SECOND = 100
+IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+class ClassificationHead(nn.Linear):
+    """A layer norm, then a linear layer: the published head.
+
+    It is the linear layer itself, since transformers initialises those modules only that hold parameters directly.
+    """
+
+    def __init__(self, config):
+        super().__init__(config.hidden_size, config.num_labels)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, features):
+        """(..., E) -> (..., classes)"""
+        return linear(self.norm(features), self.weight, self.bias)
+
+
+class SsambaClassifier(SsambaPreTrainedModel):
+    """What the classifiers have in common: the encoder, and how heads begin."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ssamba = SsambaModel(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ClassificationHead):
+            initialise_projection(module)
+
+    def _encode(self, input_values, output_hidden_states):
+        """(tokens that the head reads, (batch, 1 + rows * columns, E); hidden states or None)"""
+        if not isinstance(input_values, torch.Tensor):
+            raise ValueError("input_values must be a tensor (batch, frames, mel); got "
+                             f"{type(input_values).__name__}; clips of unequal lengths are padded by the "
+                             "SsambaFeatureExtractor")
+        output = self.ssamba(input_values, output_hidden_states, return_dict=True)
+        tokens = output.last_hidden_state
+        if self.config.final_norm_twice:
+            tokens = self.ssamba.norm_f(tokens)
+        return tokens, output.hidden_states
+
+    def _returned(self, output, return_dict):
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+class SsambaForAudioClassification(SsambaClassifier):
+    """SSAMBA with a head for a clip's class or classes.
+
+    The head reads ``config.pooling``: "avgtok", the mean of the patches, or "cls", the class token.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None):
+        """
+        Args:
+            input_values: (batch, frames, mel), normalised log-mel, see
+                :class:`ssamba_upstream.feature_extraction.SsambaFeatureExtractor`.
+            labels: what is to be found. With the problem type "single_label_classification": (batch,) indices of
+                classes, or (batch, classes) probabilities of floating point, such as mixup makes; the loss is the
+                cross-entropy. With "multi_label_classification": (batch, classes) of floating point from 0 to 1; the
+                loss is the binary cross-entropy. Where the configuration does not say: the first for whole numbers,
+                the second for floating point.
+            output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
+            return_dict: whether to return a ``SequenceClassifierOutput`` or a tuple.
+
+        Returns:
+            ``loss``, where there are labels, ``logits`` (batch, classes) and ``hidden_states``.
+
+        Raises:
+            ValueError: inputs or labels of another shape or type, or labels out of range.
+        """
+        tokens, hidden_states = self._encode(input_values, output_hidden_states)
+        features = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
+        logits = self.classifier(features)
+        loss = None if labels is None else clip_loss(logits, labels, self.config.problem_type)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return self._returned(output, return_dict)
+
+
+class SsambaForAudioFrameClassification(SsambaClassifier):
+    """SSAMBA with a head for the class of every second of a clip.
+
+    A second is what 100 fbank frames hold: the columns of patches whose centres lie in it are averaged, over their
+    rows and with one another, and the head reads that. (The published code cuts its frequency-major tokens into equal
+    runs instead, each of which holds some of the bands of all of the clip's time, so that it labels no seconds.)
+
+    Raises:
+        ValueError: ``problem_type`` is "multi_label_classification".
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.problem_type == MULTI:
+            raise ValueError(f"a second has one class; problem_type must be {SINGLE} or None")
+        self.frame_classifier = ClassificationHead(config)
+        self.post_init()
+
+    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None):
+        """
+        Args:
+            input_values: (batch, frames, mel), normalised log-mel, 100 frames a second; what is left after the last
+                whole second is heard, but not labelled.
+            labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy.
+            output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
+            return_dict: whether to return a ``TokenClassifierOutput`` or a tuple.
+
+        Returns:
+            ``loss``, where there are labels, ``logits`` (batch, seconds, classes) and ``hidden_states``.
+
+        Raises:
+            ValueError: inputs or labels of another shape or type, labels out of range, an input shorter than a second,
+                or a second without the centre of a column.
+        """
+        tokens, hidden_states = self._encode(input_values, output_hidden_states)
+        columns = tokens[:, 1:].unflatten(1, (self.config.num_patch_rows, -1)).mean(dim=1)
+        counts = columns_of_seconds(self.config, input_values.shape[1])
+        seconds = columns[:, : sum(counts)].split(counts, dim=1)
+        logits = self.frame_classifier(torch.stack([second.mean(dim=1) for second in seconds], dim=1))
+        loss = None if labels is None else seconds_loss(logits, labels)
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return self._returned(output, return_dict)
+
+
+def columns_of_seconds(config, frames):
+    """How many columns of patches have their centre in each whole second of a clip, which begins with the first.
+
+    Args:
+        config: the network's SsambaConfig.
+        frames: of the clip.
+
+    Raises:
+        ValueError: the clip is shorter than a second, or a second has no column.
+    """
+    counts = [0] * (frames // FRAMES_PER_SECOND)
+    if not counts:
+        raise ValueError(f"input_values has {frames} frames; a second needs {FRAMES_PER_SECOND}")
+    for column in range(config.columns(frames)):
+        second = int(column * config.time_stride + config.patch_size[1] / 2) // FRAMES_PER_SECOND
+        if second < len(counts):
+            counts[second] += 1
+    if 0 in counts:
+        raise ValueError(f"second {counts.index(0)} holds the centre of no patch; patches of {config.patch_size[1]} "
+                         f"frames every {config.time_stride} frames are too long to label seconds")
+    return counts
+
+
+def clip_loss(logits, labels, problem_type=None):
+    """Loss of clips' logits (batch, classes); see :meth:`SsambaForAudioClassification.forward`."""
+    classes, scores = logits.shape[1], _at_least_float32(logits)
+    if problem_type is None:
+        problem_type = MULTI if labels.is_floating_point() else SINGLE
+    if problem_type == SINGLE and not labels.is_floating_point():
+        _check_indices(labels, logits.shape[:1], classes)
+        return F.cross_entropy(scores, labels.long())
+    if not labels.is_floating_point() or labels.shape != logits.shape:
+        raise ValueError(f"labels must be floating point and (batch, classes), here {tuple(logits.shape)}; got "
+                         f"{labels.dtype} and {tuple(labels.shape)}")
+    if not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError("labels of floating point must be from 0 to 1")
+    labels = labels.to(scores.dtype)
+    if problem_type == MULTI:
+        return F.binary_cross_entropy_with_logits(scores, labels)
+    if not torch.allclose(labels.sum(dim=1), labels.new_ones(()), atol=1e-2):
+        raise ValueError(f"the probabilities of a clip's classes must sum to 1, as {SINGLE} has them; for clips of "
+                         f"several classes set problem_type to {MULTI}")
+    return F.cross_entropy(scores, labels)
+
+
+def seconds_loss(logits, labels):
+    """Cross-entropy of seconds' logits (batch, seconds, classes); see
+    :meth:`SsambaForAudioFrameClassification.forward`."""
+    _check_indices(labels, logits.shape[:2], logits.shape[2], IGNORED)
+    scores = _at_least_float32(logits)
+    return F.cross_entropy(scores.flatten(0, 1), labels.long().flatten(), ignore_index=IGNORED)
+
+
+def _check_indices(labels, shape, classes, ignored=None):
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape:
+        raise ValueError(f"labels must be indices of classes, int64 and {tuple(shape)}; got {labels.dtype} and "
+                         f"{tuple(labels.shape)}")
+    known, besides = (labels >= 0) & (labels < classes), ""
+    if ignored is not None:
+        known, besides = known | (labels == ignored), f", or {ignored}"
+    if not known.all():
+        raise ValueError(f"labels must be from 0 to {classes - 1}{besides}; got {labels.min()} to {labels.max()}")
+
+
+def _at_least_float32(logits):
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

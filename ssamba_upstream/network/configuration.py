@@ -1,0 +1,164 @@
+"""SsambaConfig: everything that shapes the network."""
+
+import math
+
+from transformers import PretrainedConfig
+
+HIDDEN_SIZES = {"tiny": 192, "small": 384, "base": 768}
+
+
+class SsambaConfig(PretrainedConfig):
+    """Configuration of a SSAMBA network (arXiv 2405.11831); the defaults are the tiny size.
+
+    Args:
+        hidden_size: width of the tokens; 192, 384 and 768 are tiny, small and base.
+        num_hidden_layers: Mamba blocks.
+        state_size: states per channel of the selective scan.
+        conv_kernel: taps of the causal convolution in front of each scan.
+        expand: channels of the scan per ``hidden_size``.
+        time_step_rank: rank of the step-size projection. Default: ceil(hidden_size / 16).
+        num_mel_bins: height of the input, mel bands.
+        pretraining_frames: length in fbank frames of the pretraining clips; with the patch size it fixes the grid of
+            learned positions.
+        patch_size: (mel bands, frames) of a patch.
+        frequency_stride, time_stride: distance between patches in mel bands and fbank frames. The default, the patch
+            size, is pretraining's; overlapping patches (10, 10) are the usual choice downstream.
+        positions: how learned positions reach another grid than pretraining's: "physical" or "published", see
+            :mod:`ssamba_upstream.network.positions`.
+        block_order: "sequential", or "paired" as in the published checkpoints, see
+            :class:`ssamba_upstream.network.modeling.SsambaModel`.
+        norm: "layer_norm" or "rms_norm".
+        norm_epsilon: added to the variance in every norm.
+        drop_path_rate: stochastic depth (arXiv 1603.09382) of the last block; it grows linearly from the first.
+        time_step_min, time_step_max, time_step_floor: range of the step sizes at initialisation.
+        final_norm_twice: the heads of pretraining and classification read the final norm of the final norm, as in the
+            published code; the representation is the final norm once, either way.
+        masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
+            grid.
+        reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
+        pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
+        kwargs: of every transformers configuration; ``id2label``, ``label2id`` and ``problem_type``
+            ("single_label_classification" or "multi_label_classification") say what a classifier tells apart.
+
+    Raises:
+        ValueError: a value that no network can be built from.
+    """
+
+    model_type = "ssamba"
+
+    def __init__(
+        self,
+        hidden_size=192,
+        num_hidden_layers=24,
+        state_size=16,
+        conv_kernel=4,
+        expand=2,
+        time_step_rank=None,
+        num_mel_bins=128,
+        pretraining_frames=1024,
+        patch_size=(16, 16),
+        frequency_stride=None,
+        time_stride=None,
+        positions="physical",
+        block_order="sequential",
+        norm="layer_norm",
+        norm_epsilon=1e-5,
+        drop_path_rate=0.0,
+        time_step_min=0.001,
+        time_step_max=0.1,
+        time_step_floor=1e-4,
+        final_norm_twice=False,
+        masked_patches=None,
+        reconstruction_weight=10.0,
+        pooling="avgtok",
+        **kwargs,
+    ):
+        # Names code in the folder that the configuration was read from, not anything about the network.
+        kwargs.pop("auto_map", None)
+        super().__init__(**kwargs)
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.state_size = state_size
+        self.conv_kernel = conv_kernel
+        self.expand = expand
+        self.time_step_rank = time_step_rank or math.ceil(hidden_size / 16)
+        self.num_mel_bins = num_mel_bins
+        self.pretraining_frames = pretraining_frames
+        self.patch_size = list(patch_size)
+        self.frequency_stride = frequency_stride or self.patch_size[0]
+        self.time_stride = time_stride or self.patch_size[1]
+        self.positions = positions
+        self.block_order = block_order
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.drop_path_rate = drop_path_rate
+        self.time_step_min = time_step_min
+        self.time_step_max = time_step_max
+        self.time_step_floor = time_step_floor
+        self.final_norm_twice = final_norm_twice
+        rows, columns = self.position_grid
+        self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
+        self.reconstruction_weight = reconstruction_weight
+        self.pooling = pooling
+        self._check()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
+
+    @classmethod
+    def from_size(cls, size, **overrides):
+        """The configuration of a published size: "tiny", "small" or "base"."""
+        if size not in HIDDEN_SIZES:
+            raise ValueError(f"no size {size!r}; there are: {', '.join(HIDDEN_SIZES)}")
+        return cls(**{"hidden_size": HIDDEN_SIZES[size], **overrides})
+
+    @property
+    def size(self):
+        """ "tiny", "small", "base", or None for a width that was not published."""
+        return next((size for size, width in HIDDEN_SIZES.items() if width == self.hidden_size), None)
+
+    @property
+    def intermediate_size(self):
+        """Channels of the selective scan."""
+        return self.expand * self.hidden_size
+
+    @property
+    def position_grid(self):
+        """(rows, columns) of learned positions: the patches of a pretraining clip, which do not overlap."""
+        return self.num_mel_bins // self.patch_size[0], self.pretraining_frames // self.patch_size[1]
+
+    @property
+    def num_patch_rows(self):
+        """Patches in a column, lowest band first."""
+        return (self.num_mel_bins - self.patch_size[0]) // self.frequency_stride + 1
+
+    def columns(self, frames):
+        """Columns of patches in a window of so many fbank frames."""
+        return (frames - self.patch_size[1]) // self.time_stride + 1
+
+    def tokens(self, frames):
+        """Tokens of such a window: the class token and the patches."""
+        return 1 + self.num_patch_rows * self.columns(frames)
+
+    def _check(self):
+        choices = {
+            "positions": ("physical", "published"),
+            "block_order": ("sequential", "paired"),
+            "norm": ("layer_norm", "rms_norm"),
+            "pooling": ("avgtok", "cls"),
+            "problem_type": (None, "single_label_classification", "multi_label_classification"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                allowed = ", ".join(map(str, allowed))
+                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
+        for name, patch in (("frequency_stride", self.patch_size[0]), ("time_stride", self.patch_size[1])):
+            stride = getattr(self, name)
+            if not isinstance(stride, int) or not 1 <= stride <= patch:
+                raise ValueError(f"{name} must be a whole number from 1 to the patch's size, {patch}; got {stride!r}")
+        if self.block_order == "paired" and self.num_hidden_layers % 2:
+            raise ValueError(f"paired blocks need an even num_hidden_layers; got {self.num_hidden_layers}")
+        if min(self.position_grid) < 1:
+            raise ValueError(f"a patch of {self.patch_size} does not fit into {self.num_mel_bins} mel bands and "
+                             f"{self.pretraining_frames} frames")

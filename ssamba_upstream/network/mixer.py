@@ -1,0 +1,88 @@
+"""BidirectionalMamba: the mixer of Vision Mamba (arXiv 2401.09417), variant "v2"."""
+
+import math
+
+import torch
+from torch import nn
+
+from ..ops import apply_linear, mix
+
+
+DIRECTIONS = ("", "_b")
+
+
+class BidirectionalMamba(nn.Module):
+    """Mixes tokens along the sequence: a selective scan in each direction, between shared projections.
+
+    ``x, z = in_proj(tokens)``; each direction sends x through its own causal convolution, SiLU and selective scan,
+    gated by silu(z); ``out_proj`` maps the mean of the two directions back to tokens. Parameters of the backward
+    direction end in ``_b``; their names are those of the published checkpoints.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        channels, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
+        self.config = config
+        self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
+        for direction in DIRECTIONS:
+            convolution = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
+            setattr(self, f"conv1d{direction}", convolution)
+            setattr(self, f"x_proj{direction}", nn.Linear(channels, rank + 2 * states, bias=False))
+            setattr(self, f"dt_proj{direction}", nn.Linear(rank, channels))
+            setattr(self, f"A{direction}_log", nn.Parameter(torch.empty(channels, states)))
+            setattr(self, f"D{direction}", nn.Parameter(torch.empty(channels)))
+        self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
+
+    def forward(self, tokens, time_reversed=False, offsets=None):
+        """
+        Args:
+            tokens: (batch, length, E).
+            time_reversed: the result is that of mixing the reversed sequence and reversing the result: the two
+                directions change their roles.
+            offsets: (sequences + 1,), int64: the batch has one entry, in which several sequences lie one after the
+                other; sequence i begins at offsets[i], and the last ends at offsets[-1]. Each is mixed by itself.
+
+        Returns:
+            (batch, length, E).
+        """
+        channels_and_gate = apply_linear(self.in_proj, tokens)
+        directions = [
+            self.direction(suffix, reverse) for suffix, reverse in zip(DIRECTIONS, (time_reversed, not time_reversed))
+        ]
+        return apply_linear(self.out_proj, mix(channels_and_gate, directions, offsets).transpose(1, 2))
+
+    def direction(self, suffix, reverse):
+        """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
+        convolution = getattr(self, f"conv1d{suffix}")
+        return {
+            "convolution": convolution.weight, "convolution_bias": convolution.bias,
+            "input_projection": getattr(self, f"x_proj{suffix}"), "step_projection": getattr(self, f"dt_proj{suffix}"),
+            "A_log": getattr(self, f"A{suffix}_log"), "D": getattr(self, f"D{suffix}"), "reverse": reverse,
+        }
+
+    @torch.no_grad()
+    def initialise(self):
+        """Mamba's initialisation, the same for both directions.
+
+        Step sizes start log-uniform in [time_step_min, time_step_max]; A starts at -1, ..., -states (S4D-Real). The
+        published code leaves the backward direction's step sizes near 0.69 instead.
+        """
+        config = self.config
+        nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
+        for direction in DIRECTIONS:
+            convolution = getattr(self, f"conv1d{direction}")
+            nn.init.kaiming_uniform_(convolution.weight, a=math.sqrt(5))
+            nn.init.uniform_(convolution.bias, -config.conv_kernel**-0.5, config.conv_kernel**-0.5)
+            nn.init.kaiming_uniform_(getattr(self, f"x_proj{direction}").weight, a=math.sqrt(5))
+            step_projection = getattr(self, f"dt_proj{direction}")
+            nn.init.uniform_(step_projection.weight, -config.time_step_rank**-0.5, config.time_step_rank**-0.5)
+            log_step = torch.empty_like(step_projection.bias).uniform_(
+                math.log(config.time_step_min), math.log(config.time_step_max)
+            )
+            step = log_step.exp().clamp(min=config.time_step_floor)
+            step_projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus's inverse
+            A_log = getattr(self, f"A{direction}_log")
+            A_log.copy_(torch.arange(1, config.state_size + 1).log().expand_as(A_log))
+            nn.init.ones_(getattr(self, f"D{direction}"))

@@ -1,0 +1,158 @@
+"""SsambaForPreTraining: the encoder, its two prediction heads, and the losses on the masked patches."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import ModelOutput
+
+from ..ops import apply_linear
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from .masking import cluster_mask
+
+
+@dataclass
+class SsambaForPreTrainingOutput(ModelOutput):
+    """
+    Attributes:
+        loss: contrastive loss + ``reconstruction_weight`` x reconstruction loss.
+        contrastive_loss: InfoNCE of the masked patches of a clip among one another.
+        contrastive_accuracy: see :func:`contrastive`; no gradient.
+        reconstruction_loss: mean squared error of the masked patches.
+    """
+
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    contrastive_accuracy: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+
+
+class SsambaForPreTraining(SsambaPreTrainedModel):
+    """SSAMBA with the joint objective of its pretraining (arXiv 2405.11831, section 2.3; SSAST, arXiv 2110.09784).
+
+    Masked patches are replaced by a learned embedding; from what the encoder makes of them, one head predicts the
+    patch that is to be told from the clip's other masked patches, and another reconstructs it.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.ssamba = SsambaModel(config)
+        self.mask_embed = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.contrastive_head = PredictionHead(config)
+        self.reconstruction_head = PredictionHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            nn.init.xavier_normal_(self.mask_embed)
+            for head in (self.contrastive_head, self.reconstruction_head):
+                initialise_projection(head[0])
+                initialise_projection(head[2])
+
+    def forward(self, input_values, mask=None, reconstruction_mask=None):
+        """
+        Args:
+            input_values: (batch, frames, mel), normalised log-mel.
+            mask: (batch, patches) of bool, frequency-major, true where a patch is masked; as many in every clip.
+                Default: ``config.masked_patches`` in clusters drawn from torch's global generator.
+            reconstruction_mask: another such mask, for which the network runs a second time to find the
+                reconstruction loss, as the published code does. Default: one pass serves both losses.
+
+        Returns:
+            SsambaForPreTrainingOutput of scalars.
+
+        Raises:
+            ValueError: inputs or masks of another shape, or clips with unequal numbers of masked patches.
+        """
+        patches = self.patches(input_values)
+        if mask is None:
+            grid = self.config.num_patch_rows, self.config.columns(input_values.shape[1])
+            mask = cluster_mask(len(patches), *grid, self.config.masked_patches).to(patches.device)
+        _check_mask(mask, patches)
+        hidden = self.masked_tokens(input_values, mask)
+        targets = _select(patches, mask)
+        contrastive_loss, accuracy = contrastive(self.contrastive_head(hidden), targets)
+        if reconstruction_mask is not None:
+            _check_mask(reconstruction_mask, patches)
+            hidden = self.masked_tokens(input_values, reconstruction_mask)
+            targets = _select(patches, reconstruction_mask)
+        reconstruction_loss = F.mse_loss(self.reconstruction_head(hidden).float(), targets)
+        return SsambaForPreTrainingOutput(
+            loss=contrastive_loss + self.config.reconstruction_weight * reconstruction_loss,
+            contrastive_loss=contrastive_loss,
+            contrastive_accuracy=accuracy,
+            reconstruction_loss=reconstruction_loss,
+        )
+
+    def reconstruct(self, input_values, mask):
+        """(batch, frames, mel) and a mask -> (batch, patches, pixels): the clip's patches, the masked ones replaced
+        by their reconstructions."""
+        patches = self.patches(input_values)
+        predictions = self.reconstruction_head(self.masked_tokens(input_values, mask))
+        return patches.masked_scatter(mask.unsqueeze(2), predictions.to(patches.dtype))
+
+    def patches(self, input_values):
+        """(batch, frames, mel) -> (batch, patches, pixels): the raw patches, frequency-major, and in each of them the
+        pixels likewise; what the heads predict."""
+        config = self.config
+        stride = (config.frequency_stride, config.time_stride)
+        image = input_values.transpose(1, 2).unsqueeze(1)
+        return F.unfold(image, tuple(config.patch_size), stride=stride).transpose(1, 2)
+
+    def masked_tokens(self, input_values, mask):
+        """What the encoder makes of the masked patches, (batch, masked patches, E)."""
+        tokens = self.ssamba.embed(input_values, mask, self.mask_embed)
+        hidden = self.ssamba.mix(tokens)
+        if self.config.final_norm_twice:
+            hidden = self.ssamba.norm_f(hidden)
+        return _select(hidden[:, 1:], mask)
+
+
+class PredictionHead(nn.Sequential):
+    """Two layers that predict a patch from what the encoder makes of it: (..., E) -> (..., pixels)."""
+
+    def __init__(self, config):
+        pixels = math.prod(config.patch_size)
+        super().__init__(
+            nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, pixels),
+        )
+
+    def forward(self, hidden):
+        first, activation, last = self
+        return apply_linear(last, activation(apply_linear(first, hidden)))
+
+
+def contrastive(predictions, targets):
+    """InfoNCE within each clip: for each target, a softmax over the clip's predictions (SSAST, equation 1).
+
+    Args:
+        predictions, targets: (batch, masked patches, pixels).
+
+    Returns:
+        (loss, accuracy): means over all masked patches of the batch; float32, the accuracy without gradient. A
+        prediction is right, as the published code counts, when of all targets its own gives it the most probability.
+    """
+    with torch.autocast(predictions.device.type, enabled=False):
+        scores = targets.float() @ predictions.float().transpose(1, 2)
+    own = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[:2])
+    log_probabilities = scores.log_softmax(dim=2)
+    loss = F.nll_loss(log_probabilities.flatten(0, 1), own.flatten())
+    return loss, (log_probabilities.detach().argmax(dim=1) == own).float().mean()
+
+
+def _select(tokens, mask):
+    """(batch, patches, width) -> (batch, masked patches, width), in the order of the patches."""
+    return tokens[mask].unflatten(0, (len(mask), -1))
+
+
+def _check_mask(mask, patches):
+    if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
+        raise ValueError(f"a mask must be bool and (batch, patches), here {tuple(patches.shape[:2])}; got {mask.dtype} "
+                         f"and {tuple(mask.shape)}")
+    counts = mask.sum(dim=1)
+    if (counts != counts[0]).any() or counts[0] == 0:
+        raise ValueError(f"as many patches must be masked in every clip, and at least one; got {counts.tolist()}")

@@ -1,0 +1,72 @@
+"""What a run leaves beside its weights: recipe, data and environment."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..files import file_hash, write_json, write_text
+from .recipe import RecipeError
+
+RUN = "run.json"
+
+
+def describe_run(recipe, **hashes):
+    """What decides a run's result, as JSON can hold it: recipe, hashes of the files that say what is read and of what
+    else is given, environment."""
+    return {
+        "recipe": recipe.to_dict(),
+        "manifests": {source: file_hash(source) for source in recipe.sources() if Path(source).is_file()},
+        **hashes,
+        "environment": {
+            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+    }
+
+
+def check_continuation(out, description, recipe, resume):
+    """Begin a run's folder, or see that a run there is the one described.
+
+    Raises:
+        FileExistsError: the folder is there and not empty, and the run is not to be resumed.
+        RecipeError: the run that is to be resumed began with another recipe, other manifests, or another of what else
+            has a hash in the description.
+    """
+    file = out / RUN
+    if file.exists() and resume:
+        began = json.loads(file.read_text())
+        _compare(began["recipe"], description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
+        _compare(_hashes(began), _hashes(description), (), out)
+    elif out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
+    write_json(description, file)
+
+
+def write_notes(folder, description, step, scores, card):
+    """Write a run's description and a model card beside a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        description: see :func:`describe_run`.
+        step: at which the checkpoint was taken.
+        scores: by which it may be judged, as JSON can hold them.
+        card: in Markdown.
+    """
+    write_json({**description, "step": step, **scores}, folder / RUN)
+    write_text(card, folder / "README.md")
+
+
+def _hashes(description):
+    more = {name: value for name, value in description.items() if name not in ("recipe", "manifests", "environment")}
+    return description["manifests"] | more
+
+
+def _compare(began, now, free, out):
+    for name in sorted(began.keys() | now.keys()):
+        if name not in free and began.get(name) != now.get(name):
+            raise RecipeError(f"the run in {out} began with {name} {began.get(name)!r}, not {now.get(name)!r}; give "
+                              "the same again, or a new folder")

@@ -1,0 +1,104 @@
+"""The ``ssamba`` command, as its user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ssamba_upstream.checkpoint import load_model
+from ssamba_upstream.cli import corpora, main, options, probing
+from ssamba_upstream.corpora.preparation import SETS
+from ssamba_upstream.network.configuration import HIDDEN_SIZES
+from ssamba_upstream.probing.report import MOST_SEEDS
+
+
+def test_init_info_convert(tmp_path, capsys, official_checkpoint):
+    assert main(["init", "--size", "tiny", "--out", str(tmp_path / "tiny")]) == 0
+    assert main(["info", str(tmp_path / "tiny")]) == 0
+    assert "6,922,176" in capsys.readouterr().out
+    assert main(["init", "--size", "tiny", "--out", str(tmp_path / "tiny")]) == 1
+    assert "is not an empty folder" in capsys.readouterr().err
+
+    assert main(["convert", str(official_checkpoint), "--out", str(tmp_path / "converted")]) == 0
+    assert json.loads((tmp_path / "converted" / "config.json").read_text())["block_order"] == "paired"
+    assert main(["convert", str(tmp_path / "converted"), "--block-order", "sequential", "--out",
+                 str(tmp_path / "c.ckpt")]) == 0
+    assert load_model(tmp_path / "c.ckpt").config.block_order == "sequential"
+    assert main(["info", str(official_checkpoint)]) == 0
+    assert "8 x 64, from clips of 10.24 s" in capsys.readouterr().out
+
+
+def test_init_is_seeded(tmp_path):
+    for seed, name in ((0, "a.ckpt"), (0, "b.ckpt"), (1, "c.ckpt")):
+        main(["init", "--seed", str(seed), "--out", str(tmp_path / name)])
+    a, b, c = (load_model(tmp_path / name).pos_embed for name in ("a.ckpt", "b.ckpt", "c.ckpt"))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    for arguments in (["info", str(tmp_path / "nowhere")], ["info", str(tmp_path / "broken.safetensors")]):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("ssamba: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["sid", "er", "ks"])
+def test_corpora_check_of_nothing(tmp_path, capsys, task):
+    assert main(["corpora", "check", task, str(tmp_path / "nowhere")]) == 1
+    assert "Problem: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["pretrain", "--help"], ["nonsense"], ["probe", "--seeds", "0", "set", "checkpoint"],
+    ["corpora", "check", "sid", "nowhere"], ["corpora", "check", "er", "nowhere"],
+    ["corpora", "check", "ks", "nowhere"], ["submit", "--out", "nowhere"], ["manifest", "nowhere", "--out", "m.jsonl"],
+], ids=" ".join)
+def test_what_answers_without_torch(tmp_path, arguments):
+    code = """
+import sys
+try:
+    from ssamba_upstream.cli import main
+    main(sys.argv[1:])
+finally:
+    assert "ssamba_upstream" in sys.modules and not {"torch", "torchaudio", "transformers"} & {*sys.modules}
+    print("answered")
+"""
+    (tmp_path / "ssamba").write_text(code)
+    run = subprocess.run([sys.executable, "ssamba", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.endswith("answered\n"), run.stderr
+    assert arguments == ["--help"] or len(run.stdout + run.stderr) > 50
+
+
+def test_the_command_has_the_models_when_they_are_asked_for(tmp_path):
+    code = "import sys, ssamba_upstream; from ssamba_upstream import SsambaConfig, SsambaModel; SsambaModel.config_class()"
+    (tmp_path / "ssamba").write_text(f"{code}\nassert 's3prl' not in sys.modules\nssamba_upstream.no_such_name")
+    run = subprocess.run([sys.executable, "ssamba"], cwd=tmp_path, capture_output=True, text=True)
+    assert "module 'ssamba_upstream' has no attribute 'no_such_name'" in run.stderr
+
+
+def test_importing_the_package_tells_transformers_and_does_not_import_s3prl(tmp_path):
+    check = """
+import sys
+import ssamba_upstream, ssamba_upstream.cli
+from transformers import AutoConfig, AutoModel
+assert type(AutoModel.from_config(AutoConfig.for_model("ssamba", num_hidden_layers=1))).__name__ == "SsambaModel"
+sys.exit("s3prl" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_the_choices_of_arguments_are_those_of_the_package():
+    assert options.SIZES == tuple(HIDDEN_SIZES)
+    assert corpora.DATA_SETS == tuple(SETS)
+    assert probing.MOST_SEEDS == MOST_SEEDS
+
+
+def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    for name in ("pretraining.trainer", "training.loop", "training.log"):
+        monkeypatch.delitem(sys.modules, f"ssamba_upstream.{name}", raising=False)
+    assert main(["pretrain", "smoke", "--out", str(tmp_path / "run")]) == 1
+    assert "tensorboardX" in (error := capsys.readouterr().err) and "extras superb, pretraining" in error

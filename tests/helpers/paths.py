@@ -1,0 +1,7 @@
+"""Where the tests find what they read."""
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+DATA = CHECKOUT / "tests" / "data"
+SHARED_AUDIO = CHECKOUT.parent / "shared" / "audio"

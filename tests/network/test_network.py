@@ -1,0 +1,168 @@
+"""The network against golden vectors of the published definition, and by transformers' conventions."""
+
+import json
+
+import pytest
+import torch
+from helpers.paths import DATA
+from transformers import AutoConfig, AutoModel
+
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.checkpoint import load_model
+from ssamba_upstream.network.configuration import HIDDEN_SIZES
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+ORDERS = {"bi": "paired", "uni": "sequential"}
+
+
+def small_config(**overrides):
+    return SsambaConfig(**{"hidden_size": 32, "num_hidden_layers": 4, "pretraining_frames": 128, **overrides})
+
+
+@pytest.mark.parametrize("mixer_golden", ["mixer0_div2", "mixer0_nodiv"])
+def test_golden_mixer(golden, official_checkpoint, mixer_golden):
+    x, mixer = golden("mixer_block"), load_model(official_checkpoint).layers[0].mixer
+    found = mixer(x["hidden_in"]) * (2 if mixer_golden == "mixer0_nodiv" else 1)
+    torch.testing.assert_close(found, x[mixer_golden], **CLOSE)
+
+
+def test_reversed_mixer_is_the_mixer_on_the_reversed_sequence(golden, official_checkpoint):
+    tokens, mixer = golden("mixer_block")["hidden_in"], load_model(official_checkpoint).layers[0].mixer
+    torch.testing.assert_close(mixer(tokens, time_reversed=True), mixer(tokens.flip(1)).flip(1), rtol=0, atol=1e-6)
+
+
+def test_golden_block(golden, official_checkpoint):
+    """The published block returns what is added and what it is added to; ours their sum."""
+    x, block = golden("mixer_block"), load_model(official_checkpoint).layers[1]
+    for residual, suffix in ((0, "_resNone"), (x["residual_in"], "")):
+        stream = residual + x["hidden_in"]
+        torch.testing.assert_close(stream, x[f"block1_residual{suffix}"], **CLOSE)
+        torch.testing.assert_close(block.mixer(block.norm(stream)), x[f"block1_hidden{suffix}"], **CLOSE)
+        torch.testing.assert_close(block(stream), x[f"block1_hidden{suffix}"] + stream, **CLOSE)
+
+
+@pytest.mark.parametrize("prefix", ORDERS)
+def test_golden_encoder(golden, official_checkpoint, prefix):
+    fbank, expected = golden("input_fbank")["fbank"][:1], golden("reduced_encoder")
+    model = load_model(official_checkpoint, block_order=ORDERS[prefix])
+    with torch.no_grad():
+        output = model(fbank, output_hidden_states=True)
+        torch.testing.assert_close(model.patch_embed(fbank).flatten(2).transpose(1, 2), expected["patch_embed"],
+                                   **CLOSE)
+        twice = model.norm_f(output.last_hidden_state)
+    torch.testing.assert_close(output.hidden_states[0], expected["tokens"], **CLOSE)
+    torch.testing.assert_close(output.last_hidden_state, expected[f"{prefix}_norm_f"], **CLOSE)
+    torch.testing.assert_close(twice[:, 1:].mean(1), expected[f"{prefix}_avgtok"], **CLOSE)
+    torch.testing.assert_close(twice[:, 0], expected[f"{prefix}_cls"], **CLOSE)
+    assert len(output.hidden_states) == 5
+
+
+def test_golden_hidden_states_in_sequence(golden, official_checkpoint):
+    expected = golden("reduced_encoder")
+    model = load_model(official_checkpoint, block_order="sequential")
+    states = model(golden("input_fbank")["fbank"][:1], output_hidden_states=True).hidden_states
+    for i, (hidden, residual) in enumerate(zip(expected["uni_hidden"], expected["uni_residual"], strict=True)):
+        torch.testing.assert_close(states[i + 1], hidden + residual, **CLOSE)
+        block = model.layers[i]
+        torch.testing.assert_close(block.mixer(block.norm(states[i])), hidden, **CLOSE)
+
+
+def test_golden_hidden_states_in_pairs(golden, official_checkpoint):
+    """Of a pair's two streams the golden files hold the sum: what the two add, and twice what both have read."""
+    expected, model = golden("reduced_encoder"), load_model(official_checkpoint)
+    states = model(golden("input_fbank")["fbank"][:1], output_hidden_states=True).hidden_states
+    stream = states[0]
+    for pair, (hidden, residual) in enumerate(zip(expected["bi_hidden"], expected["bi_residual"], strict=True)):
+        forward, backward = (states[1 + 2 * pair + member] * 2**pair for member in (0, 1))
+        torch.testing.assert_close(2 * stream, residual, **CLOSE)
+        torch.testing.assert_close((forward - stream) + (backward - stream), hidden, rtol=1e-4, atol=1e-5 * 2**pair)
+        assert not torch.allclose(forward, backward, atol=1e-3)
+        stream = forward + backward
+
+
+def test_a_pair_by_its_definition(official_checkpoint):
+    """Block 1 reads the reversed sequence and its result is reversed back: flipped here, not in the network."""
+    block, stream = load_model(official_checkpoint).layers[1], torch.randn(2, 21, 32)
+    torch.testing.assert_close(block(stream, time_reversed=True), block(stream.flip(1)).flip(1))
+
+
+@pytest.mark.parametrize("size", HIDDEN_SIZES)
+def test_parameters_are_those_of_the_published_checkpoints(size):
+    published = json.loads((DATA / f"state_dict_{size}.json").read_text())
+    with torch.device("meta"):
+        model = SsambaModel(SsambaConfig.from_size(size))
+    assert sum(p.numel() for p in model.parameters()) == published["info"]["encoder_without_heads"]
+    shapes = {name.removeprefix("module.v."): tuple(shape) for name, shape, _ in published["entries"]}
+    for name, parameter in model.named_parameters():
+        assert shapes[name] == tuple(parameter.shape), name
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("block_order", ["sequential", "paired"])
+def test_saving_and_loading(tmp_path, norm, block_order):
+    model = SsambaModel(small_config(norm=norm, block_order=block_order)).eval()
+    model.save_pretrained(tmp_path)
+    fbank = torch.randn(1, 64, 128)
+    for loaded in (SsambaModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path), load_model(tmp_path)):
+        assert loaded.config.block_order == block_order and not loaded.training
+        torch.testing.assert_close(loaded(fbank).last_hidden_state, model(fbank).last_hidden_state, rtol=0, atol=0)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), SsambaConfig)
+
+
+def test_initialisation():
+    model = SsambaModel(small_config(num_hidden_layers=2))
+    for block in model.layers:
+        for projection in (block.mixer.dt_proj, block.mixer.dt_proj_b):
+            step = torch.nn.functional.softplus(projection.bias)
+            assert step.min() >= 1e-4 and step.max() <= 0.1001
+        for A_log in (block.mixer.A_log, block.mixer.A_b_log):
+            torch.testing.assert_close(A_log.exp(), torch.arange(1.0, 17).expand(64, 16))
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert parameter.std() > 0 or name.endswith(("norm.weight", "norm.bias", "D", "D_b")) or "norm_f" in name, name
+
+
+@pytest.mark.parametrize("block_order", ["sequential", "paired"])
+def test_every_parameter_learns(block_order):
+    model = SsambaModel(small_config(block_order=block_order))
+    with torch.autograd.detect_anomaly(check_nan=True):
+        model(torch.randn(2, 64, 128)).last_hidden_state.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_stochastic_depth():
+    config = small_config(drop_path_rate=0.5)
+    model, fbank = SsambaModel(config), torch.randn(1, 64, 128)
+    rates = [block.drop_path.probability for block in model.layers]
+    assert rates == pytest.approx([0, 0.5 / 3, 1 / 3, 0.5])
+    outputs = {model(fbank).last_hidden_state.sum().item() for _ in range(8)}
+    assert len(outputs) > 1
+    assert len({model.eval()(fbank).last_hidden_state.sum().item() for _ in range(2)}) == 1
+
+
+def test_outputs_by_convention():
+    model, fbank = SsambaModel(small_config()).eval(), torch.randn(1, 64, 128)
+    assert model(fbank).hidden_states is None
+    last_hidden_state, hidden_states = model(fbank, output_hidden_states=True, return_dict=False)
+    assert last_hidden_state.shape == (1, 1 + 8 * 4, 32) and len(hidden_states) == 5
+
+
+@pytest.mark.parametrize("overrides, message", [
+    ({"positions": "learned"}, "positions must be one of physical, published"),
+    ({"block_order": "paired", "num_hidden_layers": 3}, "even num_hidden_layers"),
+    ({"time_stride": 17}, "time_stride must be a whole number from 1 to"),
+    ({"norm": "batch_norm"}, "norm must be one of"),
+    ({"pretraining_frames": 8}, "does not fit"),
+])
+def test_configurations_that_cannot_be_built(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**overrides)
+
+
+def test_inputs_that_cannot_be_read():
+    model = SsambaModel(small_config())
+    with pytest.raises(ValueError, match=r"\(batch, frames, 128\); got \(1, 128, 64\)"):
+        model(torch.randn(1, 128, 64))
+    with pytest.raises(ValueError, match="15 frames; a patch needs 16"):
+        model(torch.randn(1, 15, 128))

@@ -1,0 +1,153 @@
+"""What a mixer computes between its projections: the compiled kernel against the definition, adapters, quantisation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ssamba_upstream import SsambaConfig, ops
+from ssamba_upstream.network.mixer import BidirectionalMamba
+from ssamba_upstream.ops import cpu
+
+needs_kernels = pytest.mark.skipif(not cpu.is_available(), reason=f"no compiled kernels: {cpu.unavailable_reason()}")
+OFFSETS = torch.tensor([0, 1, 18, 18, 51, 115, 120])
+
+
+def mixer(**sizes):
+    torch.manual_seed(0)
+    module = BidirectionalMamba(SsambaConfig(**{"hidden_size": 48, **sizes}))
+    module.initialise()
+    with torch.no_grad():  # no two parameters alike
+        for parameter in module.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return module
+
+
+def outputs_and_gradients(module, tokens, *arguments):
+    tokens = tokens.detach().requires_grad_()
+    output = module(tokens, *arguments)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view_as(output)
+    gradients = torch.autograd.grad((output.double() * weights).sum(), [tokens, *module.parameters()])
+    return dict(zip(["output", "tokens", *dict(module.named_parameters())], [output.detach(), *gradients]))
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request):
+    if cpu.library.kernels.ssamba_select(request.param.encode()) is None:
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+    cpu.library.kernels.ssamba_select(cpu.instruction_set.encode())
+
+
+@needs_kernels
+@pytest.mark.parametrize("time_reversed", [False, True])
+@pytest.mark.parametrize("batch, length, sizes, offsets", [
+    (2, 41, {}, None), (1, 3, {"state_size": 3, "conv_kernel": 2}, None), (3, 1, {"hidden_size": 7}, None),
+    (1, 32, {"time_step_rank": 1}, None), (1, 120, {"hidden_size": 70, "state_size": 5, "time_step_rank": 48}, OFFSETS),
+    (0, 4, {}, None),
+])
+def test_equals_the_definition(instruction_set, batch, length, sizes, offsets, time_reversed):
+    """In float64 the mixer takes the path of plain torch operations."""
+    module, arguments = mixer(**sizes), (time_reversed, offsets)
+    tokens = torch.randn(batch, length, module.config.hidden_size)
+    found = outputs_and_gradients(module, tokens, *arguments)
+    exact = outputs_and_gradients(copy.deepcopy(module).double(), tokens.double(), *arguments)
+    for name, value in exact.items():
+        assert found[name].shape == value.shape, name
+        if value.numel():
+            assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max().clamp(min=1e-30), name
+    with torch.no_grad():
+        assert torch.equal(module(tokens, *arguments), found["output"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("offsets", [None, OFFSETS])
+def test_bfloat16(instruction_set, offsets):
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    exact = outputs_and_gradients(copy.deepcopy(module).double(), tokens.double(), False, offsets)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs_and_gradients(module, tokens, False, offsets)
+        with torch.no_grad():
+            assert torch.equal(module(tokens, False, offsets), found["output"])
+    assert found["output"].dtype == torch.bfloat16
+    for name, value in exact.items():
+        assert found[name].dtype == (torch.bfloat16 if name == "output" else torch.float32), name
+        assert (found[name] - value).norm() <= 0.02 * value.norm(), name
+
+
+@needs_kernels
+def test_a_sequence_is_mixed_by_itself():
+    """Bit for bit what it gives alone."""
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    with torch.no_grad():
+        together = module(tokens, offsets=OFFSETS)
+        alone = [module(part) for part in tokens.split(OFFSETS.diff().tolist(), dim=1) if part.shape[1]]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
+
+
+@needs_kernels
+def test_operator_is_well_registered():
+    module = mixer(hidden_size=8, state_size=3)
+    directions = [module.direction("", False), module.direction("_b", True)]
+    lists = [[direction[name] for direction in directions] for name in ("convolution", "convolution_bias")]
+    lists += [[direction["input_projection"].weight for direction in directions]]
+    lists += [[getattr(direction["step_projection"], name) for direction in directions] for name in ("weight", "bias")]
+    lists += [[direction[name] for direction in directions] for name in ("A_log", "D")]
+    x = torch.randn(2, 7, 32, requires_grad=True)
+    torch.library.opcheck(cpu.mixer_operator, (x, *lists, None, [False, True], True))
+    x = torch.randn(1, 7, 32, requires_grad=True)
+    torch.library.opcheck(cpu.mixer_operator, (x, *lists, torch.tensor([0, 2, 2, 7]), [False, True], True))
+
+
+@needs_kernels
+def test_offsets_that_do_not_fit():
+    module = mixer()
+    for batch, offsets, message in ((2, OFFSETS, "a batch of 2"), (1, OFFSETS[1:], "from 0 to the length, 120")):
+        with pytest.raises(ValueError, match=message):
+            module(torch.randn(batch, 120, 48), False, offsets)
+
+
+class Adapter(nn.Module):
+    """A low-rank adapter beside a layer, as peft puts it in the layer's place."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj"])
+def test_an_adapter_is_heard_and_learns(name):
+    """What it computes is what the layer does whose weight is changed by as much."""
+    module, tokens = mixer(), torch.randn(2, 20, 48)
+    merged, adapter = copy.deepcopy(module), Adapter(getattr(module, name))
+    setattr(module, name, adapter)
+    with torch.no_grad():
+        getattr(merged, name).weight += adapter.up.weight @ adapter.down.weight
+    output = module(tokens)
+    torch.testing.assert_close(output, merged(tokens), rtol=1e-4, atol=1e-5)
+    output.square().sum().backward()
+    assert adapter.up.weight.grad.any() and adapter.down.weight.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantization.*deprecated.*", "ignore::DeprecationWarning")
+def test_dynamic_quantisation():
+    module, tokens = mixer(), torch.randn(2, 20, 48)
+    quantised = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    assert not isinstance(quantised.dt_proj, nn.Linear) or callable(quantised.dt_proj.weight)
+    with torch.no_grad():
+        exact, found = module(tokens), quantised(tokens)
+    assert 0 < (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_ops_mix_is_what_the_mixer_asks():
+    module, tokens = mixer(), torch.randn(2, 20, 48)
+    directions = [module.direction("", False), module.direction("_b", True)]
+    mixed = ops.mix(module.in_proj(tokens), directions)
+    assert mixed.shape == (2, 96, 20)
+    torch.testing.assert_close(module.out_proj(mixed.transpose(1, 2)), module(tokens))

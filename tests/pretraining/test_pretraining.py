@@ -1,0 +1,420 @@
+"""Pretraining runs: what they leave behind, how they go on after an interruption, what stops them."""
+
+import errno
+import json
+import os
+import signal
+import socket
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.multiprocessing as multiprocessing
+
+from ssamba_upstream import SsambaModel
+from ssamba_upstream.checkpoint import load_model
+from ssamba_upstream.cli import main
+from ssamba_upstream.ops import product
+from ssamba_upstream.pretraining import trainer
+from ssamba_upstream.training import training_state
+from ssamba_upstream.training.loop import Run
+from ssamba_upstream.corpora.manifest import scan
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
+from ssamba_upstream.pretraining.recipe import PretrainingRecipe
+from ssamba_upstream.pretraining.trainer import pretrain
+from ssamba_upstream.training.recipe import RecipeError, read_recipe
+from ssamba_upstream.training.training_state import (
+    TrainingError, load_training_state, save_training_state, training_states,
+)
+from helpers.runs import kill_before, logged, torchrun
+
+NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
+SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
+            "log_every": 1, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """Twelve recordings of harmonics, 0.3 to 0.9 s, and their manifest."""
+    folder = tmp_path_factory.mktemp("audio")
+    random = np.random.default_rng(0)
+    for i in range(12):
+        seconds = np.arange(int(16000 * random.uniform(0.3, 0.9))) / 16000
+        wave = sum(np.sin(2 * np.pi * random.uniform(100, 4000) * seconds) for _ in range(4)) / 8
+        soundfile.write(folder / f"{i:02d}.wav", wave + 0.01 * random.standard_normal(len(wave)), 16000)
+    scan([folder], folder / "all.jsonl")
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path, audio):
+    """Writes a recipe with the given fields changed."""
+
+    def write(name="recipe.yaml", model=None, **changes):
+        manifest = str(audio / "all.jsonl")
+        fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": {**NETWORK, **(model or {})}, **changes}
+        (tmp_path / name).write_text(json.dumps(fields))  # which is YAML as well
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    return lambda **changes: read_recipe(recipe_file(**changes), PretrainingRecipe)
+
+
+def weights(out):
+    return load_model(out, model_class=SsambaForPreTraining).state_dict()
+
+
+def assert_same_run(found, expected):
+    for kind in ("training", "validation"):
+        names = ("loss", "contrastive_accuracy", "reconstruction_loss")
+        names += ("gradient_norm", "learning_rate") if kind == "training" else ()
+        assert logged(found, *names, kind=kind) == logged(expected, *names, kind=kind)
+    for name, tensor in weights(expected / "last").items():
+        assert torch.equal(weights(found / "last")[name], tensor), name
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"objective": "two_pass", "masking": "published", "schedule": "cosine", "join_short": True},
+    {"accumulation": 2, "ema_decay": 0.9, "gradient_checkpointing": True},
+    {"precision": "bfloat16", "model": {"block_order": "paired", "norm": "rms_norm"}},
+])
+def test_a_run_and_its_checkpoints(tmp_path, recipe, changes):
+    assert pretrain(recipe(**changes), tmp_path / "run")
+    steps = logged(tmp_path / "run", "loss", "clips_per_second", "waiting_for_data")
+    assert [step for step, *_ in steps] == [1, 2, 3, 4, 5, 6]
+    assert np.isfinite(steps).all()
+    assert [step for step, _ in logged(tmp_path / "run", "loss", kind="validation")] == [0, 3, 6]
+    for name in ("best", "last"):
+        folder = tmp_path / "run" / name
+        encoder, heads = SsambaModel.from_pretrained(folder), load_model(folder, model_class=None)
+        assert torch.equal(encoder.pos_embed, heads.ssamba.pos_embed)
+        assert "## " not in (folder / "README.md").read_text().split("---")[1]
+        description = json.loads((folder / "run.json").read_text())
+        assert description["recipe"]["batch_size"] == 4 and list(description["manifests"].values())[0]
+    assert main(["info", str(tmp_path / "run" / "best")]) == 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_upstream_reads_the_result(tmp_path, recipe):
+    from ssamba_upstream.plugin.expert import UpstreamExpert
+
+    pretrain(recipe(steps=1), tmp_path / "run")
+    upstream = UpstreamExpert(str(tmp_path / "run" / "best"), window_secs=0.5)
+    states = upstream([torch.randn(16000)])["hidden_states"]
+    assert len(states) == 3 and states[0].shape == (1, 10, 12 * 32)
+
+
+def test_it_learns(tmp_path, recipe):
+    pretrain(recipe(steps=30, learning_rate=5e-3, validate_every=30), tmp_path / "run")
+    losses = [loss for _, loss in logged(tmp_path / "run", "loss")]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("changes", [
+    {"workers": 2}, {"log_every": 5},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
+])
+def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
+    pretrain(recipe(**changes), tmp_path / "whole")
+    pretrain(recipe(**changes, steps=3, save_every=2), tmp_path / "parts")
+    training_states(tmp_path / "parts" / "states")[0].unlink()  # as if killed during step 3
+    assert pretrain(recipe(**changes), tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
+    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
+    with product.forced(["torch"] * 3):
+        pretrain(recipe(steps=2), tmp_path / "run")
+    with product.forced(["onednn", "torch", "torch"]):
+        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
+        assert product.choice()[0] == ("torch",) * 3
+        assert "linear products as when the run began: torch for the output" in capsys.readouterr().out
+
+
+def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatch, capsys):
+    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
+    with product.forced(["onednn"] * 3):
+        pretrain(recipe(steps=2), tmp_path / "run")
+    monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
+    with product.forced(["torch"] * 3):
+        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
+    assert "goes on with torch for the output" in capsys.readouterr().out
+
+
+def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
+    rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)]
+    (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
+    pretrain(recipe(probe=str(tmp_path / "labelled.csv"), probe_every=4), tmp_path / "probed")
+    accuracies = logged(tmp_path / "probed", "test_accuracy", kind="probe")
+    assert [step for step, _ in accuracies] == [4, 6] and all(0 <= accuracy <= 1 for _, accuracy in accuracies)
+    pretrain(recipe(), tmp_path / "plain")
+    assert_same_run(tmp_path / "probed", tmp_path / "plain")
+
+
+def test_a_recording_that_cannot_be_probed_does_not_end_the_run(tmp_path, recipe, audio):
+    soundfile.write(tmp_path / "loud.wav", np.full(16000, 1e30, np.float32), 16000, subtype="FLOAT")
+    rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)] + [f"{tmp_path / 'loud.wav'},a"]
+    (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
+    assert pretrain(recipe(probe=str(tmp_path / "labelled.csv"), probe_every=4), tmp_path / "run")
+    assert [step for step, _ in logged(tmp_path / "run", "test_accuracy", kind="probe")] == [4, 6]
+    assert all(line.startswith(f"{tmp_path / 'loud.wav'}: holds samples of up to")
+               for _, line in logged(tmp_path / "run", "unreadable", kind="event"))
+    assert logged(tmp_path / "run", "unreadable", kind="event")
+
+
+def test_a_probe_without_dev_is_refused_before_the_first_step(tmp_path, recipe, audio):
+    rows = [f"{path.name},{i % 2},{'test' if i < 4 else 'train'}" for i, path in enumerate(sorted(audio.glob("*.wav")))]
+    (audio / "no_dev.csv").write_text("path,label,split\n" + "\n".join(rows))
+    with pytest.raises(ValueError, match="no utterance in dev"):
+        pretrain(recipe(probe=str(audio / "no_dev.csv"), probe_every=4), tmp_path / "run")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_another_number_of_processes_goes_on_with_the_mean_of_what_was_to_be_logged():
+    reports = [[{"losses": torch.tensor([loss, 1.0]), "clips": 8}] for loss in (2.0, 4.0)]
+    for world_size, expected in ((2, 4.0), (1, 3.0), (3, 3.0)):
+        run = SimpleNamespace(processes=SimpleNamespace(world_size=world_size, rank=min(1, world_size - 1)))
+        (report,) = Run._own_reports(run, reports)
+        assert report["losses"].tolist() == [expected, 1.0] and report["clips"] == 8
+
+
+def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
+    file = recipe_file(steps=40)
+    run = tmp_path / "run"
+    kill_before(run, 40, "pretrain", file, "--out", run, "--resume", after=0.4)
+    assert len(training_states(run / "states")) <= 3
+    assert pretrain(read_recipe(file, PretrainingRecipe), run, resume=True)
+    pretrain(read_recipe(file, PretrainingRecipe), tmp_path / "whole")
+    assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, number):
+    step = trainer._Pretraining.step
+
+    def interrupted_step(self, n, batches):
+        report = step(self, n, batches)
+        if n == 3:
+            os.kill(os.getpid(), number)
+        return report
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(trainer._Pretraining, "step", interrupted_step)
+    assert not pretrain(recipe(), tmp_path / "run")
+    assert signal.getsignal(number) is before
+    assert training_states(tmp_path / "run" / "states")[0].name == "step-00000003.pt"
+    monkeypatch.undo()
+    assert pretrain(recipe(), tmp_path / "run", resume=True)
+    pretrain(recipe(), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_states_are_few_and_damaged_ones_are_passed_over(tmp_path):
+    for step in (1, 2, 3, 10):
+        save_training_state(tmp_path, step, {"weights": torch.full((1000,), float(step))}, keep=3)
+    assert [file.name for file in training_states(tmp_path)] == [f"step-{n:08d}.pt" for n in (10, 3, 2)]
+    newest, second, third = training_states(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:2000])
+    content = bytearray(second.read_bytes())
+    content[2000] ^= 1  # among the weights
+    second.write_bytes(content)
+    said = []
+    assert load_training_state(tmp_path, said.append)["weights"][0] == 2
+    assert [str(file) in sentence for file, sentence in zip((newest, second), said)] == [True, True]
+    third.write_bytes(b"")
+    with pytest.raises(TrainingError, match="no training state in .* can be read"):
+        load_training_state(tmp_path, said.append)
+    assert load_training_state(tmp_path / "none") is None
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
+    save = torch.save
+
+    def full_disk(state, file):
+        if state.get("progress", {}).get("step") == 4:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(training_state.torch, "save", full_disk)
+    with pytest.raises(TrainingError, match="the disk is full; the last one is .*step-00000002.pt"):
+        pretrain(recipe(), tmp_path / "run")
+    monkeypatch.undo()
+    assert [file.name for file in (tmp_path / "run" / "states").iterdir()] == ["step-00000002.pt"]
+    assert pretrain(recipe(), tmp_path / "run", resume=True)
+    pretrain(recipe(), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("bad_steps, stops", [(range(2, 6), False), (range(2, 100), True)])
+def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps, stops):
+    forward = trainer._Pretraining.forward
+    calls = []
+
+    def poisoned(self, network, *arguments):
+        output = forward(self, network, *arguments)
+        if network.training:
+            calls.append(1)
+            if len(calls) in bad_steps:
+                output.loss = output.loss * torch.nan
+        return output
+
+    monkeypatch.setattr(trainer._Pretraining, "forward", poisoned)
+    run = recipe(steps=14, save_every=1, validate_every=14)
+    if stops:
+        with pytest.raises(TrainingError, match="steps 2 to 11 had gradients that are not finite"):
+            pretrain(run, tmp_path / "run")
+        return
+    pretrain(run, tmp_path / "run")
+    assert logged(tmp_path / "run", "skipped")[-1] == [14, 4]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run" / "last").values())
+
+
+def test_learning_rates(tmp_path, recipe):
+    pretrain(recipe(schedule="cosine"), tmp_path / "cosine")
+    rates = [rate for _, rate in logged(tmp_path / "cosine", "learning_rate")]
+    expected = [5e-4, 1e-3, *(0.5e-3 * (1 + np.cos(np.pi * done / 4)) for done in (1, 2, 3, 4))]
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
+
+
+def test_the_plateau_halves_the_learning_rate(tmp_path, recipe, monkeypatch):
+    validations = iter([0.3, 0.5, 0.4, 0.4, 0.6, 0.6, 0.6])
+
+    def constant(self, step):
+        self.plateau.step(next(validations))
+
+    monkeypatch.setattr(trainer._Pretraining, "_validate", constant)
+    pretrain(recipe(validate_every=1, patience=1, warmup_steps=1), tmp_path / "run")
+    rates = [rate for _, rate in logged(tmp_path / "run", "learning_rate")]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4])
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_validation(tmp_path, recipe):
+    pretrain(recipe(steps=12, validate_every=2, learning_rate=3e-3), tmp_path / "run")
+    validations = dict(logged(tmp_path / "run", "contrastive_accuracy", kind="validation"))
+    best = json.loads((tmp_path / "run" / "best" / "run.json").read_text())
+    assert validations[best["step"]] == max(validations.values())
+    assert validations[best["step"]] == best["validation"]["contrastive_accuracy"]
+    assert json.loads((tmp_path / "run" / "last" / "run.json").read_text())["step"] == 12
+
+
+def test_what_cannot_be_resumed(tmp_path, recipe, audio):
+    pretrain(recipe(steps=1), tmp_path / "run")
+    with pytest.raises(FileExistsError, match="is not empty; resume the run"):
+        pretrain(recipe(), tmp_path / "run")
+    with pytest.raises(RecipeError, match="began with learning_rate 0.001, not 0.01"):
+        pretrain(recipe(learning_rate=0.01), tmp_path / "run", resume=True)
+    shorter = tmp_path / "all.jsonl"
+    shorter.write_text("".join((audio / "all.jsonl").read_text().splitlines(keepends=True)[:8]))
+    run = recipe(steps=1, train=str(shorter))
+    pretrain(run, tmp_path / "other")
+    shorter.write_text("".join((audio / "all.jsonl").read_text().splitlines(keepends=True)[:9]))
+    with pytest.raises(RecipeError, match="all.jsonl"):
+        pretrain(run, tmp_path / "other", resume=True)
+
+
+def test_unreadable_files_are_counted_and_listed(tmp_path, recipe, audio):
+    lines = (audio / "all.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    manifest = tmp_path / "mixed.jsonl"
+    manifest.write_text("".join(lines[:6]) + json.dumps({"path": str(tmp_path / "torn.wav")}) + "\n")
+    assert pretrain(recipe(train=str(manifest)), tmp_path / "run")
+    assert logged(tmp_path / "run", "unreadable")[-1][1] > 0
+    assert "torn.wav" in logged(tmp_path / "run", "unreadable", kind="event")[0][1]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"steps": 0}, "steps must be a whole number from 1; got 0"),
+    ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
+    ({"masking": "random"}, "masking must be one of corrected, published; got 'random'"),
+    ({"lr": 1}, "no field lr; there are: accumulation"),
+    ({"train": []}, "train names no manifest"),
+    ({"model": {"deptth": 2}}, "model has no field deptth"),
+    ({"model": {"block_order": "odd"}}, "model: block_order must be one of"),
+])
+def test_bad_recipes(recipe_file, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file(**changes), PretrainingRecipe)
+
+
+def test_recipes_of_the_package():
+    names = {f"{size}_{masked}" for size in ("tiny", "small", "base") for masked in (250, 300, 400)}
+    assert names < {file.stem for file in PretrainingRecipe.FOLDER.glob("*.yaml")}
+    for name in names:
+        recipe = read_recipe(name, PretrainingRecipe)
+        assert f"{recipe.config().size}_{recipe.config().masked_patches}" == name
+        assert (recipe.batch_size, recipe.learning_rate, recipe.config().drop_path_rate) == (64, 1e-4, 0.1)
+    changed = read_recipe("smoke", PretrainingRecipe, ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
+    assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
+    assert changed.config().pretraining_frames == 256
+    with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
+        read_recipe("huge", PretrainingRecipe)
+
+
+def test_a_recipe_of_ones_own_extends_one_of_the_package(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: tiny_300\nsteps: 9\nmodel: {drop_path_rate: 0.0}\n")
+    mine = read_recipe(tmp_path / "mine.yaml", PretrainingRecipe)
+    assert (mine.steps, mine.batch_size) == (9, 64)
+    assert (mine.config().masked_patches, mine.config().drop_path_rate) == (300, 0.0)
+    (tmp_path / "mine.yaml").write_text("extends: huge\n")
+    with pytest.raises(RecipeError, match="no recipe huge"):
+        read_recipe(tmp_path / "mine.yaml", PretrainingRecipe)
+
+
+def test_batches_that_cannot_be_divided(tmp_path, recipe):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be divided into 3 parts"):
+        pretrain(recipe(accumulation=3), tmp_path / "run")
+
+
+def _gradient_of_a_rank(rank, port, model, fbank, mask, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    from ssamba_upstream.training.distributed import start_processes
+
+    with start_processes("cpu") as processes:
+        network = torch.nn.parallel.DistributedDataParallel(model)
+        clips = slice(2 * rank, 2 * rank + 2)
+        network(fbank[clips], mask[clips]).loss.backward()
+        assert processes.gather(rank) == [0, 1] and processes.any(rank == 1)
+        if processes.first:
+            torch.save({name: parameter.grad for name, parameter in model.named_parameters()}, folder / "gradient.pt")
+        del network
+
+
+def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
+    model = SsambaForPreTraining(recipe(model={"drop_path_rate": 0}).config())
+    fbank, mask = torch.randn(4, 64, 128), torch.arange(32).expand(4, -1) < 20
+    model(fbank, mask).loss.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # one that nobody listens to
+    multiprocessing.spawn(_gradient_of_a_rank, (port, model, fbank, mask, tmp_path), nprocs=2)
+    found = torch.load(tmp_path / "gradient.pt", weights_only=True)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_torchrun(tmp_path, recipe_file):
+    arguments = ["pretrain", recipe_file(steps=3), "--out", tmp_path / "run"]
+    assert "done; the checkpoints are" in torchrun(*arguments)
+    assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
+    assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
+
+
+def test_show_masks(tmp_path, recipe, audio, capsys):
+    pretrain(recipe(steps=1), tmp_path / "run")
+    picture = tmp_path / "masks.png"
+    assert main(["show-masks", str(tmp_path / "run" / "best"), str(audio / "00.wav"), "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG") and "mean squared error" in capsys.readouterr().out
+    assert main(["show-masks", str(tmp_path / "run" / "best"), "nowhere.wav", "--out", str(tmp_path / "none.png")]) == 1
+    assert "nowhere.wav cannot be read as audio: does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()

@@ -1,0 +1,255 @@
+"""Averages over time on disk: exact, resumable, never stale; and what is said of the layers' geometry."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.audio import AudioError
+from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.probing import cache, features
+from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
+from ssamba_upstream.corpora.labelled import Excerpt
+from ssamba_upstream.probing.features import log_mel_averages, time_averages
+from ssamba_upstream.probing.geometry import linear_cka, norms
+
+STRIDES = {"time_stride": 10, "frequency_stride": 10}
+
+
+def save_network(path, seed, **options):
+    torch.manual_seed(seed)
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, **options)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_network(tmp_path_factory.mktemp("checkpoint") / "reduced.safetensors", seed=1)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.wav" for number in range(6)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, generator.uniform(-0.5, 0.5, 3000 + 4000 * ((5 * number) % 6)), 16000)
+    return paths
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The recordings whose averages are computed, one batch after the other."""
+    found = []
+
+    def iterate(encoder, missing, report=None):
+        for batch, values in features.iterate_time_averages(encoder, missing, 1.0, report):
+            found.extend(missing[i] for i in batch)
+            yield batch, values
+
+    monkeypatch.setattr(cache, "iterate_time_averages", iterate)
+    return found
+
+
+def test_the_cache_holds_what_is_computed(checkpoint, recordings, computed, tmp_path):
+    expected = time_averages(load_model(checkpoint, **STRIDES), recordings)
+    found, key = cached_time_averages(checkpoint, recordings, tmp_path / "cache")
+    assert sorted(computed) == recordings and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    again, same = cached_time_averages(checkpoint, recordings, tmp_path / "cache")
+    assert torch.equal(again, found) and same == key and len(computed) == len(recordings)
+
+    half, other = cached_time_averages(checkpoint, recordings, tmp_path / "cache", dtype="float16")
+    assert half.dtype == torch.float16 and other != key
+    assert torch.equal(half, found.half())
+
+    fbank, _ = cached_log_mel_averages(recordings, tmp_path / "cache")
+    assert torch.equal(fbank, log_mel_averages(recordings))
+
+
+def test_what_is_changed_by_its_user_stays_in_memory(checkpoint, recordings, tmp_path):
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path)
+    found.zero_()
+    assert cached_time_averages(checkpoint, recordings, tmp_path)[0].abs().sum() > 0
+
+
+def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
+    """Whatever the averages depend on, a change of it is noticed, and undone it finds the old ones."""
+    folder = tmp_path / "cache"
+    first, key = cached_time_averages(checkpoint, recordings, folder)
+    keys = {key}
+
+    def expect_new(checkpoint=checkpoint, recordings=recordings, **options):
+        computed.clear()
+        found, key = cached_time_averages(checkpoint, recordings, folder, **options)
+        assert key not in keys and len(computed) == len(recordings)
+        keys.add(key)
+        window_secs = options.pop("window_secs", None)
+        model = load_model(checkpoint, **{**STRIDES, **options})
+        torch.testing.assert_close(found, time_averages(model, recordings, window_secs), rtol=0, atol=1e-5)
+
+    expect_new(window_secs=1.0)
+    expect_new(time_stride=16)
+    expect_new(frequency_stride=16)
+    expect_new(positions="published")
+    expect_new(recordings=recordings[::-1])
+    expect_new(recordings=recordings[:-1])
+    expect_new(recordings=[*recordings[:-1], Excerpt(recordings[-1], gain=-3.0)])
+    expect_new(recordings=[*recordings[:-1], Excerpt(recordings[-1], 0, 2000)])
+    replaced = tmp_path / "network.safetensors"
+    for seed in (2, 3):  # in the same place
+        expect_new(checkpoint=save_network(replaced, seed))
+    expect_new(checkpoint=save_network(tmp_path / "folder", seed=1, block_order="paired"))
+
+    computed.clear()
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(checkpoint.read_bytes())
+    assert torch.equal(cached_time_averages(moved, recordings, folder)[0], first) and not computed
+
+    samples, _ = soundfile.read(recordings[2])
+    status = recordings[2].stat()
+    soundfile.write(recordings[2], -samples[::-1], 16000)
+    assert recordings[2].stat().st_size == status.st_size
+    os.utime(recordings[2], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    expect_new()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from ssamba_upstream.probing import cache, features
+
+out, checkpoint, *recordings = map(Path, sys.argv[1:])
+flush, flushes = np.memmap.flush, 0
+
+def fill(moment):
+    def iterate(encoder, missing, report):
+        for number, batch in enumerate(features.iterate_time_averages(encoder, missing, batch_secs=0.1)):
+            if moment == "between batches" and number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    def count_flushes(self):
+        # The first is of the new file. Then two of each batch: its rows are written, its marks are written.
+        global flushes
+        flushes += 1
+        if flushes == {"creating": 1, "rows without marks": 6}.get(moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(self)
+
+    cache.iterate_time_averages, np.memmap.flush = iterate, count_flushes
+    cache.cached_time_averages(checkpoint, recordings, out / moment)
+
+for moment in ("creating", "between batches", "rows without marks", "by the clock"):
+    child = os.fork()
+    if not child:
+        fill(moment)
+        os._exit(0)
+    if moment == "by the clock":  # as soon as anything is marked as done, at an instruction that nobody chose
+        while not any(np.load(file).any() for file in out.glob("by the clock/[!.]*/done.npy")):
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert status == signal.SIGKILL or moment == "by the clock" and status == 0, moment
+"""
+
+
+def test_killed_at_any_moment_it_goes_on(checkpoint, recordings, computed, tmp_path):
+    arguments = [tmp_path / "caches", checkpoint, *recordings]
+    run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    assert run.returncode == 0, run.stderr
+    expected = time_averages(load_model(checkpoint, **STRIDES), recordings)
+    for moment, done in (("creating", 0), ("between batches", 2), ("rows without marks", 2), ("by the clock", None)):
+        computed.clear()
+        found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "caches" / moment)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert len(computed) < len(recordings) if done is None else len(computed) == len(recordings) - done
+
+
+def test_an_error_leaves_no_wrong_row(checkpoint, recordings, computed, tmp_path):
+    content = recordings[5].read_bytes()
+    status = recordings[5].stat()
+    recordings[5].write_bytes(b"x" * len(content))
+    os.utime(recordings[5], ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(AudioError, match="5.wav cannot be read as audio"):
+        cached_time_averages(checkpoint, recordings, tmp_path / "cache")
+    errors = []
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "cache", report=errors.append)
+    assert [error.file for error in errors] == [recordings[5]]
+    assert found[:, 5].isnan().all() and found[:, :5].isfinite().all()
+    recordings[5].write_bytes(content)
+    os.utime(recordings[5], ns=(status.st_atime_ns, status.st_mtime_ns))
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "cache")
+    expected = time_averages(load_model(checkpoint, **STRIDES), recordings)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_values_that_the_cache_cannot_hold(recordings, tmp_path):
+    torch.manual_seed(0)
+    model = SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2))
+    model.pos_embed.data.fill_(1e5)
+    save_model(model, tmp_path / "loud.safetensors")
+    with pytest.raises(ValueError, match="beyond what float16 holds"):
+        cached_time_averages(tmp_path / "loud.safetensors", recordings, tmp_path / "cache", dtype="float16")
+    assert not any(np.load(file).any() for file in (tmp_path / "cache").glob("*/done.npy"))
+    found, _ = cached_time_averages(tmp_path / "loud.safetensors", recordings, tmp_path / "cache")
+    assert found.isfinite().all()
+
+
+def test_remembered(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"values": [0.1, 1 / 3], "number": len(calls)}
+
+    first = remembered(tmp_path / "new", {"seed": 0}, compute)
+    assert remembered(tmp_path / "new", {"seed": 0}, compute) == first == {"values": [0.1, 1 / 3], "number": 1}
+    assert remembered(tmp_path / "new", {"seed": 1}, compute)["number"] == 2
+    (file,) = [file for file in (tmp_path / "new").iterdir() if json.loads(file.read_text())["number"] == 2]
+    file.rename(file.with_suffix(".partial"))  # as a kill leaves it
+    assert remembered(tmp_path / "new", {"seed": 1}, compute)["number"] == 3
+
+
+def test_cka():
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.randn(60, 100, generator=generator) + 5
+    rotation, _ = torch.linalg.qr(torch.randn(100, 100, generator=generator))
+    independent = torch.randn(60, 100, generator=generator)
+    halfway = layer + independent
+    found = linear_cka(torch.stack([layer, layer, 3 * layer @ rotation + 7, independent, halfway]))
+    torch.testing.assert_close(found[:3, :3], torch.ones(3, 3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.diagonal(), torch.ones(5))
+    assert found[0, 3].abs() < 0.1 and found[0, 4] > 0.4
+    torch.testing.assert_close(found, found.T)
+    with pytest.raises(ValueError, match="four or more"):
+        linear_cka(torch.randn(2, 3, 5))
+
+
+def test_cka_is_the_unbiased_estimate_of_its_source():
+    """Song et al. (2012), equation 5, written out; on more utterances than are drawn, of a part of them."""
+    first, second = torch.randn(2, 30, 8, dtype=torch.float64) + 1
+
+    def dependence(x, y):
+        k, l = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x, y))
+        n, one = len(x), torch.ones(len(x), dtype=x.dtype)
+        k.fill_diagonal_(0), l.fill_diagonal_(0)
+        return ((k @ l).trace() + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+                - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+
+    expected = dependence(first, second) / (dependence(first, first) * dependence(second, second)).sqrt()
+    found = linear_cka(torch.stack([first, second]).float())
+    assert found[0, 1].item() == pytest.approx(expected.item(), abs=1e-4)
+    many = torch.randn(1, 1500, 4)
+    assert linear_cka(torch.cat([many, many])).allclose(torch.ones(2, 2), atol=1e-4)
+
+
+def test_norms():
+    torch.testing.assert_close(norms(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]])), torch.tensor([3.0]))

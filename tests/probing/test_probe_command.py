@@ -1,0 +1,183 @@
+"""``ssamba probe`` from a labelled set to its report."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy import stats
+
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.checkpoint import save_model
+from ssamba_upstream.cli import main
+from ssamba_upstream.probing import study as probing
+from ssamba_upstream.probing.report import MOST_SEEDS, confidence_interval
+
+QUICK = ["--seeds", "2", "--head-steps", "40", "--head-learning-rates", "1e-3", "1e-2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    paths = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        paths.append(tmp_path_factory.mktemp("checkpoint") / f"network{seed}.safetensors")
+        save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), paths[-1])
+    return [*map(str, paths)]
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """A folder for each of three pitches."""
+    folder = tmp_path_factory.mktemp("tones")
+    generator = np.random.default_rng(0)
+    for pitch in (200, 500, 1200):
+        (folder / f"{pitch} Hz").mkdir()
+        for number in range(10):
+            samples = 0.3 * np.sin(2 * np.pi * pitch * np.arange(4000 + 500 * number) / 16000)
+            noise = 0.02 * generator.standard_normal(len(samples))
+            soundfile.write(folder / f"{pitch} Hz" / f"{number}.wav", samples + noise, 16000)
+    return folder
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_two_networks_and_the_filterbank(tones, checkpoints, tmp_path, capsys):
+    out = tmp_path / "out"
+    compared = [checkpoints[1], "fbank"]
+    assert main(["probe", str(tones), checkpoints[0], *compared, "--out", str(out), *QUICK]) == 0
+    results = results_of(out)
+    first, second, fbank = results["models"]
+    assert results["recordings"] == {"train": 21, "dev": 3, "test": 6} and results["classes"] == 3
+    assert [len(model["layers"]) for model in results["models"]] == [3, 3, 1]
+    for model in results["models"]:
+        best = model["layers"][model["best_layer"]]
+        assert best["test_accuracy"] == 1 and best["interval"] == 0 and len(best["test_accuracy_by_seed"]) == 2
+        assert best["dev_loss"] == min(layer["dev_loss"] for layer in model["layers"])
+        assert sum(layer["weight"] for layer in model["layers"]) == pytest.approx(1)
+        assert model["superb_head"]["test_accuracy"] > 0.6
+        assert [model["cka"][i][i] for i in range(len(model["cka"]))] == pytest.approx([1] * len(model["cka"]))
+    assert first["layers"] != second["layers"]
+    table = (out / "results.md").read_text()
+    assert "| network1.safetensors |" in table and "| fbank |" in table and "100.00 ± 0.00" in table
+    for picture in ("layers.png", "cka.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert "| network2.safetensors |" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"cache", "cka.png", "layers.png", "results.json", "results.md"}
+
+
+def test_a_set_without_dev_is_refused_before_anything_is_computed(tones, checkpoints, tmp_path, capsys):
+    rows = [f"{path},{path.parent.name},{'test' if path.stem == '0' else 'train'}" for path in tones.glob("*/*.wav")]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *rows]))
+    assert main(["probe", str(tmp_path / "set.csv"), checkpoints[0], "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert "no utterance in dev; probes need train, dev and test" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoints, tmp_path, capsys):
+    shutil.copytree(tones, tmp_path / "tones")
+    (tmp_path / "tones" / "500 Hz" / "torn.wav").write_bytes(b"RIFF")
+    loud = tmp_path / "tones" / "200 Hz" / "loud.wav"
+    soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
+    out = tmp_path / "out"
+    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "fbank", "--out", str(out), *QUICK]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "left out: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said
+    results = results_of(out)
+    assert sum(results["recordings"].values()) == 30 and len(results["unreadable"]) == 2
+    assert all(model["layers"][model["best_layer"]]["test_accuracy"] == 1 for model in results["models"])
+    assert main(command) == 1
+
+
+def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
+    trained = []
+    for name in ("train_probes", "retrain_probes", "train_head"):
+        original = getattr(probing, name)
+        monkeypatch.setattr(probing, name, lambda *args, name=name, original=original, **options:
+                            trained.append(name) or original(*args, **options))
+    command = ["probe", str(tones), checkpoints[0], "--out", str(tmp_path), *QUICK]
+    main(command)
+    first = results_of(tmp_path)
+    assert trained == ["train_probes", "retrain_probes", "train_head"]
+    main(command)
+    assert len(trained) == 3
+    again = results_of(tmp_path)
+    for results in (first, again):
+        results["models"][0].pop("seconds")
+    assert again == first
+    main([*command, "--seeds", "3"])
+    assert trained[3:] == ["retrain_probes"]
+    main([*command, "--head-steps", "20"])
+    assert trained[4:] == ["train_head"]
+
+
+def test_killed_while_probing_it_goes_on(tones, checkpoints, tmp_path):
+    code = """
+import os, signal, sys
+from ssamba_upstream.probing import study as probe
+probe.retrain_probes = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+from ssamba_upstream.cli import main
+main(sys.argv[1:])
+"""
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    command = ["probe", str(tones), checkpoints[0], *QUICK, "--out"]
+    run = subprocess.run([sys.executable, "-c", code, *command, str(out)],
+                         capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    assert len(kept) == 2 and not (out / "results.json").exists()  # the averages' description, and seed 0
+    assert main([*command, str(out)]) == main([*command, str(whole)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for killed, expected in zip(results_of(out)["models"][0]["layers"], results_of(whole)["models"][0]["layers"]):
+        assert killed.pop("test_accuracy_by_seed") == expected.pop("test_accuracy_by_seed")
+        assert killed == pytest.approx(expected, abs=1e-3)
+
+
+def test_folds(tones, checkpoints, tmp_path):
+    """With folds, every number is a mean over them."""
+    lines = ["path,label,split"]
+    lines += [f"{path},{path.parent.name},fold {int(path.stem) % 3}" for path in sorted(tones.rglob("*.wav"))]
+    csv = tmp_path / "folds.csv"
+    csv.write_text("\n".join(lines))
+    assert main(["probe", str(csv), checkpoints[0], "--out", str(tmp_path / "out"), *QUICK]) == 0
+    model = results_of(tmp_path / "out")["models"][0]
+    assert model["layers"][model["best_layer"]]["test_accuracy"] > 0.9
+    folds = model["superb_head"]["folds"]
+    assert sorted(folds) == ["fold 0", "fold 1", "fold 2"]
+    weights = [sum(fold["layer_weights"][1] for fold in folds.values()) / 3, model["layers"][1]["weight"]]
+    assert weights[0] == pytest.approx(weights[1])
+
+
+def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
+    from ssamba_upstream.corpora.utterances import Utterance
+    from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+
+    samples = {pitch: 0.3 * np.sin(pitch * np.arange(4000)) for pitch in (0.1, 0.5)}
+    write_voxceleb1(tmp_path / "VoxCeleb1", [
+        Utterance(samples[pitch], speaker, recording="video", split=split)
+        for pitch, speaker in ((0.1, "id10001"), (0.5, "id10002")) for split in ("train", "train", "dev", "test")])
+    command = ["probe", str(tmp_path / "VoxCeleb1"), checkpoints[0], "--corpus", "sid", "--out", str(tmp_path / "out")]
+    assert main([*command, *QUICK]) == 0
+    assert results_of(tmp_path / "out")["models"][0]["layers"][0]["test_accuracy"] == 1
+    assert main(["probe", str(tmp_path), checkpoints[0], "--corpus", "ks", "--out", str(tmp_path / "out"), *QUICK]) == 1
+    assert "corpora check ks" in capsys.readouterr().err
+    assert main([*command, "--head-steps", "0"]) == 1
+    assert "one step or more" in capsys.readouterr().err
+
+
+def test_confidence_interval():
+    for count in range(2, MOST_SEEDS + 1):
+        values = np.random.default_rng(count).normal(size=count)
+        low, high = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
+        assert confidence_interval(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert confidence_interval([0.5]) is None and math.isclose(confidence_interval([0.5, 0.5]), 0)

@@ -1,0 +1,267 @@
+"""predict.zip from files that s3prl's own code wrote, and the refusal of every damage to them."""
+
+import zipfile
+
+import pytest
+
+from ssamba_upstream.cli import main
+from ssamba_upstream.corpora.iemocap import RELEASED, RELEASED_SESSIONS
+from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.superb.submission import ER_FOLDS, PREDICTIONS, SubmissionError, write_submission
+
+
+class NoLogger:
+    def add_scalar(self, *args, **kwargs):
+        pass
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    out = tmp_path_factory.mktemp("synthetic") / "corpora"
+    synthesise_corpora(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def given(corpora):
+    """The corpora, as arguments of write_submission."""
+    return {"sid_corpus": corpora / "VoxCeleb1", "ks_corpus": corpora, "er_corpus": corpora / "IEMOCAP"}
+
+
+@pytest.fixture(scope="module")
+def written(corpora, tmp_path_factory):
+    """Prediction files by task, written by s3prl's downstream experts; all of a task have the same label."""
+    pytest.importorskip("librosa")
+    from ssamba_upstream.plugin import compat
+
+    compat.apply()
+    from s3prl.downstream.emotion.expert import DownstreamExpert as Emotion
+    from s3prl.downstream.speech_commands.expert import DownstreamExpert as SpeechCommands
+    from s3prl.downstream.voxceleb1.expert import DownstreamExpert as VoxCeleb1
+
+    folder = tmp_path_factory.mktemp("runs")
+    voxceleb1, iemocap = corpora / "VoxCeleb1", corpora / "IEMOCAP"
+    datarcs = {
+        "sid": (VoxCeleb1, dict(file_path=voxceleb1, meta_data=voxceleb1 / "veri_test_class.txt",
+                                max_timestep=None)),
+        "ks": (SpeechCommands, dict(speech_commands_root=corpora / "speech_commands_v0.01",
+                                    speech_commands_test_root=corpora / "speech_commands_test_set_v0.01")),
+        **{fold: (Emotion, dict(root=iemocap, meta_data=iemocap / "meta_data", test_fold=fold[3:],
+                                pre_load=False, valid_ratio=0.2)) for fold in ER_FOLDS},
+    }
+    modelrc = {"projector_dim": 2, "select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}}
+    predicted = {"sid": "id10002", "ks": "_unknown_", **dict.fromkeys(ER_FOLDS, "sad")}
+    files = {}
+    for task, (expert_class, datarc) in datarcs.items():
+        run = folder / task
+        run.mkdir()
+        expert = expert_class(2, {"datarc": datarc, "modelrc": modelrc}, expdir=run)
+        names = [name for _, _, name in expert.test_dataset]
+        records = {"acc": [1.0], "loss": [0.0], "filename": names,
+                   **{f"{kind}{suffix}": [predicted[task]] * len(names)
+                      for kind in ("predict", "truth") for suffix in ("", "_speaker")}}
+        expert.log_records("test", records=records, logger=NoLogger(), global_step=0)
+        files[task] = run / PREDICTIONS[task].file_name
+    return {task: path.read_text() for task, path in files.items()}
+
+
+@pytest.fixture
+def runs(written, tmp_path):
+    """A fresh folder for each task's run."""
+    for task, text in written.items():
+        (tmp_path / task).mkdir()
+        (tmp_path / task / PREDICTIONS[task].file_name).write_text(text)
+    return {task: tmp_path / task for task in written}
+
+
+def arguments(runs):
+    return {"sid": runs["sid"], "ks": runs["ks"], "er_folds": [runs[fold] for fold in ER_FOLDS]}
+
+
+def refusal(out, **runs_and_corpora):
+    """The message of a refusal, after which there is no zip file."""
+    with pytest.raises(SubmissionError) as refused:
+        write_submission(out, **runs_and_corpora)
+    assert not out.exists()
+    return str(refused.value)
+
+
+# What is accepted
+
+
+def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
+    submission = write_submission(tmp_path / "out", **arguments(runs), **given)
+    assert submission.path == tmp_path / "out" / "predict.zip"
+    with zipfile.ZipFile(submission.path) as archive:
+        assert archive.testzip() is None
+        found = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert found == {f"predict/{task}_public/predict.txt": text for task, text in written.items()}
+    assert submission.utterances == {"sid": 40, "ks": 144, **dict.fromkeys(ER_FOLDS, 40)}
+    assert "Not checked" not in str(submission) and "Not in it" not in str(submission)
+    assert str(submission).count("the leaderboard scores the released one") == 7
+    assert [path.name for path in submission.path.parent.iterdir()] == ["predict.zip"]
+
+
+def test_files_for_folders_and_corpora(runs, corpora, tmp_path):
+    folder = corpora / "VoxCeleb1"
+    submission = write_submission(
+        tmp_path / "sub.zip", sid=runs["sid"] / "test_predict.txt", ks=runs["ks"],
+        sid_corpus=folder / "veri_test_class.txt", ks_corpus=corpora / "speech_commands_test_set_v0.01")
+    assert submission.path == tmp_path / "sub.zip" and zipfile.is_zipfile(submission.path)
+    assert "Not in it, and so not scored: er." in str(submission)
+
+
+def released_predictions(task):
+    count = PREDICTIONS[task].released
+    if task == "sid":
+        return [f"id{10001 + number % 1251}-1zcIwhmdeo4-{number:05d} id11251\n" for number in range(count)]
+    if task == "ks":
+        return [f"_silence_-{number:08x}_nohash_0.wav _silence_\n" for number in range(count)]
+    return [f"Ses0{task[-1]}M_script01_1_F{number:03d} neu\n" for number in range(count)]
+
+
+def test_without_corpora_it_says_what_was_not_checked(tmp_path):
+    runs = {task: tmp_path / f"{task}.txt" for task in PREDICTIONS}
+    for task, path in runs.items():
+        path.write_text("".join(released_predictions(task)))
+    submission = write_submission(tmp_path / "out", **arguments(runs))
+    assert str(submission).count("Not checked: that they are those of the official test set") == 7
+    assert submission.warnings == []
+
+    runs["sid"].write_text("".join(released_predictions("sid")[1:]))
+    message = refusal(tmp_path / "fewer", sid=runs["sid"])
+    assert f"{runs['sid']}, line 8250, the last" in message and "8,251; --sid-corpus" in message
+    runs["sid"].write_text("".join(released_predictions("sid")[1:] + ["1.wav id10001\n"]))
+    message = refusal(tmp_path / "other", sid=runs["sid"])
+    assert f"{runs['sid']}, line 8251: 1.wav does not have the form" in message
+    folds = [runs[fold] for fold in ER_FOLDS]
+    message = refusal(tmp_path / "swapped", er_folds=[folds[1], folds[0], *folds[2:]])
+    assert f"{folds[1]}, line 1: Ses02M_script01_1_F000 does not have the form" in message
+
+
+def test_released_counts_agree():
+    assert sum(RELEASED_SESSIONS.values()) == sum(RELEASED.values())
+
+
+def test_warns_of_predictions_from_training(runs, given, tmp_path):
+    log = runs["ks"] / "log.log"
+    training = ("dev at step 10: 0.5\nNew best on dev at step 10: 0.5\ntest at step 10: 0.4\n"
+                "dev at step 20: 0.4\ntest at step 20: 0.6\n")
+    for text, warned in ((training, True), (training + "test at step 0: 0.4\n", False)):
+        log.write_text(text)
+        submission = write_submission(tmp_path / "out", ks=runs["ks"], ks_corpus=given["ks_corpus"])
+        assert ("was written during training, at step 20" in str(submission)) == warned
+        assert (f"-e {runs['ks'] / 'dev-best.ckpt'}" in str(submission)) == warned
+
+
+# What is refused
+
+
+UNKNOWN = {
+    "sid": "id10001-nosuchvideo-00001 id10001\n",
+    "ks": "yes-nobody_nohash_0.wav yes\n",
+    "er_fold1": "Ses01F_nosuch_F000 neu\n",
+}
+DAMAGES = {  # name: (damage to the lines, line that the message names, what the message says)
+    "missing": (lambda lines, task: lines[:4] + lines[5:], "{last}", "1 of the {count} utterances"),
+    "duplicate": (lambda lines, task: lines + [lines[2]], "{added}", "is there already, in line 3"),
+    "unknown utterance": (lambda lines, task: lines + [UNKNOWN[task]], "{added}",
+                          "is not in the test set"),
+    "unknown label": (lambda lines, task: lines[:6] + [f"{lines[6].split()[0]} id11252\n"] + lines[7:], "7",
+                      "the label id11252 is none of"),
+    "no label": (lambda lines, task: lines[:6] + [f"{lines[6].split()[0]}\n"] + lines[7:], "7",
+                 "is not '<utterance>"),
+    "two spaces": (lambda lines, task: [lines[0].replace(" ", "  ")] + lines[1:], "1", "is not '<utterance>"),
+    "tab": (lambda lines, task: [lines[0].replace(" ", "\t")] + lines[1:], "1", "is not '<utterance>"),
+    "empty line": (lambda lines, task: [*lines, "\n"], "{added}", "is not '<utterance>"),
+    "CRLF": (lambda lines, task: lines[:8] + [lines[8][:-1] + "\r\n"] + lines[9:], "9", "ends with CRLF"),
+    "BOM": (lambda lines, task: ["\ufeff" + lines[0]] + lines[1:], "1", "byte order mark"),
+    "empty": (lambda lines, task: [], "1", "the file is empty"),
+    "cut off": (lambda lines, task: [*lines[:-1], lines[-1][:-1]], "{count}", "was cut off there"),
+}
+
+
+@pytest.mark.parametrize("task", UNKNOWN)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_refuses(damage, task, runs, given, tmp_path):
+    change, line, reason = DAMAGES[damage]
+    path = runs[task] / PREDICTIONS[task].file_name
+    lines = path.read_text().splitlines(keepends=True)
+    numbers = dict(count=len(lines), last=len(lines) - 1, added=len(lines) + 1)
+    path.write_bytes("".join(change(lines, task)).encode())
+    message = refusal(tmp_path / "out", **arguments(runs), **given)
+    named = [text for text in message.splitlines() if f"{path}, line {line.format(**numbers)}" in text]
+    assert len(named) == 1 and reason.format(**numbers) in named[0], message
+    assert named[0].startswith(f"{task}: "), message
+
+
+def test_missing_utterances_are_named_with_their_place(runs, given, corpora, tmp_path):
+    path = runs["sid"] / "test_predict.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    split_file = corpora / "VoxCeleb1" / "veri_test_class.txt"
+    utterance = lines[0].split()[0]
+    place = 1 + split_file.read_text().splitlines().index(f"3 {utterance.replace('-', '/')}.wav")
+    assert f"{utterance} ({split_file}, line {place})" in refusal(tmp_path / "out", sid=runs["sid"], **given)
+
+
+def test_many_problems_are_counted(runs, given, tmp_path):
+    path = runs["ks"] / "test_predict.txt"
+    path.write_text(path.read_text().replace("_unknown_\n", "unknown\n"))
+    message = refusal(tmp_path / "out", ks=runs["ks"], **given)
+    assert message.count("the label unknown is none of yes, no") == 3
+    assert f"{path}: 141 more problems" in message
+
+
+def test_an_older_zip_survives_a_refusal(runs, given, tmp_path):
+    before = write_submission(tmp_path, ks=runs["ks"], **given).path.read_bytes()
+    (runs["ks"] / "test_predict.txt").write_text("")
+    with pytest.raises(SubmissionError):
+        write_submission(tmp_path, ks=runs["ks"], **given)
+    assert (tmp_path / "predict.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize("present", [(1, 2, 3, 4), (2, 3, 4, 5), (1,)])
+def test_refuses_fewer_than_five_folds(present, runs, given, tmp_path):
+    folds = [runs[fold] if number in present else None for number, fold in enumerate(ER_FOLDS, 1)]
+    message = refusal(tmp_path / "out", sid=runs["sid"], er_folds=folds, **given)
+    assert "ER needs all five folds" in message
+    assert all((f"er_fold{number}" in message) == (number not in present) for number in range(1, 6))
+
+
+def test_refuses_six_folds_and_nothing(runs, tmp_path):
+    six = [runs[fold] for fold in (*ER_FOLDS, "er_fold1")]
+    assert "no er_fold6" in refusal(tmp_path / "out", er_folds=six)
+    assert "nothing to submit" in refusal(tmp_path / "out")
+
+
+def test_refuses_the_run_of_another_fold(runs, given, tmp_path):
+    folds = [runs[fold] for fold in (*ER_FOLDS[:4], "er_fold4")]
+    message = refusal(tmp_path / "out", er_folds=folds, **given)
+    reason = "has no test_fold5_predict.txt, but test_fold4_predict.txt"
+    assert f"er_fold5: {runs['er_fold4']} {reason}" in message
+
+
+@pytest.mark.parametrize("corpus", ["speech_commands_v0.01", "IEMOCAP"])
+def test_refuses_another_corpus(corpus, runs, corpora, tmp_path):
+    message = refusal(tmp_path / "out", ks=runs["ks"], ks_corpus=corpora / corpus)
+    assert f"{corpora / corpus} is not the test set of Speech Commands" in message
+
+
+def test_refuses_a_damaged_split_file(runs, tmp_path):
+    split_file = tmp_path / "iden_split.txt"
+    split_file.write_text("3 id10001/video/00001.wav\nthree id10001/video/00002.wav\n")
+    assert f"{split_file}, line 2" in refusal(tmp_path / "out", sid=runs["sid"], sid_corpus=split_file)
+
+
+def test_command(runs, given, tmp_path, capsys):
+    command = ["submit", "--out", str(tmp_path / "out")]
+    for task, run in runs.items():
+        command += [f"--{task.replace('_', '-')}", str(run)]
+    for option, corpus in given.items():
+        command += [f"--{option.replace('_', '-')}", str(corpus)]
+    assert main(command) == 0
+    assert f"wrote {tmp_path / 'out' / 'predict.zip'}" in capsys.readouterr().out
+    assert main(["submit", "--out", str(tmp_path / "none"), "--ks", str(tmp_path / "nowhere")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ssamba: ") and str(tmp_path / "nowhere") in error

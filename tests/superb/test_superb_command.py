@@ -1,0 +1,372 @@
+"""`ssamba superb`: what it plans, resumes, reports and refuses, with a stand-in for s3prl and with it."""
+
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from helpers.paths import CHECKOUT
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.checkpoint import content_hash, save_model
+from ssamba_upstream.cli import main
+from ssamba_upstream.superb import campaign, cells, plan, results
+from ssamba_upstream.corpora.speech_commands import CLASSES
+from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
+
+STEPS = ",,".join([
+    "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
+    "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])
+MEASURE = plan.measure
+
+# Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
+RUNNER = """
+import os, pathlib, shutil, sys, time, zipfile, yaml
+control, expdir = pathlib.Path(os.environ["CONTROL"]), pathlib.Path("s3prl")
+config = yaml.safe_load(open("config.yaml"))
+rate, fold = config["optimizer"]["lr"], config["downstream_expert"]["datarc"].get("test_fold", "")
+mode, steps = sys.argv[2], config["runner"]["total_steps"]
+expdir.mkdir(exist_ok=True)
+step = max([int(path.stem[7:]) for path in expdir.glob("states-*.ckpt")], default=0)
+with open(control / "calls", "a") as calls:
+    calls.write(f"{mode} {rate:g}{fold} {step}\\n")
+open(control / "gpus", "a").write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
+log = open(expdir / "log.log", "a")
+if (control / f"fail-{rate:g}").exists():
+    sys.exit("Traceback\\nRuntimeError: the disk is full")
+if mode == "evaluate":
+    assert (expdir / pathlib.Path(sys.argv[4]).name).exists()
+    log.write(f"test at step 0: {1 - rate}\\n")
+    if (control / "meanwhile").exists():
+        pathlib.Path((control / "meanwhile").read_text()).write_text("{}")
+while mode == "train" and step < steps:
+    step += 2
+    best = control / f"best-{rate:g}.ckpt"
+    log.write(f"dev at step {step}: {0.5 if best.exists() else 0.0}\\n")
+    if best.exists():
+        shutil.copy(best, expdir / "dev-best.ckpt")
+    with zipfile.ZipFile(expdir / f"states-{step}.ckpt", "w") as states:
+        states.writestr("data", "")
+    if (control / f"hang-{rate:g}").exists():
+        (control / "hanging").touch()
+        time.sleep(3600)  # until it is killed
+"""
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    random = np.random.default_rng(0)
+
+    def sound(n=4800):
+        return 0.1 * random.standard_normal(n)
+
+    write_speech_commands(folder / "ks", [
+        Utterance(sound(), word, f"{number:08x}", split=split)
+        for word in CLASSES for split, count in (("train", 24), ("test", 2)) for number in range(count)
+        if (split, word) != ("train", "_silence_")
+    ], backgrounds={"hum": sound(32000)})
+    write_iemocap(folder / "er", [
+        Utterance(sound(), emotion, f"Ses0{session}F", recording="impro01")
+        for session in range(1, 6) for emotion in ("neu", "hap", "ang", "sad")])
+    return {"ks": folder / "ks", "er": folder / "er"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def control(tmp_path, monkeypatch):
+    """The folder that governs the stand-in for s3prl: it is the worse on test the better it was on dev."""
+    control = tmp_path / "control"
+    control.mkdir()
+    (control / "runner.py").write_text(RUNNER)
+    for rate, accuracy in ((0.01, 0.75), (0.001, 0.5)):
+        states = {"Downstream": {"best_score": torch.tensor([accuracy])}, "Step": 2}
+        torch.save(states, control / f"best-{rate:g}.ckpt")
+    monkeypatch.setenv("CONTROL", str(control))
+    monkeypatch.setattr(campaign, "RUNNER", (sys.executable, str(control / "runner.py")))
+    monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
+    return control
+
+
+def calls(control):
+    """What the stand-in was called for since the last look."""
+    found = (control / "calls").read_text().splitlines() if (control / "calls").exists() else []
+    (control / "calls").unlink(missing_ok=True)
+    return found
+
+
+@pytest.fixture
+def superb(checkpoint, corpora, tmp_path):
+    def run(*arguments, task="ks"):
+        return main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), f"--{task}",
+                     str(corpora[task]), "--device", "cpu", "-o", STEPS, "--learning-rates", "1e-2", "1e-3",
+                     *arguments])
+    return run
+
+
+def rows(tmp_path):
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_plan(control, superb, capsys, tmp_path):
+    assert superb("--plan", "--jobs", "2", task="er") == 0
+    *table, trial, total = capsys.readouterr().out.splitlines()
+    assert [line.split()[:5] for line in table[1:]] == [
+        [str(2 * fold + number), "er", "frozen", f"fold{fold + 1}", rate]
+        for fold in range(5) for number, rate in enumerate(("0.01", "0.001"))]
+    assert trial == "er: 500 ms a step, 10 s to start, measured over 2 steps"
+    # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8.
+    assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(10 / 2 * 22.34) - 60:02}"
+    assert not calls(control) and not (tmp_path / "out").exists()
+
+
+def test_trial(control, superb, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "measure", MEASURE)
+    (control / "fail-0.001").touch()
+    assert superb("--plan") == 0
+    assert "No estimate: the trial of ks failed: s3prl's train ended" in capsys.readouterr().out
+    (control / "fail-0.001").unlink()
+    calls(control)
+    assert superb("--plan") == 0 and superb("--plan") == 0
+    assert calls(control) == ["train 0.001 0"]
+    trial, = (tmp_path / "out").rglob("*.*")
+    start, per_step = json.loads(trial.read_text())
+    assert start >= 0 and 0 <= per_step < 10 and trial.match("trials/ks-*-cpu.json")
+
+
+def test_the_learning_rate_is_chosen_on_dev_alone(control, superb, tmp_path, capsys):
+    assert superb("--jobs", "2") == 0
+    row, = rows(tmp_path)
+    assert (row["learning_rate"], row["dev_accuracy"], row["test_accuracy"]) == (0.01, 0.75, 0.99)
+    assert row["dev_accuracy_by_learning_rate"] == {"0.001": 0.5, "0.01": 0.75} and row["unfinished"] == 0
+    assert sorted(calls(control)) == ["evaluate 0.001 4", "evaluate 0.01 4", "train 0.001 0", "train 0.01 0"]
+    assert superb() == 0 and superb("--plan") == 0
+    assert not calls(control) and "0 of 2 cells to run" in capsys.readouterr().out
+
+
+def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_path):
+    assert superb(task="er") == 0
+    assert superb("--finetune") == 0
+    assert len(calls(control)) == 2 * 12
+    er, ks = sorted(rows(tmp_path), key=lambda row: row["task"])
+    assert list(er["runs"]) == list(cells.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
+    assert all((Path(run["run"]) / "states-4.ckpt").exists() for run in er["runs"].values())
+    frozen, fine_tuned = (tmp_path / "out" / "results.md").read_text().split("## ")[1:]
+    assert "constrained track" in frozen and "| er |" in frozen and "| ks |" not in frozen
+    assert "not comparable" in fine_tuned and "| ks |" in fine_tuned and "| er |" not in fine_tuned
+    folds = " / ".join(f"fold{number}: 99.00" for number in range(1, 6))
+    assert f"| 99.00 | {folds} | 75.00 | 0.01 | 4 |" in frozen
+
+
+def test_no_mean_over_fewer_than_five_folds(control, superb, tmp_path):
+    superb(task="er")
+    cells = tmp_path / "out" / "cells"
+    fold3, fold4 = (next(cells.glob(name)) for name in ("er-*fold3-lr0.01-*", "er-*fold4-lr0.001-*"))
+    config = yaml.safe_load((fold3 / "config.yaml").read_text())
+    assert config["downstream_expert"]["datarc"]["test_fold"] == "fold3" and config["optimizer"]["lr"] == 0.01
+    (fold3 / "result.json").unlink()
+    row, = results.write_results(tmp_path / "out")
+    assert (row["learning_rate"], row["unfinished"]) == (0.001, 1)
+    (fold4 / "result.json").unlink()
+    row, = results.write_results(tmp_path / "out")
+    assert (row["learning_rate"], row["test_accuracy"], row["runs"]) == (None, None, {})
+
+
+def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsys):
+    (control / "fail-0.01").touch()
+    assert superb() == 1
+    error = capsys.readouterr().err
+    assert "lr0.01" in error and "CellError: s3prl's train" in error and "the disk is full" in error
+    row, = rows(tmp_path)
+    assert row["learning_rate"] == 0.001 and row["unfinished"] == 1
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "cells of the search not finished: 1; `runner.total_steps=4, " in table
+    calls(control)
+    (control / "fail-0.01").unlink()
+    assert superb() == 0
+    assert calls(control) == ["train 0.01 0", "evaluate 0.01 4"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
+    (control / "hang-0.001").touch()
+    arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
+                 "-o", STEPS, "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
+    script = f"""import signal, sys
+from ssamba_upstream.cli import main
+from ssamba_upstream.superb import campaign, plan
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would have ignored
+
+campaign.RUNNER = {campaign.RUNNER!r}
+plan.measure = lambda *arguments: (1, 1)
+sys.exit(main({arguments!r}))"""
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True,
+                               env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    while not (control / "hanging").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    if how == signal.SIGINT:  # as the terminal does, to the whole group
+        os.killpg(process.pid, how)
+        assert process.wait() == 130
+    else:
+        process.kill()
+        process.wait()
+        with open(next((tmp_path / "out" / "cells").glob("*lr0.001*")) / "lock") as lock:
+            with pytest.raises(BlockingIOError):  # the child, which was not killed, keeps the cell
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.killpg(process.pid, how)
+    assert calls(control) == ["train 0.01 0", "evaluate 0.01 4", "train 0.001 0"]
+    (control / "hang-0.001").unlink()
+    assert superb() == 0
+    assert calls(control) == ["train 0.001 2", "evaluate 0.001 4"]
+    assert rows(tmp_path)[0]["unfinished"] == 0
+
+
+@pytest.mark.parametrize("cut_off, begins_at", [
+    ("states-4.ckpt", 2), ("dev-best.ckpt", 0), ("states-*.ckpt", 0)])
+def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begins_at):
+    superb()
+    calls(control)
+    folder, = (tmp_path / "out" / "cells").glob("*lr0.01*")
+    (folder / "result.json").unlink()
+    for path in (folder / "s3prl").glob(cut_off):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert superb() == 0
+    assert calls(control) == [f"train 0.01 {begins_at}", "evaluate 0.01 4"]
+
+
+def test_waits_for_a_process_that_runs_the_cell(control, superb, tmp_path):
+    superb()
+    folder, = (tmp_path / "out" / "cells").glob("*lr0.01*")
+    result = (folder / "result.json").read_text()
+    (folder / "result.json").unlink()
+    calls(control)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=superb)
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive() and not calls(control)
+        (folder / "result.json").write_text(result)
+    thread.join()
+    assert not calls(control) and rows(tmp_path)[0]["unfinished"] == 0
+
+
+def test_a_stale_result_is_never_reused(control, superb, checkpoint, tmp_path):
+    superb()
+    assert len(calls(control)) == 4
+    superb("-o", STEPS.replace("total_steps=4", "total_steps=6"))
+    assert len(calls(control)) == 4
+    shutil.rmtree(checkpoint)
+    torch.manual_seed(1)
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)), checkpoint)
+    superb()
+    assert len(calls(control)) == 4
+    found = {(row["checkpoint_sha256"], row["steps"]) for row in rows(tmp_path)}
+    assert len(found) == 3
+
+
+def test_a_checkpoint_that_changes_meanwhile_gives_no_result(control, superb, checkpoint, capsys, tmp_path):
+    (control / "meanwhile").write_text(str(checkpoint / "config.json"))
+    assert superb() == 1
+    assert "changed while the cell ran" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/cells/*/result.json"))
+
+
+def test_accuracy_of_zero_on_dev(control, superb, tmp_path):
+    (control / "best-0.01.ckpt").unlink()
+    (control / "best-0.001.ckpt").unlink()
+    assert superb() == 0
+    row, = rows(tmp_path)
+    assert (row["dev_accuracy"], row["learning_rate"]) == (0, 0.001)
+    result = json.loads(next(tmp_path.glob("out/cells/*/result.json")).read_text())
+    assert result["checkpoint"] == "states-4.ckpt" and result["step"] == 4
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "ks: dev accuracy 0 at every evaluation, so the last checkpoint" in table
+
+
+def test_one_gpu_after_the_other(control, superb, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert superb("--device", "cuda", "--jobs", "2") == 0
+    assert sorted((control / "gpus").read_text().split()) == ["5", "5", "7", "7"]
+
+
+def test_no_gpu(control, superb, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert superb("--device", "cuda") == 1 and "--device cpu" in capsys.readouterr().err
+
+
+def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
+    assert superb("--cell", "1") == 0
+    assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]
+    assert rows(tmp_path)[0]["unfinished"] == 1
+    assert superb("--cell", "2") == 1 and "cells 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-o", "config.optimizer.lr=1"], "--learning-rates"),
+    (["-o", "args.seed=1"], "only the config may change"),
+    (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
+    (["--er", "nowhere"], "does not exist"),
+    (["-g", "nothing"], "published_10s"),
+    (["--jobs", "0"], "one or more"),
+    (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "less than one batch of 1000"),
+])
+def test_refusals_before_anything_runs(control, superb, arguments, message, capsys, tmp_path):
+    assert superb(*arguments) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_upstreams(checkpoint, monkeypatch):
+    pytest.importorskip("librosa")
+    assert cells.find_upstream("fbank") == cells.Upstream("fbank")
+    with pytest.raises(ValueError, match="neither a checkpoint's path nor"):
+        cells.find_upstream("nothing_of_this_name")
+    monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(checkpoint.parent))
+    checkpoint.rename(checkpoint.parent / "ssamba_tiny_400")
+    found = cells.find_upstream("ssamba_tiny_400", options="published_1s")
+    assert found.name == "ssamba_tiny_400" and found.options["window_secs"] == 1
+    assert found.sha256 == content_hash(checkpoint.parent / "ssamba_tiny_400")
+
+
+@pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("librosa", "tensorboardX")),
+                    reason="s3prl needs librosa and tensorboardX")
+def test_with_s3prl(superb, tmp_path, capsys):
+    assert superb("--learning-rates", "1e-2") == 0
+    assert "1 of 1 cells to run, 4 steps" in capsys.readouterr().out
+    row, = rows(tmp_path)
+    folder, = (tmp_path / "out" / "cells").iterdir()
+    predicted, truth = ((folder / "s3prl" / f"test_{kind}.txt").read_text().splitlines()
+                        for kind in ("predict", "truth"))
+    accuracy = np.mean([p == t for p, t in zip(predicted, truth, strict=True)])
+    assert len(predicted) == 24 and row["test_accuracy"] == pytest.approx(accuracy)
+    assert f"dev at step {json.loads((folder / 'result.json').read_text())['step']}" in \
+        (folder / "s3prl" / "log.log").read_text()
+
+    (folder / "result.json").unlink()
+    cut_off = folder / "s3prl" / "states-4.ckpt"
+    cut_off.write_bytes(cut_off.read_bytes()[:1000])
+    assert superb("--learning-rates", "1e-2", "--cell", "0") == 0
+    assert "Resume from s3prl/states-2.ckpt" in (folder / "log.txt").read_text()
+    assert rows(tmp_path)[0]["unfinished"] == 0

@@ -1,0 +1,84 @@
+"""The rooms of the package: what imports what. Imports run downwards, and in no circle."""
+
+import ast
+import graphlib
+
+from helpers.paths import CHECKOUT
+
+PACKAGE = CHECKOUT / "ssamba_upstream"
+
+FLOORS = [
+    {"torchaudio_extension", "files", "configs", "ops", "audio"},
+    {"figures", "frontend", "network"},
+    {"feature_extraction", "windows", "checkpoint", "corpora"},
+    {"auto_classes", "downloads", "frames", "training", "benchmark"},
+    {"extraction", "hear", "probing"},
+    {"pretraining", "finetuning"},
+    {"plugin"},
+    {"superb"},
+    {"__init__"},
+    {"cli"},
+    {"__main__"},
+]
+"""From the ground up. A room or file may import what is on its own floor or below, but for the circles below."""
+
+
+def modules():
+    """Path, and dotted name below the package, of every module; a folder's is that of its ``__init__``."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield path, ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+NAMES = {name for _, name in modules()}
+
+
+def imported(path):
+    """Dotted names of the package's modules that a module imports, wherever in it."""
+    package = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            origins = [alias.name.split(".") for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
+            yield from (".".join(origin[1:]) or "__init__" for origin in origins)
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == PACKAGE.name):
+            module = node.module.split(".") if node.module else []
+            origin = [*package[:len(package) - node.level + 1], *module] if node.level else module[1:]
+            for alias in node.names:
+                member = ".".join([*origin, alias.name])
+                yield member if member in NAMES else ".".join(origin) or "__init__"
+
+
+IMPORTS = {name: set(imported(path)) for path, name in modules()}
+
+
+def floor_of(name):
+    (floor,) = [number for number, rooms in enumerate(FLOORS) if name.split(".")[0] in rooms]
+    return floor
+
+
+def test_imports_run_downwards():
+    upwards = {(name, found) for name, others in IMPORTS.items() for found in others if floor_of(found) > floor_of(name)}
+    assert not upwards
+
+
+def test_rooms_import_each_other_in_no_circle():
+    rooms = {}
+    for name, others in IMPORTS.items():
+        room = name.split(".")[0]
+        rooms.setdefault(room, set()).update({other.split(".")[0] for other in others} - {room})
+    graphlib.TopologicalSorter(rooms).prepare()
+
+
+def test_modules_import_each_other_in_no_circle():
+    graphlib.TopologicalSorter({name: others - {name} for name, others in IMPORTS.items()}).prepare()
+
+
+def test_s3prl_is_known_to_the_plugin_and_to_superb_only():
+    """The root's ``register`` calls the plugin, and nothing that importing the package imports does."""
+    for path, name in modules():
+        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        knows = any(found.split(".")[0] == "s3prl" for found in names) or any(
+            floor_of(other) >= floor_of("plugin") for other in IMPORTS[name])
+        assert not knows or floor_of(name) >= floor_of("plugin"), name
