@@ -19,8 +19,8 @@ from .library import (
 def mix_forward(
     channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
 ):
-    """[output (batch, channels, length), checkpoints, and each direction's (batch, length, rank + 2 states)]; all but
-    the output empty unless ``keep``.
+    """[output (batch, channels, length)] and, for the backward pass if ``keep``, checkpoints and each direction's
+    (batch, length, rank + 2 states).
 
     Args:
         channels_and_gate: (batch, length, 2 * channels), float32 or bfloat16; what follows is float32.
@@ -33,11 +33,8 @@ def mix_forward(
     """
     x, z = _halves(channels_and_gate)
     states, rank = A_log[0].shape[1], step_weight[0].shape[1]
-    output, checkpoints, *_ = _outputs(
-        channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
-        keep,
-    )
-    found = places(x, offsets)
+    output, found = empty_sequence(x), places(x, offsets)
+    checkpoints = empty_checkpoints(len(reverse), x, offsets, states) if keep else None
 
     def mix_one(i):  # a function, so that its convolved channels are gone before the next direction's come
         u, = convolve(x, convolution[i : i + 1], convolution_bias[i : i + 1], offsets, reverse[i : i + 1])
@@ -49,19 +46,20 @@ def mix_forward(
         )
         run_scan(False, [direction], x, found, states, z, output, softplus=True, done=i, total=len(reverse), rank=rank,
                  logarithmic=True)
-        return projected if keep else empty(x, 0)
+        return projected if keep else None
 
     projections = [mix_one(i) for i in range(len(reverse))]
-    return [output, checkpoints, *projections]
+    return [output, checkpoints, *projections] if keep else [output]
 
 
 def _outputs(
     channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
 ):
     x, _ = _halves(channels_and_gate)
-    checkpoints = empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]) if keep else empty(x, 0)
-    projections = [x.new_empty(x.shape[0], x.shape[2], len(weight)) if keep else empty(x, 0) for weight in input_weight]
-    return [empty_sequence(x), checkpoints, *projections]
+    if not keep:
+        return [empty_sequence(x)]
+    projections = [x.new_empty(x.shape[0], x.shape[2], len(weight)) for weight in input_weight]
+    return [empty_sequence(x), empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]), *projections]
 
 
 def _mix_backward(
