@@ -176,16 +176,6 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
     return model.eval()
 
 
-def save_classifier(model, feature_extractor, folder):
-    """Save a classifier with its feature extractor as a new folder, as :func:`write_classifier` does.
-
-    Raises:
-        FileExistsError: the folder is there and not empty.
-    """
-    with new_folder(folder) as temporary:
-        write_classifier(model, feature_extractor, temporary)
-
-
 def write_classifier(model, feature_extractor, folder):
     """Write a classifier with its feature extractor into a folder, file by file; each takes the place of one that is
     there at once, so that a folder of the same run can be loaded at any moment.

@@ -13,7 +13,7 @@ from pathlib import Path
 def replacing(path):
     """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error.
 
-    The folder is made where it is not there. Of several processes that write the same file, the last one's stays.
+    The folder is made where it is not there. Where several processes write the same file, the last one's stays.
     """
     path = Path(path)
     temporary = _beside(path)

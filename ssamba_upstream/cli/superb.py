@@ -42,7 +42,8 @@ def add_commands(commands):
     for task, what in RUN_HELP.items():
         submit.add_argument(f"--{task}", type=Path, metavar="RUN", help=what)
     submit.add_argument("--sid-corpus", type=Path, metavar="PATH", help="VoxCeleb1's split file, or its folder")
-    submit.add_argument("--ks-corpus", type=Path, metavar="PATH", help="Speech Commands' test set, or its parent folder")
+    submit.add_argument("--ks-corpus", type=Path, metavar="PATH",
+                        help="Speech Commands' test set, or its parent folder")
     submit.add_argument("--er-corpus", type=Path, metavar="PATH", help="the folder of Session1 to Session5")
     add_out(submit, "folder for predict.zip")
     submit.set_defaults(run=_submit, needs_network=False)

@@ -131,8 +131,13 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
         path = find_published(name)
     name = name or "ssamba_local"
     if name in ENTRIES:
-        load_model(path)
+        _check_checkpoint(path)
     return Upstream(name, str(path.resolve()), content_hash(path), options)
+
+
+def _check_checkpoint(path):
+    """See that a path holds a checkpoint of ours; raises CheckpointError."""
+    load_model(path)
 
 
 def make_cells(

@@ -73,8 +73,14 @@ finally:
 
 
 def test_the_command_has_the_models_when_they_are_asked_for(tmp_path):
-    code = "import sys, ssamba_upstream; from ssamba_upstream import SsambaConfig, SsambaModel; SsambaModel.config_class()"
-    (tmp_path / "ssamba").write_text(f"{code}\nassert 's3prl' not in sys.modules\nssamba_upstream.no_such_name")
+    code = """
+import sys, ssamba_upstream
+assert "torch" not in sys.modules
+ssamba_upstream.SsambaModel(ssamba_upstream.SsambaConfig(num_hidden_layers=2))
+assert "s3prl" not in sys.modules
+ssamba_upstream.no_such_name
+"""
+    (tmp_path / "ssamba").write_text(code)
     run = subprocess.run([sys.executable, "ssamba"], cwd=tmp_path, capture_output=True, text=True)
     assert "module 'ssamba_upstream' has no attribute 'no_such_name'" in run.stderr
 

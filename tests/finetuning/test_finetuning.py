@@ -38,7 +38,8 @@ FIELDS = {"problem": "single_label", "clip_frames": 64, "epochs": 3, "batch_size
 
 def tone(*pitches, seconds, random):
     times = np.arange(int(16000 * seconds)) / 16000
-    wave = sum(np.sin(2 * np.pi * pitch * random.uniform(0.95, 1.05) * times + random.uniform(0, 6)) for pitch in pitches)
+    wave = sum(np.sin(2 * np.pi * pitch * random.uniform(0.95, 1.05) * times + random.uniform(0, 6))
+               for pitch in pitches)
     return 0.2 * wave + 0.02 * random.standard_normal(len(times))
 
 
@@ -51,7 +52,8 @@ def audio(tmp_path_factory):
     names = list(PITCHES)
     for i in range(18):
         label, place = names[i % 3], i // 3
-        soundfile.write(folder / f"{i}.wav", tone(PITCHES[label], seconds=random.uniform(0.4, 0.9), random=random), 16000)
+        samples = tone(PITCHES[label], seconds=random.uniform(0.4, 0.9), random=random)
+        soundfile.write(folder / f"{i}.wav", samples, 16000)
         rows["tones"].append((f"{i}.wav", label, ("train", "train", "train", "train", "dev", "test")[place]))
         rows["plain"].append((f"{i}.wav", label, "train" if place < 4 else "test"))
         rows["folds"].append((f"{i}.wav", label, "123"[place % 3]))
@@ -132,7 +134,8 @@ def new_run(recipe, out):
     """A run before its first step."""
     labelled = read_labelled(recipe.data)
     processes = Processes(0, 1, torch.device("cpu"))
-    return trainer._Finetuning(recipe, trainer.ClassificationTask.of(labelled, recipe), out, describe_run(recipe), processes)
+    task = trainer.ClassificationTask.of(labelled, recipe)
+    return trainer._Finetuning(recipe, task, out, describe_run(recipe), processes)
 
 
 def weights(folder):
@@ -168,7 +171,8 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
         description = json.loads((run / name / "run.json").read_text())
         assert description["recipe"]["batch_size"] == 4 and list(description["manifests"].values())[0]
         assert "## " not in (run / name / "README.md").read_text().split("---")[1]
-        ours, theirs = load_model(run / name, model_class=None), AutoModelForAudioClassification.from_pretrained(run / name)
+        ours = load_model(run / name, model_class=None)
+        theirs = AutoModelForAudioClassification.from_pretrained(run / name)
         assert isinstance(ours, SsambaForAudioClassification)
         assert ours.config.id2label == {0: "high", 1: "low", 2: "middle"}
         fbank = torch.randn(2, 64, 128)
@@ -267,7 +271,8 @@ def test_the_best_network_is_the_one_that_is_tested(tmp_path, recipe, monkeypatc
 @pytest.mark.parametrize("changes, metric", [
     ({"noise_and_roll": True, "frequency_mask": 12, "time_mask": 12}, "accuracy"),
     ({"loss": "binary_cross_entropy", "mixup": 0.5}, "accuracy"),
-    ({"data": "chords", "problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP", "balanced": True}, "mAP"),
+    ({"data": "chords", "problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP", "balanced": True},
+     "mAP"),
 ])
 def test_it_learns_tones(tmp_path, recipe, changes, metric):
     results = finetune(recipe(**{"data": "plain", "epochs": 14, "learning_rate": 5e-3, **changes}), tmp_path / "run")
@@ -696,7 +701,8 @@ def test_the_command(tmp_path, recipe_file, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()[-3:]
     assert printed == [f"test {name} {results['test'][name]:.4f} ± {results['deviation'][name]:.4f}"
                        for name in ("accuracy", "mAP", "mAUC")]
-    assert main(["finetune", str(recipe_file(data="folds")), "--out", str(tmp_path / "one"), *few, "--set", "fold=3"]) == 0
+    one = ["--out", str(tmp_path / "one"), *few, "--set", "fold=3"]
+    assert main(["finetune", str(recipe_file(data="folds")), *one]) == 0
     accuracy = json.loads((tmp_path / "one" / "results.json").read_text())["test"]["accuracy"]
     assert f"test accuracy {accuracy:.4f}\n" in capsys.readouterr().out
     for arguments, message in (

@@ -1,4 +1,4 @@
-"""What s3prl's own test asks of an upstream (its test/test_upstream.py), asked of every entry with a local checkpoint."""
+"""What s3prl's own test/test_upstream.py asks of an upstream, asked of every entry with a local checkpoint."""
 
 import pytest
 import torch

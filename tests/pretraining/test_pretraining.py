@@ -53,7 +53,8 @@ def recipe_file(tmp_path, audio):
 
     def write(name="recipe.yaml", model=None, **changes):
         manifest = str(audio / "all.jsonl")
-        fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": {**NETWORK, **(model or {})}, **changes}
+        model = {**NETWORK, **(model or {})}
+        fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": model, **changes}
         (tmp_path / name).write_text(json.dumps(fields))  # which is YAML as well
         return tmp_path / name
 

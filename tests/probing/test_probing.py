@@ -159,7 +159,8 @@ def test_probes_refuse_what_they_cannot_use():
     features, labels, splits = planted([0.5])
     with pytest.raises(ValueError, match="399 labels and 400 splits"):
         train_probes(features, labels[1:], splits)
-    with pytest.raises(ValueError, match="no utterance in dev; probes need train, dev and test, and the .* test, train"):
+    message = "no utterance in dev; probes need train, dev and test, and the .* test, train"
+    with pytest.raises(ValueError, match=message):
         train_probes(features, labels, ["train" if split == "dev" else split for split in splits])
     with pytest.raises(ValueError, match="train lacks: new"):
         train_probes(features, ["new", *labels[1:]], splits)
