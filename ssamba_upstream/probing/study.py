@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -103,7 +104,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
         with _timed(seconds, "layers alone"):
             alone = [remembered(
                 cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
-                lambda: _train_layer_heads(features, data, schedule, head_learning_rates, seed, device),
+                partial(_train_layer_heads, features, data, schedule, head_learning_rates, seed, device),
             ) for seed in range(seeds)]
     with _timed(seconds, "geometry"):
         geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))

@@ -326,10 +326,11 @@ def test_emotion_metadata_equals_that_of_s3prls_script(iemocap, tmp_path):
 
 
 def test_emotion_metadata_does_not_depend_on_the_order_of_files(iemocap, tmp_path, monkeypatch):
+    def reversing(find):
+        return lambda path, pattern: sorted(find(path, pattern), reverse=True)
+
     for method in ("glob", "rglob"):
-        def reverse(path, pattern, method=getattr(Path, method)):
-            return sorted(method(path, pattern), reverse=True)
-        monkeypatch.setattr(Path, method, reverse)
+        monkeypatch.setattr(Path, method, reversing(getattr(Path, method)))
     build_emotion_metadata(iemocap, tmp_path / "reversed")
     for session in SESSIONS:
         for name in "train_meta_data.json", "test_meta_data.json":

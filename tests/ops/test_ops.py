@@ -126,7 +126,8 @@ def test_errors_say_what_is_wrong():
     inputs = scan_inputs(1, 2, 4, 3)
     with pytest.raises(ValueError, match=r"B must be \(1, 3, 4\)"):
         ops.selective_scan(**{**inputs, "B": inputs["B"][..., :3]})
-    with pytest.raises(ValueError, match="backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"):
+    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"
+    with pytest.raises(ValueError, match=message):
         ops.selective_scan(**inputs, backend="fast")
     with pytest.raises(ValueError, match="A must be real"):
         ops.selective_scan(**{**inputs, "A": inputs["A"].to(torch.complex64)})

@@ -238,11 +238,11 @@ def test_cka_is_the_unbiased_estimate_of_its_source():
     first, second = torch.randn(2, 30, 8, dtype=torch.float64) + 1
 
     def dependence(x, y):
-        k, l = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x, y))
+        k, m = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x, y))
         n, one = len(x), torch.ones(len(x), dtype=x.dtype)
-        k.fill_diagonal_(0), l.fill_diagonal_(0)
-        return ((k @ l).trace() + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-                - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+        k.fill_diagonal_(0), m.fill_diagonal_(0)
+        return ((k @ m).trace() + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+                - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
 
     expected = dependence(first, second) / (dependence(first, first) * dependence(second, second)).sqrt()
     found = linear_cka(torch.stack([first, second]).float())
