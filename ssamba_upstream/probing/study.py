@@ -171,6 +171,7 @@ def _head_splits(data):
 
 
 def _geometry(features):
+    """``norms``, a list over the layers, and ``cka``, (layers, layers) as lists, None where a layer is constant."""
     similarities = linear_cka(features)
     return {
         "norms": norms(features).tolist(),
@@ -179,6 +180,14 @@ def _geometry(features):
 
 
 def _by_layer(probes, head, alone, geometry):
+    """The results of a network, its layers one by one.
+
+    Args:
+        probes: of each seed, a dict of each fold's fields of ProbeResults, lists over the layers.
+        head: what :func:`_train_head` returns.
+        alone: of each seed, a list of the layers' test accuracies; or nothing.
+        geometry: what :func:`_geometry` returns.
+    """
     layers = []
     for layer, norm in enumerate(geometry["norms"]):
         test_accuracy, dev_accuracy, dev_loss = (

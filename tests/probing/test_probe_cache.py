@@ -78,6 +78,12 @@ def test_what_is_changed_by_its_user_stays_in_memory(checkpoint, recordings, tmp
     assert cached_time_averages(checkpoint, recordings, tmp_path)[0].abs().sum() > 0
 
 
+def test_averages_of_pooled_frames(checkpoint, recordings, tmp_path):
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path, frequency_pooling="mean")
+    whole, _ = cached_time_averages(checkpoint, recordings, tmp_path)
+    torch.testing.assert_close(found, whole.unflatten(2, (12, -1)).mean(dim=2), rtol=0, atol=1e-5)
+
+
 def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
     """Whatever the averages depend on, a change of it is noticed, and undone it finds the old ones."""
     folder = tmp_path / "cache"
