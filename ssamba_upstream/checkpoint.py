@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .network.configuration import SsambaConfig
-from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.modeling import SsambaModel
 from .network.positions import stretch_positions
 from .network.pretraining import SsambaForPreTraining

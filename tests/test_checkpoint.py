@@ -19,8 +19,8 @@ from ssamba_upstream import (
     downloads,
 )
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model, write_classifier, write_weights
-from ssamba_upstream.downloads import find_published
 from ssamba_upstream.cli import main
+from ssamba_upstream.downloads import find_published
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
 WITH_HEADS = (SsambaForPreTraining, SsambaForAudioClassification, SsambaForAudioFrameClassification)

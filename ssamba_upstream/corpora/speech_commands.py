@@ -14,7 +14,15 @@ from ..files import new_folder
 from .data_set import DataSet, PreparationError, audio_of_folders
 from .labelled import Excerpt
 from .report import (
-    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, require_folder,
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    require_folder,
 )
 from .utterances import Utterance, write_wav
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from ..audio import SAMPLE_RATE
 from ..files import new_folder
 from .report import (
-    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    read_text,
     require_folder,
 )
 from .utterances import Utterance, write_wav

@@ -10,12 +10,12 @@ import yaml
 
 from ..checkpoint import content_hash, load_model
 from ..configs import find_config
+from ..corpora.report import CorpusError
+from ..corpora.superb_sets import CORPORA
 from ..downloads import find_published
 from ..files import json_hash
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
-from ..corpora.report import CorpusError
-from ..corpora.superb_sets import CORPORA
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}

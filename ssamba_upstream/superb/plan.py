@@ -7,9 +7,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from .campaign import (EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl,
-                       training_arguments)
 from ..files import write_json
+from .campaign import EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl, training_arguments
 from .cells import Cell
 
 TRIAL_STEPS = 4

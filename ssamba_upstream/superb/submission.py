@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..files import replacing
 from ..corpora import iemocap, speech_commands, voxceleb1
 from ..corpora.iemocap import EMOTIONS, SESSIONS
 from ..corpora.report import CorpusError
 from ..corpora.speech_commands import CLASSES
+from ..files import replacing
 
 SHOWN = 3
 

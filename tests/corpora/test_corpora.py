@@ -12,16 +12,25 @@ import soundfile
 
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.corpora import report
-from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check as check_emotion
-from ssamba_upstream.corpora.report import CorpusError
-from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check as check_keyword_spotting, hash_split
-from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification
 from ssamba_upstream.corpora.fsdd import arrange_fsdd
-from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.iemocap import (
+    EMOTIONS,
+    SESSIONS,
+    build_emotion_metadata,
+    check as check_emotion,
+    write_iemocap,
+)
+from ssamba_upstream.corpora.report import CorpusError
+from ssamba_upstream.corpora.speech_commands import (
+    CLASSES,
+    KEYWORDS,
+    check as check_keyword_spotting,
+    hash_split,
+    write_speech_commands,
+)
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification, write_voxceleb1
 
 FSDD = SHARED_AUDIO / "fsdd" / "recordings"
 TRAIN_SPEAKER, DEV_SPEAKER, DISCARDED_SPEAKER = "4a294341", "026290a7", "0c40e715"

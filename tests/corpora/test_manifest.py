@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers.paths import SHARED_AUDIO
 from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
-from ssamba_upstream.corpora import manifest
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
+from ssamba_upstream.corpora import manifest
 from ssamba_upstream.corpora.manifest import ManifestError, read_manifest, scan
 from ssamba_upstream.files import file_hash
 

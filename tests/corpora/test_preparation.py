@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from helpers.paths import SHARED_AUDIO
 
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import preparation
+from ssamba_upstream.corpora.fsdd import arrange_fsdd
+from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.preparation import PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
-from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.superb_sets import read_superb
-from ssamba_upstream.corpora.fsdd import arrange_fsdd
 
 
 def write_audio(path, samples=80, rate=16000):

@@ -18,11 +18,11 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import configs_folder
-from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.plugin import compat, runner
 
 CPU = ("--device", "cpu")
 TASKS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.paths import CHECKOUT
 import ssamba_upstream
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, save_model
 from ssamba_upstream.plugin.expert import UpstreamExpert

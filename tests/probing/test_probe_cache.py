@@ -13,9 +13,9 @@ import torch
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing import cache, features
 from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
-from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.probing.geometry import linear_cka, norms
 

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers.paths import SHARED_AUDIO
 
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.corpora.labelled import Excerpt, LabelledSet
 from ssamba_upstream.frontend import LogMel
-from ssamba_upstream.corpora.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
-from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing.features import read_waveform
 from ssamba_upstream.probing.linear import _Adam, retrain_probes
 

@@ -18,20 +18,31 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.labelled import LabelledSetError
-from ssamba_upstream.plugin import compat
-from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.configs import configs_folder
-from ssamba_upstream.probing.cache import cached_time_averages
-from ssamba_upstream.probing.superb_head import (
-    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_SCHEDULES, HeadSchedule, LayerHeads, SuperbHead,
-    _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
-)
-from ssamba_upstream.corpora.superb_sets import read_superb
 from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.labelled import LabelledSetError
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb_sets import read_superb
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.plugin import compat
+from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.probing.cache import cached_time_averages
+from ssamba_upstream.probing.superb_head import (
+    BATCH_SIZE,
+    GRADIENT_CLIPPING,
+    PROJECTOR_SIZE,
+    SUPERB_SCHEDULES,
+    HeadSchedule,
+    LayerHeads,
+    SuperbHead,
+    _batches,
+    read_layer_weights,
+    splits_for_fold,
+    train_head,
+    train_layer_heads,
+    training_step,
+)
 
 CLASSES = 4
 

@@ -21,11 +21,10 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb import campaign, cells, plan, results
-from ssamba_upstream.corpora.speech_commands import CLASSES
 from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.superb import campaign, cells, plan, results
 
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
