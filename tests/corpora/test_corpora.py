@@ -109,6 +109,7 @@ def test_small_corpora_are_ready(commands, voxceleb1, iemocap):
     assert report.ok and report.counts == dict.fromkeys(SESSIONS, {"neu": 4, "hap": 8, "ang": 4, "sad": 4})
 
 
+@pytest.mark.slow
 def test_synthetic_corpora_are_ready(synthetic):
     report = check_keyword_spotting(synthetic)
     assert report.ok, report
@@ -123,6 +124,7 @@ def test_synthetic_corpora_are_ready(synthetic):
     assert report.counts == dict.fromkeys(SESSIONS, dict.fromkeys(EMOTIONS, 10))
 
 
+@pytest.mark.slow
 def test_synthetic_corpora_are_equal_for_equal_seeds(synthetic, tmp_path):
     synthesise_corpora(tmp_path / "again")
     paths = sorted(path.relative_to(synthetic) for path in synthetic.rglob("*") if path.is_file())
@@ -133,6 +135,7 @@ def test_synthetic_corpora_are_equal_for_equal_seeds(synthetic, tmp_path):
         assert (synthetic / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_s3prl_reads_the_layouts(synthetic):
     pytest.importorskip("librosa")
     from ssamba_upstream.plugin import compat
@@ -446,6 +449,7 @@ def digits(tmp_path_factory):
     return recordings, folder / "arranged"
 
 
+@pytest.mark.slow
 def test_fsdd_as_speech_commands(digits):
     recordings, arranged = digits
     report = check_keyword_spotting(arranged)
@@ -458,6 +462,7 @@ def test_fsdd_as_speech_commands(digits):
     assert not any(path.is_symlink() for path in arranged.rglob("*"))
 
 
+@pytest.mark.slow
 def test_fsdd_as_voxceleb1(digits):
     recordings, arranged = digits
     report = check_speaker_identification(arranged / "VoxCeleb1")

@@ -155,6 +155,7 @@ def assert_same_run(found, expected, folders=("best", "last")):
 
 # What a run leaves
 
+@pytest.mark.slow
 def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     from ssamba_upstream.plugin.expert import UpstreamExpert
     from transformers import AutoModelForAudioClassification, pipeline
@@ -196,6 +197,7 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     assert np.mean(correct) == results["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
     read = []
 
@@ -268,6 +270,7 @@ def test_the_best_network_is_the_one_that_is_tested(tmp_path, recipe, monkeypatc
 
 # Learning
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, metric", [
     ({"noise_and_roll": True, "frequency_mask": 12, "time_mask": 12}, "accuracy"),
     ({"loss": "binary_cross_entropy", "mixup": 0.5}, "accuracy"),
@@ -281,6 +284,7 @@ def test_it_learns_tones(tmp_path, recipe, changes, metric):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_it_learns_the_tone_of_each_second(tmp_path, recipe):
     """Every recording has all three tones, so that only what is aligned in time can tell them apart."""
     results = finetune(recipe(data="seconds", problem="per_second", clip_frames=300, epochs=12, learning_rate=5e-3),
@@ -314,6 +318,7 @@ def test_it_starts_from_a_pretraining_checkpoint(tmp_path, recipe, pretrained):
 AVERAGED = {"average_epochs": [2, 3], "mixup": 0.5, "noise_and_roll": True, "time_mask": 8, "accumulation": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"workers": 2}, AVERAGED])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, monkeypatch, steps, changes):
     """Stopped in the second epoch, and then killed with a state that is older than what was logged and kept."""
@@ -339,6 +344,7 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, monke
     assert_same_run(tmp_path / "run", tmp_path / "whole", folders)
 
 
+@pytest.mark.slow
 def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
     run = recipe(data="folds", epochs=1)
     with monkeypatch.context() as patch:
@@ -355,6 +361,7 @@ def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
     assert not steps and again == json.loads((tmp_path / "run" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
     file, run = recipe_file(data="folds", epochs=6), tmp_path / "run"
     kill_before(run / "fold-2", 18, "finetune", file, "--out", run, "--resume")
@@ -411,6 +418,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
 
 # Learning rates and averages
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start, every, warmup", [(2, 3, 0), (1, 1, 2), (3, 2, 4)])
 def test_learning_rates_are_those_of_the_published_schedule(tmp_path, recipe, start, every, warmup):
     finetune(recipe(data="plain", epochs=7, batch_size=6, decay_start=start, decay_every=every, decay=0.8,
@@ -489,6 +497,7 @@ def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
 
 # Two processes
 
+@pytest.mark.slow
 def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     """A network that does not move is tested alike by one process and by two; each fold is tested by both."""
     still = {"data": "folds", "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0, "checkpoint": str(pretrained)}

@@ -408,6 +408,7 @@ print(json.dumps([type(model).__module__, type(classify.feature_extractor).__nam
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["model", "pipeline"])
 def test_trust_remote_code_without_the_import(folder, tmp_path, first):
     ground_floor = CHECKOUT / "ssamba_upstream" / "torchaudio_extension.py"

@@ -127,6 +127,7 @@ def load_states(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downstream", TASKS)
 def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
     train = ["-m", "train", *upstream, "-d", downstream, "-c", TASKS[downstream], "-p", "run"]
@@ -151,6 +152,7 @@ def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
     assert {float(state["step"]) for state in resumed["Optimizer"]["state"].values()} == {22.0}
 
 
+@pytest.mark.slow
 def test_fine_tuning_trains_the_upstream(corpora, upstream, tmp_path):
     run_downstream("-m", "train", *upstream, "-f", "-d", "speech_commands", "-c", "keyword_spotting_finetune",
                    "-p", "run", *overrides(corpora["speech_commands"], total_steps=2, save_step=2),
@@ -210,6 +212,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(any(importlib.metadata.distributions(name="catalyst")), reason="catalyst is installed")
 def test_keyword_spotting_is_shared_among_processes(corpora, tmp_path):
     (tmp_path / "script.py").write_text(DISTRIBUTED)

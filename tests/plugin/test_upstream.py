@@ -284,6 +284,7 @@ def _names_known_in(queue):
     queue.put("ssamba_tiny" in vars(hub))
 
 
+@pytest.mark.slow
 def test_spawned_processes_know_the_entries():
     ssamba_upstream.register()
     context = torch.multiprocessing.get_context("spawn")

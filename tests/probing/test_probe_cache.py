@@ -84,6 +84,7 @@ def test_averages_of_pooled_frames(checkpoint, recordings, tmp_path):
     torch.testing.assert_close(found, whole.unflatten(2, (12, -1)).mean(dim=2), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
     """Whatever the averages depend on, a change of it is noticed, and undone it finds the old ones."""
     folder = tmp_path / "cache"
@@ -166,6 +167,7 @@ for moment in ("creating", "between batches", "rows without marks", "by the cloc
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(checkpoint, recordings, computed, tmp_path):
     arguments = [tmp_path / "caches", checkpoint, *recordings]
     run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True,

@@ -119,6 +119,7 @@ def test_forward_gradients_and_a_step_are_s3prls(checkpoint, recordings, tmp_pat
         torch.testing.assert_close(parameter, theirs.get_parameter(_s3prl_name(name)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="s3prl's runner needs tensorboardX")
 def test_training_ends_where_s3prls_runner_ends(checkpoint, tmp_path):
     """On whole batches, from s3prl's first step; on its own split of the sessions that it trains on."""
@@ -205,6 +206,7 @@ def planted(informative, layers=3, utterances=160, size=12):
     return features, [f"class {i}" for i in classes.tolist()], splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 def test_training_finds_the_layer_that_tells_the_classes(balanced):
     problem = planted(1)

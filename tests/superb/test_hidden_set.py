@@ -65,6 +65,7 @@ print("asked for", asked, "with", sys.modules["expert"].__file__)
 """
 
 
+@pytest.mark.slow
 def test_s3prl_loads_it_from_the_hub(installed, checkpoint, tmp_path):
     for module in ("librosa", "tensorboardX"):
         pytest.importorskip(module)
