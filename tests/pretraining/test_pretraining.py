@@ -19,7 +19,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.training import training_state
 from ssamba_upstream.training.loop import Run
-from ssamba_upstream.corpora.manifest import scan
+from ssamba_upstream.corpora.manifest import write_manifest
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
@@ -43,7 +43,7 @@ def audio(tmp_path_factory):
         seconds = np.arange(int(16000 * random.uniform(0.3, 0.9))) / 16000
         wave = sum(np.sin(2 * np.pi * random.uniform(100, 4000) * seconds) for _ in range(4)) / 8
         soundfile.write(folder / f"{i:02d}.wav", wave + 0.01 * random.standard_normal(len(wave)), 16000)
-    scan([folder], folder / "all.jsonl")
+    write_manifest([folder], folder / "all.jsonl")
     return folder
 
 
