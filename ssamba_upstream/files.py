@@ -44,10 +44,10 @@ def new_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(text, path):
-    """Write a file of text, in UTF-8."""
+def write_text(text, path, errors="strict"):
+    """Write a file of text, in UTF-8; ``errors`` is what becomes of characters that this does not have."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(content, path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
-from ..files import replacing
+from ..files import write_text
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
 
@@ -77,6 +77,11 @@ def write_manifest(folders, out, processes=None):
 
 
 def find_audio(folders):
+    """The audio files below some folders, sorted, and a line for each folder that cannot be searched.
+
+    Raises:
+        ManifestError: not a folder, or no audio below any of them.
+    """
     files, unreadable = set(), []
     for folder in folders:
         if not os.path.isdir(folder):
@@ -99,9 +104,7 @@ def _header_or_error(file):
 
 
 def _write_lines(path, lines):
-    with replacing(path) as temporary:
-        text = "".join(f"{line}\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_text("".join(f"{line}\n" for line in lines), path, errors="surrogateescape")  # file names are bytes
 
 
 def read_manifest(path):

@@ -357,7 +357,7 @@ def test_a_run_s_folder_is_written_over_file_by_file(folder, tmp_path, monkeypat
     assert {entry.name for entry in (tmp_path / "best").iterdir()} == names
     before = {entry: entry.read_bytes() for entry in (tmp_path / "best").iterdir()}
 
-    def full_disk(path, content, encoding):
+    def full_disk(path, content, **options):
         path.open("w").write(content[:10])
         raise OSError("No space left on device")
 
