@@ -49,6 +49,12 @@ class UpstreamOptions:
         _check_choice("padding", self.padding, ("none", "published"))
         _check_choice("precision", self.precision, PRECISIONS)
 
+    @property
+    def framing(self):
+        """The arguments of a :class:`FrameEncoder`; the others are the network's."""
+        names = ("window_secs", "frequency_pooling", "padding", "precision")
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def read(cls, config=None, **options):
         """The options of a YAML file.
@@ -89,8 +95,7 @@ class FrameEncoder(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, options=None):
-        """The encoder of a checkpoint, see :func:`ssamba_upstream.checkpoint.load_model`, without stochastic depth, so
-        that frozen features are the same in train mode.
+        """The frames of a checkpoint.
 
         Args:
             checkpoint: its path.
@@ -101,11 +106,7 @@ class FrameEncoder(nn.Module):
             ValueError: an option out of range.
         """
         options = options or UpstreamOptions()
-        model = load_model(
-            checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
-            positions=options.positions, drop_path_rate=0.0,
-        )
-        return cls(model, options.window_secs, options.frequency_pooling, options.padding, options.precision)
+        return cls(load_encoder(checkpoint, options), **options.framing)
 
     @property
     def width(self):
@@ -150,6 +151,15 @@ class FrameEncoder(nn.Module):
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self.autocast_dtype)
+
+
+def load_encoder(checkpoint, options):
+    """The network of a checkpoint with the strides and positions of UpstreamOptions, and without stochastic depth, so
+    that frozen features are the same in train mode; see :func:`ssamba_upstream.checkpoint.load_model`."""
+    return load_model(
+        checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+        positions=options.positions, drop_path_rate=0.0,
+    )
 
 
 def _read_options(config):

@@ -40,7 +40,8 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                 whole, mixing = medians["whole"], medians["mixing"]
                 rows.append({
                     "size": size, "input": f"{utterances} x {seconds} s", "mode": mode, "ms": whole,
-                    "ms, torch scan": medians.get("torch scan", ""), "ms, torch products": medians.get("torch products", ""),
+                    "ms, torch scan": medians.get("torch scan", ""),
+                    "ms, torch products": medians.get("torch products", ""),
                     "audio s / s": utterances * seconds / whole * 1e3, "mixing's share": mixing / whole,
                     "rest / products": (whole - mixing) / medians["products"], "peak MiB": peak / 2**20,
                 })

@@ -7,8 +7,8 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_clip
-from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..frontend import SAMPLE_RATE, LogMel, samples_of
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls
@@ -23,8 +23,9 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
     Returns:
         a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, peak MiB
         that torch allocates meanwhile; and over those milliseconds, as shares: what lies between the mixers' outer
-        projections (convolutions, small projections, scans), these projections, log-mel from waveforms, and reading the clips from 16 kHz WAV files in one process. The last
-        two are not part of the passes; reading goes on in other processes.
+        projections (convolutions, small projections, scans), these projections, log-mel from waveforms, and reading the
+        clips from 16 kHz WAV files in one process. The last two are not part of the passes; reading goes on in other
+        processes.
     """
     rows = []
     for size in tqdm(sizes, desc="pretraining", unit="size"):

@@ -76,9 +76,9 @@ def _arrange_fsdd(options):
 
 
 def _manifest(options):
-    from ..corpora.manifest import scan
+    from ..corpora.manifest import write_manifest
 
-    found = scan(options.folders, options.out)
+    found = write_manifest(options.folders, options.out)
     print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
     if found.unreadable:
         print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")

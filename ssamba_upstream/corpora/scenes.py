@@ -40,7 +40,6 @@ def mix_scenes(excerpts, folder, seed=0):
         AudioError: an excerpt that cannot be read.
         ValueError: a fold that lasts less than a minute.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     by_fold = {}
     for path, label, fold in excerpts:
         by_fold.setdefault(fold, []).append((path, label))

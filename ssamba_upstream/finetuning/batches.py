@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..audio import read_clip
-from ..network.classification import IGNORED
-from ..frontend import SAMPLE_RATE
 from ..corpora.manifest import ManifestError
+from ..frontend import SAMPLE_RATE
+from ..network.classification import IGNORED
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
 MIXUP_BETA = 10
@@ -53,7 +53,7 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
             ``(recordings, seconds)`` int64, the class of each second from its start, -100 where there is none.
         batch_size: clips of each process.
         samples: the longest clip; longer recordings get a random crop. Labels of seconds stay with their seconds: the
-            crop is then from the start, and `samples` has to be ``16000 * seconds``.
+            crop is then from the start, and ``samples`` has to be ``16000 * seconds``.
         seed: a number from 0 on.
         position: the last used batch's, the number of batches used; what follows is exactly what would have followed.
         rank, world_size: which process this is, of how many.
@@ -81,7 +81,7 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     """Each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one recording less than another; recordings that cannot be
-    read are left out, and the batches' `indices` say which are there.
+    read are left out, and the batches' ``indices`` say which are there.
 
     Args:
         paths, targets, batch_size, samples, rank, world_size, workers: as for :func:`training_batches`. With labels of

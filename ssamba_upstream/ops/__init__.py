@@ -1,5 +1,5 @@
-"""What a Mamba mixer computes: linear products, the short causal convolution, the selective scan, and :func:`mix`, all that
-lies between its outer projections.
+"""What a Mamba mixer computes: linear products, the short causal convolution, the selective scan, and :func:`mix`, all
+that lies between its outer projections.
 
 Each is one function with several backends behind it; ``backend="auto"`` takes the fastest that can serve the tensors
 at hand.
@@ -181,9 +181,9 @@ def mix(channels_and_gate, directions, offsets=None):
     Args:
         channels_and_gate: (batch, length, 2 * channels): what is convolved, and z.
         directions: a dict for each: ``convolution`` (channels, 1, width) and ``convolution_bias`` (channels,);
-            ``input_projection``, a module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module with a bias,
-            (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states), the logarithm
-            of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
+            ``input_projection``, a module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module
+            with a bias, (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states),
+            the logarithm of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
         offsets: of a ragged batch, as in :func:`selective_scan_mean`.
 
     Returns:

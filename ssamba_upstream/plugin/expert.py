@@ -1,6 +1,6 @@
 """UpstreamExpert: a SSAMBA checkpoint as s3prl wants its upstreams."""
 
-from ..frames import FrameEncoder, UpstreamOptions
+from ..frames import FrameEncoder, UpstreamOptions, load_encoder
 
 
 class UpstreamExpert(FrameEncoder):
@@ -24,8 +24,7 @@ class UpstreamExpert(FrameEncoder):
         options = UpstreamOptions.read(model_config, **options)
         if ckpt is None:
             raise ValueError("this upstream needs a checkpoint: give its path with -k (path_or_url in S3PRLUpstream)")
-        encoder = FrameEncoder.from_checkpoint(ckpt, options)
-        super().__init__(encoder.model, options.window_secs, options.frequency_pooling, options.padding, options.precision)
+        super().__init__(load_encoder(ckpt, options), **options.framing)
         self.model.norm_f.requires_grad_(False)
 
     def get_downsample_rates(self, key: str = None) -> int:

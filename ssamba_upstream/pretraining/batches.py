@@ -25,11 +25,11 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         samples: the longest clip; longer files get a random crop.
         seed: a number from 0 on.
         position: the last used batch's; then what follows is exactly what would have followed it. From manifests
-            this is the number of batches used, the same on all ranks and for any `workers`; from shards it is the
-            rank's own, and `world_size` and `workers` have to be as they were.
+            this is the number of batches used, the same on all ranks and for any ``workers``; from shards it is the
+            rank's own, and ``world_size`` and ``workers`` have to be as they were.
         rank, world_size: which process this is, of how many.
         workers: how many processes read; 0 reads in this one.
-        join_short: whether further random files follow one shorter than `samples`, until nothing is padding. The
+        join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
             published recipe pads.
 
     Raises:
@@ -54,7 +54,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
         batch_size, samples, rank, world_size, workers: as for :func:`training_batches`.
-        join_short: whether a file shorter than `samples` is followed by the next ones, until nothing is padding; what
+        join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
             is then too long is cut off.
 
     Raises:
@@ -69,7 +69,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
 
 def _join(clips, samples):
-    """Clips of `samples`, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
+    """Clips of ``samples``, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
     there is none are passed on."""
     joined, length = [], 0
     for clip in clips:

@@ -9,7 +9,6 @@ from ..training.run_folder import write_notes
 
 def save_result(model, folder, description, step, validation):
     """Write a checkpoint folder; one that is there is replaced file by file, so that it can be loaded at any moment."""
-    folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     write_weights(model, folder)
     write_json(model.config.to_dict(), folder / "config.json")

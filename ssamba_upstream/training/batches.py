@@ -133,7 +133,7 @@ def in_batches(clips, batch_size):
 
 
 def next_clip(clips, samples, join_short):
-    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    """The next of some clips; with ``join_short``, so many of them one after the other as ``samples`` hold."""
     clip = next(clips)
     while join_short and len(clip) < samples:
         clip = torch.cat([clip, next(clips)[:samples - len(clip)]])

@@ -146,7 +146,8 @@ def test_another_run_s_choice_can_be_made(monkeypatch):
 def test_the_whole_network_by_either_library():
     """In processes of their own: the environment is read once."""
     program = ("import torch; from ssamba_upstream import SsambaConfig, SsambaModel; torch.manual_seed(0); "
-               "m = SsambaModel(SsambaConfig(num_hidden_layers=2)); print(m(torch.randn(1, 1024, 128))[0].double().sum())")
+               "m = SsambaModel(SsambaConfig(num_hidden_layers=2)); "
+               "print(m(torch.randn(1, 1024, 128))[0].double().sum())")
     results = [
         subprocess.run([sys.executable, "-c", program], env={**os.environ, "SSAMBA_LINEAR": library}, check=True,
                        capture_output=True, text=True).stdout

@@ -99,6 +99,7 @@ def spy(method, lengths):
     return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", [random.Random, np.random.default_rng])
 def test_crops_are_seeded_and_uniform(files, generator):
     def starts(seed):
@@ -275,6 +276,7 @@ def test_a_wholly_unreadable_manifest_ends_the_run_readably(tmp_path, workers):
                                 f"The last: {tmp_path / 'gone.wav'}: does not exist, or may not be read")
 
 
+@pytest.mark.slow
 def test_batches_come_from_spawned_workers_too(manifest):
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
@@ -411,6 +413,7 @@ def test_ranks_and_workers_divide_a_pass(shards):
     assert sorted(read[0] + read[1]) == list(range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("join_short", [False, True])
 def test_shards_are_gone_on_with_exactly(shards, workers, join_short):

@@ -1,9 +1,9 @@
 """What a mixer computes between its outer projections, as one torch operator.
 
-A direction convolves the channels, projects them to steps of low rank and to B and C, and scans; the kernel projects the
-steps to all channels tile by tile, so that they are never written. Forward goes through one direction after the
-other, each of which needs its convolved channels only as long as it lasts. For the backward pass the input, the low-rank
-projections and the state before each tile are kept; the convolved channels are computed again.
+A direction convolves the channels, projects them to steps of low rank and to B and C, and scans; the kernel projects
+the steps to all channels tile by tile, so that they are never written. Forward goes through one direction after the
+other, each of which needs its convolved channels only as long as it lasts. For the backward pass the input, the
+low-rank projections and the state before each tile are kept; the convolved channels are computed again.
 """
 
 import torch
@@ -12,12 +12,22 @@ from ..product import multiply
 from ..registration import register_mixer
 from .convolution import convolve, convolve_backward
 from .library import (
-    GROUP, add_up, count_sequences, empty, empty_checkpoints, empty_sequence, places, run_scan, scan_direction, sequence,
+    GROUP,
+    add_up,
+    count_sequences,
+    empty,
+    empty_checkpoints,
+    empty_sequence,
+    places,
+    run_scan,
+    scan_direction,
+    sequence,
 )
 
 
 def mix_forward(
-    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
+    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
+    keep,
 ):
     """[output (batch, channels, length)] and, for the backward pass if ``keep``, checkpoints and each direction's
     (batch, length, rank + 2 states).
@@ -53,7 +63,8 @@ def mix_forward(
 
 
 def _outputs(
-    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
+    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
+    keep,
 ):
     x, _ = _halves(channels_and_gate)
     if not keep:
@@ -85,7 +96,8 @@ def _mix_backward(
         grad_A, grad_D, grad_bias, grad_step_weight = parts[i]
         directions.append(scan_direction(
             sequence(inputs[i]), *_low_rank(projections[i], rank, states), *parameters[i], reverse[i],
-            checkpoints=checkpoints[i], grad_u=sequence(grad_inputs[i]), grad_A=grad_A, grad_D=grad_D, grad_bias=grad_bias, grad_step_weight=grad_step_weight, grad_low=sums[i],
+            checkpoints=checkpoints[i], grad_u=sequence(grad_inputs[i]), grad_A=grad_A, grad_D=grad_D,
+            grad_bias=grad_bias, grad_step_weight=grad_step_weight, grad_low=sums[i],
             grad_B=sums[i][..., rank:], grad_C=sums[i][..., rank + states :],
         ))
     run_scan(True, directions, x, places(x, offsets), states, z, grad_output, grad_z, softplus=True, rank=rank,
@@ -105,8 +117,8 @@ def _mix_backward(
 
 
 def _gradients(grad_output, checkpoints, projections, channels_and_gate, *arguments):
-    parameters = [tensor for tensors in arguments[:-2] for tensor in tensors]
-    return [channels_and_gate.new_empty(channels_and_gate.shape), *(tensor.new_empty(tensor.shape) for tensor in parameters)]
+    inputs = [channels_and_gate, *(tensor for tensors in arguments[:-2] for tensor in tensors)]
+    return [tensor.new_empty(tensor.shape) for tensor in inputs]
 
 
 def _halves(channels_and_gate):
