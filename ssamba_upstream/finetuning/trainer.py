@@ -19,6 +19,7 @@ from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
 from ..files import write_json
 from ..training.run_folder import check_continuation, describe_run
+from ..training.training_state import TrainingError
 from .augmentation import noise_and_roll, spec_augment
 from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
@@ -194,10 +195,15 @@ class _Finetuning(Run):
         for batch in evaluation_batches(task.paths[split], task.targets[split], clips, self.samples, processes.rank,
                                         processes.world_size, recipe.workers):
             self.unreadable += batch.unreadable
+            if not len(batch.indices):
+                continue
             with self.autocast():
                 logits = model(batch_to_fbank(batch, self.log_mel, recipe.clip_frames)).logits
             found.append((batch.indices, logits.float().cpu(), batch.targets))
         pieces = [piece for gathered in processes.gather(found) for piece in gathered]
+        if not pieces:
+            raise TrainingError(f"none of the {len(task.paths[split])} recordings of {split} can be read, such as "
+                                f"{task.paths[split][0]}")
         indices, logits, targets = map(torch.cat, zip(*pieces))
         order = indices.argsort()
         return {"recordings": len(indices), **evaluate(logits[order], targets[order], recipe.problem)}

@@ -127,6 +127,8 @@ class _Pretraining(Run):
                                      recipe.workers, recipe.join_short)
         for batch in batches:
             self.unreadable += batch.unreadable
+            if not len(batch.lengths):
+                continue
             output = self.forward(model, batch, generator)
             values = torch.tensor([*(output[name].item() for name in self.LOSSES), 1.0], dtype=torch.float64)
             totals += values * len(batch.lengths)

@@ -112,11 +112,8 @@ class ClipsInOrder(Dataset):
 
 
 def in_batches(clips, batch_size):
-    """Lists of clips, each with the reasons (str) met on the way to it why there is none.
-
-    Raises:
-        ManifestError: there are reasons only.
-    """
+    """Lists of clips, each with the reasons (str) met on the way to it why there is none; where there are reasons only,
+    one list without clips."""
     batch, unreadable = [], []
     for clip in clips:
         if isinstance(clip, str):
@@ -126,10 +123,8 @@ def in_batches(clips, batch_size):
             yield batch, unreadable
             batch, unreadable = [], []
         batch.append(clip)
-    if batch:
+    if batch or unreadable:
         yield batch, unreadable
-    elif unreadable:
-        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
 def next_clip(clips, samples, join_short):
