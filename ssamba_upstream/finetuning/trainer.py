@@ -187,7 +187,15 @@ class _Finetuning(Run):
 
     @torch.no_grad()
     def _metrics(self, model, split):
-        """Metrics of a network on the recordings of a split that can be read, and how many these are."""
+        """Metrics of a network on the recordings of a split that can be read, gathered from all processes.
+
+        Args:
+            model: a classifier; its logits are (clips, classes), or (clips, seconds, classes).
+            split: "dev" or "test".
+
+        Returns:
+            dict of ``recordings``, how many could be read, and what :func:`evaluate` gives, floats by their names.
+        """
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()
         found = []

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..frontend import LogMel, samples_of
-from ..corpora.labelled import members_of_splits, read_labelled
+from ..corpora.labelled import read_labelled
 from ..probing.features import time_averages
 from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
@@ -65,8 +65,7 @@ class _Pretraining(Run):
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
-            if not self.labelled.has_folds:
-                members_of_splits(self.labelled.splits)  # lest the first probe find out that one is missing
+            self.labelled.check_dev()  # lest the first probe find out that it is missing
         self.samples = samples_of(config.pretraining_frames)
         self.log_mel = LogMel(config.num_mel_bins).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, average=average)
