@@ -195,6 +195,9 @@ class _Finetuning(Run):
 
         Returns:
             dict of ``recordings``, how many could be read, and what :func:`evaluate` gives, floats by their names.
+
+        Raises:
+            TrainingError: none can be read.
         """
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()

@@ -272,7 +272,7 @@ def test_a_wholly_unreadable_manifest_ends_the_run_readably(tmp_path, workers):
     manifest = write_manifest(tmp_path / "gone.jsonl", [tmp_path / "gone.wav"] * 3)
     with pytest.raises(ManifestError) as error:
         next(training_batches([manifest], 2, SAMPLES, 0, workers=workers))
-    assert str(error.value) == ("no readable file among 100 in a row; do the manifest's paths still exist? "
+    assert str(error.value) == ("no readable file among 100 in a row; do the paths that were listed still exist? "
                                 f"The last: {tmp_path / 'gone.wav'}: does not exist, or may not be read")
 
 
