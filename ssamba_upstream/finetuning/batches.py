@@ -81,15 +81,15 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     """Each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one recording less than another; recordings that cannot be
-    read are left out, and the batches' ``indices`` say which are there.
+    read are left out, and the batches' ``indices`` say which are there. Where none of a rank's recordings is readable,
+    it has one batch without clips, which names them.
 
     Args:
         paths, targets, batch_size, samples, rank, world_size, workers: as for :func:`training_batches`. With labels of
             seconds the crop is from the start.
 
     Raises:
-        ValueError: at once, when the arguments do not fit each other.
-        ManifestError: later, when none of the rank's recordings is readable.
+        ValueError: the arguments do not fit each other.
     """
     _check_targets(paths, targets, samples)
     mine = range(rank, len(paths), world_size)
@@ -172,9 +172,10 @@ class _LabelledBatches(NumberedBatches):
 
 
 def _batch(examples, samples, unreadable, position=None):
-    indices, clips, targets = zip(*examples)
-    return LabelledBatch(*pad(clips, samples), unreadable, position, targets=torch.stack(targets),
-                         indices=torch.tensor(indices))
+    indices, clips, targets = zip(*examples) if examples else ((), (), ())
+    return LabelledBatch(*pad(clips, samples), unreadable, position,
+                         targets=torch.stack(targets) if targets else torch.empty(0),
+                         indices=torch.tensor(indices, dtype=torch.int64))
 
 
 def _centred(clip):

@@ -50,6 +50,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
+    Where none of a rank's files is readable, it has one batch without clips, which names them.
 
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
@@ -58,7 +59,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
             is then too long is cut off.
 
     Raises:
-        ManifestError: at once, when the sources do not fit; later, when none of the rank's files is readable.
+        ManifestError: the sources do not fit.
     """
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")

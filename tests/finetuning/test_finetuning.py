@@ -393,6 +393,19 @@ def test_what_cannot_be_resumed(tmp_path, recipe, changed_set, pretrained):
         finetune(recipe(data=data, epochs=1), out, resume=True)
 
 
+def test_recordings_that_cannot_be_read_are_left_out_of_the_metrics(tmp_path, recipe, changed_set):
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
+    data = changed_set(lambda rows: [*rows, (str(loud), "low", "test")])
+    results = finetune(recipe(data=data, epochs=1), tmp_path / "run")
+    assert results["test"]["recordings"] == 6
+    assert all(line.startswith(f"{loud}: holds samples of up to 1.0e+30")
+               for _, line in logged(tmp_path / "run", "unreadable", kind="event"))
+    data = changed_set(lambda rows: [row for row in rows if row[2] == "train"] + [(str(loud), "low", "test")])
+    with pytest.raises(TrainingError, match="none of the 1 recordings of test can be read, such as .*loud.wav"):
+        finetune(recipe(data=data, epochs=1), tmp_path / "none")
+
+
 def test_a_folder_that_has_changed_is_not_resumed(tmp_path, audio, recipe):
     for i in range(18):
         file = tmp_path / "set" / list(PITCHES)[i % 3] / f"{i}.wav"

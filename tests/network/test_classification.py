@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,

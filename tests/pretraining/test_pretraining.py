@@ -345,6 +345,12 @@ def test_unreadable_files_are_counted_and_listed(tmp_path, recipe, audio):
     assert "torn.wav" in logged(tmp_path / "run", "unreadable", kind="event")[0][1]
 
 
+def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, recipe):
+    (tmp_path / "gone.jsonl").write_text(json.dumps({"path": str(tmp_path / "gone.wav")}) + "\n")
+    with pytest.raises(TrainingError, match="none of the validation clips can be read: .*gone.jsonl"):
+        pretrain(recipe(validation=str(tmp_path / "gone.jsonl")), tmp_path / "run")
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"steps": 0}, "steps must be a whole number from 1; got 0"),
     ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
