@@ -6,7 +6,7 @@ from tqdm import tqdm
 from .. import ops
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
-from .timing import peak_memory, race, run_step
+from .timing import peak_memory, median_times, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
 MODES = {"forward": (False, False), "forward, bfloat16": (False, True), "training step": (True, False)}
@@ -35,7 +35,7 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                     calls = model_calls(model, fbank, gradients)
                     if mode == "forward":
                         calls |= _other_ways(calls["whole"])
-                    medians = race(calls, rounds, device)
+                    medians = median_times(calls, rounds, device)
                     peak = peak_memory(calls["whole"], device)
                 whole, mixing = medians["whole"], medians["mixing"]
                 rows.append({

@@ -12,7 +12,7 @@ from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls
-from .timing import peak_memory, race, run_step
+from .timing import peak_memory, median_times, run_step
 
 PRETRAINING_CLIPS = 8
 
@@ -48,7 +48,7 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                 "products": parts["products"], "log-mel": lambda: log_mel(list(waveforms)),
                 "reading": lambda: [read_clip(file.name, samples, "centre") for _ in fbank],
             }
-            medians = race(calls, rounds, device)
+            medians = median_times(calls, rounds, device)
         for passes, objective in enumerate(("shared_mask", "two_pass"), start=1):
             whole = medians[objective]
             rows.append({

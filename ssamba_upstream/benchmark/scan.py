@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from .timing import peak_memory, race, run_step
+from .timing import peak_memory, median_times, run_step
 
 SCAN_SHAPES = ((1, 384, 1189), (8, 384, 497), (8, 768, 497))  # batch, channels, length
 STATES = 16
@@ -31,7 +31,7 @@ def bench_scan(device="cpu", rounds=5):
             if gradients:
                 calls = {name: call for name, call in calls.items() if name not in LOOPS}
             bound = _scan_bound(machine, *shape, gradients)
-            for name, milliseconds in race(calls, rounds, device).items():
+            for name, milliseconds in median_times(calls, rounds, device).items():
                 rows.append({
                     "batch x channels x length": " x ".join(map(str, shape)), "mode": mode, "scan": name,
                     "ms": milliseconds, "x bound": milliseconds / bound,
@@ -50,7 +50,7 @@ def measure_machine(device="cpu"):
         "powers": lambda: [power(small, out=powers) for _ in range(16)], "copy": large.clone,
         "product": lambda: matrix @ matrix,
     }
-    seconds = {name: milliseconds / 1e3 for name, milliseconds in race(calls, 7, device).items()}
+    seconds = {name: milliseconds / 1e3 for name, milliseconds in median_times(calls, 7, device).items()}
     threads = torch.get_num_threads() if device == "cpu" else 1  # so few numbers keep one thread busy
     return {
         "powers": threads * 16 * small.numel() / seconds["powers"],

@@ -14,7 +14,7 @@ from ..files import replacing
 SECONDS_EACH = 20  # a candidate that has taken as long makes no further round: some peers need ten seconds a call
 
 
-def race(calls, rounds, device="cpu", warm=False):
+def median_times(calls, rounds, device="cpu", warm=False):
     """name -> median milliseconds of each call; every round makes each call once, after a first that is not counted
     unless the calls are ``warm``, made before. Calls that have taken SECONDS_EACH make no further round."""
     times = {name: [] for name in calls}
@@ -67,8 +67,6 @@ def run_step(function, inputs, gradients):
 
 def write_table(rows, path):
     """Write rows, dicts with the same keys, as CSV, and return them as a Markdown table."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
