@@ -19,7 +19,7 @@ from transformers import ASTConfig, AutoModel
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
 from ..ops import product
-from .timing import available_memory, peak_memory, median_times, run_step
+from .timing import available_memory, median_times, peak_memory, run_step
 
 TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 22528, 32768, 65536)
 BATCHES = (1, 4)

@@ -6,7 +6,7 @@ from tqdm import tqdm
 from .. import ops
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
-from .timing import peak_memory, median_times, run_step
+from .timing import median_times, peak_memory, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
 MODES = {"forward": (False, False), "forward, bfloat16": (False, True), "training step": (True, False)}

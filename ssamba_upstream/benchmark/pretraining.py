@@ -12,7 +12,7 @@ from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls
-from .timing import peak_memory, median_times, run_step
+from .timing import median_times, peak_memory, run_step
 
 PRETRAINING_CLIPS = 8
 

@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from .timing import peak_memory, median_times, run_step
+from .timing import median_times, peak_memory, run_step
 
 SCAN_SHAPES = ((1, 384, 1189), (8, 384, 497), (8, 768, 497))  # batch, channels, length
 STATES = 16
