@@ -150,8 +150,10 @@ def test_the_whole_network_by_either_library():
                "m = SsambaModel(SsambaConfig(num_hidden_layers=2)); "
                "print(m(torch.randn(1, 1024, 128))[0].double().sum())")
     results = [
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, "SSAMBA_LINEAR": library, "OMP_NUM_THREADS": "1"}, check=True,
-                       capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True,
+            env={**os.environ, "SSAMBA_LINEAR": library, "OMP_NUM_THREADS": "1"},
+        ).stdout
         for library in product.LIBRARIES
     ]
     sums = [float(result[len("tensor("):].split(",")[0]) for result in results]
