@@ -101,8 +101,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
     """SSAMBA with a head for the class of every second of a clip.
 
     A second is what 100 fbank frames hold: the columns of patches whose centres lie in it are averaged, over their
-    rows and with one another, and the head reads that. (The published code cuts its frequency-major tokens into equal
-    runs instead, each of which holds some of the bands of all of the clip's time, so that it labels no seconds.)
+    rows and with one another, and the head reads that. The published code does otherwise, see docs/architecture.md.
 
     Raises:
         ValueError: ``problem_type`` is "multi_label_classification".

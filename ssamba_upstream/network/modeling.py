@@ -111,8 +111,8 @@ class SsambaModel(SsambaPreTrainedModel):
 
     In ``block_order="sequential"`` the blocks follow one another. In ``"paired"``, the order in which the published
     checkpoints were trained, blocks 2i and 2i + 1 both read the same residual stream, the second one reversed in
-    time, and their results are added; the stream therefore doubles with every pair. (The published code carries
-    the stream in two parts, residual and hidden, which are only ever read as their sum.)
+    time, and their results are added; the stream therefore doubles with every pair. What the published code does
+    otherwise is in docs/architecture.md.
     """
 
     def __init__(self, config):
