@@ -99,6 +99,11 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     return model.eval()
 
 
+def load_config(path, **overrides):
+    """The SsambaConfig of a checkpoint, see :func:`load_model`."""
+    return SsambaConfig(**{**_read(path, None)[0].to_dict(), **overrides})
+
+
 def save_model(model, path):
     """Save a model in this package's format; see :func:`load_model` for reading it.
 
@@ -146,7 +151,7 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
         checkpoint: of the encoder, see :func:`load_model`; the heads that it has are left out. None: random weights.
         model_class: SsambaForAudioClassification or SsambaForAudioFrameClassification.
         labels: names of the classes, in the order of their indices.
-        frames: length of the clips in fbank frames of 10 ms.
+        frames: length of the clips in fbank frames.
         size: "tiny", "small" or "base", of an encoder with random weights.
         overrides: fields of :class:`SsambaConfig`, such as ``time_stride``, ``drop_path_rate``, ``problem_type`` or
             ``pooling``.
@@ -169,6 +174,7 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
         columns = math.ceil(frames / encoder.config.patch_size[1])
         weights["pos_embed"] = stretch_positions(weights["pos_embed"], encoder.config, columns)
         fields["pretraining_frames"] = columns * encoder.config.patch_size[1]
+    fields["clip_frames"] = frames
     fields["id2label"] = dict(enumerate(labels))
     fields["label2id"] = {label: i for i, label in enumerate(labels)}
     model = model_class(SsambaConfig(**fields))

@@ -18,7 +18,7 @@ def save_result(model, extractor, folder, description, step, scores):
 
 def model_card(model, description, step, scores):
     """The classifier's README in Markdown, with the Hugging Face hub's header."""
-    recipe = description["recipe"]
+    recipe, front_end = description["recipe"], model.config.front_end
     rows = [
         f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
         for name, value in scores[split].items() if isinstance(value, float)
@@ -34,12 +34,12 @@ tags: [audio, mamba, ssamba]
 # SSAMBA {model.config.size or f"of width {model.config.hidden_size}"}, fine-tuned
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), fine-tuned with ssamba-upstream from {start}: {step} steps of
-{recipe["batch_size"]} clips of {recipe["clip_frames"] / 100:g} s at 16 kHz; {model.config.num_labels} classes.
+{recipe["batch_size"]} clips of {front_end.seconds_of(recipe["clip_frames"]):g} s at {front_end.sampling_rate / 1000:g} kHz; {model.config.num_labels} classes.
 
 ```python
 import ssamba_upstream
 from transformers import pipeline
-pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at 16 kHz
+pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at {front_end.sampling_rate} Hz
 ```
 
 {table}

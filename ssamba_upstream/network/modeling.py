@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..feature_extraction import SsambaFeatureExtractor
 from .configuration import SsambaConfig
 from .mixer import BidirectionalMamba
 from .positions import position_embedding
@@ -87,6 +88,15 @@ class SsambaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "ssamba"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
+
+    def get_input_embeddings(self):
+        """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
+        return self.base_model.patch_embed
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        SsambaFeatureExtractor.for_config(self.config).save_pretrained(save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -173,7 +183,7 @@ class SsambaModel(SsambaPreTrainedModel):
                              f"got {tuple(input_values.shape)}")
         if input_values.shape[1] < config.patch_size[1]:
             raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
-        patches = self.patch_embed(input_values)
+        patches = self.patch_embed(input_values.to(self.patch_embed.proj.weight.dtype))
         positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
         patches = patches.flatten(2).transpose(1, 2)
         if mask is not None:

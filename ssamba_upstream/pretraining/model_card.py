@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..checkpoint import write_weights
+from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
 from ..training.run_folder import write_notes
 
@@ -13,6 +14,7 @@ def save_result(model, folder, description, step, validation):
     model.config.architectures = [type(model).__name__]
     write_weights(model, folder)
     write_json(model.config.to_dict(), folder / "config.json")
+    write_json(SsambaFeatureExtractor.for_config(model.config).to_dict(), folder / "preprocessor_config.json")
     card = model_card(model, description, step, validation)
     write_notes(folder, description, step, {"validation": validation}, card)
 
@@ -31,7 +33,7 @@ tags: [audio, self-supervised, mamba, ssamba]
 # SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), pretrained with ssamba-upstream: {step} steps of
-{recipe["batch_size"]} clips of {config.pretraining_frames / 100:g} s at 16 kHz, {config.masked_patches} of
+{recipe["batch_size"]} clips of {config.front_end.seconds_of(config.pretraining_frames):g} s at {config.sampling_rate / 1000:g} kHz, {config.masked_patches} of
 {config.position_grid[0] * config.position_grid[1]} patches masked ({recipe["masking"]} masks, {recipe["objective"]}).
 
 ```bash

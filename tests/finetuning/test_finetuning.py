@@ -509,7 +509,6 @@ def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     ({"problem": "per_second", "loss": "binary_cross_entropy", "clip_frames": 100},
      "per_second has the loss cross_entropy"),
     ({"problem": "per_second", "mixup": 0.5, "clip_frames": 100}, "labels of seconds cannot be mixed"),
-    ({"problem": "per_second"}, "clip_frames must be whole seconds of 100 frames; got 64"),
     ({"problem": "regression"}, "problem must be one of single_label, multi_label, per_second; got 'regression'"),
     ({"frequency_mask": 129}, "frequency_mask must be a whole number from 0 to 128; got 129"),
     ({"time_mask": 65}, "time_mask must be a whole number from 0 to 64; got 65"),
@@ -537,6 +536,7 @@ def relabelled(**labels):
 @pytest.mark.parametrize("change, changes, message", [
     (relabelled(_17="unheard"), {}, "no recording of train has the class 'unheard'"),
     (relabelled(_3="low;high"), {}, "3.wav has the label 'low;high', which is 2 classes; single_label has one"),
+    (relabelled(), {"problem": "per_second"}, "whole seconds, such as 100, 1000, 6000 for 1, 10, 60; got 64"),
     (relabelled(_3="low;;high"), {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"},
      "a class in the label 'low;;high' of .*3.wav has no name"),
     (lambda rows: rows[:12], {}, "changed.csv: the splits are train"),
@@ -553,7 +553,7 @@ def test_labelled_sets_that_do_not_fit(tmp_path, recipe, changed_set, change, ch
 def test_files_that_are_not_there(tmp_path, recipe):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         finetune(recipe(data="nowhere.csv"), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(CheckpointError, match="nowhere"):
         finetune(recipe(checkpoint=str(tmp_path / "nowhere")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
