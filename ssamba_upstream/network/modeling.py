@@ -1,9 +1,12 @@
 """SsambaModel: log-mel -> patches -> tokens -> Mamba blocks -> hidden states."""
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -98,6 +101,27 @@ class SsambaPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         SsambaFeatureExtractor.for_config(self.config).save_pretrained(save_directory)
 
+    def push_to_hub(self, repo_id, **kwargs):
+        """As every transformers model; and where the model was loaded from a run's folder and its weights are still
+        those, with the model card of the run."""
+        pushed = super().push_to_hub(repo_id, **kwargs)
+        if card := self._card_of_run():
+            revision = pushed.pr_revision or kwargs.get("revision")
+            card.push_to_hub(repo_id, token=kwargs.get("token"), revision=revision)
+        return pushed
+
+    def _card_of_run(self):
+        """The model card beside the weights that the model was loaded from; None where they have changed since."""
+        folder, encoder = Path(self.name_or_path), f"{self.base_model_prefix}."
+        if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
+            return None
+        stored = {name.removeprefix(encoder): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+        for name, tensor in self.state_dict().items():
+            name = name.removeprefix(encoder)
+            if name not in stored or not torch.equal(stored[name], tensor.cpu()):
+                return None
+        return ModelCard.load(folder / "README.md")
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, BidirectionalMamba):
@@ -156,8 +180,11 @@ class SsambaModel(SsambaPreTrainedModel):
             divided by 2**k, which undoes the doubling.
 
         Raises:
-            ValueError: an input of another shape, or shorter than a patch.
+            ValueError: an input of another shape, or shorter than a patch; or the call is traced.
         """
+        if torch.jit.is_tracing():
+            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use torch.compile "
+                             "or torch.export")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict

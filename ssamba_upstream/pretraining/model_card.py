@@ -5,6 +5,7 @@ from pathlib import Path
 from ..checkpoint import write_weights
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
+from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
 
@@ -25,10 +26,7 @@ def model_card(model, description, step, validation):
     scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in validation.items())
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
-    return f"""---
-library_name: transformers
-tags: [audio, self-supervised, mamba, ssamba]
----
+    return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}
 
 # SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
 
@@ -45,15 +43,19 @@ from ssamba_upstream import SsambaModel
 model = SsambaModel.from_pretrained("FOLDER")
 ```
 
+## Figures
+
 Validation at step {step}:
 
 | | |
 |---|---|
 {scores}
 
-Manifests:
+## Data
 
-{manifests or "- none; the run read shards"}
+{manifests or "- shards, without a manifest"}
 
-`run.json` holds the whole recipe and the environment.
+{card_recipe(recipe, "train", "validation", "probe")}
+
+`run.json` holds the environment as well.
 """
