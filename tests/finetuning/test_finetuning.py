@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
@@ -176,6 +177,11 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
             assert torch.equal(ours(fbank).logits, theirs.eval()(fbank).logits)
     card = (run / "best" / "README.md").read_text()
     assert f"| test | accuracy | {results['test']['accuracy']:.4f} |" in card
+    data = ModelCard(card).data
+    assert data.license == "bsd-3-clause" and data.pipeline_tag == "audio-classification"
+    assert [(figure.dataset_name, figure.metric_type, figure.metric_value) for figure in data.eval_results] == [
+        ("tones.csv", name, results["test"][name]) for name in ("accuracy", "mAP", "mAUC")]
+    assert "Classes: high, low, middle" in card and "learning_rate: 0.005" in card and str(audio) not in card
     assert "Not tested" in (run / "last" / "README.md").read_text()
     assert main(["info", str(run / "best")]) == 0
     assert "3: high, low, middle" in capsys.readouterr().out
