@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..audio import read_clip
-from ..network.classification import IGNORED
-from ..frontend import SAMPLE_RATE
 from ..corpora.manifest import ManifestError
+from ..frontend import SAMPLE_RATE
+from ..network.classification import IGNORED
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
 MIXUP_BETA = 10

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..network.classification import FRAMES_PER_SECOND
 from ..frontend import LOG_MEL_MEAN, LOG_MEL_STD
+from ..network.classification import FRAMES_PER_SECOND
 from ..training.recipe import RecipeError, TrainingRecipe
 
 METRICS = {

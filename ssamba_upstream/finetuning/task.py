@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..network.classification import FRAMES_PER_SECOND, IGNORED
 from ..corpora.labelled import split_labels
+from ..network.classification import FRAMES_PER_SECOND, IGNORED
 from ..training.recipe import RecipeError
 from .batches import label_targets
 

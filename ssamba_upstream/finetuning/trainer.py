@@ -9,15 +9,15 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import content_hash, load_model, new_classifier
-from ..network.classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
-from ..feature_extraction import SsambaFeatureExtractor
-from ..frontend import SAMPLE_RATE, LogMel, samples_of
 from ..corpora.labelled import read_labelled
+from ..feature_extraction import SsambaFeatureExtractor
+from ..files import write_json
+from ..frontend import SAMPLE_RATE, LogMel, samples_of
+from ..network.classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..files import write_json
 from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
 from .augmentation import noise_and_roll, spec_augment

@@ -8,7 +8,6 @@ from torch import nn
 
 from ..ops import causal_convolutions, selective_scan_mean
 
-
 DIRECTIONS = ("", "_b")
 
 
@@ -55,7 +54,8 @@ class BidirectionalMamba(nn.Module):
     def convolve(self, x, reverse, offsets=None):
         """(batch, channels, length) -> what each direction's scan reads, two tensors of that shape."""
         convolutions = [getattr(self, f"conv1d{direction}") for direction in DIRECTIONS]
-        return causal_convolutions(x, [c.weight for c in convolutions], [c.bias for c in convolutions], reverse, offsets)
+        weights, biases = [c.weight for c in convolutions], [c.bias for c in convolutions]
+        return causal_convolutions(x, weights, biases, reverse, offsets)
 
     def scan_arguments(self, x, direction, reverse):
         """Arguments of one direction's scan: its step sizes, B and C are projections of what it reads."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 from .masking import cluster_mask
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
 
 @dataclass

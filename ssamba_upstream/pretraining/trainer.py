@@ -8,8 +8,10 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..frontend import LogMel, samples_of
 from ..corpora.labelled import read_labelled
+from ..frontend import LogMel, samples_of
+from ..network.masking import cluster_mask
+from ..network.pretraining import SsambaForPreTraining
 from ..probing.features import time_averages
 from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
@@ -18,8 +20,6 @@ from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
 from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
 from .batches import training_batches, validation_batches
-from ..network.masking import cluster_mask
-from ..network.pretraining import SsambaForPreTraining
 from .model_card import save_result
 
 

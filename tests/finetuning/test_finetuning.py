@@ -13,21 +13,21 @@ import soundfile
 import torch
 import yaml
 
+from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.finetuning import trainer
 from ssamba_upstream.finetuning.batches import evaluation_batches
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
 from ssamba_upstream.finetuning.trainer import finetune
-from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.training import training_state
 from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.run_folder import describe_run
 from ssamba_upstream.training.training_state import TrainingError, training_states
-from helpers.runs import kill_before, logged, torchrun
 
 PITCHES = {"high": 3000, "low": 200, "middle": 800}
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "time_stride": 16,
@@ -157,8 +157,9 @@ def assert_same_run(found, expected, folders=("best", "last")):
 
 @pytest.mark.slow
 def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
-    from ssamba_upstream.plugin.expert import UpstreamExpert
     from transformers import AutoModelForAudioClassification, pipeline
+
+    from ssamba_upstream.plugin.expert import UpstreamExpert
 
     run = tmp_path / "run"
     results = finetune(recipe(epochs=10, learning_rate=5e-3, mean=-5.0, std=4.0), run)

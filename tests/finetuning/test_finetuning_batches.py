@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from ssamba_upstream.finetuning.batches import balancing_weights, evaluation_batches, label_targets, training_batches
 from ssamba_upstream.corpora.manifest import ManifestError
+from ssamba_upstream.finetuning.batches import balancing_weights, evaluation_batches, label_targets, training_batches
 
 SAMPLES = 400
 CLASSES = ["bark", "chirp", "drip", "echo", "fizz", "gong", "hum"]

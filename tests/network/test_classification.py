@@ -11,6 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
+    pipeline,
+)
 
 from helpers.paths import CHECKOUT
 from ssamba_upstream import (
@@ -22,14 +28,6 @@ from ssamba_upstream import (
 )
 from ssamba_upstream.checkpoint import load_model, new_classifier, save_model, write_classifier
 from ssamba_upstream.network.classification import columns_of_seconds
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModelForAudioClassification,
-    AutoModelForAudioFrameClassification,
-    pipeline,
-)
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 CLASSES = ["dog", "rain", "sea waves"]

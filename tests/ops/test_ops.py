@@ -56,7 +56,7 @@ def test_backend_equals_definition_in_float64(monkeypatch, backend, reverse, ful
         loss = (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum() + state.square().sum()
         results.append((output, state, *torch.autograd.grad(loss, list(inputs.values()))))
     for name, expected, found in zip(["output", "state", *inputs], *results):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

@@ -13,21 +13,24 @@ import soundfile
 import torch
 import torch.multiprocessing as multiprocessing
 
+from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.pretraining import trainer
-from ssamba_upstream.training import training_state
-from ssamba_upstream.training.loop import Run
 from ssamba_upstream.corpora.manifest import write_manifest
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
+from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
+from ssamba_upstream.training import training_state
+from ssamba_upstream.training.loop import Run
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
-    TrainingError, load_training_state, save_training_state, training_states,
+    TrainingError,
+    load_training_state,
+    save_training_state,
+    training_states,
 )
-from helpers.runs import kill_before, logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
