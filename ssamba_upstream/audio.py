@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 import soundfile
 
+from .packing import pack
+
 # torch and torchaudio, which take seconds to import, are imported where a clip is read: headers need neither.
 
 SAMPLE_RATE = 16000
@@ -90,7 +92,7 @@ def read_header(path) -> AudioHeader:
 
 
 def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_rate=SAMPLE_RATE):
-    """At most `samples` samples of an audio file, as mono float32 at a sampling rate, by default 16 kHz.
+    """At most ``samples`` samples of an audio file, as mono float32 at a sampling rate, by default 16 kHz.
 
     Only what is needed is read and resampled; the mean of the channels is taken. Where the header promises more than
     there is, what there is counts.
@@ -135,7 +137,7 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_ra
 
 
 def why_unreadable(error, file=None):
-    """The reason in an exception met while reading audio, without the path; `file` is its path, if it has one."""
+    """The reason in an exception met while reading audio, without the path; ``file`` is its path, if it has one."""
     if isinstance(file, (str, os.PathLike)) and not os.access(file, os.R_OK):
         return "does not exist, or may not be read"
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
@@ -256,15 +258,7 @@ def batches_by_length(lengths, seconds):
         lengths: of the recordings, in seconds.
         seconds: the longest batch.
     """
-    batch, total = [], 0.0
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if batch and total + lengths[i] > seconds:
-            yield batch
-            batch, total = [], 0.0
-        batch.append(i)
-        total += lengths[i]
-    if batch:
-        yield batch
+    return pack(lengths, seconds, sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
 
 
 @lru_cache(maxsize=32)

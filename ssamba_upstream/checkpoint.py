@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .network.configuration import SsambaConfig
-from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.modeling import SsambaModel
 from .network.positions import stretch_positions
 from .network.pretraining import SsambaForPreTraining
@@ -180,16 +180,6 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
     model = model_class(SsambaConfig(**fields))
     model.ssamba.load_state_dict(weights)
     return model.eval()
-
-
-def save_classifier(model, feature_extractor, folder):
-    """Save a classifier with its feature extractor as a new folder, as :func:`write_classifier` does.
-
-    Raises:
-        FileExistsError: the folder is there and not empty.
-    """
-    with new_folder(folder) as temporary:
-        write_classifier(model, feature_extractor, temporary)
 
 
 def write_classifier(model, feature_extractor, folder):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .audio import AudioError, batches_by_length, expected_seconds, read_clip
 from .checkpoint import content_hash
-from .files import replacing
+from .files import replacing, write_json
 from .frames import FrameEncoder, UpstreamOptions
 
 FORMATS = ("safetensors", "npy")
@@ -113,11 +113,10 @@ def _check_settings(out, settings):
         before = json.loads(file.read_text())
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
-            raise ExtractionError(f"{out} holds hidden states of other settings ({', '.join(changed)}); give a new folder")
+            raise ExtractionError(f"{out} holds hidden states of other settings ({', '.join(changed)}); give a new "
+                                  "folder")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2))
+    write_json(settings, file)
 
 
 def _read(recordings, sampling_rate, report):
@@ -132,7 +131,6 @@ def _read(recordings, sampling_rate, report):
 
 
 def _write(states, target, file_format):
-    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         if file_format == "npy":
             with temporary.open("wb") as file:

@@ -61,7 +61,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         self.frame_length = frame_length
         self.frame_shift = frame_shift
         self.normalisation = normalisation
-        self.front_end  # which checks its fields
+        _ = self.front_end  # which checks its fields
 
     @classmethod
     def for_config(cls, config):

@@ -23,8 +23,8 @@ class UpstreamOptions:
     Attributes:
         window_secs: length of the windows that the network reads. Default: 10 s, or that of the pretraining clips if
             they were shorter.
-        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, 1 to 16. Default: 10, a
-            frame every 100 ms.
+        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, 1 to 16. Default:
+            10, a frame every 100 ms.
         frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
         frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
             "mean", their mean, E wide.
@@ -49,6 +49,12 @@ class UpstreamOptions:
         _check_choice("frequency_pooling", self.frequency_pooling, ("concat", "mean"))
         _check_choice("padding", self.padding, ("none", "published"))
         _check_choice("precision", self.precision, PRECISIONS)
+
+    @property
+    def framing(self):
+        """The arguments of a :class:`FrameEncoder`; the others are the network's."""
+        names = ("window_secs", "frequency_pooling", "padding", "precision")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def read(cls, config=None, **options):
@@ -90,8 +96,7 @@ class FrameEncoder(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, options=None):
-        """The encoder of a checkpoint, see :func:`ssamba_upstream.checkpoint.load_model`, without stochastic depth, so
-        that frozen features are the same in train mode.
+        """The frames of a checkpoint.
 
         Args:
             checkpoint: its path.
@@ -102,11 +107,7 @@ class FrameEncoder(nn.Module):
             ValueError: an option out of range.
         """
         options = options or UpstreamOptions()
-        model = load_model(
-            checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
-            positions=options.positions, drop_path_rate=0.0,
-        )
-        return cls(model, options.window_secs, options.frequency_pooling, options.padding, options.precision)
+        return cls(load_encoder(checkpoint, options), **options.framing)
 
     @property
     def sampling_rate(self):
@@ -122,8 +123,8 @@ class FrameEncoder(nn.Module):
     def forward(self, wavs):
         """
         Args:
-            wavs: list of (samples,) mono waveforms in [-1, 1] at the checkpoint's sampling rate, of any lengths from one
-                sample. float64 and float16 are converted, int16 is divided by 32768.
+            wavs: list of (samples,) mono waveforms in [-1, 1] at the checkpoint's sampling rate, of any lengths from
+                one sample. float64 and float16 are converted, int16 is divided by 32768.
 
         Returns:
             BaseModelOutput with ``hidden_states``, depth + 1 tensors (utterances, frames, width), and
@@ -156,6 +157,15 @@ class FrameEncoder(nn.Module):
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self.autocast_dtype)
+
+
+def load_encoder(checkpoint, options):
+    """The network of a checkpoint with the strides and positions of UpstreamOptions, and without stochastic depth, so
+    that frozen features are the same in train mode; see :func:`ssamba_upstream.checkpoint.load_model`."""
+    return load_model(
+        checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+        positions=options.positions, drop_path_rate=0.0,
+    )
 
 
 def _read_options(config):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from .network.configuration import FrontEnd
+from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
 PREEMPHASIS = 0.97
 
@@ -31,7 +31,7 @@ class LogMel(nn.Module):
         front_end: the :class:`FrontEnd`. Default: the one above.
     """
 
-    def __init__(self, front_end=FrontEnd()):
+    def __init__(self, front_end=PUBLISHED_FRONT_END):
         super().__init__()
         self.front_end = front_end
         self.fft_length = 2 ** (front_end.frame_samples - 1).bit_length()

@@ -3,13 +3,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers.paths import DATA, SHARED_AUDIO
 
-import ssamba_upstream  # noqa: F401  (repairs torchaudio for what the tests import)
+from helpers.paths import DATA, SHARED_AUDIO
 
 if not torch.cuda.is_available():
     # Triton reads this once, when something first imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import ssamba_upstream  # noqa: E402, F401  (repairs torchaudio for what the tests import)
 
 
 def pytest_collection_modifyitems(items):

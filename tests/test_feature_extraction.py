@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor
-from ssamba_upstream.frontend import LogMel
-
 # After ssamba_upstream, which repairs the torchaudio that these import.
 from torchaudio.compliance import kaldi
 from transformers import AutoFeatureExtractor
+
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor
+from ssamba_upstream.frontend import LogMel
 
 ESC50 = {"mean": -6.6268077, "std": 5.358466}
 

@@ -11,6 +11,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+# After ssamba_upstream, which repairs the torchaudio that these import.
+from torchaudio.compliance import kaldi
+from transformers import pipeline
+
 from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel, hear
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.checkpoint import load_model, save_model
@@ -25,10 +29,6 @@ from ssamba_upstream.network.configuration import FrontEnd
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing.features import time_averages
 from ssamba_upstream.windows import Windowing
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
-from torchaudio.compliance import kaldi
-from transformers import pipeline
 
 BATS = {"sampling_rate": 22050, "num_mel_bins": 64, "lowest_frequency": 50.0, "highest_frequency": 10000.0,
         "frame_length": 32.0, "frame_shift": 12.0, "log_mel_mean": -6.0, "log_mel_std": 3.0}
@@ -165,7 +165,8 @@ def test_info_says_what_is_heard(checkpoint, capsys):
 
 
 def test_seconds_of_other_frames():
-    counts = columns_of_seconds(SsambaConfig(**{**NETWORK, **BATS, "frame_shift": 10.0, "pretraining_frames": 320}), 301)
+    fields = {**NETWORK, **BATS, "frame_shift": 10.0, "pretraining_frames": 320}
+    counts = columns_of_seconds(SsambaConfig(**fields), 301)
     # At 22.05 kHz, 10 ms are 220 samples: a column of 16 frames lasts 0.1596 s.
     centres = [(16 * column + 8) * 220 / 22050 for column in range(18)]
     assert counts == [sum(second <= centre < second + 1 for centre in centres) for second in range(3)]
@@ -221,6 +222,7 @@ def test_published_checkpoints_of_other_grids_with_rms_norm(bands, frames, tmp_p
             torch.testing.assert_close(found(fbank).last_hidden_state, model(fbank).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_from_manifest_to_classifier_by_command_line(tmp_path, capsys):
     """Pretraining and fine-tuning at 22.05 kHz on 64 bands, and what comes of it in transformers."""
     random, rows = np.random.default_rng(0), ["path,label,split"]
@@ -257,6 +259,7 @@ def test_from_manifest_to_classifier_by_command_line(tmp_path, capsys):
     assert json.loads((folder / "run.json").read_text())["recipe"]["mean"] is None
 
 
+@pytest.mark.slow
 def test_seconds_are_labelled_at_other_rates(tmp_path):
     random, rows = np.random.default_rng(0), ["path,label,split"]
     for i in range(6):

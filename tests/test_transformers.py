@@ -4,7 +4,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+
+# After ssamba_upstream, which repairs the torchaudio that these import.
+import transformers
 from torch.utils.data import Dataset
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining
 
 from ssamba_upstream import (
     SsambaConfig,
@@ -16,10 +20,6 @@ from ssamba_upstream import (
 )
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.pretraining.model_card import save_result
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
-import transformers
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining
 
 CLASSES = (SsambaModel, SsambaForPreTraining, SsambaForAudioClassification, SsambaForAudioFrameClassification)
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "num_mel_bins": 32, "pretraining_frames": 64}
@@ -141,6 +141,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert not model.ssamba.gradient_checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainer(tmp_path, checkpointing):
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
@@ -170,6 +171,7 @@ def test_trainer(tmp_path, checkpointing):
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accelerate(tmp_path):
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     accelerator = accelerate.Accelerator(cpu=True)
@@ -187,6 +189,7 @@ def test_accelerate(tmp_path):
     assert accuracy(AutoModelForAudioClassification.from_pretrained(tmp_path), Noise(6)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_order", ["sequential", "paired"])
 def test_lora_of_every_projection(tmp_path, block_order):
     peft = pytest.importorskip("peft", reason="peft is not installed")

@@ -9,7 +9,15 @@ from .. import ops
 from ..figures import load_pyplot, save_figure
 from ..files import replacing
 from .efficiency import (
-    BATCHES, DEPTHS, MEMORY_GROWTH, MODES, MOST_MEMORY, MOST_SECONDS, TOKENS, bench_efficiency, build_networks,
+    BATCHES,
+    DEPTHS,
+    MEMORY_GROWTH,
+    MODES,
+    MOST_MEMORY,
+    MOST_SECONDS,
+    TOKENS,
+    bench_efficiency,
+    build_networks,
 )
 from .timing import SECONDS_EACH, markdown, write_table
 

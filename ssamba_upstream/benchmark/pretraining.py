@@ -7,8 +7,8 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_clip
-from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..frontend import LogMel
+from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls

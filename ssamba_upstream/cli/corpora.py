@@ -80,10 +80,10 @@ def _arrange_fsdd(options):
 
 
 def _manifest(options):
-    from ..corpora.manifest import read_manifest, scan
+    from ..corpora.manifest import read_manifest, write_manifest
 
     front_end = None if options.statistics is None else _front_end(options.statistics)
-    found = scan(options.folders, options.out)
+    found = write_manifest(options.folders, options.out)
     print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
     if found.unreadable:
         print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")

@@ -94,6 +94,16 @@ class LabelledSet:
         """True when the splits are folds for cross-validation, False when they are train, dev and test."""
         return not set(self.splits) <= set(SPLITS)
 
+    def check_dev(self):
+        """See that probes can be trained on the set, which choose on dev.
+
+        Raises:
+            ValueError: there is neither dev nor folds.
+        """
+        if not self.has_folds and "dev" not in self.splits:
+            raise ValueError(f"no utterance in dev; probes need train, dev and test, and the splits are "
+                             f"{', '.join(sorted(set(self.splits)))}")
+
     @property
     def content_hash(self):
         """The SHA-256 of which recordings, labels and splits are in it, in hexadecimal; not of the audio."""
@@ -175,9 +185,12 @@ def read_labelled(source, seed=0) -> LabelledSet:
     """
     source = Path(source)
     if source.is_dir():
-        names, labels, splits, root = *_read_folder(source), None, source
+        root = source
+        names, labels = _read_folder(source)
+        splits = None
     else:
-        names, labels, splits, root = *_read_csv(source), source.parent
+        root = source.parent
+        names, labels, splits = _read_csv(source)
     if splits is None:
         splits = _split(names, labels, seed)
     try:
@@ -220,9 +233,10 @@ def _split(names, labels, seed):
             raise LabelledSetError(f"class {label!r} has {len(members)} recordings; a split into train, dev "
                                    "and test needs three")
         members.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-        test, dev = max(1, round(0.2 * len(members))), max(1, round(0.1 * len(members)))
-        sizes = {"test": test, "dev": dev, "train": len(members) - test - dev}
-        splits.update(zip(members, (split for split, size in sizes.items() for _ in range(size))))
+        tests = max(1, round(0.2 * len(members)))
+        devs = max(1, round(0.1 * len(members)))
+        for rank, name in enumerate(members):
+            splits[name] = "test" if rank < tests else "dev" if rank < tests + devs else "train"
     return [splits[name] for name in names]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
-from ..files import replacing
+from ..files import write_text
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
 
@@ -20,15 +20,15 @@ class ManifestError(ValueError):
 
 
 @dataclass
-class Scan:
-    """What a scan found: readable files, their hours, and a line for each unreadable one."""
+class ManifestSummary:
+    """How many files a manifest lists, their hours, and a line for each file left out, as it cannot be read."""
 
     files: int
     hours: float
     unreadable: list[str]
 
 
-def scan(folders, out, processes=None):
+def write_manifest(folders, out, processes=None):
     """Read the headers of all audio files below some folders once, and write a manifest.
 
     Audio files are those with an ending in :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Links to files are followed,
@@ -42,7 +42,7 @@ def scan(folders, out, processes=None):
         processes: how many processes read; default: the number of processors.
 
     Returns:
-        A :class:`Scan`.
+        A :class:`ManifestSummary`.
 
     Raises:
         ManifestError: not a folder, no audio, or none that can be read. Nothing is written then.
@@ -73,10 +73,15 @@ def scan(folders, out, processes=None):
     report.unlink(missing_ok=True)
     if unreadable:
         _write_lines(report, unreadable)
-    return Scan(len(lines), seconds / 3600, unreadable)
+    return ManifestSummary(len(lines), seconds / 3600, unreadable)
 
 
 def find_audio(folders):
+    """The audio files below some folders, sorted, and a line for each folder that cannot be searched.
+
+    Raises:
+        ManifestError: not a folder, or no audio below any of them.
+    """
     files, unreadable = set(), []
     for folder in folders:
         if not os.path.isdir(folder):
@@ -99,16 +104,13 @@ def _header_or_error(file):
 
 
 def _write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        text = "".join(f"{line}\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_text("".join(f"{line}\n" for line in lines), path, errors="surrogateescape")  # file names are bytes
 
 
 def read_manifest(path):
     """The audio files that a manifest lists, as paths.
 
-    Read are what :func:`scan` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
+    Read are what :func:`write_manifest` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
     (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
 
     Raises:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..audio import SAMPLE_RATE, read_clip
-from ..network.classification import IGNORED
 from ..corpora.manifest import ManifestError
+from ..network.classification import IGNORED
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
 MIXUP_BETA = 10
@@ -52,7 +52,7 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
             ``(recordings, seconds)`` int64, the class of each second from its start, -100 where there is none.
         batch_size: clips of each process.
         samples: the longest clip; longer recordings get a random crop. Labels of seconds stay with their seconds: the
-            crop is then from the start, and `samples` has to be ``sampling_rate * seconds``.
+            crop is then from the start, and ``samples`` has to be ``sampling_rate * seconds``.
         seed: a number from 0 on.
         position: the last used batch's, the number of batches used; what follows is exactly what would have followed.
         rank, world_size: which process this is, of how many.
@@ -83,15 +83,15 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     """Each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one recording less than another; recordings that cannot be
-    read are left out, and the batches' `indices` say which are there.
+    read are left out, and the batches' ``indices`` say which are there. Where none of a rank's recordings is readable,
+    it has one batch without clips, which names them.
 
     Args:
         paths, targets, batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
             With labels of seconds the crop is from the start.
 
     Raises:
-        ValueError: at once, when the arguments do not fit each other.
-        ManifestError: later, when none of the rank's recordings is readable.
+        ValueError: the arguments do not fit each other.
     """
     _check_targets(paths, targets, samples, sampling_rate)
     mine = range(rank, len(paths), world_size)
@@ -175,9 +175,10 @@ class _LabelledBatches(NumberedBatches):
 
 
 def _batch(examples, samples, unreadable, position=None):
-    indices, clips, targets = zip(*examples)
-    return LabelledBatch(*pad(clips, samples), unreadable, position, targets=torch.stack(targets),
-                         indices=torch.tensor(indices))
+    indices, clips, targets = zip(*examples) if examples else ((), (), ())
+    return LabelledBatch(*pad(clips, samples), unreadable, position,
+                         targets=torch.stack(targets) if targets else torch.empty(0),
+                         indices=torch.tensor(indices, dtype=torch.int64))
 
 
 def _centred(clip):

@@ -23,6 +23,7 @@ def save_result(model, extractor, folder, description, step, scores):
 def model_card(model, description, step, scores):
     """The classifier's README in Markdown, with the Hugging Face hub's header."""
     recipe, front_end = description["recipe"], model.config.front_end
+    seconds, kilohertz = front_end.seconds_of(recipe["clip_frames"]), front_end.sampling_rate / 1000
     rows = [
         f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
         for name, value in scores[split].items() if isinstance(value, float)
@@ -42,7 +43,7 @@ def model_card(model, description, step, scores):
 # {name}
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), fine-tuned with ssamba-upstream from {start}: {step} steps of
-{recipe["batch_size"]} clips of {front_end.seconds_of(recipe["clip_frames"]):g} s at {front_end.sampling_rate / 1000:g} kHz; {model.config.num_labels} classes.
+{recipe["batch_size"]} clips of {seconds:g} s at {kilohertz:g} kHz; {model.config.num_labels} classes.
 
 ```python
 import ssamba_upstream

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..network.classification import IGNORED
-from ..network.configuration import FrontEnd
 from ..corpora.labelled import split_labels
+from ..network.classification import IGNORED
+from ..network.configuration import PUBLISHED_FRONT_END
 from ..training.recipe import RecipeError
 from .batches import label_targets
 
@@ -28,7 +28,7 @@ class ClassificationTask:
     seconds: int | None = None
 
     @classmethod
-    def of(cls, labelled, recipe, front_end=FrontEnd()):
+    def of(cls, labelled, recipe, front_end=PUBLISHED_FRONT_END):
         """The task that a recipe makes of a labelled set.
 
         Args:

@@ -9,16 +9,17 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import content_hash, load_config, load_model, new_classifier
-from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
-from ..feature_extraction import SsambaFeatureExtractor
-from ..frontend import LogMel
 from ..corpora.labelled import read_labelled
+from ..feature_extraction import SsambaFeatureExtractor
+from ..files import write_json
+from ..frontend import LogMel
+from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..files import write_json
 from ..training.run_folder import check_continuation, describe_run
+from ..training.training_state import TrainingError
 from .augmentation import noise_and_roll, spec_augment
 from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
@@ -98,7 +99,9 @@ class _Finetuning(Run):
 
     def __init__(self, recipe, task, out, description, processes):
         torch.manual_seed(recipe.seed)
-        self.model_class = SsambaForAudioFrameClassification if recipe.problem == "per_second" else SsambaForAudioClassification
+        self.model_class = SsambaForAudioClassification
+        if recipe.problem == "per_second":
+            self.model_class = SsambaForAudioFrameClassification
         problem_type = "multi_label_classification" if recipe.loss == "binary_cross_entropy" else None
         model = new_classifier(
             recipe.checkpoint, self.model_class, task.classes, recipe.clip_frames, recipe.size,
@@ -189,7 +192,18 @@ class _Finetuning(Run):
 
     @torch.no_grad()
     def _metrics(self, model, split):
-        """Metrics of a network on the recordings of a split that can be read, and how many these are."""
+        """Metrics of a network on the recordings of a split that can be read, gathered from all processes.
+
+        Args:
+            model: a classifier; its logits are (clips, classes), or (clips, seconds, classes).
+            split: "dev" or "test".
+
+        Returns:
+            dict of ``recordings``, how many could be read, and what :func:`evaluate` gives, floats by their names.
+
+        Raises:
+            TrainingError: none can be read.
+        """
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()
         found = []
@@ -197,10 +211,15 @@ class _Finetuning(Run):
         for batch in evaluation_batches(task.paths[split], task.targets[split], clips, self.samples, processes.rank,
                                         processes.world_size, recipe.workers, self.model.config.sampling_rate):
             self.unreadable += batch.unreadable
+            if not len(batch.indices):
+                continue
             with self.autocast():
                 logits = model(batch_to_fbank(batch, self.log_mel, recipe.clip_frames)).logits
             found.append((batch.indices, logits.float().cpu(), batch.targets))
         pieces = [piece for gathered in processes.gather(found) for piece in gathered]
+        if not pieces:
+            raise TrainingError(f"none of the {len(task.paths[split])} recordings of {split} can be read, such as "
+                                f"{task.paths[split][0]}")
         indices, logits, targets = map(torch.cat, zip(*pieces))
         order = indices.argsort()
         return {"recordings": len(indices), **evaluate(logits[order], targets[order], recipe.problem)}

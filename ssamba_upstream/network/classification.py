@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 from ..ops import linear
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"

@@ -88,6 +88,9 @@ class FrontEnd:
         return -(-seconds * self.sampling_rate // self.shift_samples)
 
 
+PUBLISHED_FRONT_END = FrontEnd()
+
+
 class SsambaConfig(PretrainedConfig):
     """Configuration of a SSAMBA network (arXiv 2405.11831); the defaults are the tiny size.
 
@@ -250,7 +253,7 @@ class SsambaConfig(PretrainedConfig):
         return 1 + self.num_patch_rows * self.columns(frames)
 
     def _check(self):
-        self.front_end  # which checks its fields
+        _ = self.front_end  # which checks its fields
         choices = {
             "positions": ("physical", "published"),
             "block_order": ("sequential", "paired"),

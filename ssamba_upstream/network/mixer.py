@@ -7,7 +7,6 @@ from torch import nn
 
 from ..ops import apply_linear, mix
 
-
 DIRECTIONS = ("", "_b")
 
 

@@ -115,7 +115,8 @@ class SsambaPreTrainedModel(PreTrainedModel):
         folder, encoder = Path(self.name_or_path), f"{self.base_model_prefix}."
         if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
             return None
-        stored = {name.removeprefix(encoder): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+        stored = load_file(folder / "model.safetensors")
+        stored = {name.removeprefix(encoder): tensor for name, tensor in stored.items()}
         for name, tensor in self.state_dict().items():
             name = name.removeprefix(encoder)
             if name not in stored or not torch.equal(stored[name], tensor.cpu()):
@@ -183,8 +184,8 @@ class SsambaModel(SsambaPreTrainedModel):
             ValueError: an input of another shape, or shorter than a patch; or the call is traced.
         """
         if torch.jit.is_tracing():
-            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use torch.compile "
-                             "or torch.export")
+            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use "
+                             "torch.compile or torch.export")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict

@@ -9,8 +9,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..ops import apply_linear
-from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 from .masking import cluster_mask
+from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
 
 @dataclass

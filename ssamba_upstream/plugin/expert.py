@@ -1,7 +1,7 @@
 """UpstreamExpert: a SSAMBA checkpoint as s3prl wants its upstreams."""
 
 from ..audio import SAMPLE_RATE
-from ..frames import FrameEncoder, UpstreamOptions
+from ..frames import FrameEncoder, UpstreamOptions, load_encoder
 
 
 class UpstreamExpert(FrameEncoder):
@@ -25,11 +25,11 @@ class UpstreamExpert(FrameEncoder):
         options = UpstreamOptions.read(model_config, **options)
         if ckpt is None:
             raise ValueError("this upstream needs a checkpoint: give its path with -k (path_or_url in S3PRLUpstream)")
-        encoder = FrameEncoder.from_checkpoint(ckpt, options)
-        if encoder.sampling_rate != SAMPLE_RATE:
-            raise ValueError(f"{ckpt} is of audio at {encoder.sampling_rate} Hz, and SUPERB's is at {SAMPLE_RATE} Hz; "
-                             "give a checkpoint that is pretrained at that rate")
-        super().__init__(encoder.model, options.window_secs, options.frequency_pooling, options.padding, options.precision)
+        model = load_encoder(ckpt, options)
+        if model.config.sampling_rate != SAMPLE_RATE:
+            raise ValueError(f"{ckpt} is of audio at {model.config.sampling_rate} Hz, and SUPERB's is at {SAMPLE_RATE} "
+                             "Hz; give a checkpoint that is pretrained at that rate")
+        super().__init__(model, **options.framing)
         self.model.norm_f.requires_grad_(False)
 
     def get_downsample_rates(self, key: str = None) -> int:

@@ -26,11 +26,11 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         samples: the longest clip; longer files get a random crop.
         seed: a number from 0 on.
         position: the last used batch's; then what follows is exactly what would have followed it. From manifests
-            this is the number of batches used, the same on all ranks and for any `workers`; from shards it is the
-            rank's own, and `world_size` and `workers` have to be as they were.
+            this is the number of batches used, the same on all ranks and for any ``workers``; from shards it is the
+            rank's own, and ``world_size`` and ``workers`` have to be as they were.
         rank, world_size: which process this is, of how many.
         workers: how many processes read; 0 reads in this one.
-        join_short: whether further random files follow one shorter than `samples`, until nothing is padding. The
+        join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
             published recipe pads.
         sampling_rate: of the clips, in Hz.
 
@@ -52,15 +52,16 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
+    Where none of a rank's files is readable, it has one batch without clips, which names them.
 
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
         batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
-        join_short: whether a file shorter than `samples` is followed by the next ones, until nothing is padding; what
+        join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
             is then too long is cut off.
 
     Raises:
-        ManifestError: at once, when the sources do not fit; later, when none of the rank's files is readable.
+        ManifestError: the sources do not fit.
     """
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
@@ -71,7 +72,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
 
 def _join(clips, samples):
-    """Clips of `samples`, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
+    """Clips of ``samples``, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
     there is none are passed on."""
     joined, length = [], 0
     for clip in clips:

@@ -11,7 +11,6 @@ from ..training.run_folder import write_notes
 
 def save_result(model, folder, description, step, validation):
     """Write a checkpoint folder; one that is there is replaced file by file, so that it can be loaded at any moment."""
-    folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     write_weights(model, folder)
     write_json(model.config.to_dict(), folder / "config.json")
@@ -23,6 +22,7 @@ def save_result(model, folder, description, step, validation):
 def model_card(model, description, step, validation):
     """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
+    seconds = config.front_end.seconds_of(config.pretraining_frames)
     scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in validation.items())
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
@@ -31,7 +31,7 @@ def model_card(model, description, step, validation):
 # SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), pretrained with ssamba-upstream: {step} steps of
-{recipe["batch_size"]} clips of {config.front_end.seconds_of(config.pretraining_frames):g} s at {config.sampling_rate / 1000:g} kHz, {config.masked_patches} of
+{recipe["batch_size"]} clips of {seconds:g} s at {config.sampling_rate / 1000:g} kHz, {config.masked_patches} of
 {config.position_grid[0] * config.position_grid[1]} patches masked ({recipe["masking"]} masks, {recipe["objective"]}).
 
 ```bash

@@ -79,7 +79,7 @@ class ShardBatches(IterableDataset):
             yield error
 
     def _clips(self, reader, state, unreadable):
-        """A reader's clips without end; `state` is always that after the last one."""
+        """A reader's clips without end; ``state`` is always that after the last one."""
         while True:
             share = np.random.default_rng([self.seed, 0, state["pass"]]).permutation(self.urls).tolist()
             if not state["whole"]:

@@ -8,8 +8,10 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..corpora.labelled import read_labelled
 from ..frontend import LogMel
-from ..corpora.labelled import members_of_splits, read_labelled
+from ..network.masking import cluster_mask
+from ..network.pretraining import SsambaForPreTraining
 from ..probing.features import time_averages
 from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
@@ -18,8 +20,6 @@ from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
 from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
 from .batches import training_batches, validation_batches
-from ..network.masking import cluster_mask
-from ..network.pretraining import SsambaForPreTraining
 from .model_card import save_result
 
 
@@ -65,8 +65,7 @@ class _Pretraining(Run):
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
-            if not self.labelled.has_folds:
-                members_of_splits(self.labelled.splits)  # lest the first probe find out that one is missing
+            self.labelled.check_dev()  # lest the first probe find out that it is missing
         self.samples = config.front_end.samples_of(config.pretraining_frames)
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, average=average)
@@ -127,6 +126,8 @@ class _Pretraining(Run):
                                      recipe.workers, recipe.join_short, model.config.sampling_rate)
         for batch in batches:
             self.unreadable += batch.unreadable
+            if not len(batch.lengths):
+                continue
             output = self.forward(model, batch, generator)
             values = torch.tensor([*(output[name].item() for name in self.LOSSES), 1.0], dtype=torch.float64)
             totals += values * len(batch.lengths)

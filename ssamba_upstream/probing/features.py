@@ -69,7 +69,8 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
 
 
 def log_mel_averages(recordings, report=None):
-    """Mean and standard deviation over time of the published front end's log-mel: the baseline that has learned nothing.
+    """Mean and standard deviation over time of the log-mel, by the published front end: the baseline that has learned
+    nothing.
 
     Args:
         recordings, report: see :func:`time_averages`.

@@ -53,15 +53,23 @@ def markdown(results):
     for model in results["models"]:
         if len(model["layers"]) == 1:
             continue
-        alone = results["options"]["layers_alone"]
-        lines += ["", f"## {model['name']}", "", "| Layer | Test | Dev | Dev loss | Weight | Norm |" + " Alone |" * alone,
-                  "| ---: | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * alone]
-        for layer in model["layers"]:
-            number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else layer["layer"]
-            lines.append(f"| {number} | {_percent(layer)} | {layer['dev_accuracy'] * 100:.2f} "
-                         f"| {layer['dev_loss']:.4f} | {layer['weight']:.4f} | {layer['norm']:.4g} |"
-                         + (f" {layer['alone'] * 100:.2f} |" if alone else ""))
+        lines += ["", f"## {model['name']}", "", *_layer_table(model, results["options"]["layers_alone"])]
     return "\n".join(lines) + "\n"
+
+
+def _layer_table(model, alone):
+    columns = ["Layer", "Test", "Dev", "Dev loss", "Weight", "Norm"]
+    if alone:
+        columns.append("Alone")
+    rows = [columns, ["---:"] * len(columns)]
+    for layer in model["layers"]:
+        number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else str(layer["layer"])
+        row = [number, _percent(layer), f"{layer['dev_accuracy'] * 100:.2f}", f"{layer['dev_loss']:.4f}",
+               f"{layer['weight']:.4f}", f"{layer['norm']:.4g}"]
+        if alone:
+            row.append(f"{layer['alone'] * 100:.2f}")
+        rows.append(row)
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _percent(layer):

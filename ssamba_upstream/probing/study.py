@@ -4,10 +4,11 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from ..corpora.labelled import members_of_splits, rotate_folds
+from ..corpora.labelled import rotate_folds
 from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
@@ -45,8 +46,7 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
     Raises:
         ValueError: no folds and no dev, none left of a split, or see :func:`train_probes`.
     """
-    if not data.has_folds:
-        members_of_splits(data.splits)  # an empty one would be met only after all hidden states are computed
+    data.check_dev()  # which would be missed only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
     results = {
@@ -104,7 +104,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
         with _timed(seconds, "layers alone"):
             alone = [remembered(
                 cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
-                lambda: _train_layer_heads(features, data, schedule, head_learning_rates, seed, device),
+                partial(_train_layer_heads, features, data, schedule, head_learning_rates, seed, device),
             ) for seed in range(seeds)]
     with _timed(seconds, "geometry"):
         geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
@@ -171,6 +171,7 @@ def _head_splits(data):
 
 
 def _geometry(features):
+    """``norms``, a list over the layers, and ``cka``, (layers, layers) as lists, None where a layer is constant."""
     similarities = linear_cka(features)
     return {
         "norms": norms(features).tolist(),
@@ -179,6 +180,14 @@ def _geometry(features):
 
 
 def _by_layer(probes, head, alone, geometry):
+    """The results of a network, its layers one by one.
+
+    Args:
+        probes: of each seed, a dict of each fold's fields of ProbeResults, lists over the layers.
+        head: what :func:`_train_head` returns.
+        alone: of each seed, a list of the layers' test accuracies; or nothing.
+        geometry: what :func:`_geometry` returns.
+    """
     layers = []
     for layer, norm in enumerate(geometry["norms"]):
         test_accuracy, dev_accuracy, dev_loss = (

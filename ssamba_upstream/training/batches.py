@@ -44,6 +44,13 @@ class NumberedBatches(Dataset):
     A subclass makes an example of the clips read for a place of the sequence, ``example(readings, random)``, and a
     batch of the examples, ``batch(examples, unreadable, position)``. An error is an item too: DataLoader would bury
     its message under a traceback.
+
+    Attributes:
+        files: all that are read from, whose number is the length of an epoch.
+        batch_size: clips of each process.
+        samples: the longest clip, ``(samples,)``.
+        seed: of the order, the crops and what else is drawn.
+        rank, world_size: which process this is, of how many.
     """
 
     files: list[str]
@@ -80,7 +87,7 @@ class NumberedBatches(Dataset):
                 yield index, clip
                 failures = 0
             index = int(random.integers(len(self.files)))
-        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the manifest's paths still exist? "
+        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the paths that were listed still exist? "
                             f"The last: {unreadable[-1]}")
 
     def index_at(self, position, random):
@@ -114,11 +121,8 @@ class ClipsInOrder(Dataset):
 
 
 def in_batches(clips, batch_size):
-    """Lists of clips, each with the reasons (str) met on the way to it why there is none.
-
-    Raises:
-        ManifestError: there are reasons only.
-    """
+    """Lists of clips, each with the reasons (str) met on the way to it why there is none; where there are reasons only,
+    one list without clips."""
     batch, unreadable = [], []
     for clip in clips:
         if isinstance(clip, str):
@@ -128,14 +132,12 @@ def in_batches(clips, batch_size):
             yield batch, unreadable
             batch, unreadable = [], []
         batch.append(clip)
-    if batch:
+    if batch or unreadable:
         yield batch, unreadable
-    elif unreadable:
-        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
 def next_clip(clips, samples, join_short):
-    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    """The next of some clips; with ``join_short``, so many of them one after the other as ``samples`` hold."""
     clip = next(clips)
     while join_short and len(clip) < samples:
         clip = torch.cat([clip, next(clips)[:samples - len(clip)]])

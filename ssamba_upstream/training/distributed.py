@@ -58,6 +58,11 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
+def choose_device(name=None):
+    """"cpu" or "cuda": the device that is asked for, by default a GPU where there is one."""
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def start_processes(device=None):
     """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let
@@ -67,7 +72,7 @@ def start_processes(device=None):
         device: "cpu" or "cuda". Default: CUDA where there is one. Under torchrun each process takes the GPU of its
             local rank.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(choose_device(device))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -55,7 +55,16 @@ class Run:
         raise NotImplementedError
 
     def forward(self, network, batch, generator):
-        """The losses of a batch, by the names in LOSSES; what is random is drawn from the generator."""
+        """The losses of a batch.
+
+        Args:
+            network: the model, or what DistributedDataParallel and torch.compile made of it.
+            batch: one of :meth:`batches`, on the CPU.
+            generator: of what is drawn at random, on the CPU.
+
+        Returns:
+            a mapping of the names in LOSSES to scalars on the device of the processes.
+        """
         raise NotImplementedError
 
     def learning_rate_factor(self, step):

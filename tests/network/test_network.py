@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from helpers.paths import DATA
 from transformers import AutoConfig, AutoModel
 
+from helpers.paths import DATA
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.network.configuration import HIDDEN_SIZES

@@ -56,7 +56,7 @@ def test_backend_equals_definition_in_float64(monkeypatch, backend, reverse, ful
         loss = (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum() + state.square().sum()
         results.append((output, state, *torch.autograd.grad(loss, list(inputs.values()))))
     for name, expected, found in zip(["output", "state", *inputs], *results):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -126,7 +126,8 @@ def test_errors_say_what_is_wrong():
     inputs = scan_inputs(1, 2, 4, 3)
     with pytest.raises(ValueError, match=r"B must be \(1, 3, 4\)"):
         ops.selective_scan(**{**inputs, "B": inputs["B"][..., :3]})
-    with pytest.raises(ValueError, match="backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"):
+    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"
+    with pytest.raises(ValueError, match=message):
         ops.selective_scan(**inputs, backend="fast")
     with pytest.raises(ValueError, match="A must be real"):
         ops.selective_scan(**{**inputs, "A": inputs["A"].to(torch.complex64)})

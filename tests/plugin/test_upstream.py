@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.paths import CHECKOUT
 import ssamba_upstream
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, save_model
 from ssamba_upstream.plugin.expert import UpstreamExpert
@@ -284,6 +284,7 @@ def _names_known_in(queue):
     queue.put("ssamba_tiny" in vars(hub))
 
 
+@pytest.mark.slow
 def test_spawned_processes_know_the_entries():
     ssamba_upstream.register()
     context = torch.multiprocessing.get_context("spawn")
