@@ -10,14 +10,12 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import save_file
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
 from torchaudio.compliance import kaldi
 from transformers import pipeline
 
 from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel, hear
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.checkpoint import load_model, save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.manifest import ManifestError
 from ssamba_upstream.corpora.statistics import LONGEST_CLIP, measure_statistics
@@ -275,6 +273,23 @@ def test_seconds_are_labelled_at_other_rates(tmp_path):
     (tmp_path / "seconds.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["finetune", str(tmp_path / "seconds.yaml"), "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["accuracy"] == 1
+
+
+def test_weights_without_a_configuration_need_their_bands(model, tmp_path):
+    save_file(model.state_dict(), tmp_path / "bare.safetensors")
+    found = load_model(tmp_path / "bare.safetensors", block_order="sequential", num_mel_bins=64)
+    assert found.config.position_grid == (4, 4) and found.config.pretraining_frames == 64
+
+
+def test_a_classifiers_configuration_is_its_feature_extractors(tmp_path):
+    model = SsambaForAudioClassification(SsambaConfig(**NETWORK, num_labels=3))
+    extractor = SsambaFeatureExtractor(max_length=200, mean=-6.6, std=5.4)
+    write_classifier(model, extractor, tmp_path / "saved")
+    config = SsambaConfig.from_pretrained(tmp_path / "saved")
+    assert config.front_end == extractor.front_end and config.clip_frames == 200
+    SsambaForAudioClassification.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    again = SsambaFeatureExtractor.from_pretrained(tmp_path / "again")
+    assert again.front_end == extractor.front_end and again.max_length == 200
 
 
 def test_a_classifier_keeps_the_length_of_its_clips(tmp_path):

@@ -4,8 +4,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-
-# After ssamba_upstream, which repairs the torchaudio that these import.
 import transformers
 from torch.utils.data import Dataset
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining

@@ -9,10 +9,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import FEATURE_EXTRACTOR_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..feature_extraction import SsambaFeatureExtractor
 from .configuration import SsambaConfig
 from .mixer import BidirectionalMamba
 from .positions import position_embedding
@@ -99,7 +98,8 @@ class SsambaPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs):
         """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
         super().save_pretrained(save_directory, **kwargs)
-        SsambaFeatureExtractor.for_config(self.config).save_pretrained(save_directory)
+        extractor_class = FEATURE_EXTRACTOR_MAPPING[type(self.config)]  # as transformers' Auto classes know it
+        extractor_class.for_config(self.config).save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id, **kwargs):
         """As every transformers model; and where the model was loaded from a run's folder and its weights are still
