@@ -20,12 +20,15 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.manifest import ManifestError
 from ssamba_upstream.corpora.statistics import LONGEST_CLIP, measure_statistics
 from ssamba_upstream.extraction import extract
+from ssamba_upstream.finetuning.recipe import FinetuningRecipe
+from ssamba_upstream.finetuning.trainer import finetune
 from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.network.classification import columns_of_seconds
 from ssamba_upstream.network.configuration import FrontEnd
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing.features import time_averages
+from ssamba_upstream.training.recipe import RecipeError
 from ssamba_upstream.windows import Windowing
 
 BATS = {"sampling_rate": 22050, "num_mel_bins": 64, "lowest_frequency": 50.0, "highest_frequency": 10000.0,
@@ -100,6 +103,8 @@ def test_clips_normalised_each_by_itself():
     ({"highest_frequency": 11025.0}, "got lowest_frequency 20.0 and highest_frequency 11025.0"),
     ({"frame_shift": 0.0}, "frame_shift 1, in milliseconds; got 25.0 and 0.0 at 16000 Hz"),
     ({"normalisation": "batch"}, "normalisation must be one of data, clip; got 'batch'"),
+    ({"lowest_frequency": "low"}, "lowest_frequency must be a number; got 'low'"),
+    ({"highest_frequency": "high"}, "highest_frequency must be a number or None; got 'high'"),
     ({"log_mel_std": 0.0}, "log_mel_std must be above 0; got 0.0"),
 ])
 def test_front_ends_that_cannot_be(fields, message):
@@ -255,6 +260,15 @@ def test_from_manifest_to_classifier_by_command_line(tmp_path, capsys):
     pretrained = SsambaFeatureExtractor.from_pretrained(tmp_path / "pretrained" / "best")
     assert pretrained.front_end == FrontEnd(**BATS) and pretrained.max_length == 64
     assert json.loads((folder / "run.json").read_text())["recipe"]["mean"] is None
+
+
+def test_statistics_are_not_for_clips_normalised_each_by_itself(tmp_path, recordings):
+    rows = [f"{recording},{'ab'[i % 2]},{('train', 'train', 'test')[i]}" for i, recording in enumerate(recordings)]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    recipe = {"data": str(tmp_path / "set.csv"), "problem": "single_label", "clip_frames": 64, "epochs": 1,
+              "mean": -5.0, "model": {**NETWORK, "normalisation": "clip"}}
+    with pytest.raises(RecipeError, match="the checkpoint's clips are normalised each by itself; set both to null"):
+        finetune(FinetuningRecipe(**recipe), tmp_path / "run")
 
 
 @pytest.mark.slow

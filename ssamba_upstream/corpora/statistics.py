@@ -4,7 +4,7 @@ import math
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 from tqdm import tqdm
 
@@ -68,14 +68,20 @@ def _measure(file, front_end):
     """(frames, sum, sum of squares) of a file's log-mel, or the AudioError that says why there is none."""
     import torch
 
-    from ..frontend import LogMel
-
     torch.set_num_threads(1)  # there is a process for each processor
     try:
         clip = read_clip(file, front_end.samples_of(LONGEST_CLIP), sampling_rate=front_end.sampling_rate)
     except AudioError as error:
         return error
-    log_mel = LogMel(replace(front_end, normalisation="data", log_mel_mean=0.0, log_mel_std=0.5))  # leaves it as it is
+    log_mel = _raw_log_mel(front_end)
     (features,) = log_mel(log_mel.at_least_one_frame([clip]))
     features = features.double()
     return len(features), features.sum().item(), features.square().sum().item()
+
+
+@lru_cache(maxsize=1)
+def _raw_log_mel(front_end):
+    """The LogMel of a front end with statistics that leave the log-mel as it is."""
+    from ..frontend import LogMel
+
+    return LogMel(replace(front_end, normalisation="data", log_mel_mean=0.0, log_mel_std=0.5))

@@ -54,6 +54,9 @@ def finetune(recipe, out, resume=False, device=None):
     labelled = read_labelled(recipe.data)
     folds = _folds(labelled, recipe)
     front_end = (load_config(recipe.checkpoint, **recipe.model) if recipe.checkpoint else recipe.config()).front_end
+    if front_end.normalisation == "clip" and _statistics(recipe):
+        raise RecipeError("mean and std are for data that are normalised together, and the checkpoint's clips are "
+                          "normalised each by itself; set both to null")
     tasks = {fold: ClassificationTask.of(labelled, replace(recipe, fold=fold), front_end)
              for fold in folds or [recipe.fold]}
     with start_processes(device) as processes, signals() as stopped:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from types import NoneType
 
 from transformers import PretrainedConfig
 
@@ -43,6 +44,11 @@ class FrontEnd:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1; got {value!r}")
+        for name in ("lowest_frequency", "frame_length", "frame_shift", "log_mel_mean", "log_mel_std"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}")
+        if not isinstance(self.highest_frequency, (int, float, NoneType)):
+            raise ValueError(f"highest_frequency must be a number or None; got {self.highest_frequency!r}")
         highest = self.sampling_rate / 2 if self.highest_frequency is None else self.highest_frequency
         if not 0 <= self.lowest_frequency < highest <= self.sampling_rate / 2:
             raise ValueError(f"frequencies must grow from 0 to half the sampling rate, {self.sampling_rate / 2:g} Hz; "
