@@ -67,7 +67,7 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     recordings, written = list(missing), 0
     with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
         for batch in batches_by_length([*map(expected_seconds, recordings)], batch_secs):
-            wavs = _read([recordings[i] for i in batch], report)
+            wavs = _read([recordings[i] for i in batch], encoder.sampling_rate, report)
             for recording, states in _hidden_states(encoder, wavs, layers, device):
                 states = states.to(DTYPES[dtype])
                 if states.isfinite().all():
@@ -119,12 +119,12 @@ def _check_settings(out, settings):
     write_json(settings, file)
 
 
-def _read(recordings, report):
+def _read(recordings, sampling_rate, report):
     """(recording, waveform) of each that can be read."""
     wavs = []
     for recording in recordings:
         try:
-            wavs.append((recording, read_clip(recording)))
+            wavs.append((recording, read_clip(recording, sampling_rate=sampling_rate)))
         except AudioError as error:
             report(f"{recording} is left out: {error.reason}")
     return wavs

@@ -1,12 +1,15 @@
 """SsambaModel: log-mel -> patches -> tokens -> Mamba blocks -> hidden states."""
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import FEATURE_EXTRACTOR_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration import SsambaConfig
@@ -88,6 +91,38 @@ class SsambaPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
 
+    def get_input_embeddings(self):
+        """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
+        return self.base_model.patch_embed
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        extractor_class = FEATURE_EXTRACTOR_MAPPING[type(self.config)]  # as transformers' Auto classes know it
+        extractor_class.for_config(self.config).save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """As every transformers model; and where the model was loaded from a run's folder and its weights are still
+        those, with the model card of the run."""
+        pushed = super().push_to_hub(repo_id, **kwargs)
+        if card := self._card_of_run():
+            revision = pushed.pr_revision or kwargs.get("revision")
+            card.push_to_hub(repo_id, token=kwargs.get("token"), revision=revision)
+        return pushed
+
+    def _card_of_run(self):
+        """The model card beside the weights that the model was loaded from; None where they have changed since."""
+        folder, encoder = Path(self.name_or_path), f"{self.base_model_prefix}."
+        if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
+            return None
+        stored = load_file(folder / "model.safetensors")
+        stored = {name.removeprefix(encoder): tensor for name, tensor in stored.items()}
+        for name, tensor in self.state_dict().items():
+            name = name.removeprefix(encoder)
+            if name not in stored or not torch.equal(stored[name], tensor.cpu()):
+                return None
+        return ModelCard.load(folder / "README.md")
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, BidirectionalMamba):
@@ -146,8 +181,11 @@ class SsambaModel(SsambaPreTrainedModel):
             divided by 2**k, which undoes the doubling.
 
         Raises:
-            ValueError: an input of another shape, or shorter than a patch.
+            ValueError: an input of another shape, or shorter than a patch; or the call is traced.
         """
+        if torch.jit.is_tracing():
+            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use "
+                             "torch.compile or torch.export")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -173,7 +211,7 @@ class SsambaModel(SsambaPreTrainedModel):
                              f"got {tuple(input_values.shape)}")
         if input_values.shape[1] < config.patch_size[1]:
             raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
-        patches = self.patch_embed(input_values)
+        patches = self.patch_embed(input_values.to(self.patch_embed.proj.weight.dtype))
         positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
         patches = patches.flatten(2).transpose(1, 2)
         if mask is not None:

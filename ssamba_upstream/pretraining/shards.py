@@ -36,9 +36,11 @@ class ShardBatches(IterableDataset):
         ManifestError: no shard, fewer shards than readers, or a position of another rank or number of readers.
     """
 
-    def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short):
+    def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short,
+                 sampling_rate):
         self.urls = [url for source in sources for url in _expand(str(source))]
         self.batch_size, self.samples, self.seed, self.join_short = batch_size, samples, seed, join_short
+        self.sampling_rate = sampling_rate
         self.rank, self.world_size, self.workers = rank, world_size, workers
         if len(self.urls) < world_size * workers:
             raise ManifestError(f"{len(self.urls)} shards for {world_size} processes with {workers} workers each: "
@@ -92,7 +94,7 @@ class ShardBatches(IterableDataset):
                 crop = np.random.default_rng([self.seed, 1, state["pass"], reader, state["files"]])
                 state["files"] += 1
                 try:
-                    clip = read_clip(io.BytesIO(content), self.samples, crop)
+                    clip = read_clip(io.BytesIO(content), self.samples, crop, sampling_rate=self.sampling_rate)
                 except AudioError as error:
                     unreadable.append(f"{name}: {error.reason}")
                 else:

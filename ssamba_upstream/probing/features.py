@@ -1,13 +1,12 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..audio import AudioError, batches_by_length, expected_seconds, read_clip
+from ..audio import SAMPLE_RATE, AudioError, batches_by_length, expected_seconds, read_clip
 from ..corpora.labelled import Excerpt
 from ..frames import FrameEncoder
-from ..frontend import FRAME_LENGTH, LogMel
+from ..frontend import LogMel
 from ..windows import tokens_to_frames
 
 
@@ -61,7 +60,7 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
             for batch in batches_by_length(lengths, batch_secs):
-                wavs = _read({i: recordings[i] for i in batch}, report)
+                wavs = _read({i: recordings[i] for i in batch}, report, encoder.sampling_rate)
                 if wavs:
                     yield [*wavs], _averages(encoder, [wav.to(model.device) for wav in wavs.values()])
                 progress.update(len(batch))
@@ -70,7 +69,8 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
 
 
 def log_mel_averages(recordings, report=None):
-    """Mean and standard deviation over time of the normalised log-mel: the baseline that has learned nothing.
+    """Mean and standard deviation over time of the log-mel, by the published front end: the baseline that has learned
+    nothing.
 
     Args:
         recordings, report: see :func:`time_averages`.
@@ -95,23 +95,23 @@ def iterate_log_mel_averages(recordings, report=None):
     log_mel = LogMel()
     for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
         for wav in _read({i: recording}, report).values():
-            (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
+            (features,) = log_mel(log_mel.at_least_one_frame([wav]))
             yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
 
 
-def read_waveform(recording):
-    """(samples,) of an audio file or Excerpt: float32 at 16 kHz, its channels averaged; see :func:`read_clip`."""
+def read_waveform(recording, sampling_rate=SAMPLE_RATE):
+    """(samples,) of an audio file or Excerpt: float32 at a rate, its channels averaged; see :func:`read_clip`."""
     excerpt = _excerpt(recording)
-    wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop)
+    wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop, sampling_rate=sampling_rate)
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
 
 
-def _read(recordings, report):
+def _read(recordings, report, sampling_rate=SAMPLE_RATE):
     """Waveforms of those of some recordings that can be read, under the same keys."""
     wavs = {}
     for key, recording in recordings.items():
         try:
-            wavs[key] = read_waveform(recording)
+            wavs[key] = read_waveform(recording, sampling_rate)
         except AudioError as error:
             if report is None:
                 raise

@@ -24,7 +24,7 @@ class Batch:
     """Clips of one step.
 
     Attributes:
-        waveforms: ``(clips, samples)`` float32 at 16 kHz, padded with zeros at the end.
+        waveforms: ``(clips, samples)`` float32 at the network's sampling rate, padded with zeros at the end.
         lengths: ``(clips,)`` int64, samples of each clip that are not padding.
         unreadable: path and reason of each file that was met and skipped on the way to this batch.
         position: what the sequence of batches needs to go on after this batch; plain integers, lists and dicts.
@@ -56,6 +56,7 @@ class NumberedBatches(Dataset):
     files: list[str]
     batch_size: int
     samples: int
+    sampling_rate: int
     seed: int
     rank: int
     world_size: int
@@ -94,7 +95,7 @@ class NumberedBatches(Dataset):
         return int(_order(self.seed, epoch, len(self.files))[place])
 
     def read(self, file, random):
-        return read_clip(file, self.samples, random)
+        return read_clip(file, self.samples, random, sampling_rate=self.sampling_rate)
 
 
 @lru_cache(maxsize=2)
@@ -108,12 +109,13 @@ class ClipsInOrder(Dataset):
 
     files: list[str]
     samples: int
+    sampling_rate: int
     crop: str = "centre"
 
     def __getitem__(self, number):
         file = self.files[number]
         try:
-            return read_clip(file, self.samples, self.crop)
+            return read_clip(file, self.samples, self.crop, sampling_rate=self.sampling_rate)
         except AudioError as error:
             return f"{file}: {error.reason}"
 

@@ -32,6 +32,8 @@ class TrainingRecipe:
         keep: training checkpoints kept.
         workers: processes that read audio, for each process of the run.
         seed: of the initial weights and of all that is drawn at a step.
+        license: of the weights, by the Hugging Face hub's name for it; the model card says so. Those of data may ask
+            for another than the default, this package's.
 
     Raises:
         RecipeError: a value out of range.
@@ -54,11 +56,12 @@ class TrainingRecipe:
     keep: int = 3
     workers: int = 4
     seed: int = 0
+    license: str = "bsd-3-clause"
 
     FOLDER = None
     """Where the package's recipes of this kind are."""
 
-    MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers")
+    MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers", "license")
     """What may differ between a run and its continuation."""
 
     CHOICES = {"precision": ("float32", "bfloat16")}
