@@ -2,9 +2,10 @@
 
 from functools import lru_cache
 
+import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .frontend import LOG_MEL_MEAN, LOG_MEL_STD, SAMPLE_RATE, LogMel, check_waveform
+from .frontend import LOG_MEL_MEAN, LOG_MEL_STD, SAMPLE_RATE, LogMel, check_waveforms
 
 
 class SsambaFeatureExtractor(SequenceFeatureExtractor):
@@ -62,9 +63,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate is not None:
             _check_rate(sampling_rate)
         wavs = list(raw_speech) if isinstance(raw_speech, (list, tuple)) else [raw_speech]
-        if not wavs:
-            raise ValueError("got an empty list of waveforms; expected at least one")
-        wavs = [check_waveform(wav, i).cpu() for i, wav in enumerate(wavs)]
+        wavs = check_waveforms([torch.as_tensor(wav).cpu() for wav in wavs])
         clips = _log_mel(self.num_mel_bins, self.mean, self.std).fixed_length(wavs, self.max_length)
         return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
 

@@ -97,16 +97,25 @@ class LogMel(nn.Module):
         return (log_energies - self.mean) / (2 * self.std)
 
 
-def check_waveform(wav, i):
-    """A waveform as the front end reads it, (samples,) in float32.
+def check_waveforms(wavs):
+    """Waveforms as the front end reads them, (samples,) in float32.
 
     Args:
-        wav: (samples,), of floating point in [-1, 1], or int16, which is divided by 32768.
-        i: its place among others, for the messages.
+        wavs: list of (samples,), of floating point in [-1, 1], or int16, which is divided by 32768; on one device.
 
     Raises:
-        ValueError: an empty, stereo, NaN or infinite one, or another integer type.
+        ValueError: no waveform, an empty, stereo, NaN or infinite one, or another integer type.
     """
+    if not wavs:
+        raise ValueError("got an empty list of waveforms; expected at least one")
+    wavs = [_check_waveform(wav, i) for i, wav in enumerate(wavs)]
+    if not torch.isfinite(torch.cat(wavs)).all():  # a GPU is waited for once, not for each
+        bad = next(i for i, wav in enumerate(wavs) if not torch.isfinite(wav).all())
+        raise ValueError(f"waveform {bad} holds NaN or infinite samples")
+    return wavs
+
+
+def _check_waveform(wav, i):
     if not isinstance(wav, torch.Tensor):
         wav = torch.as_tensor(wav)
     if wav.dim() != 1:
@@ -118,6 +127,4 @@ def check_waveform(wav, i):
         wav = wav / 32768
     if not wav.is_floating_point():
         raise ValueError(f"waveform {i} is {wav.dtype}; expected floating point in [-1, 1], or int16")
-    if not torch.isfinite(wav).all():
-        raise ValueError(f"waveform {i} holds NaN or infinite samples")
     return wav.float()

@@ -132,7 +132,7 @@ class _Finetuning(Run):
         if recipe.noise_and_roll:
             fbank = noise_and_roll(fbank, generator)
         with self.autocast():
-            return network(fbank, labels=batch.targets.to(fbank.device))
+            return network(fbank, labels=batch.targets.to(fbank.device, non_blocking=True))
 
     def learning_rate_factor(self, step):
         """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from ..audio import AudioError, batches_by_length, expected_seconds, read_clip
 from ..corpora.labelled import Excerpt
+from ..devices import send
 from ..frames import FrameEncoder
 from ..frontend import FRAME_LENGTH, LogMel
 from ..windows import tokens_to_frames
@@ -126,9 +127,10 @@ def _excerpt(recording):
 def _averages(encoder, wavs):
     """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
     layers, index = encoder.tokens(wavs)
-    counts = torch.tensor([max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs], device=index.device)
-    counts = counts.unsqueeze(1)
-    index[torch.arange(index.shape[1], device=index.device) >= counts] = -1
+    counts = [max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs]
+    counts = send(torch.tensor(counts), index.device).unsqueeze(1)
+    ended = torch.arange(index.shape[1], device=index.device) >= counts
+    index = index.masked_fill(ended.unsqueeze(2), -1)
     sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
     return torch.stack([total / counts for total in sums], dim=1).cpu()
 

@@ -5,7 +5,7 @@ where it stopped, and one on more processes sees the same clips.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -34,6 +34,11 @@ class Batch:
     lengths: torch.Tensor
     unreadable: list[str]
     position: object = None
+
+    def pin_memory(self):
+        """The batch with its tensors in pinned memory, from which a GPU fetches them in its turn."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in vars(self).items()
+                                if torch.is_tensor(tensor)})
 
 
 @dataclass
@@ -143,10 +148,11 @@ def next_clip(clips, samples, join_short):
 
 
 def read_batches(dataset, workers, sampler=None):
-    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised."""
+    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised. Where this
+    process uses a GPU, batches are in pinned memory."""
     # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
-                        worker_init_fn=_leave_process_group)
+                        worker_init_fn=_leave_process_group, pin_memory=torch.cuda.is_initialized())
     for item in loader:
         if isinstance(item, ManifestError):
             raise item

@@ -83,6 +83,13 @@ class At:
         self.random = lambda: fraction
 
 
+def test_where_a_gpu_is_used_all_of_a_batch_goes_through_pinned_memory(manifest, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor)
+    batch = next(training_batches([manifest], 2, SAMPLES, seed=0))
+    assert not pinned and batch.pin_memory().position == 1 and pinned == [(2, SAMPLES), (2,)]
+
+
 def test_a_crop_reads_its_part_alone(files, monkeypatch):
     read = []
     monkeypatch.setattr(soundfile.SoundFile, "read", spy(soundfile.SoundFile.read, read))
