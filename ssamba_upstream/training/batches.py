@@ -5,6 +5,7 @@ where it stopped, and one on more processes sees the same clips.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -58,7 +59,7 @@ class NumberedBatches(Dataset):
         rank, world_size: which process this is, of how many.
     """
 
-    files: list[str]
+    files: Sequence[str]
     batch_size: int
     samples: int
     seed: int
@@ -104,14 +105,15 @@ class NumberedBatches(Dataset):
 
 @lru_cache(maxsize=2)
 def _order(seed, epoch, count):
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+    order = np.random.default_rng([seed, 0, epoch]).permutation(count)
+    return order.astype(np.uint32)  # half the memory, in each worker
 
 
 @dataclass
 class ClipsInOrder(Dataset):
     """Clips by their number, or the reason (str) why there is none."""
 
-    files: list[str]
+    files: Sequence[str]
     samples: int
     crop: str = "centre"
 

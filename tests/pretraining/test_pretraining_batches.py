@@ -470,6 +470,23 @@ def test_a_worker_without_a_readable_shard_reads_the_others(shards):
         assert set(numbers(batches)) == set(range(30, 40))
 
 
+def test_to_go_on_only_shards_in_the_shuffle_buffer_are_read(shards, monkeypatch):
+    from ssamba_upstream.pretraining import shards as reading
+
+    monkeypatch.setattr(reading, "SHUFFLE_BUFFER", 3)
+    whole = list(islice(training_batches([shards], 2, SAMPLES, 0), 25))
+    read, opened = reading._audio_files, []
+    monkeypatch.setattr(reading, "_audio_files", lambda url, unreadable: opened.append(url) or read(url, unreadable))
+    for consumed in range(1, 22):
+        del opened[:]
+        gone_on = training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position)
+        same(list(islice(gone_on, 1)), whole[consumed:consumed + 1])
+        assert len(set(opened)) <= 3
+    (shards.parent / opened[0]).write_bytes(b"torn")
+    with pytest.raises(ManifestError, match="does not hold any more what it held when the run stopped"):
+        next(training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_without_a_readable_file_ends_the_run(shards, workers):
     for shard in range(4):
