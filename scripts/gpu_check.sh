@@ -113,8 +113,8 @@ right() {
     step graph 60 $steps graph
     step compile 120 $steps compile
     local tests=(-m "gpu or triton")
-    [ "$toy" = 1 ] && tests=(tests/ops/test_triton_scan.py -k "equals or layouts" -x --co)
-    step tests 300 "$python" -m pytest -q -x --maxfail=20 -p no:cacheprovider --junitxml "$logs/tests.xml" "${tests[@]}"
+    [ "$toy" = 1 ] && tests=(tests/ops/test_triton_scan.py -k "softplus or nothing")
+    step tests 300 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider --junitxml "$logs/tests.xml" "${tests[@]}"
     with_tool "compute-sanitizer --tool memcheck --error-exitcode 1" memcheck 90 $steps one-pass
     with_tool "compute-sanitizer --tool initcheck --error-exitcode 1" initcheck 90 $steps one-pass
 }
