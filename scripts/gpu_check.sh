@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The first hour on a GPU, on a machine with python3, torch, triton and transformers, and no network:
-#   scripts/gpu_check.sh collect WHEELS [PYTHON_VERSION]   with a network: gathers what else is needed, 3.12 by default
+#   scripts/gpu_check.sh collect WHEELS [PYTHON_VERSION [PACKAGE...]]
+#       with a network: gathers what else is needed, for 3.12 and all of it by default; what is there is left alone later
 #   scripts/gpu_check.sh right|kernels|programs|all OUT [WHEELS]
 # Each part ends within 9 minutes, each of its steps within a time of its own, whatever happens in them; "all" is the
 # three parts one after the other. OUT/summary.md says what passed, what failed and what was left out, and why; beside
@@ -11,21 +12,21 @@ cd "$(dirname "$0")/.."
 part=${1:?right, kernels, programs, all or collect}
 out=$(realpath -m "${2:?a folder for the results}")
 
-PACKAGES=(omegaconf antlr4-python3-runtime==4.9.3 soundfile cffi pycparser webdataset braceexpand tensorboardX
+PACKAGES=(torchaudio omegaconf antlr4-python3-runtime==4.9.3 soundfile cffi pycparser webdataset braceexpand tensorboardX
     librosa==0.11.0 audioread pooch soxr decorator msgpack platformdirs joblib lazy_loader pyyaml protobuf
-    pytest iniconfig pluggy pygments setuptools scikit-learn scipy threadpoolctl)
+    pytest iniconfig pluggy pygments packaging setuptools tqdm scikit-learn scipy threadpoolctl numba llvmlite
+    matplotlib contourpy cycler fonttools kiwisolver pyparsing pillow python-dateutil six)
 SDISTS=(s3prl==0.4.18 antlr4-python3-runtime==4.9.3)  # of which there are no wheels
 
 if [ "$part" = collect ]; then
     version=${3:-3.12}
+    (($# > 3)) && PACKAGES=("${@:4}") && SDISTS=(s3prl==0.4.18)
     python3 -m pip wheel -q --no-deps -w "$out" "${SDISTS[@]}"
     for package in "${PACKAGES[@]}"; do
         python3 -m pip download -q --no-deps --only-binary=:all: --find-links "$out" --python-version "$version" \
             --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any -d "$out" "$package" ||
             echo "could not get $package" >&2
     done
-    python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
-        --platform manylinux_2_28_x86_64 -d "$out" torchaudio || echo "could not get torchaudio" >&2
     du -sh "$out"
     exit
 fi
@@ -91,8 +92,9 @@ install() {
     done
     echo "lacking here, taken from ${1:-nowhere}: ${wheels[*]:-nothing}"
     [ ${#wheels[@]} = 0 ] || "$python" -m pip install -q --no-index --no-deps "${wheels[@]}" || return 1
-    "$python" -c "import ssamba_upstream" 2> /dev/null ||
-        "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . || return 1
+    "$python" -c "import importlib.metadata as m; m.version('ssamba-upstream')" 2> /dev/null ||
+        "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||
+        echo "ssamba-upstream cannot be installed, and is used from the checkout, without its CPU kernel"
     "$python" -c "import ssamba_upstream, s3prl, soundfile"
 }
 export -f install

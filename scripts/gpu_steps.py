@@ -32,9 +32,7 @@ def main():
         make_trials_short()
     result = globals()[options.step.replace("-", "_")](options)
     if result is not None:
-        text = json.dumps(result, indent=2)
-        (options.out / f"{options.step}.json").write_text(text)
-        print(text)
+        print(_save(result, options))
 
 
 def make_trials_short():
@@ -177,8 +175,10 @@ def sweeps(options):
     from ssamba_upstream.ops import triton
 
     values = {"WARPS_PER_MULTIPROCESSOR": (8, 16, 24), "SHORTEST_CHUNK": (32, 64, 128, 256), "TILE": (8, 16, 32)}
-    on_gpu = options.device == "cuda"
-    shapes = ((8, 768, 512), (8, 768, 4096), (1, 384, 1189)) if on_gpu else ((1, 4, 40),)
+    shapes, dtypes = ((8, 768, 512), (8, 768, 4096), (1, 384, 1189)), (torch.float32, torch.bfloat16)
+    if options.device == "cpu":
+        values = {name: tried[:1] for name, tried in values.items()}
+        shapes, dtypes = ((1, 4, 20),), dtypes[:1]
     rows = []
     for name, tried in values.items():
         if not hasattr(triton, name):
@@ -188,7 +188,7 @@ def sweeps(options):
         for value in tried:
             setattr(triton, name, value)
             for shape in shapes:
-                for dtype in (torch.float32, torch.bfloat16):
+                for dtype in dtypes:
                     given = {key: tensor if key == "A" else tensor.to(dtype) for key, tensor in _inputs(*shape).items()}
                     inputs = {key: tensor.to(options.device).requires_grad_() for key, tensor in given.items()}
                     row = {"constant": name, "value": value, "default": value == default, "shape": shape,
@@ -198,6 +198,7 @@ def sweeps(options):
                                                 options.rounds))
                     except Exception as error:  # one value that does not compile leaves the others
                         rows.append(row | {"error": f"{type(error).__name__}: {error}"[:200]})
+                    _save(rows, options)  # what there is when the step's time is over
         setattr(triton, name, default)
     return rows
 
@@ -239,6 +240,12 @@ def summary(options):
             lines.append(f"| {part} | {' | '.join(line.split(chr(9)))} |")
     (options.out / "summary.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _save(result, options):
+    text = json.dumps(result, indent=2)
+    (options.out / f"{options.step}.json").write_text(text)
+    return text
 
 
 def _inputs(batch, channels, length, states=16):
