@@ -177,7 +177,11 @@ programs() {
     $steps speeds "$run"-* > "$logs/speeds.txt" 2>&1
 }
 
-wheels=${3:+$(realpath "$3")}
-"$part"
-python3 scripts/gpu_steps.py --out "$out" summary
-! grep -q FAILED "$logs/steps.tsv"
+main() {
+    wheels=${3:+$(realpath "$3")}
+    "$part"
+    python3 scripts/gpu_steps.py --out "$out" summary
+    ! grep -q FAILED "$logs/steps.tsv"
+    exit
+}
+main "$@"

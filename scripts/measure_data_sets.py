@@ -57,7 +57,8 @@ def measure_manifest(folder, files, workers):
             "path": f"/corpora/audioset/unbalanced_train/part{i % 100:02d}/Y{i:011d}.flac", "duration": 10.0,
             "rate": 16000, "channels": 1}) + "\n" for i in range(files))
     reading.read_clip = lambda *arguments: torch.zeros(SAMPLES)
-    measured, before = {}, memory()
+    before = memory()
+    measured = {"MiB, before": before}
     batches, measured["first batch"] = timed(lambda: begin([manifest], workers))
     measured["MiB, begun"] = memory() - before
     _, measured["walk of an epoch"] = timed(functools.partial(walk, batches, files // BATCH))
