@@ -158,7 +158,7 @@ programs() {
     step stop 60 bash -c '"$@" & run=$!; until [ -e "$0/states" ] && ls "$0"/states/*.pt > /dev/null 2>&1; do
         kill -0 $run || exit 1; sleep 1; done; kill -TERM $run; wait $run; [ $? = 130 ]' \
         "$run-stopped" "${goes_on[@]}" steps=100000
-    step resume 45 $steps resume "$run-stopped" "${goes_on[@]}"
+    step resume 75 $steps resume "$run-stopped" "${goes_on[@]}"
     rm -rf "$run-torchrun"
     step torchrun 60 "$python" -m torch.distributed.run --standalone --nproc-per-node 1 -m ssamba_upstream pretrain \
         tiny_400 --out "$run-torchrun" --device $device --set $changes $sizes steps=3 warmup_steps=2 join_short=true

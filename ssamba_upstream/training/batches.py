@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..audio import AudioError, read_clip
 from ..corpora.manifest import ManifestError
+from ..devices import send
 
 ATTEMPTS = 100
 """So many unreadable files in a row, where one clip was wanted, stop a run."""
@@ -177,6 +178,6 @@ def pad(clips, samples):
 def batch_to_fbank(batch, log_mel, frames):
     """Batch of waveforms -> (clips, frames, mel) of normalised log-mel on the device of ``log_mel``; a short clip is
     padded as :meth:`LogMel.fixed_length` does."""
-    waveforms = batch.waveforms.to(log_mel.window.device, non_blocking=True)
+    waveforms = send(batch.waveforms, log_mel.window.device)
     return log_mel.fixed_length([waveform[:length] for waveform, length in zip(waveforms, batch.lengths.tolist())],
                                 frames)
