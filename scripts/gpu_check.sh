@@ -170,11 +170,8 @@ programs() {
     step keyword-spotting 90 "$python" scripts/run_downstream.py -m train -u ssamba_tiny -k "$run-float32/last" \
         -d speech_commands -c keyword_spotting -p "$out/keyword_spotting" --device $device \
         -o "$data.speech_commands_root=$words,,$data.speech_commands_test_root=$corpora/speech_commands_test_set_v0.01,,$data.num_workers=0,,config.runner.total_steps=10,,config.runner.log_step=5,,config.runner.eval_step=10,,config.runner.save_step=10,,config.runner.eval_dataloaders=['dev']"
-    if [ "$toy" = 1 ]; then
-        step efficiency 60 $ssamba bench efficiency --device cpu --rounds 1 --tokens $tokens --out "$out/bench"
-    else
-        step efficiency 150 $ssamba bench efficiency --device cuda --rounds 3 --tokens $tokens --out "$out/bench"
-    fi
+    # shellcheck disable=SC2086
+    step efficiency 150 $steps efficiency $tokens
     $steps speeds "$run"-* > "$logs/speeds.txt" 2>&1
 }
 

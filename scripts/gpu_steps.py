@@ -21,6 +21,7 @@ def main():
     steps = parser.add_subparsers(dest="step", required=True)
     for name in ("against-the-cpu", "graph", "compile", "one-pass", "ceilings", "launches", "summary"):
         steps.add_parser(name)
+    steps.add_parser("efficiency").add_argument("tokens", type=int, nargs="+")
     for name in ("scan", "sweeps"):
         steps.add_parser(name).add_argument("--rounds", type=int, default=5)
     steps.add_parser("speeds").add_argument("runs", type=Path, nargs="+")
@@ -166,6 +167,15 @@ def scan(options):
     rows = benchmark.bench_scan(options.device, options.rounds)
     (options.out / "scan.md").write_text(write_table(rows, options.out / "scan.csv") + "\n")
     return rows
+
+
+def efficiency(options):
+    """`ssamba bench efficiency`; on a CPU of networks of two blocks."""
+    from ssamba_upstream.benchmark.efficiency import DEPTHS
+    from ssamba_upstream.benchmark.efficiency_report import study
+
+    rounds, depths = (3, DEPTHS) if options.device == "cuda" else (1, (2, 2))
+    print(study(options.out / "bench", options.device, rounds, "tiny", options.tokens, depths))
 
 
 def sweeps(options):
