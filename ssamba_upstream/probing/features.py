@@ -54,16 +54,26 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
     Yields:
         the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
+    for wavs in iterate_waveforms(encoder.model, recordings, batch_secs, report):
+        yield [*wavs], _averages(encoder, [*wavs.values()])
+
+
+def iterate_waveforms(model, recordings, batch_secs, report=None):
+    """The waveforms for a network, which is in eval mode meanwhile, batch by batch, longest recordings first.
+
+    Yields:
+        dict of those recordings of a batch that can be read: (samples,) on the model's device, by their index.
+    """
     _check_any(recordings)
     lengths = [expected_seconds(excerpt.path, excerpt.start, excerpt.stop) for excerpt in map(_excerpt, recordings)]
-    model, training = encoder.model, encoder.model.training
+    training = model.training
     model.eval()
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
             for batch in batches_by_length(lengths, batch_secs):
-                wavs = _read({i: recordings[i] for i in batch}, report)
+                wavs = read_waveforms({i: recordings[i] for i in batch}, report)
                 if wavs:
-                    yield [*wavs], _averages(encoder, [wav.to(model.device) for wav in wavs.values()])
+                    yield {i: wav.to(model.device) for i, wav in wavs.items()}
                 progress.update(len(batch))
     finally:
         model.train(training)
@@ -94,9 +104,15 @@ def iterate_log_mel_averages(recordings, report=None):
     _check_any(recordings)
     log_mel = LogMel()
     for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
-        for wav in _read({i: recording}, report).values():
-            (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
+        for wav in read_waveforms({i: recording}, report).values():
+            features = log_mel_of(wav, log_mel)
             yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
+
+
+def log_mel_of(wav, log_mel):
+    """(samples,) of any length -> (fbank frames, mel), one or more frames, by a LogMel."""
+    (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
+    return features
 
 
 def read_waveform(recording):
@@ -106,7 +122,7 @@ def read_waveform(recording):
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
 
 
-def _read(recordings, report):
+def read_waveforms(recordings, report=None):
     """Waveforms of those of some recordings that can be read, under the same keys."""
     wavs = {}
     for key, recording in recordings.items():
