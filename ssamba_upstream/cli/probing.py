@@ -28,8 +28,9 @@ def add_commands(commands):
     probe.add_argument("set", type=Path, metavar="SET",
                        help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
     _add_checkpoints_and_cache(probe, Path("result/probe"))
-    probe.add_argument("--corpus", choices=("sid", "er", "ks"),
-                       help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er) or Speech Commands (ks)")
+    probe.add_argument("--corpus", choices=("sid", "er", "ks", "ic"),
+                       help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er), Speech Commands (ks) or Fluent Speech "
+                            "Commands (ic)")
     probe.add_argument("--head-steps", type=int, metavar="N",
                        help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",

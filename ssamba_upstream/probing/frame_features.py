@@ -49,14 +49,14 @@ def iterate_log_mel_frames(frames, time_stride, report=None):
     log_mel = LogMel()
     recordings, members = _by_recording(frames)
     # An fbank frame is of 25 ms: the middle of the first is 1.25 fbank frames from the start.
-    middle = max(0, round(time_stride / 2 - 1.25))
+    middle = round(time_stride / 2 - 1.25)
     for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
         for wav in read_waveforms({i: recording}, report).values():
             features = log_mel_of(wav, log_mel)
             present = [member for member in members[i] if frames[member].number * time_stride * FRAME_SHIFT < len(wav)]
             if present:
                 places = torch.tensor([frames[member].number * time_stride + middle for member in present])
-                yield present, features[places.clamp(max=len(features) - 1), None]
+                yield present, features[places.clamp(0, len(features) - 1), None]
 
 
 def _by_recording(frames):
