@@ -58,6 +58,16 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
     Yields:
         the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
+    for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
+        yield [*wavs], _averages(encoder, [*wavs.values()])
+
+
+def iterate_waveforms(encoder, recordings, batch_secs, report=None):
+    """The waveforms for a FrameEncoder, which is in eval mode meanwhile, batch by batch, longest recordings first.
+
+    Yields:
+        dict of those recordings of a batch that can be read: (samples,) on the model's device, by their index.
+    """
     _check_any(recordings)
     lengths = read_all(lambda excerpt: expected_seconds(excerpt.path, excerpt.start, excerpt.stop),
                        map(_excerpt, recordings))
@@ -69,7 +79,7 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
             for found in read_ahead(lambda i: read_waveform(recordings[i], encoder.sampling_rate), batches):
                 wavs = _readable(found, report)
                 if wavs:
-                    yield [*wavs], _averages(encoder, [send(wav, model.device) for wav in wavs.values()])
+                    yield {i: send(wav, model.device) for i, wav in wavs.items()}
                 progress.update(len(found))
     finally:
         model.train(training)
@@ -100,13 +110,24 @@ def iterate_log_mel_averages(recordings, report=None):
     """:func:`log_mel_averages` one by one: yields [index] and (1, 1, 2 * 128)."""
     _check_any(recordings)
     log_mel = LogMel()
+    for i, wav in iterate_single_waveforms(recordings, report):
+        features = log_mel_of(wav, log_mel)
+        yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
+
+
+def iterate_single_waveforms(recordings, report=None):
+    """Yields index and waveform, (samples,) at 16 kHz, of each of some recordings that can be read."""
     each = pack([1] * len(recordings), LOG_MELS_AT_ONCE)
     with tqdm(total=len(recordings), desc="log-mel", leave=False, disable=None) as progress:
         for found in read_ahead(lambda i: read_waveform(recordings[i]), each):
-            for i, wav in _readable(found, report).items():
-                (features,) = log_mel(log_mel.at_least_one_frame([wav]))
-                yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
+            yield from _readable(found, report).items()
             progress.update(len(found))
+
+
+def log_mel_of(wav, log_mel):
+    """(samples,) of any length -> (fbank frames, mel), one or more frames, by a LogMel."""
+    (features,) = log_mel(log_mel.at_least_one_frame([wav]))
+    return features
 
 
 def read_waveform(recording, sampling_rate=SAMPLE_RATE):
