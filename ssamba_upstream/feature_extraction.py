@@ -4,9 +4,10 @@ from functools import lru_cache
 from numbers import Real
 
 import numpy as np
+import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .frontend import LogMel, check_waveform
+from .frontend import LogMel, check_waveforms
 from .network.configuration import FrontEnd
 
 MOST_CHANNELS = 8
@@ -103,9 +104,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
                              "audio first")
-        wavs = [check_waveform(wav, i, self.sampling_rate).cpu() for i, wav in enumerate(_waveforms(raw_speech))]
-        if not wavs:
-            raise ValueError("got an empty list of waveforms; expected at least one")
+        wavs = check_waveforms([torch.as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
         clips = _log_mel(self.front_end).fixed_length(wavs, self.max_length)
         return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
 

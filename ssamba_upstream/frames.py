@@ -10,7 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .checkpoint import load_model
 from .configs import find_config
-from .frontend import LogMel, check_waveform
+from .devices import send
+from .frontend import LogMel, check_waveforms
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -134,10 +135,7 @@ class FrameEncoder(nn.Module):
         Raises:
             ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.
         """
-        wavs = [check_waveform(wav, i, self.sampling_rate) for i, wav in enumerate(wavs)]
-        if not wavs:
-            raise ValueError("got an empty list of waveforms; expected at least one")
-        layers, index = self.tokens(wavs)
+        layers, index = self.tokens(check_waveforms(wavs, self.sampling_rate))
         states = []
         while layers:  # let go of each layer's tokens as soon as its frames are there
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
@@ -151,7 +149,7 @@ class FrameEncoder(nn.Module):
         windows = self.windowing.cut(wavs, self.log_mel)
         with self._autocast(device.type):
             layers, firsts = encode([window for run in windows for window in run], self.model)
-        return layers, frame_index(wavs, windows, firsts, self.windowing, self.model.config).to(device)
+        return layers, send(frame_index(wavs, windows, firsts, self.windowing, self.model.config), device)
 
     def _autocast(self, device_type):
         if self.autocast_dtype is None:

@@ -99,17 +99,26 @@ class LogMel(nn.Module):
         return (clip - clip.mean()) / (2 * clip.std(correction=0).clamp(min=SMALLEST_DEVIATION))
 
 
-def check_waveform(wav, i, sampling_rate=FrontEnd.sampling_rate):
-    """A waveform as the front end reads it, (samples,) in float32.
+def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
+    """Waveforms as the front end reads them, (samples,) in float32.
 
     Args:
-        wav: (samples,), of floating point in [-1, 1], or int16, which is divided by 32768.
-        i: its place among others, for the messages.
-        sampling_rate: at which it should be, in Hz, for the messages.
+        wavs: list of (samples,), of floating point in [-1, 1], or int16, which is divided by 32768; on one device.
+        sampling_rate: at which they should be, in Hz, for the messages.
 
     Raises:
-        ValueError: an empty, stereo, NaN or infinite one, or another integer type.
+        ValueError: no waveform, an empty, stereo, NaN or infinite one, or another integer type.
     """
+    if not wavs:
+        raise ValueError("got an empty list of waveforms; expected at least one")
+    wavs = [_check_waveform(wav, i, sampling_rate) for i, wav in enumerate(wavs)]
+    if not torch.isfinite(torch.cat(wavs)).all():  # a GPU is waited for once, not for each
+        bad = next(i for i, wav in enumerate(wavs) if not torch.isfinite(wav).all())
+        raise ValueError(f"waveform {bad} holds NaN or infinite samples")
+    return wavs
+
+
+def _check_waveform(wav, i, sampling_rate):
     if not isinstance(wav, torch.Tensor):
         wav = torch.as_tensor(wav)
     if wav.dim() != 1:
@@ -121,6 +130,4 @@ def check_waveform(wav, i, sampling_rate=FrontEnd.sampling_rate):
         wav = wav / 32768
     if not wav.is_floating_point():
         raise ValueError(f"waveform {i} is {wav.dtype}; expected floating point in [-1, 1], or int16")
-    if not torch.isfinite(wav).all():
-        raise ValueError(f"waveform {i} holds NaN or infinite samples")
     return wav.float()

@@ -195,5 +195,4 @@ def tokens_to_frames(tokens, index, pooling):
     """
     patches = tokens[index.clamp(min=0)]
     frames = patches.mean(dim=2) if pooling == "mean" else patches.flatten(2)
-    ended = index[..., :1] < 0
-    return frames.masked_fill(ended, 0) if ended.any() else frames
+    return frames.masked_fill_(index[..., :1] < 0, 0)

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import content_hash, load_config, load_model, new_classifier
 from ..corpora.labelled import read_labelled
+from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
 from ..frontend import LogMel
@@ -140,7 +141,7 @@ class _Finetuning(Run):
         if recipe.noise_and_roll:
             fbank = noise_and_roll(fbank, generator)
         with self.autocast():
-            return network(fbank, labels=batch.targets.to(fbank.device))
+            return network(fbank, labels=send(batch.targets, fbank.device))
 
     def learning_rate_factor(self, step):
         """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""

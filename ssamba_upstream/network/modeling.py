@@ -1,5 +1,6 @@
 """SsambaModel: log-mel -> patches -> tokens -> Mamba blocks -> hidden states."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import FEATURE_EXTRACTOR_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..devices import send
 from .configuration import SsambaConfig
 from .mixer import BidirectionalMamba
-from .positions import position_embedding
+from .positions import packed_positions, position_embedding
 
 
 class RMSNorm(nn.Module):
@@ -205,14 +207,9 @@ class SsambaModel(SsambaPreTrainedModel):
 
         Where ``mask``, (batch, rows * columns) of bool, is true, ``mask_embed``, (1, 1, E), stands for the patch.
         """
-        config = self.config
-        if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
-            raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
-                             f"got {tuple(input_values.shape)}")
-        if input_values.shape[1] < config.patch_size[1]:
-            raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
+        self._check_input(input_values)
         patches = self.patch_embed(input_values.to(self.patch_embed.proj.weight.dtype))
-        positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
+        positions = position_embedding(self.pos_embed, self.config, *patches.shape[2:])
         patches = patches.flatten(2).transpose(1, 2)
         if mask is not None:
             patches = torch.where(mask.unsqueeze(2), mask_embed.to(patches.dtype), patches)
@@ -226,15 +223,33 @@ class SsambaModel(SsambaPreTrainedModel):
 
     def _pack(self, windows):
         """(1, total tokens, E) of windows of any lengths, and where each begins, and the last ends, among them."""
-        by_length = {}
-        for i, window in enumerate(windows):
-            by_length.setdefault(len(window), []).append(i)
-        tokens = [None] * len(windows)
-        for members in by_length.values():
-            for i, embedded in zip(members, self.embed(torch.stack([windows[i] for i in members]))):
-                tokens[i] = embedded
-        lengths = torch.tensor([0, *(len(embedded) for embedded in tokens)])
-        return torch.cat(tokens).unsqueeze(0), lengths.cumsum(0).to(tokens[0].device)
+        for window in windows:
+            self._check_input(window.unsqueeze(0))
+        config, frames = self.config, torch.cat(windows)
+        rows, columns = config.num_patch_rows, [config.columns(len(window)) for window in windows]
+        # All columns of patches of all windows, however long these are, are one batch of the embedding.
+        begins = itertools.accumulate(map(len, windows), initial=0)
+        starts = torch.cat([begin + config.time_stride * torch.arange(count) for begin, count in zip(begins, columns)])
+        strips = frames.unfold(0, config.patch_size[1], 1)[send(starts, frames.device)].transpose(1, 2)
+        patches = self.patch_embed(strips).squeeze(3).transpose(1, 2).flatten(0, 1)
+        firsts = itertools.accumulate((rows * count for count in columns), initial=1)
+        places = torch.cat([
+            torch.cat([torch.zeros(1, dtype=torch.int64),
+                       (first + torch.arange(rows)[:, None] + rows * torch.arange(count)).flatten()])
+            for first, count in zip(firsts, columns)
+        ])
+        tokens = torch.cat([self.cls_token[0], patches])[send(places, frames.device)]
+        tokens = tokens + packed_positions(self.pos_embed, config, rows, columns)
+        offsets = torch.tensor([0, *(1 + rows * count for count in columns)]).cumsum(0)
+        return tokens.unsqueeze(0), send(offsets, frames.device)
+
+    def _check_input(self, input_values):
+        config = self.config
+        if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
+            raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
+                             f"got {tuple(input_values.shape)}")
+        if input_values.shape[1] < config.patch_size[1]:
+            raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
 
     def _sequential(self, stream, offsets, streams):
         for block in self.layers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..audio import SAMPLE_RATE
-from ..corpora.manifest import ManifestError, read_manifest
+from ..corpora.manifest import ManifestError, Paths, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_clip, pad, read_batches
 
 
@@ -98,7 +98,7 @@ def _are_shards(sources):
 def _files(sources):
     if not sources:
         raise ManifestError("no audio to read: name manifests or shards")
-    return [file for source in sources for file in read_manifest(source)]
+    return Paths(file for source in sources for file in read_manifest(source))
 
 
 @dataclass

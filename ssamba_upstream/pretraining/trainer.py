@@ -84,7 +84,7 @@ class _Pretraining(Run):
         fbank = batch_to_fbank(batch, self.log_mel, config.pretraining_frames)
         masks = [
             cluster_mask(len(fbank), *config.position_grid, config.masked_patches, generator,
-                         recipe.masking == "published").to(fbank.device)
+                         recipe.masking == "published")
             for _ in range(2 if recipe.objective == "two_pass" else 1)
         ]
         with self.autocast():
@@ -129,8 +129,8 @@ class _Pretraining(Run):
             if not len(batch.lengths):
                 continue
             output = self.forward(model, batch, generator)
-            values = torch.tensor([*(output[name].item() for name in self.LOSSES), 1.0], dtype=torch.float64)
-            totals += values * len(batch.lengths)
+            values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
+            totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
             raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")

@@ -515,6 +515,12 @@ def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(tmp_path, recipe):
+    results = finetune(recipe(epochs=1, precision="bfloat16", mixup=0.5), tmp_path / "run", device="cuda")
+    assert results["test"]["recordings"] and 0 <= results["test"]["accuracy"] <= 1
+
+
 # Two processes
 
 @pytest.mark.slow
