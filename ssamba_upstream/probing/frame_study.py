@@ -6,7 +6,7 @@ from pathlib import Path
 from ..corpora.alignments import draw_frames
 from ..files import json_hash
 from ..frames import UpstreamOptions
-from ..frontend import FRAME_SHIFT
+from ..network.configuration import PUBLISHED_FRONT_END
 from .cache import cached_frames, cached_log_mel_frames
 from .geometry import MOST_UTTERANCES
 from .report import write_report
@@ -51,7 +51,7 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
                          "less: take the upstream config hop_20ms, as in -g hop_20ms")
     out = Path(out)
     cache = Path(cache or out / "cache")
-    drawn = draw_frames(aligned, stride * FRAME_SHIFT, most_frames)
+    drawn = draw_frames(aligned, stride * PUBLISHED_FRONT_END.shift_samples, most_frames)
     results = {
         "set": source,
         "unit": "frames",
