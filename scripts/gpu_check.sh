@@ -57,6 +57,7 @@ note() { printf '%s\t%s\t%s\t%s\n' "$@" | tee -a "$logs/steps.tsv"; }
 step() {
     local name=$1 limit=$2 left=$((deadline - SECONDS)) begun=$SECONDS status=0
     shift 2
+    [ "$toy" = 1 ] && limit=$((3 * limit))  # on a CPU that others may use as well
     if ((left < 5)); then
         note "$name" "left out" 0 "no time was left of the part"
         return 1
