@@ -34,8 +34,8 @@ def read_timit(root) -> AlignedSet:
     speakers of the core test set are test, the others dev.
 
     Args:
-        root: folder with ``TRAIN/DR1/FCJF0/SI1027.WAV``, ``SI1027.PHN`` beside it, and so on; in upper or lower case, and
-            with any endings after ``.WAV``.
+        root: folder with ``TRAIN/DR1/FCJF0/SI1027.WAV``, ``SI1027.PHN`` beside it, and so on; in upper or lower case,
+            and with any endings after ``.WAV``.
 
     Returns:
         AlignedSet. A sentence whose ``.PHN`` is missing or damaged is left out, and named in it.

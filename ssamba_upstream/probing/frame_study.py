@@ -1,4 +1,4 @@
-"""``ssamba probe-frames``: checkpoints by linear probes of each layer at the frames, as layers are compared for phones."""
+"""``ssamba probe-frames``: checkpoints by linear probes of each layer at the frames, such as for phones."""
 
 from collections import Counter
 from pathlib import Path
@@ -47,8 +47,8 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
     """
     stride = UpstreamOptions(**options).time_stride
     if stride > LONGEST_STRIDE:
-        raise ValueError(f"a frame every {10 * stride} ms skips over phones; expected {10 * LONGEST_STRIDE} ms or less: "
-                         "take the upstream config hop_20ms, as in -g hop_20ms")
+        raise ValueError(f"a frame every {10 * stride} ms skips over phones; expected {10 * LONGEST_STRIDE} ms or "
+                         "less: take the upstream config hop_20ms, as in -g hop_20ms")
     out = Path(out)
     cache = Path(cache or out / "cache")
     drawn = draw_frames(aligned, stride * FRAME_SHIFT, most_frames)

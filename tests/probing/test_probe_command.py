@@ -177,7 +177,8 @@ def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
 
 def test_fluent_speech_commands(tmp_path, checkpoints):
     root, generator = tmp_path / "fluent_speech_commands_dataset", np.random.default_rng(0)
-    intents = {200: ("activate", "lights", "kitchen"), 800: ("activate", "music", "none"), 3000: ("decrease", "heat", "none")}
+    intents = {200: ("activate", "lights", "kitchen"), 800: ("activate", "music", "none"),
+               3000: ("decrease", "heat", "none")}
     (root / "data").mkdir(parents=True)
     for name, count in (("train", 4), ("valid", 2), ("test", 2)):
         rows = [",path,speakerId,transcription,action,object,location"]

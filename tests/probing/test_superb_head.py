@@ -207,15 +207,15 @@ def test_training_finds_the_layer_that_tells_the_classes(balanced):
 
 
 def test_an_intent_is_a_class_in_each_slot():
-    """As s3prl's fluent_commands: the cross-entropies of the slots are added, and only all of them together are right."""
+    """As s3prl's fluent_commands: the slots' cross-entropies are added, and only all of them together are right."""
     averages, targets = torch.randn(3, 8, 5), torch.tensor([[0, 1], [1, 0], [2, 1], [0, 0]] * 2)
     head = SuperbHead(3, 5, [3, 2])
     training_step(head, torch.optim.SGD(head.parameters(), lr=0.0), averages, targets)
     found = head.linear.weight.grad.clone()
     head.zero_grad()
     logits = head(averages)
-    (nn.functional.cross_entropy(logits[:, :3], targets[:, 0]) + nn.functional.cross_entropy(logits[:, 3:], targets[:, 1])
-     ).backward()
+    slots = (logits[:, :3], targets[:, 0]), (logits[:, 3:], targets[:, 1])
+    sum(nn.functional.cross_entropy(*slot) for slot in slots).backward()
     head.clip_gradients()
     torch.testing.assert_close(found, head.linear.weight.grad)
 
