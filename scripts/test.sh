@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests in the checkout's own .venv; arguments go to pytest.
+# Checks the style and runs the tests in the checkout's own .venv, in two processes; arguments go to pytest, such as
+# -m "not slow", or -n 0 for one process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/setup.sh test
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m ruff check .
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

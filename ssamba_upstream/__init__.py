@@ -7,7 +7,6 @@ too, if only to check a corpus or to print a page of help; there the models are 
 
 import importlib
 import sys
-from multiprocessing import parent_process
 from pathlib import Path
 
 __all__ = [
@@ -36,9 +35,8 @@ def __getattr__(name):
 
 def _is_command():
     """Whether this process is the ``ssamba`` command: the script of that name, or ``python -m ssamba_upstream``."""
-    if parent_process() is not None:  # a worker has its parent's arguments
-        return False
-    return Path(sys.argv[0]).name == "ssamba" or sys.orig_argv[1:3] == ["-m", __name__]
+    arguments = sys.orig_argv[1:]  # those of sys.argv are handed on to worker processes
+    return arguments[:2] == ["-m", __name__] or bool(arguments) and Path(arguments[0]).name == "ssamba"
 
 
 if not _is_command():

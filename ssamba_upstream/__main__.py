@@ -1,4 +1,4 @@
-"""``python -m ssamba_upstream``: the ``ssamba`` command, for torchrun's ``-m`` and where there is no script of that name."""
+"""``python -m ssamba_upstream``: the ``ssamba`` command, for torchrun's ``-m``."""
 
 import sys
 

@@ -13,7 +13,7 @@ from pathlib import Path
 def replacing(path):
     """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error.
 
-    The folder is made where it is not there. Of several processes that write the same file, the last one's stays.
+    The folder is made where it is not there. Where several processes write the same file, the last one's stays.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -44,10 +44,10 @@ def new_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(text, path):
-    """Write a file of text, in UTF-8."""
+def write_text(text, path, errors="strict"):
+    """Write a file of text, in UTF-8; ``errors`` is what becomes of characters that this does not have."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(content, path):
@@ -57,7 +57,11 @@ def write_json(content, path):
 
 def file_hash(path):
     """The SHA-256 of a file's content, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def json_hash(content):

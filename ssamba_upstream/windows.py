@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
+from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
+from .packing import pack
 
 LONGEST_DEFAULT_WINDOW = 10.0  # seconds
 
@@ -24,18 +25,20 @@ class Windowing:
 
     Attributes:
         window_secs: length of a window in seconds.
-        time_stride: distance of columns in fbank frames of 10 ms.
-        patch_frames: width of a patch in fbank frames.
+        time_stride: distance of columns in fbank frames.
+        patch_width: of a patch, in fbank frames.
         padding: "none": the grid of columns runs through the whole utterance, a window is a run of its columns, and
             only the last column may need fbank frames past the end, which are zero. "published": the utterance is
             zero-padded to whole windows, each of which is turned into fbank and patches by itself; the columns this
             loses at each window's end make the later frames come early, and the last frame repeats.
+        front_end: of the fbank frames. Default: the published one, with a frame every 10 ms.
     """
 
     window_secs: float
     time_stride: int
-    patch_frames: int
+    patch_width: int
     padding: str
+    front_end: FrontEnd = PUBLISHED_FRONT_END
 
     @classmethod
     def for_model(cls, config, window_secs=None, padding="none"):
@@ -49,12 +52,13 @@ class Windowing:
         Raises:
             ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical".
         """
-        shortest, longest = config.patch_size[1] / 100, config.pretraining_frames / 100
+        front_end = config.front_end
+        shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.pretraining_frames))
         if window_secs is None:
             window_secs = min(LONGEST_DEFAULT_WINDOW, longest)
         if not shortest <= window_secs:
             raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
-        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding)
+        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end)
         last = (windowing.columns - 1) * windowing.time_stride
         if config.positions == "physical" and last >= config.pretraining_frames:
             raise ValueError(
@@ -66,19 +70,19 @@ class Windowing:
     @property
     def hop(self):
         """Samples from frame to frame."""
-        return self.time_stride * FRAME_SHIFT
+        return self.time_stride * self.front_end.shift_samples
 
     @property
     def window_samples(self):
-        return round(self.window_secs * SAMPLE_RATE)
+        return round(self.window_secs * self.front_end.sampling_rate)
 
     @property
     def columns(self):
         """Columns in a full window."""
-        frames = self.window_samples // FRAME_SHIFT
+        fbank_frames = self.window_samples // self.front_end.shift_samples
         if self.padding == "published":
-            return (frames - self.patch_frames) // self.time_stride + 1
-        return max(1, round(frames / self.time_stride))
+            return (fbank_frames - self.patch_width) // self.time_stride + 1
+        return max(1, round(fbank_frames / self.time_stride))
 
     def frames(self, samples):
         """Frames of an utterance of so many samples: ceil(samples / hop)."""
@@ -91,27 +95,28 @@ class Windowing:
     def _cut_running(self, wavs, log_mel):
         counts = [self.frames(len(wav)) for wav in wavs]
         # An utterance shorter than one analysis window still has something to say.
-        wavs = [F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav)))) for wav in wavs]
+        wavs = log_mel.at_least_one_frame(wavs)
         return [
-            [self._columns_of(features, first, min(self.columns, count - first))
+            [self._columns_of(fbank, first, min(self.columns, count - first))
              for first in range(0, count, self.columns)]
-            for features, count in zip(log_mel(wavs), counts)
+            for fbank, count in zip(log_mel(wavs), counts)
         ]
 
-    def _columns_of(self, features, first, count):
+    def _columns_of(self, fbank, first, count):
         start = first * self.time_stride
-        return _fit(features[start:], (count - 1) * self.time_stride + self.patch_frames)
+        return _fit(fbank[start:], (count - 1) * self.time_stride + self.patch_width)
 
     def _cut_published(self, wavs, log_mel):
         parts = [wav.split(self.window_samples) for wav in wavs]
         padded = [F.pad(part, (0, self.window_samples - len(part))) for run in parts for part in run]
-        windows = iter(_fit(features, self.window_samples // FRAME_SHIFT) for features in log_mel(padded))
+        frames = self.window_samples // self.front_end.shift_samples
+        windows = iter(_fit(fbank, frames) for fbank in log_mel(padded))
         return [[next(windows) for _ in run] for run in parts]
 
 
-def _fit(features, frames):
-    """(any number of frames, mel) -> (frames, mel), cut at the end or zero-padded there."""
-    return F.pad(features[:frames], (0, 0, 0, max(0, frames - len(features))))
+def _fit(fbank, length):
+    """(any number of fbank frames, mel) -> (length, mel), cut at the end or zero-padded there."""
+    return F.pad(fbank[:length], (0, 0, 0, max(0, length - len(fbank))))
 
 
 def encode(windows, model):
@@ -127,26 +132,14 @@ def encode(windows, model):
         its class token.
     """
     packs, sizes = [], [model.config.tokens(len(window)) for window in windows]
-    for members in _packs(sizes):
+    for members in pack(sizes, TOKENS_AT_ONCE):
         output = model([windows[i] for i in members], output_hidden_states=True)
         packs.append([state.squeeze(0).float() for state in (*output.hidden_states, output.last_hidden_state)])
     layers = []
     while packs[0]:  # let go of each part as soon as it is joined
-        parts = [pack.pop(0) for pack in packs]
+        parts = [states.pop(0) for states in packs]
         layers.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return layers, [0, *itertools.accumulate(sizes)][:-1]
-
-
-def _packs(sizes):
-    """Runs of neighbours of at most TOKENS_AT_ONCE tokens, or of one."""
-    pack, total = [], 0
-    for i, size in enumerate(sizes):
-        if pack and total + size > TOKENS_AT_ONCE:
-            yield pack
-            pack, total = [], 0
-        pack.append(i)
-        total += size
-    yield pack
 
 
 def frame_index(wavs, windows, firsts, windowing, config):
@@ -202,5 +195,4 @@ def tokens_to_frames(tokens, index, pooling):
     """
     patches = tokens[index.clamp(min=0)]
     frames = patches.mean(dim=2) if pooling == "mean" else patches.flatten(2)
-    ended = index[..., :1] < 0
-    return frames.masked_fill(ended, 0) if ended.any() else frames
+    return frames.masked_fill_(index[..., :1] < 0, 0)

@@ -131,6 +131,7 @@ def test_the_error_says_which_file_and_why_and_goes_from_process_to_process(tmp_
     assert str(error) == f"{tmp_path / 'gone.wav'} cannot be read as audio: does not exist, or may not be read"
 
 
+@pytest.mark.slow
 def test_a_claim_costs_no_memory(tmp_path, noise):
     """What the header promises is in no case allocated: here it would not fit, and it is an error to try."""
     soundfile.write(tmp_path / "a.mp3", noise, 16000)

@@ -18,9 +18,9 @@ from ssamba_upstream import (
     checkpoint,
     downloads,
 )
-from ssamba_upstream.checkpoint import CheckpointError, load_model, save_classifier, save_model, write_weights
-from ssamba_upstream.downloads import find_published
+from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model, write_classifier, write_weights
 from ssamba_upstream.cli import main
+from ssamba_upstream.downloads import find_published
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
 WITH_HEADS = (SsambaForPreTraining, SsambaForAudioClassification, SsambaForAudioFrameClassification)
@@ -103,7 +103,7 @@ def test_what_is_neither_encoder_nor_head_is_refused_of_the_encoder_too(tmp_path
 def test_a_classifier_s_folder_serves_as_any_checkpoint(tmp_path, capsys):
     model = small_model_with_heads(SsambaForAudioClassification)
     model.config.id2label = {0: "dog", 1: "rain", 2: "sea waves"}
-    save_classifier(model, SsambaFeatureExtractor(max_length=128), tmp_path / "classifier")
+    write_classifier(model, SsambaFeatureExtractor(max_length=128), tmp_path / "classifier")
     upstream = UpstreamExpert(tmp_path / "classifier")
     assert_same_model(upstream.model, model.ssamba)
     assert len(upstream([torch.randn(16000)])["hidden_states"]) == 3

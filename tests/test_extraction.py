@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
-from ssamba_upstream import SsambaConfig, SsambaModel, cli, extraction, hear
+from ssamba_upstream import SsambaConfig, SsambaModel, extraction, hear
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora import manifest
 from ssamba_upstream.extraction import ExtractionError, extract
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
@@ -96,7 +97,8 @@ def test_recordings_that_cannot_be_read_are_named_and_the_others_extracted(tmp_p
     said = []
     everything = [*recordings, tmp_path / "audio" / "torn.wav", tmp_path / "audio" / "empty.wav"]
     assert extract(everything, checkpoint, tmp_path / "out", report=said.append) == (3, 2)
-    assert sorted(sentence.split(" is left out")[0].rpartition("/")[2] for sentence in said) == ["empty.wav", "torn.wav"]
+    names = [sentence.split(" is left out")[0].rpartition("/")[2] for sentence in said]
+    assert sorted(names) == ["empty.wav", "torn.wav"]
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -146,7 +148,8 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
 
 
 def test_folders_that_cannot_be_searched_are_named(tmp_path, checkpoint, recordings, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_audio", lambda folders: ([*recordings], [f"{folders[0]}/locked: Permission denied"]))
+    monkeypatch.setattr(manifest, "find_audio",
+                        lambda folders: ([*recordings], [f"{folders[0]}/locked: Permission denied"]))
     assert main(["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert "wrote 3 files" in captured.out and "locked: Permission denied" in captured.err
@@ -175,7 +178,8 @@ def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
     audio[1, 16000] = 1  # at 1000 ms
     hear.get_timestamp_embeddings(audio, model)
     handle.remove()
-    changed = (seen[0][1] - seen[0][0]).abs().amax(dim=(0, 1)).nonzero().flatten() * 50
+    silence, click = seen[0].unflatten(0, (2, -1))  # (columns, E, rows, 1) of each sound
+    changed = (click - silence).abs().amax(dim=(1, 2, 3)).nonzero().flatten() * 50
     assert (changed.min() + changed.max()) / 2 == 1000
     assert 1000 - changed.min() <= 87.5
 

@@ -1,12 +1,12 @@
 """``ssamba bench efficiency``: SSAMBA against SSAST of the same size, over the number of tokens.
 
 SSAST (arXiv 2110.09784) is a vision transformer: 12 blocks, heads of 64, and two tokens beside the patches.
-It runs twice, as transformers' AST with random weights: "SSAST" with torch's fused attention, as one would run
-it today, and "SSAST eager" with the attention matrix written out, as in the published code, which SSAMBA's
-paper (arXiv 2405.11831) compared with. All networks read the same log-mel, cut into patches of 16 x 16 that do
-not overlap, and have a learned position for each patch. Where SSAMBA's linear products are not torch's own, see
-:mod:`ssamba_upstream.ops.product`, SSAST runs with the same products as well. Everything is float32; whether a GPU may use TF32 is left
-as torch sets it.
+It runs twice, as transformers' AST with random weights: "SSAST" with torch's fused attention, as one would run it
+today, and "SSAST eager" with the attention matrix written out, as in the published code, which SSAMBA's paper (arXiv
+2405.11831) compared with. All networks read the same log-mel, cut into patches of 16 x 16 that do not overlap, and have
+a learned position for each patch. Where SSAMBA's linear products are not torch's own, see
+:mod:`ssamba_upstream.ops.product`, SSAST runs with the same products as well. Everything is float32; whether a GPU may
+use TF32 is left as torch sets it.
 """
 
 import functools
@@ -19,7 +19,7 @@ from transformers import ASTConfig, AutoModel
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
 from ..ops import product
-from .timing import available_memory, peak_memory, race, run_step
+from .timing import available_memory, median_times, peak_memory, run_step
 
 TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 22528, 32768, 65536)
 BATCHES = (1, 4)
@@ -29,14 +29,17 @@ HEAD_SIZE = 64
 MEL_BINS = 128
 PATCH = 16
 SAME_PRODUCTS = "SSAST, same products"
-MEMORY_GROWTH = {"SSAMBA": 1, "SSAST": 1, SAME_PRODUCTS: 1, "SSAST eager": 2}  # the power of the tokens that no peak outgrows
+# The power of the tokens that no peak outgrows.
+MEMORY_GROWTH = {"SSAMBA": 1, "SSAST": 1, SAME_PRODUCTS: 1, "SSAST eager": 2}
 MOST_MEMORY = 0.9  # of what is available: not all that a call takes passes through torch
 MOST_SECONDS = 120
 
 
 def build_networks(size, tokens, depths=DEPTHS):
-    """name -> network with random weights for so many patches; depths: blocks of SSAMBA and of SSAST. SSAST with the same
-    products is there only if these are not torch's own."""
+    """name -> network with random weights for so many patches; depths: blocks of SSAMBA and of SSAST.
+
+    SSAST with the same products is there only if these are not torch's own.
+    """
     frames = _frames(tokens)
     ssamba = SsambaConfig.from_size(
         size, num_hidden_layers=depths[0], num_mel_bins=MEL_BINS, pretraining_frames=frames,
@@ -158,7 +161,7 @@ def _measure(calls, rounds, device):
         for attempt in attempts.values():
             attempt()  # CUDA's libraries keep what they allocate in their first call, which is no network's
     peaks = {name: peak_memory(attempt, device) for name, attempt in attempts.items()}
-    medians = race(attempts, rounds, device, warm=True)
+    medians = median_times(attempts, rounds, device, warm=True)
     return {name: (medians[name], peaks[name]) for name in calls if name not in failures}, failures
 
 

@@ -20,12 +20,5 @@ def add_upstream_config(parser):
 
 
 def add_device(parser):
-    """``--device``, see :func:`device_of`."""
+    """``--device``, see :func:`ssamba_upstream.training.distributed.choose_device`."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-
-
-def device_of(options):
-    """The device that was asked for, or the one that there is."""
-    import torch
-
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")

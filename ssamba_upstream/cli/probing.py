@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config, device_of
+from .options import add_device, add_out, add_upstream_config
 
 MOST_SEEDS = 10
 
@@ -68,11 +68,12 @@ def _add_checkpoints_and_cache(command, out):
 
 def _extract(options):
     from ..extraction import extract
+    from ..training.distributed import choose_device
 
     recordings, unreadable_folders = _find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        device_of(options), **_upstream_options(options),
+        choose_device(options.device), **_upstream_options(options),
     )
     print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
           f"{left_out} recordings are left out")
@@ -101,6 +102,7 @@ def _probe(options):
     from ..corpora.superb_sets import read_superb
     from ..probing.study import probe
     from ..probing.superb_head import DEFAULT_SCHEDULE, SUPERB_SCHEDULES
+    from ..training.distributed import choose_device
 
     data = read_superb(options.corpus, options.set) if options.corpus else read_labelled(options.set)
     schedule = SUPERB_SCHEDULES.get(options.corpus, DEFAULT_SCHEDULE)
@@ -109,7 +111,7 @@ def _probe(options):
     results = probe(
         data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
-        device=device_of(options), dtype=options.dtype, **_upstream_options(options),
+        device=choose_device(options.device), dtype=options.dtype, **_upstream_options(options),
     )
     return _summarise(results, options.out)
 
@@ -118,11 +120,12 @@ def _probe_frames(options):
     from ..corpora.alignments import read_alignments
     from ..corpora.timit import read_timit
     from ..probing.frame_study import probe_frames
+    from ..training.distributed import choose_device
 
     aligned = read_timit(options.set) if options.corpus else read_alignments(options.set)
     results = probe_frames(
         aligned, options.checkpoints, options.out, source=options.set.name, most_frames=options.frames,
-        seeds=options.seeds, cache=options.cache, device=device_of(options), dtype=options.dtype,
+        seeds=options.seeds, cache=options.cache, device=choose_device(options.device), dtype=options.dtype,
         **_upstream_options(options),
     )
     return _summarise(results, options.out)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .options import INTERRUPTED, add_device, add_out, add_upstream_config, device_of
+from .options import INTERRUPTED, add_device, add_out, add_upstream_config
 
 RUN_HELP = {
     "sid": "the folder of s3prl's run of voxceleb1, its best checkpoint evaluated last; or its test_predict.txt",
@@ -42,7 +42,8 @@ def add_commands(commands):
     for task, what in RUN_HELP.items():
         submit.add_argument(f"--{task}", type=Path, metavar="RUN", help=what)
     submit.add_argument("--sid-corpus", type=Path, metavar="PATH", help="VoxCeleb1's split file, or its folder")
-    submit.add_argument("--ks-corpus", type=Path, metavar="PATH", help="Speech Commands' test set, or its parent folder")
+    submit.add_argument("--ks-corpus", type=Path, metavar="PATH",
+                        help="Speech Commands' test set, or its parent folder")
     submit.add_argument("--er-corpus", type=Path, metavar="PATH", help="the folder of Session1 to Session5")
     add_out(submit, "folder for predict.zip")
     submit.set_defaults(run=_submit, needs_network=False)
@@ -73,11 +74,12 @@ def _run_superb(options):
     from ..superb import campaign, results
     from ..superb.cells import TASKS, find_upstream, make_cells
     from ..superb.plan import plan
+    from ..training.distributed import choose_device
 
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected one or more")
     roots = {task: getattr(options, task) for task in TASKS if getattr(options, task)}
-    device = device_of(options)
+    device = choose_device(options.device)
     upstream = find_upstream(options.checkpoint, options.upstream, options.upstream_config)
     cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
                        options.override)

@@ -1,1 +1,1 @@
-"""What recordings there are, and what is said in them: manifests, labelled sets and the layouts of corpora. No s3prl."""
+"""What recordings there are, and their labels: manifests, labelled sets, and corpora, a file to each. No s3prl."""

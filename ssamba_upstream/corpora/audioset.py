@@ -22,11 +22,12 @@ def _read_audioset(root):
     clips = {path.stem: path for path in map(Path, reversed(files))}
     recordings, notes = [], []
     for split, listed in segments.items():
-        found = [(next((clips[stem] for stem in _stems(*where) if stem in clips), None), label, split)
-                 for where, label in listed]
-        there = [recording for recording in found if recording[0]]
-        notes.append(f"{len(there):,} of the {len(listed):,} clips of {SEGMENT_LISTS[split]} are there.")
-        recordings += there
+        before = len(recordings)
+        for where, label in listed:
+            names = [stem for stem in _stems(*where) if stem in clips]
+            if names:
+                recordings.append((clips[names[0]], label, split))
+        notes.append(f"{len(recordings) - before:,} of the {len(listed):,} clips of {SEGMENT_LISTS[split]} are there.")
     if not recordings:
         raise PreparationError(f"none of {len(files):,} audio files is named like a clip of the two lists: "
                                f"{first([str(path.relative_to(root)) for path in clips.values()])}")
@@ -59,16 +60,12 @@ def _read_segments(file, names):
 
 def _stems(video, start, end):
     """Names under which a clip is known, without the ending: by its id alone, or with its start, or start and end."""
-    moments = ["", *(f"_{unit(start)}{also_end}" for unit in _UNITS for also_end in ("", f"_{unit(end)}"))]
+    moments = [""]
+    for scale, form in ((1, "g"), (1, ".1f"), (1, ".3f"), (1000, ".0f")):  # seconds, or milliseconds
+        first_moment, last_moment = (f"{scale * seconds:{form}}" for seconds in (start, end))
+        moments += [f"_{first_moment}", f"_{first_moment}_{last_moment}"]
     return [f"{prefix}{video}{moment}" for prefix in ("", "Y") for moment in moments]
 
-
-_UNITS = (
-    lambda seconds: f"{seconds:g}",
-    lambda seconds: f"{seconds:.1f}",
-    lambda seconds: f"{seconds:.3f}",
-    lambda seconds: f"{1000 * seconds:.0f}",
-)
 
 AUDIOSET20K = DataSet(
     title="AudioSet-20k",

@@ -17,19 +17,19 @@ from .voxceleb1 import write_voxceleb1
 def arrange_fsdd(recordings, out) -> None:
     """Arrange the Free Spoken Digit Dataset as Speech Commands and as VoxCeleb1, resampled to 16 kHz.
 
-    In `OUT/speech_commands_v0.01` digit d stands for the d-th keyword (0 for yes, 9 for go); there is no
-    `_unknown_` and no `_silence_`. Every recording has a hash of its own, so that all speakers are in train,
-    in     dev and among the tenth of the files that s3prl discards. In `OUT/VoxCeleb1` the speakers are
-    id10001 to     id10006 in alphabetical order; takes 5 to 9 of every digit and speaker are dev. In both,
-    takes 0 to 4, the     dataset's own test split, are the test set.
+    In ``OUT/speech_commands_v0.01`` digit d stands for the d-th keyword (0 for yes, 9 for go); there is no
+    ``_unknown_`` and no ``_silence_``. Every recording has a hash of its own, so that all speakers are in train, in
+    dev and among the tenth of the files that s3prl discards. In ``OUT/VoxCeleb1`` the speakers are id10001 to id10006
+    in alphabetical order; takes 5 to 9 of every digit and speaker are dev. In both, takes 0 to 4, the dataset's own
+    test split, are the test set.
 
     Args:
-        recordings: the dataset's folder of files `{digit}_{speaker}_{take}.wav`.
+        recordings: the dataset's folder of files ``{digit}_{speaker}_{take}.wav``.
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        FileNotFoundError: `recordings` holds no such file.
-        FileExistsError: `out` exists and is not empty.
+        FileNotFoundError: ``recordings`` holds no such file.
+        FileExistsError: ``out`` exists and is not empty.
     """
     digits = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})

@@ -10,7 +10,15 @@ from pathlib import Path
 from ..audio import SAMPLE_RATE
 from ..files import new_folder, write_text
 from .report import (
-    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    read_text,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -24,13 +32,13 @@ RELEASED_SESSIONS = dict(zip(SESSIONS, (1085, 1023, 1151, 1031, 1241)))
 
 
 def check(root, metadata=None) -> CorpusReport:
-    """Check IEMOCAP and its metadata for s3prl's `emotion` downstream.
+    """Check IEMOCAP and its metadata for s3prl's ``emotion`` downstream.
 
     Args:
-        root: folder with `Session1` to `Session5`, each with `sentences/wav/<dialog>/<turn>.wav` and
-            `dialog/EmoEvaluation/<dialog>.txt`.
-        metadata: folder with `Session1/train_meta_data.json`, `Session1/test_meta_data.json` and so on, as
-            `build_emotion_metadata` writes them. Default: `meta_data` in root.
+        root: folder with ``Session1`` to ``Session5``, each with ``sentences/wav/<dialog>/<turn>.wav`` and
+            ``dialog/EmoEvaluation/<dialog>.txt``.
+        metadata: folder with ``Session1/train_meta_data.json``, ``Session1/test_meta_data.json`` and so on, as
+            ``build_emotion_metadata`` writes them. Default: ``meta_data`` in root.
 
     Returns:
         The report, with utterances per session and emotion. Nothing about the corpus raises.
@@ -59,9 +67,9 @@ def check(root, metadata=None) -> CorpusReport:
 
 
 def build_emotion_metadata(root, out) -> None:
-    """Write the metadata of IEMOCAP's five folds, as s3prl's `emotion` downstream reads it.
+    """Write the metadata of IEMOCAP's five folds, as s3prl's ``emotion`` downstream reads it.
 
-    Session N's `test_meta_data.json` lists its own labelled turns, its `train_meta_data.json` those of the
+    Session N's ``test_meta_data.json`` lists its own labelled turns, its ``train_meta_data.json`` those of the
     other four. The turns are those labelled neutral, happy, excited (counted as happy), angry or sad that
     have a wav.
 
@@ -71,7 +79,7 @@ def build_emotion_metadata(root, out) -> None:
     its authors' machine. To repeat published runs to the utterance, use theirs instead.
 
     Args:
-        root: IEMOCAP's folder, with `Session1` to `Session5`.
+        root: IEMOCAP's folder, with ``Session1`` to ``Session5``.
         out: folder for the metadata; files of the same name in it are replaced.
 
     Raises:
@@ -88,7 +96,7 @@ def labelled_turns(root: Path, session: str) -> list[dict]:
 
     Args:
         root: IEMOCAP's folder.
-        session: `Session1` to `Session5`.
+        session: ``Session1`` to ``Session5``.
 
     Returns:
         Their entries for the metadata: path relative to root, label and speaker.
@@ -139,11 +147,11 @@ def find_test_set(corpus: Path, session: str) -> dict[str, str]:
 
 
 def write_iemocap(out, utterances: Iterable[Utterance]) -> None:
-    """Write IEMOCAP's wavs and emotion labels, and the metadata that s3prl needs in `OUT/meta_data`.
+    """Write IEMOCAP's wavs and emotion labels, and the metadata that s3prl needs in ``OUT/meta_data``.
 
     Raises:
         CorpusError: a session has no utterance, so that there are no five folds.
-        FileExistsError: `out` exists and is not empty.
+        FileExistsError: ``out`` exists and is not empty.
     """
     turns = defaultdict(list)
     with new_folder(out) as folder:

@@ -94,6 +94,16 @@ class LabelledSet:
         """True when the splits are folds for cross-validation, False when they are train, dev and test."""
         return not set(self.splits) <= set(SPLITS)
 
+    def check_dev(self):
+        """See that probes can be trained on the set, which choose on dev.
+
+        Raises:
+            ValueError: there is neither dev nor folds.
+        """
+        if not self.has_folds and "dev" not in self.splits:
+            raise ValueError(f"no utterance in dev; probes need train, dev and test, and the splits are "
+                             f"{', '.join(sorted(set(self.splits)))}")
+
     @property
     def content_hash(self):
         """The SHA-256 of which recordings, labels and splits are in it, in hexadecimal; not of the audio."""
@@ -175,9 +185,12 @@ def read_labelled(source, seed=0) -> LabelledSet:
     """
     source = Path(source)
     if source.is_dir():
-        names, labels, splits, root = *_read_folder(source), None, source
+        root = source
+        names, labels = _read_folder(source)
+        splits = None
     else:
-        names, labels, splits, root = *_read_csv(source), source.parent
+        root = source.parent
+        names, labels, splits = _read_csv(source)
     if splits is None:
         splits = _split(names, labels, seed)
     try:

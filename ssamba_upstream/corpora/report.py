@@ -28,7 +28,7 @@ class CorpusReport:
     Attributes:
         corpus: name of the corpus and its task.
         root: the folder that was checked.
-        override: value for the `-o` argument of s3prl's run_downstream that points a config at this corpus.
+        override: value for the ``-o`` argument of s3prl's run_downstream that points a config at this corpus.
         counts: utterances by split or session, and in it by class.
         problems: sentences, each about something that would stop s3prl or change what it measures.
         notes: sentences worth reading that ask for no action.
@@ -78,7 +78,7 @@ def require_folder(report: CorpusReport):
 
 
 def absolute(path) -> Path:
-    """An absolute path, with `~` expanded."""
+    """An absolute path, with ``~`` expanded."""
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..audio import read_clip
+from ..audio import SAMPLE_RATE, AudioError, read_clip, read_header
 from ..files import replacing
-from ..frontend import SAMPLE_RATE
 from .labelled import join_labels
 
 SCENE_SECONDS = 60
@@ -40,7 +39,6 @@ def mix_scenes(excerpts, folder, seed=0):
         AudioError: an excerpt that cannot be read.
         ValueError: a fold that lasts less than a minute.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     by_fold = {}
     for path, label, fold in excerpts:
         by_fold.setdefault(fold, []).append((path, label))
@@ -91,7 +89,6 @@ def _write(path, samples):
 
 def _is_there(path, samples):
     try:
-        found, rate = soundfile.read(path, dtype="int16")
-    except (OSError, RuntimeError):
+        return read_header(path).rate == SAMPLE_RATE and np.array_equal(read_clip(path).numpy() * 2**15, samples)
+    except AudioError:
         return False
-    return rate == SAMPLE_RATE and np.array_equal(found, samples)

@@ -14,7 +14,15 @@ from ..files import new_folder
 from .data_set import DataSet, PreparationError, audio_of_folders
 from .labelled import Excerpt
 from .report import (
-    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, require_folder,
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    require_folder,
 )
 from .utterances import Utterance, write_wav
 
@@ -36,11 +44,11 @@ SPLIT_LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
 
 
 def check(root, test_root=None) -> CorpusReport:
-    """Check Speech Commands for s3prl's `speech_commands` downstream.
+    """Check Speech Commands for s3prl's ``speech_commands`` downstream.
 
     Args:
-        root: folder with `speech_commands_v0.01` (SUPERB's choice) or `speech_commands_v0.02`, and beside it
-            `speech_commands_test_set_v0.01` or `_v0.02`; or, with test_root, the training folder itself.
+        root: folder with ``speech_commands_v0.01`` (SUPERB's choice) or ``speech_commands_v0.02``, and beside it
+            ``speech_commands_test_set_v0.01`` or ``_v0.02``; or, with test_root, the training folder itself.
         test_root: folder of the test set, with one folder per class.
 
     Returns:
@@ -79,7 +87,7 @@ def hash_split(file_name: str) -> str:
     """The split of a Speech Commands recording: "train", "dev", or "discarded" for the original test split.
 
     The corpus's own rule, which keeps every speaker in one split: the SHA-1 of the file name up to
-    `_nohash_`, modulo 2 ** 27, as a percentage; below 10 is dev, below 20 test.
+    ``_nohash_``, modulo 2 ** 27, as a percentage; below 10 is dev, below 20 test.
     """
     speaker = re.sub(r"_nohash_.*$", "", file_name)
     bucket = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27
@@ -88,7 +96,7 @@ def hash_split(file_name: str) -> str:
 
 
 def labelled_utterances(root: Path):
-    """Yields recording, class and split of every utterance that s3prl uses, the seconds of the background noises included."""
+    """Yields recording, class and split of every utterance that s3prl uses, and of every second of background noise."""
     train_root = next(root.glob("speech_commands_v0.0[12]"), root / "speech_commands_v0.01")
     test_root = root / train_root.name.replace("speech_commands", "speech_commands_test_set")
     for path in sorted(train_root.glob("*/*.wav")):
@@ -116,12 +124,12 @@ def find_test_set(corpus: Path) -> dict[str, str]:
 
 
 def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dict[str, np.ndarray]) -> None:
-    """Write Speech Commands: `OUT/speech_commands_v0.01` and `OUT/speech_commands_test_set_v0.01`.
+    """Write Speech Commands: ``OUT/speech_commands_v0.01`` and ``OUT/speech_commands_test_set_v0.01``.
 
     Args:
         out: folder for the two folders.
-        utterances: words, and the test set's `_unknown_` and `_silence_`.
-        backgrounds: names and samples of the background noises, from which s3prl cuts `_silence_` for
+        utterances: words, and the test set's ``_unknown_`` and ``_silence_``.
+        backgrounds: names and samples of the background noises, from which s3prl cuts ``_silence_`` for
             training; each at least one second.
 
     Raises:
@@ -174,8 +182,8 @@ def _report_absent_classes(report: CorpusReport, train_root: Path, test_root: Pa
     nowhere = {name for name in CLASSES if not any(counts[name] for counts in report.counts.values())}
     keywords_only = nowhere <= set(CLASSES) - set(KEYWORDS)
     if keywords_only and nowhere:
-        report.notes.append(f"There is no utterance of {', '.join(sorted(nowhere))} at all: a task of fewer classes than "
-                            "SUPERB's, whose accuracy compares with none that was published.")
+        report.notes.append(f"There is no utterance of {', '.join(sorted(nowhere))} at all: a task of fewer classes "
+                            "than SUPERB's, whose accuracy compares with none that was published.")
     for split, counts in report.counts.items():
         absent = [name for name in CLASSES if not counts[name] and not (keywords_only and name in nowhere)]
         if absent:

@@ -132,7 +132,7 @@ def speak(words: list[str], voice: Voice, style: Style, rng: np.random.Generator
     """Say some words.
 
     Args:
-        words: keys of `WORDS`.
+        words: keys of ``WORDS``.
         voice, style: who speaks, and how; each utterance departs from both a little, at random.
         rng: where all randomness comes from: an equal state gives equal samples.
 

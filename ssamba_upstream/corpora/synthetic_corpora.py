@@ -17,16 +17,16 @@ from .voxceleb1 import write_voxceleb1
 def synthesise_corpora(out, seed: int = 0) -> None:
     """Make a small synthetic corpus for each of SUPERB's three utterance-level tasks.
 
-    Writes `OUT/speech_commands_v0.01` and `OUT/speech_commands_test_set_v0.01` (20 voices for training, 4 for
-    development and 4 for testing say every keyword three times and three other words), `OUT/VoxCeleb1` (10
-    voices, 20 utterances each) and `OUT/IEMOCAP` (5 sessions of two voices, ten utterances per emotion).
+    Writes ``OUT/speech_commands_v0.01`` and ``OUT/speech_commands_test_set_v0.01`` (20 voices for training, 4 for
+    development and 4 for testing say every keyword three times and three other words), ``OUT/VoxCeleb1`` (10
+    voices, 20 utterances each) and ``OUT/IEMOCAP`` (5 sessions of two voices, ten utterances per emotion).
 
     Args:
         out: a folder that does not exist yet or is empty.
         seed: equal seeds give byte-identical files on one machine.
 
     Raises:
-        FileExistsError: `out` exists and is not empty.
+        FileExistsError: ``out`` exists and is not empty.
     """
     with new_folder(out) as folder:
         commands = np.random.default_rng([seed, 0])

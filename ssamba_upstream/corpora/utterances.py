@@ -15,12 +15,12 @@ class Utterance:
 
     Attributes:
         samples: (n,) float array at 16 kHz, between -1 and 1.
-        label: what s3prl is to predict: a word, or in the test set `_unknown_` or `_silence_`; a speaker
-            `id10001` to `id11251`; an emotion `neu`, `hap`, `exc`, `ang`, `sad` or another of IEMOCAP's.
+        label: what s3prl is to predict: a word, or in the test set ``_unknown_`` or ``_silence_``; a speaker
+            ``id10001`` to ``id11251``; an emotion ``neu``, ``hap``, ``exc``, ``ang``, ``sad`` or another of IEMOCAP's.
         speaker: in Speech Commands eight hexadecimal digits, which decide between train and dev
-            (`hash_split`); in IEMOCAP such as `Ses01F`. Unused in VoxCeleb1, where it is the label.
-        recording: VoxCeleb1's video or IEMOCAP's scene such as `impro01`. Unused in Speech Commands.
-        split: `train`, `dev` or `test`; in Speech Commands only `test` counts, in IEMOCAP none does.
+            (``hash_split``); in IEMOCAP such as ``Ses01F``. Unused in VoxCeleb1, where it is the label.
+        recording: VoxCeleb1's video or IEMOCAP's scene such as ``impro01``. Unused in Speech Commands.
+        split: ``train``, ``dev`` or ``test``; in Speech Commands only ``test`` counts, in IEMOCAP none does.
     """
 
     samples: np.ndarray

@@ -10,7 +10,15 @@ from pathlib import Path
 from ..audio import SAMPLE_RATE
 from ..files import new_folder
 from .report import (
-    CorpusError, CorpusReport, absolute, compare, first, override, problems_reported, read_headers, read_text,
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    read_text,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -22,12 +30,12 @@ RELEASED = {"train": 138361, "dev": 6904, "test": 8251}
 
 
 def check(root, split_file=None) -> CorpusReport:
-    """Check VoxCeleb1 for s3prl's `voxceleb1` downstream.
+    """Check VoxCeleb1 for s3prl's ``voxceleb1`` downstream.
 
     Args:
-        root: folder with `dev/wav/id10001/<video>/<n>.wav` and the like; the first level may have any names.
-        split_file: text file with lines `<1|2|3> id10001/<video>/<n>.wav` for train, dev and test: VoxCeleb's
-            `iden_split.txt`, which s3prl calls `veri_test_class.txt`. Default: a file of either name in root.
+        root: folder with ``dev/wav/id10001/<video>/<n>.wav`` and the like; the first level may have any names.
+        split_file: text file with lines ``<1|2|3> id10001/<video>/<n>.wav`` for train, dev and test: VoxCeleb's
+            ``iden_split.txt``, which s3prl calls ``veri_test_class.txt``. Default: a file of either name in root.
 
     Returns:
         The report, with utterances and speakers per split. Nothing about the corpus raises.
@@ -66,7 +74,7 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
     """Read VoxCeleb1's split file.
 
     Returns:
-        For train, dev and test the utterances, as `id10001/<video>/<n>.wav`, by their line's number; and the
+        For train, dev and test the utterances, as ``id10001/<video>/<n>.wav``, by their line's number; and the
         lines that are something else, by their number.
 
     Raises:
@@ -99,7 +107,7 @@ def labelled_utterances(root: Path):
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them; `corpus` may be the split file."""
+    """s3prl's names of the test set's utterances -> where the corpus has them; ``corpus`` may be the split file."""
     split_file = find_split_file(corpus) if corpus.is_dir() else corpus
     utterances, malformed = read_split_file(split_file)
     for number, line in malformed.items():
@@ -112,10 +120,10 @@ def find_test_set(corpus: Path) -> dict[str, str]:
 
 
 def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
-    """Write VoxCeleb1: `OUT/dev/wav/<speaker>/<video>/<n>.wav` and the split file `OUT/veri_test_class.txt`.
+    """Write VoxCeleb1: ``OUT/dev/wav/<speaker>/<video>/<n>.wav`` and the split file ``OUT/veri_test_class.txt``.
 
     Raises:
-        FileExistsError: `out` exists and is not empty.
+        FileExistsError: ``out`` exists and is not empty.
     """
     digits = {split: digit for digit, split in SPLITS_BY_DIGIT.items()}
     counts = Counter()
@@ -129,7 +137,7 @@ def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
 
 
 def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[int, str]]:
-    """The utterances of every split, see `read_split_file`; counts and flaws go into the report."""
+    """The utterances of every split, see ``read_split_file``; counts and flaws go into the report."""
     utterances, malformed = read_split_file(split_file)
     if malformed:
         listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
@@ -151,7 +159,7 @@ def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[
 
 
 def _voxceleb_files(root: Path) -> dict[str, Path]:
-    """Files by their path below `wav`, from one listing of the folder; s3prl lists it once per utterance."""
+    """Files by their path below ``wav``, from one listing of the folder; s3prl lists it once per utterance."""
     names = [name.replace(os.sep, "/") for name in glob.iglob("*/wav/*/*/*", root_dir=root)]
     if not names:
         if any(root.glob("wav/id1*")):

@@ -15,8 +15,8 @@ def evaluate(logits, targets, problem) -> dict:
     Args:
         logits: ``(clips, classes)``; for ``"per_second"`` ``(clips, seconds, classes)``.
         targets: what :func:`~ssamba_upstream.finetuning.batches.evaluation_batches` gives: ``(clips, classes)`` of 0
-            and 1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100 where a
-            second does not count.
+            and 1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100
+            where a second does not count.
         problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;
             ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over all seconds, as
             for single labels.

@@ -1,10 +1,10 @@
 """The linear product: x W^T + b, and its two gradients, by the library that is faster on this CPU.
 
-torch sends float32 products to MKL, which takes its AVX2 path on processors that are not Intel's; oneDNN, which comes in the
-same build of torch, has AVX-512 kernels for all of them. Where those are wider than AVX2's, they are about twice as
-fast. Which is the case is measured once a process, for each of the three products of a linear layer, see
-:func:`choice`. No global flag of torch's is touched: ``torch.set_float32_matmul_precision`` would choose oneDNN as well, and
-let it round to bfloat16.
+torch sends float32 products to MKL, which takes its AVX2 path on processors that are not Intel's; oneDNN, which comes
+in the same build of torch, has AVX-512 kernels for all of them. Where those are wider than AVX2's, they are about twice
+as fast. Which is the case is measured once a process, for each of the three products of a linear layer, see
+:func:`choice`. No global flag of torch's is touched: ``torch.set_float32_matmul_precision`` would choose oneDNN as
+well, and let it round to bfloat16.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 LIBRARIES = ("torch", "onednn")
 PRODUCTS = ("output", "gradient of the input", "gradient of the weight")
-FASTER = 1.25  # by how much oneDNN must be: nearer to each other, the noise of a machine would decide
+FASTER = 1.4  # by how much oneDNN must be: between even and twice as fast, the two cases there are, far from both
 SMALLEST = 1 << 22  # multiplications: below, the costs of a call decide
 _chosen = None  # (library of each product, why)
 
@@ -25,8 +25,8 @@ _chosen = None  # (library of each product, why)
 def linear(x, weight, bias=None):
     """``torch.nn.functional.linear``, by :func:`choice`'s library where that is a question.
 
-    It is one for large float32 products on a CPU. Everything else goes torch's ordinary way: autocast, other devices and
-    dtypes, torch.compile, export, and second derivatives.
+    It is one for large float32 products on a CPU. Everything else goes torch's ordinary way: autocast, other devices
+    and dtypes, torch.compile, export, and second derivatives.
 
     Args:
         x: (..., inputs).
@@ -102,7 +102,8 @@ def use(libraries):
     global _chosen
     libraries = tuple(libraries)
     if len(libraries) != len(PRODUCTS) or not set(libraries) <= set(LIBRARIES):
-        raise ValueError(f"expected one of {', '.join(LIBRARIES)} for each of {len(PRODUCTS)} products; got {libraries}")
+        expected = f"one of {', '.join(LIBRARIES)} for each of {len(PRODUCTS)} products"
+        raise ValueError(f"expected {expected}; got {libraries}")
     if "onednn" in libraries and (reason := unavailable_reason()):
         raise ValueError(f"oneDNN's linear product cannot be had here: {reason}")
     _chosen = libraries, "as it was asked for"
@@ -146,15 +147,23 @@ def _operands(tokens=256, inputs=192, outputs=768):
 
 
 @torch.no_grad()
-def _torch_over_onednn(x, weight, rounds=7):
-    """The fastest of some calls against the fastest of as many, in turn."""
+def _torch_over_onednn(x, weight, rounds=9):
+    """The fastest of some calls against the fastest of as many, in turn.
+
+    On one thread: several would wait for one another wherever other work keeps one of them from running.
+    """
     times = {F.linear: [], torch.ops.mkldnn._linear_pointwise: []}
-    for _ in range(rounds):
-        for function, found in times.items():
-            extra = () if function is F.linear else ("none", [], "")
-            start = time.perf_counter()
-            function(x, weight, None, *extra)
-            found.append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(rounds):
+            for function, found in times.items():
+                extra = () if function is F.linear else ("none", [], "")
+                start = time.perf_counter()
+                function(x, weight, None, *extra)
+                found.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     ours, theirs = (min(found) for found in times.values())
     return ours / theirs
 
@@ -168,10 +177,13 @@ def _is_a_question(x, weight, bias):
         return False
     if "onednn" not in choice()[0]:
         return False
-    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    if any(type(t) not in (Tensor, nn.Parameter) or t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+    if not all(_is_plain_float32(tensor) for tensor in (x, weight, bias) if tensor is not None):
         return False
     return not torch.is_autocast_enabled("cpu") and torch._C._functorch.maybe_current_level() is None
+
+
+def _is_plain_float32(tensor):
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 class _Linear(torch.autograd.Function):

@@ -26,7 +26,8 @@ def ssamba_local(ckpt=None, model_config=None, refresh=False, **options):
 def ssamba_url(ckpt=None, model_config=None, refresh=False, **options):
     """A checkpoint file of any size; ``ckpt`` is its URL."""
     if ckpt is None:
-        raise ValueError("ssamba_url needs the URL of a checkpoint file: give it with -k (path_or_url in S3PRLUpstream)")
+        raise ValueError("ssamba_url needs the URL of a checkpoint file: give it with -k (path_or_url in "
+                         "S3PRLUpstream)")
     return UpstreamExpert(download_url(ckpt, refresh), model_config, **options)
 
 

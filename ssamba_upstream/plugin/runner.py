@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -67,7 +68,7 @@ def _check_device(given):
 
 
 def _named(value, option, kind) -> list[str]:
-    if value is None or "://" in value:
+    if value is None or Path(value).is_file() or "://" in value:
         return []
     try:
         return [option, str(find_config(value, kind))]

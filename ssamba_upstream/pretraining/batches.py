@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..corpora.manifest import ManifestError, read_manifest
+from ..audio import SAMPLE_RATE
+from ..corpora.manifest import ManifestError, Paths, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_clip, pad, read_batches
 
 
 def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
-                     join_short=False) -> Iterator[Batch]:
+                     join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
     """Batches without end, every file once per epoch in a seeded order.
 
     From manifests, batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence
@@ -25,12 +26,13 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         samples: the longest clip; longer files get a random crop.
         seed: a number from 0 on.
         position: the last used batch's; then what follows is exactly what would have followed it. From manifests
-            this is the number of batches used, the same on all ranks and for any `workers`; from shards it is the
-            rank's own, and `world_size` and `workers` have to be as they were.
+            this is the number of batches used, the same on all ranks and for any ``workers``; from shards it is the
+            rank's own, and ``world_size`` and ``workers`` have to be as they were.
         rank, world_size: which process this is, of how many.
         workers: how many processes read; 0 reads in this one.
-        join_short: whether further random files follow one shorter than `samples`, until nothing is padding. The
+        join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
             published recipe pads.
+        sampling_rate: of the clips, in Hz.
 
     Raises:
         ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
@@ -39,37 +41,38 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         from .shards import ShardBatches
 
         shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
-                              join_short)
+                              join_short, sampling_rate)
         return shards.follow(read_batches(shards, workers))
-    batches = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
+    batches = _ManifestBatches(_files(sources), batch_size, samples, sampling_rate, seed, rank, world_size, join_short)
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
-                       join_short=False) -> Iterator[Batch]:
+                       join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
+    Where none of a rank's files is readable, it has one batch without clips, which names them.
 
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
-        batch_size, samples, rank, world_size, workers: as for :func:`training_batches`.
-        join_short: whether a file shorter than `samples` is followed by the next ones, until nothing is padding; what
+        batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
+        join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
             is then too long is cut off.
 
     Raises:
-        ManifestError: at once, when the sources do not fit; later, when none of the rank's files is readable.
+        ManifestError: the sources do not fit.
     """
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
-    clips = read_batches(ClipsInOrder(files, samples), workers, sampler=range(len(files)))
+    clips = read_batches(ClipsInOrder(files, samples, sampling_rate), workers, sampler=range(len(files)))
     batches = in_batches(_join(clips, samples) if join_short else clips, batch_size)
     return (Batch(*pad(clips, samples), unreadable) for clips, unreadable in batches)
 
 
 def _join(clips, samples):
-    """Clips of `samples`, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
+    """Clips of ``samples``, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
     there is none are passed on."""
     joined, length = [], 0
     for clip in clips:
@@ -95,7 +98,7 @@ def _are_shards(sources):
 def _files(sources):
     if not sources:
         raise ManifestError("no audio to read: name manifests or shards")
-    return [file for source in sources for file in read_manifest(source)]
+    return Paths(file for source in sources for file in read_manifest(source))
 
 
 @dataclass

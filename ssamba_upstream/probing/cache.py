@@ -69,10 +69,11 @@ def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", rep
 
 def cached_log_mel_frames(frames, time_stride, folder, report=None):
     """:func:`iterate_log_mel_frames`, (1, frames, 128), see :func:`cached_frames`."""
-    return _completed(
-        folder, {"checkpoint": "log-mel", "time_stride": time_stride}, frames, "float32",
-        shape=lambda: (1, 128), iterate=lambda missing: iterate_log_mel_frames(missing, time_stride, report),
-    )
+    def iterate(missing):
+        return iterate_log_mel_frames(missing, time_stride, report)
+
+    return _completed(folder, {"checkpoint": "log-mel", "time_stride": time_stride}, frames, "float32",
+                      shape=lambda: (1, 128), iterate=iterate)
 
 
 def remembered(folder, description, compute):

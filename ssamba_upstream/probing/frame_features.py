@@ -1,11 +1,10 @@
 """Frames of recordings -> one vector each: every hidden state at the frame, or the filterbank there."""
 
 import torch
-from tqdm import tqdm
 
-from ..frontend import FRAME_SHIFT, LogMel
+from ..frontend import LogMel
 from ..windows import tokens_to_frames
-from .features import iterate_waveforms, log_mel_of, read_waveforms
+from .features import iterate_single_waveforms, iterate_waveforms, log_mel_of
 
 # Audio sent through the network at once, for each fbank frame of the hop: its tokens are as many at every hop.
 BATCH_SECS_BY_STRIDE = 12.0
@@ -25,7 +24,7 @@ def iterate_frames(encoder, frames, report=None):
     """
     recordings, members = _by_recording(frames)
     batch_secs = BATCH_SECS_BY_STRIDE * encoder.windowing.time_stride
-    for wavs in iterate_waveforms(encoder.model, recordings, batch_secs, report):
+    for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
         found = {
             i: [member for member in members[i] if frames[member].number < encoder.windowing.frames(len(wav))]
             for i, wav in wavs.items()
@@ -50,13 +49,13 @@ def iterate_log_mel_frames(frames, time_stride, report=None):
     recordings, members = _by_recording(frames)
     # An fbank frame is of 25 ms: the middle of the first is 1.25 fbank frames from the start.
     middle = round(time_stride / 2 - 1.25)
-    for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
-        for wav in read_waveforms({i: recording}, report).values():
-            features = log_mel_of(wav, log_mel)
-            present = [member for member in members[i] if frames[member].number * time_stride * FRAME_SHIFT < len(wav)]
-            if present:
-                places = torch.tensor([frames[member].number * time_stride + middle for member in present])
-                yield present, features[places.clamp(0, len(features) - 1), None]
+    hop = time_stride * log_mel.front_end.shift_samples
+    for i, wav in iterate_single_waveforms(recordings, report):
+        features = log_mel_of(wav, log_mel)
+        present = [member for member in members[i] if frames[member].number * hop < len(wav)]
+        if present:
+            places = torch.tensor([frames[member].number * time_stride + middle for member in present])
+            yield present, features[places.clamp(0, len(features) - 1), None]
 
 
 def _by_recording(frames):

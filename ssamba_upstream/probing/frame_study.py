@@ -1,4 +1,4 @@
-"""``ssamba probe-frames``: checkpoints by linear probes of each layer at the frames, such as for phones."""
+"""``ssamba probe-frames``: checkpoints by linear probes of every layer at the frames, as is done for phones."""
 
 from collections import Counter
 from pathlib import Path

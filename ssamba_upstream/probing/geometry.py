@@ -1,14 +1,14 @@
-"""How long the layers' averages are, and how alike the layers: linear CKA."""
+"""The geometry of the layers: the norms of their time averages, and how similar two layers are, by linear CKA."""
 
 import torch
 
-# Of which a similarity is estimated; the estimate is free of bias, and steady long before.
+# More do not make an estimate of similarity steadier, which is free of bias for any number.
 MOST_UTTERANCES = 1000
 
 
 @torch.no_grad()
 def norms(features):
-    """Mean Euclidean norm of each layer's time averages: (layers,) of (layers, utterances, features)."""
+    """Mean Euclidean norm of each layer's time averages: (layers, utterances, features) -> (layers,)."""
     return torch.stack([layer.float().norm(dim=1).mean() for layer in features])
 
 
@@ -31,13 +31,14 @@ def linear_cka(features, seed=0):
     if len(drawn) < 4:
         raise ValueError(f"a similarity of layers needs four or more utterances; got {len(drawn)}")
     grams = torch.stack([_centred_gram(layer[drawn].float()).flatten() for layer in features])
-    # Directions, whose products are the similarities.
+    # Similarities are the products of the Gram matrices, each taken as a vector of length 1.
     grams /= grams.norm(dim=1, keepdim=True)
     return grams @ grams.T
 
 
 def _centred_gram(layer):
-    """(utterances, utterances): products of the features, centred as the unbiased estimate wants it."""
+    """(utterances, features) -> (utterances, utterances): inner products of the utterances, their diagonal left out and
+    their rows and columns centred as the unbiased estimate (Song et al., 2012) has it."""
     layer = layer - layer.mean(dim=0)
     count = len(layer)
     gram = (layer @ layer.T).fill_diagonal_(0)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..corpora.labelled import members_of_splits, rotate_folds
 
-# Of standardised features; beyond what caches hold, more layers at once are slower on a CPU.
+# Bytes of standardised features; beyond what caches hold, more layers at once are slower on a CPU.
 BYTES_AT_ONCE = 2**23
 BATCH_SIZE = 256
 STEPS_BETWEEN_EVALUATIONS = 5
@@ -51,7 +51,7 @@ class CrossValidation:
 
     @property
     def test_accuracy(self):
-        """Of each layer, the mean over the folds."""
+        """Test accuracy of each layer, the mean over the folds."""
         by_fold = [results.test_accuracy for results in self.folds.values()]
         return [mean(accuracies) for accuracies in zip(*by_fold)]
 

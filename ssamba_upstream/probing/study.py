@@ -4,10 +4,11 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from ..corpora.labelled import members_of_splits, rotate_folds
+from ..corpora.labelled import rotate_folds
 from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
@@ -45,8 +46,7 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
     Raises:
         ValueError: no folds and no dev, none left of a split, or see :func:`train_probes`.
     """
-    if not data.has_folds:
-        members_of_splits(data.splits)  # an empty one would be met only after all hidden states are computed
+    data.check_dev()  # which would be missed only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
     results = {
@@ -103,7 +103,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
         with timed(seconds, "layers alone"):
             alone = [remembered(
                 cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
-                lambda: _train_layer_heads(features, data, schedule, head_learning_rates, seed, device),
+                partial(_train_layer_heads, features, data, schedule, head_learning_rates, seed, device),
             ) for seed in range(seeds)]
     with timed(seconds, "geometry"):
         geometry = geometry_of(cache, key, features)

@@ -1,10 +1,11 @@
 """SUPERB's classifier on averages over time: the weighted sum of the layers, a projector and a linear layer.
 
 In s3prl 0.4.18 the classifiers of speaker identification, emotion recognition, keyword spotting and intent
-classification are a weighted sum of the hidden states, a linear projector, the mean over time and a linear layer.
-All that comes before the mean is linear, and the mean leaves out what an utterance is padded with, so that the mean may as well come first: what
-:func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance. (That is no
-longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned upstream.)
+classification are a weighted sum of the hidden states, a linear projector, the mean over time and a linear layer. All
+that comes before the mean is linear, and the mean leaves out what an utterance is padded with, so that the mean may as
+well come first: what :func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance.
+(That is no longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned
+upstream.)
 """
 
 import argparse
@@ -312,8 +313,8 @@ def _batches(targets, balanced, generator):
 def _accuracy(head, features, task, split, balanced=False):
     """Accuracy on the utterances of a split: a number for a SuperbHead, (layers,) for LayerHeads."""
     device, members = next(head.parameters()).device, task.parts[split]
-    parts = [_classes(head, features[:, some].float().to(device)) for some in members.split(UTTERANCES_AT_ONCE)]
-    found = torch.cat(parts, dim=-2)
+    parts = members.split(UTTERANCES_AT_ONCE)
+    found = torch.cat([_classes(head, features[:, part].float().to(device)) for part in parts], dim=-2)
     expected = task.targets[members]
     right = (found == task.slots[expected]).all(dim=-1).double()
     if balanced:

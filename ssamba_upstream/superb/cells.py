@@ -10,12 +10,12 @@ import yaml
 
 from ..checkpoint import content_hash, load_model
 from ..configs import find_config
+from ..corpora.report import CorpusError
+from ..corpora.superb_sets import CORPORA
 from ..downloads import find_published
 from ..files import json_hash
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
-from ..corpora.report import CorpusError
-from ..corpora.superb_sets import CORPORA
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
@@ -131,8 +131,13 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
         path = find_published(name)
     name = name or "ssamba_local"
     if name in ENTRIES:
-        load_model(path)
+        _check_checkpoint(path)
     return Upstream(name, str(path.resolve()), content_hash(path), options)
+
+
+def _check_checkpoint(path):
+    """See that a path holds a checkpoint of ours; raises CheckpointError."""
+    load_model(path)
 
 
 def make_cells(

@@ -1,4 +1,4 @@
-"""The folder that SUPERB's hidden-set track wants: a checkpoint and an `expert.py` that loads it."""
+"""The folder that SUPERB's hidden-set track wants: a checkpoint and an ``expert.py`` that loads it."""
 
 import importlib.metadata
 from pathlib import Path
@@ -52,10 +52,10 @@ s3prl loads this repository with `run_downstream.py --hub huggingface -u <user>/
 
 
 def export_hidden_set(checkpoint, out) -> None:
-    """Write the folder of the hidden-set track: `expert.py`, `model.pt`, `requirements.txt`, `README.md`.
+    """Write the folder of the hidden-set track: ``expert.py``, ``model.pt``, ``requirements.txt``, ``README.md``.
 
-    s3prl's `--hub huggingface` downloads such a folder as a repository of the Hugging Face hub. Of a
-    checkpoint with the heads of pretraining only the encoder is written.
+    s3prl's ``--hub huggingface`` downloads such a folder as a repository of the Hugging Face hub. Heads
+    that the checkpoint has beside the encoder are left out.
 
     Args:
         checkpoint: of any format, see :func:`ssamba_upstream.checkpoint.load_model`.
@@ -63,7 +63,7 @@ def export_hidden_set(checkpoint, out) -> None:
 
     Raises:
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
-        FileExistsError: `out` exists and is not an empty folder.
+        FileExistsError: ``out`` exists and is not an empty folder.
         ValueError: this package is not installed, so that there is no version to require.
     """
     requirement = f"{PACKAGE}=={_version()}\n"

@@ -7,9 +7,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from .campaign import (EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl,
-                       training_arguments)
 from ..files import write_json
+from .campaign import EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl, training_arguments
 from .cells import Cell
 
 TRIAL_STEPS = 4
@@ -59,10 +58,12 @@ def measure(cell: Cell, out, device: str) -> tuple[float, float]:
             prepare([trial_cell], trial)
             folder, began = cell_folder(trial_cell, trial), time.time()
             run_s3prl(folder, training_arguments(trial_cell, device), gpus(device)[0])
-            states = (folder / EXPERIMENT / f"states-{step}.ckpt" for step in (half, TRIAL_STEPS))
-            middle, end = (path.stat().st_mtime for path in states)
-        per_step = (end - middle) / half
-        write_json([max(0.0, middle - began - half * per_step), per_step], record)
+            # s3prl tells no times, but writes its states after half of the steps and after all of them.
+            after_half = (folder / EXPERIMENT / f"states-{half}.ckpt").stat().st_mtime
+            after_all = (folder / EXPERIMENT / f"states-{TRIAL_STEPS}.ckpt").stat().st_mtime
+        per_step = (after_all - after_half) / half
+        to_start = after_half - began - half * per_step
+        write_json([max(0.0, to_start), per_step], record)
     return tuple(json.loads(record.read_text()))
 
 

@@ -77,11 +77,14 @@ def _line(row):
         checkpoint = f"{Path(row['checkpoint']).name} ({row['checkpoint_sha256'][:8]})"
     folds = " / ".join(f"{fold}: {_percent(run['test_accuracy'])}" for fold, run in row["runs"].items()
                        if fold != row["task"])
-    notes = [f"cells of the search not finished: {row['unfinished']}"] * (row["unfinished"] > 0)
+    notes = []
+    if row["unfinished"]:
+        notes.append(f"cells of the search not finished: {row['unfinished']}")
     notes += [f"{fold}: dev accuracy 0 at every evaluation, so the last checkpoint"
               for fold, run in row["runs"].items() if not run["dev_accuracy"]]
     overrides = row["overrides"].replace("config.downstream_expert.datarc.", "").replace("config.", "")
-    notes += [f"`{overrides.replace(',,', ', ')}`"] * bool(overrides)
+    if overrides:
+        notes.append(f"`{overrides.replace(',,', ', ')}`")
     rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
     values = [row["task"], row["upstream"], checkpoint, _percent(row["test_accuracy"]), folds,
               _percent(row["dev_accuracy"]), rate, row["steps"], "; ".join(notes)]

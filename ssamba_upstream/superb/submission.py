@@ -1,6 +1,6 @@
 """predict.zip for SUPERB's leaderboard: the predictions of s3prl's runs, checked line by line.
 
-Layout and file names are those of s3prl's `submit/submit.py`, which copies the files unread.
+Layout and file names are those of s3prl's ``submit/submit.py``, which copies the files unread.
 """
 
 import codecs
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..files import replacing
 from ..corpora import iemocap, speech_commands, voxceleb1
 from ..corpora.iemocap import EMOTIONS, SESSIONS
 from ..corpora.report import CorpusError
 from ..corpora.speech_commands import CLASSES
+from ..files import replacing
 
 SHOWN = 3
 
@@ -30,7 +30,7 @@ class Submission:
 
     Attributes:
         path: the zip file.
-        utterances: number of predictions for each of `sid`, `ks` and `er_fold1` to `er_fold5` that is in it.
+        utterances: number of predictions for each of ``sid``, ``ks`` and ``er_fold1`` to ``er_fold5`` that is in it.
         checks: for each of these, how far they could be checked, in a sentence.
         warnings: sentences about predictions that are well-formed and may still not be the ones wanted.
     """
@@ -64,12 +64,12 @@ def write_submission(out, sid=None, ks=None, er_folds: Sequence = (), *, sid_cor
     checked.
 
     Args:
-        out: folder for `predict.zip`, or a file ending in `.zip`; an older file of that name is replaced.
-        sid, ks: runs of `voxceleb1` and `speech_commands`.
-        er_folds: runs of `emotion` with test_fold fold1 to fold5, in this order; all five or none.
+        out: folder for ``predict.zip``, or a file ending in ``.zip``; an older file of that name is replaced.
+        sid, ks: runs of ``voxceleb1`` and ``speech_commands``.
+        er_folds: runs of ``emotion`` with test_fold fold1 to fold5, in this order; all five or none.
         sid_corpus: VoxCeleb1's split file, or the folder that holds it.
         ks_corpus: the folder of Speech Commands' test set, or the folder that holds it.
-        er_corpus: IEMOCAP's folder, with `Session1` to `Session5`.
+        er_corpus: IEMOCAP's folder, with ``Session1`` to ``Session5``.
 
     Returns:
         What was written and how far it was checked.
@@ -157,8 +157,10 @@ def _read_checked(name: str, run: Path, corpus: Path | None, submission: Submiss
         problems = _check_lines(path, predictions, expected, test_set)
         problems += _check_whole(path, predictions, expected, test_set)
     if problems:
-        more = [f"{path}: {len(problems) - SHOWN:,} more problems"] * (len(problems) > SHOWN)
-        raise SubmissionError("\n".join(problems[:SHOWN] + more))
+        shown = problems[:SHOWN]
+        if len(problems) > SHOWN:
+            shown.append(f"{path}: {len(problems) - SHOWN:,} more problems")
+        raise SubmissionError("\n".join(shown))
     submission.utterances[name] = len(predictions)
     if corpus is None:
         submission.checks[name] = ("Form, number and labels are right. Not checked: that they are those of "

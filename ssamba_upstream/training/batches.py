@@ -5,7 +5,8 @@ where it stopped, and one on more processes sees the same clips.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..audio import AudioError, read_clip
 from ..corpora.manifest import ManifestError
+from ..devices import send
 
 ATTEMPTS = 100
 """So many unreadable files in a row, where one clip was wanted, stop a run."""
@@ -24,7 +26,7 @@ class Batch:
     """Clips of one step.
 
     Attributes:
-        waveforms: ``(clips, samples)`` float32 at 16 kHz, padded with zeros at the end.
+        waveforms: ``(clips, samples)`` float32 at the network's sampling rate, padded with zeros at the end.
         lengths: ``(clips,)`` int64, samples of each clip that are not padding.
         unreadable: path and reason of each file that was met and skipped on the way to this batch.
         position: what the sequence of batches needs to go on after this batch; plain integers, lists and dicts.
@@ -35,6 +37,11 @@ class Batch:
     unreadable: list[str]
     position: object = None
 
+    def pin_memory(self):
+        """The batch with its tensors in pinned memory, from which a GPU fetches them in its turn."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in vars(self).items()
+                                if torch.is_tensor(tensor)})
+
 
 @dataclass
 class NumberedBatches(Dataset):
@@ -44,11 +51,19 @@ class NumberedBatches(Dataset):
     A subclass makes an example of the clips read for a place of the sequence, ``example(readings, random)``, and a
     batch of the examples, ``batch(examples, unreadable, position)``. An error is an item too: DataLoader would bury
     its message under a traceback.
+
+    Attributes:
+        files: all that are read from, whose number is the length of an epoch.
+        batch_size: clips of each process.
+        samples: the longest clip, ``(samples,)``.
+        seed: of the order, the crops and what else is drawn.
+        rank, world_size: which process this is, of how many.
     """
 
-    files: list[str]
+    files: Sequence[str]
     batch_size: int
     samples: int
+    sampling_rate: int
     seed: int
     rank: int
     world_size: int
@@ -79,7 +94,7 @@ class NumberedBatches(Dataset):
                 yield index, clip
                 failures = 0
             index = int(random.integers(len(self.files)))
-        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the manifest's paths still exist? "
+        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the paths that were listed still exist? "
                             f"The last: {unreadable[-1]}")
 
     def index_at(self, position, random):
@@ -87,36 +102,35 @@ class NumberedBatches(Dataset):
         return int(_order(self.seed, epoch, len(self.files))[place])
 
     def read(self, file, random):
-        return read_clip(file, self.samples, random)
+        return read_clip(file, self.samples, random, sampling_rate=self.sampling_rate)
 
 
 @lru_cache(maxsize=2)
 def _order(seed, epoch, count):
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+    order = np.random.default_rng([seed, 0, epoch]).permutation(count)
+    return order.astype(np.uint32)  # half the memory, in each worker
 
 
 @dataclass
 class ClipsInOrder(Dataset):
     """Clips by their number, or the reason (str) why there is none."""
 
-    files: list[str]
+    files: Sequence[str]
     samples: int
+    sampling_rate: int
     crop: str = "centre"
 
     def __getitem__(self, number):
         file = self.files[number]
         try:
-            return read_clip(file, self.samples, self.crop)
+            return read_clip(file, self.samples, self.crop, sampling_rate=self.sampling_rate)
         except AudioError as error:
             return f"{file}: {error.reason}"
 
 
 def in_batches(clips, batch_size):
-    """Lists of clips, each with the reasons (str) met on the way to it why there is none.
-
-    Raises:
-        ManifestError: there are reasons only.
-    """
+    """Lists of clips, each with the reasons (str) met on the way to it why there is none; where there are reasons only,
+    one list without clips."""
     batch, unreadable = [], []
     for clip in clips:
         if isinstance(clip, str):
@@ -126,14 +140,12 @@ def in_batches(clips, batch_size):
             yield batch, unreadable
             batch, unreadable = [], []
         batch.append(clip)
-    if batch:
+    if batch or unreadable:
         yield batch, unreadable
-    elif unreadable:
-        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
 
 
 def next_clip(clips, samples, join_short):
-    """The next of some clips; with `join_short`, so many of them one after the other as `samples` hold."""
+    """The next of some clips; with ``join_short``, so many of them one after the other as ``samples`` hold."""
     clip = next(clips)
     while join_short and len(clip) < samples:
         clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
@@ -141,10 +153,11 @@ def next_clip(clips, samples, join_short):
 
 
 def read_batches(dataset, workers, sampler=None):
-    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised."""
+    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised. Where this
+    process uses a GPU, batches are in pinned memory."""
     # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
-                        worker_init_fn=_leave_process_group)
+                        worker_init_fn=_leave_process_group, pin_memory=torch.cuda.is_initialized())
     for item in loader:
         if isinstance(item, ManifestError):
             raise item
@@ -167,6 +180,6 @@ def pad(clips, samples):
 def batch_to_fbank(batch, log_mel, frames):
     """Batch of waveforms -> (clips, frames, mel) of normalised log-mel on the device of ``log_mel``; a short clip is
     padded as :meth:`LogMel.fixed_length` does."""
-    waveforms = batch.waveforms.to(log_mel.window.device, non_blocking=True)
+    waveforms = send(batch.waveforms, log_mel.window.device)
     return log_mel.fixed_length([waveform[:length] for waveform, length in zip(waveforms, batch.lengths.tolist())],
                                 frames)

@@ -14,8 +14,16 @@ RUN = "run.json"
 
 
 def describe_run(recipe, **hashes):
-    """What decides a run's result, as JSON can hold it: recipe, hashes of the files that say what is read and of what
-    else is given, environment."""
+    """All that decides a run's result, as JSON can hold it.
+
+    Args:
+        recipe: a TrainingRecipe.
+        hashes: of what else is read, such as a checkpoint, by its name; these are kept as they are.
+
+    Returns:
+        dict of ``recipe``, its fields; ``manifests``, the SHA-256 of each file that the recipe names as a source; the
+        hashes given; and ``environment``, versions and device.
+    """
     return {
         "recipe": recipe.to_dict(),
         "manifests": {source: file_hash(source) for source in recipe.sources() if Path(source).is_file()},

@@ -19,6 +19,7 @@ def torch_products():
         yield
 
 
+@pytest.mark.slow
 def test_scan(monkeypatch):
     monkeypatch.setattr(scan, "SCAN_SHAPES", ((1, 4, 9),))
     monkeypatch.setattr(scan, "_peers", dict)
@@ -29,6 +30,7 @@ def test_scan(monkeypatch):
     assert all(row["peak MiB"] > 0 for row in rows if row["scan"] not in scan.LOOPS)
 
 
+@pytest.mark.slow
 def test_model(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(model, "MODEL_INPUTS", ((1, 1),))
     assert main(["bench", "model", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
@@ -40,6 +42,7 @@ def test_model(monkeypatch, tmp_path, capsys):
     assert "| tiny | 1 x 1 s | forward |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pretraining(monkeypatch):
     monkeypatch.setattr(pretraining.SsambaConfig, "from_size", lambda size: SsambaConfig(
         hidden_size=32, num_hidden_layers=1, pretraining_frames=64))
@@ -48,6 +51,7 @@ def test_pretraining(monkeypatch):
     assert all(value > 0 for row in rows for value in list(row.values())[2:])
 
 
+@pytest.mark.slow
 def test_peers_compute_the_same_scan():
     inputs = scan._scan_inputs(2, 6, 11, "cpu")
     expected = ops.selective_scan(**inputs, delta_softplus=True, backend="reference")
@@ -64,9 +68,11 @@ def test_peak_memory():
     assert 2 * 4 * 2**20 <= timing.peak_memory(doubles) < 2.2 * 4 * 2**20
 
 
+@pytest.mark.slow
 def test_efficiency(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(efficiency_report, "study", functools.partial(efficiency_report.study, depths=(2, 2)))
+    shallow = functools.partial(efficiency_report.write_study, depths=(2, 2))
+    monkeypatch.setattr(efficiency_report, "write_study", shallow)
     assert main(["bench", "efficiency", "--tokens", "16", "8", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "efficiency_tiny.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -171,6 +177,7 @@ def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
     assert second["left out"].count("GiB expected") == 3
 
 
+@pytest.mark.slow
 def test_efficiency_leaves_out_what_takes_too_long(monkeypatch):
     monkeypatch.setattr(efficiency, "MOST_SECONDS", 0)
     rows = list(efficiency.bench_efficiency(rounds=1, tokens=(8, 16), depths=(1, 1)))
@@ -178,6 +185,7 @@ def test_efficiency_leaves_out_what_takes_too_long(monkeypatch):
     assert "SSAMBA: a call took 0 s at 8 tokens" in rows[-1]["left out"]
 
 
+@pytest.mark.slow
 def test_efficiency_interrupted_keeps_what_was_measured(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     def interrupted(*arguments):

@@ -30,6 +30,7 @@ def test_init_info_convert(tmp_path, capsys, official_checkpoint):
     assert "8 x 64, from clips of 10.24 s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_init_is_seeded(tmp_path):
     for seed, name in ((0, "a.ckpt"), (0, "b.ckpt"), (1, "c.ckpt")):
         main(["init", "--seed", str(seed), "--out", str(tmp_path / name)])
@@ -72,13 +73,21 @@ finally:
     assert arguments == ["--help"] or len(run.stdout + run.stderr) > 50
 
 
+@pytest.mark.slow
 def test_the_command_has_the_models_when_they_are_asked_for(tmp_path):
-    code = "import sys, ssamba_upstream; from ssamba_upstream import SsambaConfig, SsambaModel; SsambaModel.config_class()"
-    (tmp_path / "ssamba").write_text(f"{code}\nassert 's3prl' not in sys.modules\nssamba_upstream.no_such_name")
+    code = """
+import sys, ssamba_upstream
+assert "torch" not in sys.modules
+ssamba_upstream.SsambaModel(ssamba_upstream.SsambaConfig(num_hidden_layers=2))
+assert "s3prl" not in sys.modules
+ssamba_upstream.no_such_name
+"""
+    (tmp_path / "ssamba").write_text(code)
     run = subprocess.run([sys.executable, "ssamba"], cwd=tmp_path, capture_output=True, text=True)
     assert "module 'ssamba_upstream' has no attribute 'no_such_name'" in run.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_package_tells_transformers_and_does_not_import_s3prl(tmp_path):
     check = """
 import sys

@@ -88,8 +88,10 @@ def test_a_frame_has_the_label_at_its_middle(tmp_path):
         path = tmp_path / "train.wav"
         labels = {frame.number: label for frame, label in zip(frames.frames, frames.labels) if frame.path == path}
         middles = {number: (2 * number + 1) * hop / 32000 for number in range(-(-16000 // hop))}
-        assert labels == {number: label for number, middle in middles.items()
-                          for start, end, label in segments if start <= middle < end}
+        assert labels == {
+            number: label for number, middle in middles.items()
+            for start, end, label in segments if start <= middle < end
+        }
         assert {(frame.path.stem, split) for frame, split in zip(frames.frames, frames.splits)} == {
             (split, split) for split in ("train", "dev", "test")}
 

@@ -12,16 +12,25 @@ import soundfile
 
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.corpora import report
-from ssamba_upstream.corpora.iemocap import EMOTIONS, SESSIONS, build_emotion_metadata, check as check_emotion
-from ssamba_upstream.corpora.report import CorpusError
-from ssamba_upstream.corpora.speech_commands import CLASSES, KEYWORDS, check as check_keyword_spotting, hash_split
-from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification
 from ssamba_upstream.corpora.fsdd import arrange_fsdd
-from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.iemocap import (
+    EMOTIONS,
+    SESSIONS,
+    build_emotion_metadata,
+    check as check_emotion,
+    write_iemocap,
+)
+from ssamba_upstream.corpora.report import CorpusError
+from ssamba_upstream.corpora.speech_commands import (
+    CLASSES,
+    KEYWORDS,
+    check as check_keyword_spotting,
+    hash_split,
+    write_speech_commands,
+)
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification, write_voxceleb1
 
 FSDD = SHARED_AUDIO / "fsdd" / "recordings"
 TRAIN_SPEAKER, DEV_SPEAKER, DISCARDED_SPEAKER = "4a294341", "026290a7", "0c40e715"
@@ -100,6 +109,7 @@ def test_small_corpora_are_ready(commands, voxceleb1, iemocap):
     assert report.ok and report.counts == dict.fromkeys(SESSIONS, {"neu": 4, "hap": 8, "ang": 4, "sad": 4})
 
 
+@pytest.mark.slow
 def test_synthetic_corpora_are_ready(synthetic):
     report = check_keyword_spotting(synthetic)
     assert report.ok, report
@@ -114,6 +124,7 @@ def test_synthetic_corpora_are_ready(synthetic):
     assert report.counts == dict.fromkeys(SESSIONS, dict.fromkeys(EMOTIONS, 10))
 
 
+@pytest.mark.slow
 def test_synthetic_corpora_are_equal_for_equal_seeds(synthetic, tmp_path):
     synthesise_corpora(tmp_path / "again")
     paths = sorted(path.relative_to(synthetic) for path in synthetic.rglob("*") if path.is_file())
@@ -124,6 +135,7 @@ def test_synthetic_corpora_are_equal_for_equal_seeds(synthetic, tmp_path):
         assert (synthetic / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_s3prl_reads_the_layouts(synthetic):
     pytest.importorskip("librosa")
     from ssamba_upstream.plugin import compat
@@ -326,10 +338,11 @@ def test_emotion_metadata_equals_that_of_s3prls_script(iemocap, tmp_path):
 
 
 def test_emotion_metadata_does_not_depend_on_the_order_of_files(iemocap, tmp_path, monkeypatch):
+    def reversing(find):
+        return lambda path, pattern: sorted(find(path, pattern), reverse=True)
+
     for method in ("glob", "rglob"):
-        def reverse(path, pattern, method=getattr(Path, method)):
-            return sorted(method(path, pattern), reverse=True)
-        monkeypatch.setattr(Path, method, reverse)
+        monkeypatch.setattr(Path, method, reversing(getattr(Path, method)))
     build_emotion_metadata(iemocap, tmp_path / "reversed")
     for session in SESSIONS:
         for name in "train_meta_data.json", "test_meta_data.json":
@@ -436,6 +449,7 @@ def digits(tmp_path_factory):
     return recordings, folder / "arranged"
 
 
+@pytest.mark.slow
 def test_fsdd_as_speech_commands(digits):
     recordings, arranged = digits
     report = check_keyword_spotting(arranged)
@@ -448,6 +462,7 @@ def test_fsdd_as_speech_commands(digits):
     assert not any(path.is_symlink() for path in arranged.rglob("*"))
 
 
+@pytest.mark.slow
 def test_fsdd_as_voxceleb1(digits):
     recordings, arranged = digits
     report = check_speaker_identification(arranged / "VoxCeleb1")

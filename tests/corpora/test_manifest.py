@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
 import soundfile
 
-from helpers.paths import SHARED_AUDIO
 from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
-from ssamba_upstream.corpora import manifest
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.corpora.manifest import ManifestError, read_manifest, scan
+from ssamba_upstream.corpora import manifest
+from ssamba_upstream.corpora.manifest import ManifestError, Paths, read_manifest, write_manifest
 from ssamba_upstream.files import file_hash
 
 
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_scan_lists_every_readable_file_once_and_sorted(folder, tmp_path):
-    found = scan([folder, folder / "b"], tmp_path / "new" / "out.jsonl", processes=2)
+    found = write_manifest([folder, folder / "b"], tmp_path / "new" / "out.jsonl", processes=2)
     lines = [json.loads(line) for line in (tmp_path / "new" / "out.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == [
         str(folder / name) for name in ("a.ogg", "b/c.mp3", "b/deep/stereo.WAV", "b/one sample.wav", "z.flac")]
@@ -61,7 +62,7 @@ def test_what_the_size_cannot_hold_is_unreadable_and_what_a_pipe_left_is_read(tm
     claim_mp3_frames(folder / "a.mp3", 2 ** 32 - 1)
     claim_flac_samples(folder / "b.flac", 10 ** 9)
     claim_wav_bytes(folder / "c.wav", 0)
-    found = scan([folder], tmp_path / "out.jsonl", processes=1)
+    found = write_manifest([folder], tmp_path / "out.jsonl", processes=1)
     assert read_manifest(tmp_path / "out.jsonl") == [str(folder / name) for name in ("c.wav", "d.aiff", "e.AIF")]
     assert found.hours == pytest.approx(3 / 3600)
     assert [line.split(": ")[0] for line in found.unreadable] == [str(folder / "a.mp3"), str(folder / "b.flac")]
@@ -69,9 +70,9 @@ def test_what_the_size_cannot_hold_is_unreadable_and_what_a_pipe_left_is_read(tm
 
 
 def test_scan_writes_absolute_paths_and_no_report_without_need(folder, tmp_path, monkeypatch):
-    (tmp_path / "out.jsonl.unreadable.txt").write_text("of a scan before")
+    (tmp_path / "out.jsonl.unreadable.txt").write_text("of a call before")
     monkeypatch.chdir(folder)
-    scan(["b/deep"], tmp_path / "out.jsonl", processes=1)
+    write_manifest(["b/deep"], tmp_path / "out.jsonl", processes=1)
     assert read_manifest(tmp_path / "out.jsonl") == [str(folder / "b" / "deep" / "stereo.WAV")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "out.jsonl"]
 
@@ -79,21 +80,21 @@ def test_scan_writes_absolute_paths_and_no_report_without_need(folder, tmp_path,
 def test_scan_without_use_says_what_to_do(folder, tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(ManifestError, match="nowhere: not a folder; name the folders"):
-        scan([folder, tmp_path / "nowhere"], out)
+        write_manifest([folder, tmp_path / "nowhere"], out)
     (tmp_path / "bare").mkdir()
     with pytest.raises(ManifestError, match=r"no \.wav, \.flac, .*, \.aifc file below .*bare"):
-        scan([tmp_path / "bare"], out)
+        write_manifest([tmp_path / "bare"], out)
     (tmp_path / "bare" / "damaged.wav").write_bytes(b"RIFF")
     with pytest.raises(ManifestError, match="none of 1 audio files can be read; the first: .*damaged.wav: "):
-        scan([tmp_path / "bare"], out, processes=1)
+        write_manifest([tmp_path / "bare"], out, processes=1)
     with pytest.raises(ManifestError, match=r"out.txt: the name of a manifest has to end in \.jsonl"):
-        scan([folder], tmp_path / "out.txt")
+        write_manifest([folder], tmp_path / "out.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "bare"]
 
 
 @pytest.mark.parametrize("where", ["reading", "writing"])
 def test_an_interrupted_scan_leaves_the_manifest_before_it(folder, tmp_path, monkeypatch, where):
-    (tmp_path / "out.jsonl").write_text("of a scan before")
+    (tmp_path / "out.jsonl").write_text("of a call before")
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -103,9 +104,19 @@ def test_an_interrupted_scan_leaves_the_manifest_before_it(folder, tmp_path, mon
     else:
         monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        scan([folder], tmp_path / "out.jsonl", processes=1)
+        write_manifest([folder], tmp_path / "out.jsonl", processes=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "out.jsonl"]
-    assert (tmp_path / "out.jsonl").read_text() == "of a scan before"
+    assert (tmp_path / "out.jsonl").read_text() == "of a call before"
+
+
+def test_paths_are_a_sequence():
+    names = ["/a/1.wav", "", "/b/\u00e9.wav", os.fsdecode(b"caf\xe9.wav")]
+    paths = Paths(names)
+    assert paths == names and paths != names[1:] and len(paths) == 4 and [*paths] == names
+    assert (paths[0], paths[-1], paths[1::2]) == (names[0], names[-1], names[1::2])
+    assert pickle.loads(pickle.dumps(paths)) == names and not Paths()
+    with pytest.raises(IndexError):
+        paths[4]
 
 
 def test_names_that_are_no_unicode_come_back(tmp_path):
@@ -116,7 +127,7 @@ def test_names_that_are_no_unicode_come_back(tmp_path):
     except OSError:
         pytest.skip("this file system takes no such name")
     soundfile.write(os.fsencode(name), np.full(10, 0.5), 16000, format="WAV")
-    found = scan([tmp_path / "audio"], tmp_path / "out.jsonl", processes=1)
+    found = write_manifest([tmp_path / "audio"], tmp_path / "out.jsonl", processes=1)
     assert (found.files, len(found.unreadable)) == (1, 1)
     assert read_manifest(tmp_path / "out.jsonl") == [str(name)]
     assert read_clip(name, 100, "centre").tolist() == [0.5] * 10
@@ -160,6 +171,6 @@ def test_real_audio(tmp_path):
     folder = SHARED_AUDIO / "esc10" / "009 - Rooster"
     if not folder.is_dir():
         pytest.skip("ESC-10 is not here (../shared/audio/esc10)")
-    found = scan([folder], tmp_path / "out.jsonl", processes=2)
+    found = write_manifest([folder], tmp_path / "out.jsonl", processes=2)
     assert (found.files, found.unreadable) == (40, [])
     assert found.hours == pytest.approx(40 * 5 / 3600, rel=0.2)

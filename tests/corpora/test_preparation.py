@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from helpers.paths import SHARED_AUDIO
 
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import preparation
+from ssamba_upstream.corpora.fsdd import arrange_fsdd
+from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.preparation import PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
-from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.superb_sets import read_superb
-from ssamba_upstream.corpora.fsdd import arrange_fsdd
 
 
 def write_audio(path, samples=80, rate=16000):
@@ -393,6 +393,7 @@ def seconds_of(root, fold):
     return sum(max(1, int(np.ceil(duration - 0.1))) for duration in found)
 
 
+@pytest.mark.slow
 def test_every_second_of_a_scene_sounds_as_it_is_labelled(urban, tmp_path):
     report = prepare("urban8k_scenes", urban.parent, tmp_path / "scenes.csv")
     data = read_labelled(tmp_path / "scenes.csv")
@@ -439,6 +440,7 @@ def test_the_mix_is_the_same_whatever_the_order_and_changes_with_the_seed(urban,
     assert first[0][1] != mix_scenes(excerpts, tmp_path / "c", seed=1)[0][1]
 
 
+@pytest.mark.slow
 def test_a_second_call_writes_only_what_is_wrong(urban, tmp_path):
     out = tmp_path / "scenes.csv"
     prepare("urban8k_scenes", urban, out)

@@ -130,6 +130,7 @@ def say(words, voice, style, rng):
     return record(speak(words, voice, STYLES[style], rng), rng)
 
 
+@pytest.mark.slow
 def test_words_are_learnable_by_voices_unheard_and_not_trivial():
     rng = np.random.default_rng(0)
 
@@ -142,6 +143,7 @@ def test_words_are_learnable_by_voices_unheard_and_not_trivial():
     assert 0.4 < linear_accuracy(utterances(16), utterances(8)) < 0.97
 
 
+@pytest.mark.slow
 def test_voices_are_learnable_by_words_unheard_and_not_trivial():
     rng = np.random.default_rng(0)
     voices = [draw_voice(rng, number % 2 == 0) for number in range(10)]
@@ -154,6 +156,7 @@ def test_voices_are_learnable_by_words_unheard_and_not_trivial():
     assert 0.35 < linear_accuracy(utterances(words[::2], 15), utterances(words[1::2], 10)) < 0.97
 
 
+@pytest.mark.slow
 def test_styles_are_learnable_by_voices_unheard_and_not_trivial():
     rng = np.random.default_rng(0)
 

@@ -67,8 +67,9 @@ def test_masks_are_runs_of_uniform_width_and_place():
 
 
 def test_masks_are_statistically_torchaudio_s():
-    import ssamba_upstream  # noqa: F401  (repairs torchaudio's import)
     from torchaudio.functional import mask_along_axis_iid
+
+    import ssamba_upstream  # noqa: F401  (repairs torchaudio's import)
 
     ours = spec_augment(torch.zeros(20000, 16, 1), 0, 8, 1.0, generator()).squeeze(2).mean(dim=0)
     theirs = mask_along_axis_iid(torch.zeros(20000, 1, 16, 1), 8, 1.0, 2).squeeze().mean(dim=0)

@@ -12,22 +12,23 @@ import pytest
 import soundfile
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
+from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.finetuning import trainer
 from ssamba_upstream.finetuning.batches import evaluation_batches
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
 from ssamba_upstream.finetuning.trainer import finetune
-from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.training import training_state
 from ssamba_upstream.training.distributed import Processes
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.run_folder import describe_run
 from ssamba_upstream.training.training_state import TrainingError, training_states
-from helpers.runs import kill_before, logged, torchrun
 
 PITCHES = {"high": 3000, "low": 200, "middle": 800}
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "time_stride": 16,
@@ -38,7 +39,8 @@ FIELDS = {"problem": "single_label", "clip_frames": 64, "epochs": 3, "batch_size
 
 def tone(*pitches, seconds, random):
     times = np.arange(int(16000 * seconds)) / 16000
-    wave = sum(np.sin(2 * np.pi * pitch * random.uniform(0.95, 1.05) * times + random.uniform(0, 6)) for pitch in pitches)
+    wave = sum(np.sin(2 * np.pi * pitch * random.uniform(0.95, 1.05) * times + random.uniform(0, 6))
+               for pitch in pitches)
     return 0.2 * wave + 0.02 * random.standard_normal(len(times))
 
 
@@ -51,7 +53,8 @@ def audio(tmp_path_factory):
     names = list(PITCHES)
     for i in range(18):
         label, place = names[i % 3], i // 3
-        soundfile.write(folder / f"{i}.wav", tone(PITCHES[label], seconds=random.uniform(0.4, 0.9), random=random), 16000)
+        samples = tone(PITCHES[label], seconds=random.uniform(0.4, 0.9), random=random)
+        soundfile.write(folder / f"{i}.wav", samples, 16000)
         rows["tones"].append((f"{i}.wav", label, ("train", "train", "train", "train", "dev", "test")[place]))
         rows["plain"].append((f"{i}.wav", label, "train" if place < 4 else "test"))
         rows["folds"].append((f"{i}.wav", label, "123"[place % 3]))
@@ -132,7 +135,8 @@ def new_run(recipe, out):
     """A run before its first step."""
     labelled = read_labelled(recipe.data)
     processes = Processes(0, 1, torch.device("cpu"))
-    return trainer._Finetuning(recipe, trainer.ClassificationTask.of(labelled, recipe), out, describe_run(recipe), processes)
+    task = trainer.ClassificationTask.of(labelled, recipe)
+    return trainer._Finetuning(recipe, task, out, describe_run(recipe), processes)
 
 
 def weights(folder):
@@ -152,9 +156,11 @@ def assert_same_run(found, expected, folders=("best", "last")):
 
 # What a run leaves
 
+@pytest.mark.slow
 def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
-    from ssamba_upstream.plugin.expert import UpstreamExpert
     from transformers import AutoModelForAudioClassification, pipeline
+
+    from ssamba_upstream.plugin.expert import UpstreamExpert
 
     run = tmp_path / "run"
     results = finetune(recipe(epochs=10, learning_rate=5e-3, mean=-5.0, std=4.0), run)
@@ -168,7 +174,8 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
         description = json.loads((run / name / "run.json").read_text())
         assert description["recipe"]["batch_size"] == 4 and list(description["manifests"].values())[0]
         assert "## " not in (run / name / "README.md").read_text().split("---")[1]
-        ours, theirs = load_model(run / name, model_class=None), AutoModelForAudioClassification.from_pretrained(run / name)
+        ours = load_model(run / name, model_class=None)
+        theirs = AutoModelForAudioClassification.from_pretrained(run / name)
         assert isinstance(ours, SsambaForAudioClassification)
         assert ours.config.id2label == {0: "high", 1: "low", 2: "middle"}
         fbank = torch.randn(2, 64, 128)
@@ -176,6 +183,11 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
             assert torch.equal(ours(fbank).logits, theirs.eval()(fbank).logits)
     card = (run / "best" / "README.md").read_text()
     assert f"| test | accuracy | {results['test']['accuracy']:.4f} |" in card
+    data = ModelCard(card).data
+    assert data.license == "bsd-3-clause" and data.pipeline_tag == "audio-classification"
+    assert [(figure.dataset_name, figure.metric_type, figure.metric_value) for figure in data.eval_results] == [
+        ("tones.csv", name, results["test"][name]) for name in ("accuracy", "mAP", "mAUC")]
+    assert "Classes: high, low, middle" in card and "learning_rate: 0.005" in card and str(audio) not in card
     assert "Not tested" in (run / "last" / "README.md").read_text()
     assert main(["info", str(run / "best")]) == 0
     assert "3: high, low, middle" in capsys.readouterr().out
@@ -192,6 +204,7 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     assert np.mean(correct) == results["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
     read = []
 
@@ -264,10 +277,12 @@ def test_the_best_network_is_the_one_that_is_tested(tmp_path, recipe, monkeypatc
 
 # Learning
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, metric", [
     ({"noise_and_roll": True, "frequency_mask": 12, "time_mask": 12}, "accuracy"),
     ({"loss": "binary_cross_entropy", "mixup": 0.5}, "accuracy"),
-    ({"data": "chords", "problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP", "balanced": True}, "mAP"),
+    ({"data": "chords", "problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP", "balanced": True},
+     "mAP"),
 ])
 def test_it_learns_tones(tmp_path, recipe, changes, metric):
     results = finetune(recipe(**{"data": "plain", "epochs": 14, "learning_rate": 5e-3, **changes}), tmp_path / "run")
@@ -276,6 +291,7 @@ def test_it_learns_tones(tmp_path, recipe, changes, metric):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_it_learns_the_tone_of_each_second(tmp_path, recipe):
     """Every recording has all three tones, so that only what is aligned in time can tell them apart."""
     results = finetune(recipe(data="seconds", problem="per_second", clip_frames=300, epochs=12, learning_rate=5e-3),
@@ -309,6 +325,7 @@ def test_it_starts_from_a_pretraining_checkpoint(tmp_path, recipe, pretrained):
 AVERAGED = {"average_epochs": [2, 3], "mixup": 0.5, "noise_and_roll": True, "time_mask": 8, "accumulation": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"workers": 2}, AVERAGED])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, monkeypatch, steps, changes):
     """Stopped in the second epoch, and then killed with a state that is older than what was logged and kept."""
@@ -334,6 +351,7 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, monke
     assert_same_run(tmp_path / "run", tmp_path / "whole", folders)
 
 
+@pytest.mark.slow
 def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
     run = recipe(data="folds", epochs=1)
     with monkeypatch.context() as patch:
@@ -350,6 +368,7 @@ def test_finished_folds_are_left_alone(tmp_path, recipe, monkeypatch, steps):
     assert not steps and again == json.loads((tmp_path / "run" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
     file, run = recipe_file(data="folds", epochs=6), tmp_path / "run"
     kill_before(run / "fold-2", 18, "finetune", file, "--out", run, "--resume")
@@ -380,6 +399,19 @@ def test_what_cannot_be_resumed(tmp_path, recipe, changed_set, pretrained):
         finetune(recipe(data=data, epochs=1), out, resume=True)
 
 
+def test_recordings_that_cannot_be_read_are_left_out_of_the_metrics(tmp_path, recipe, changed_set):
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
+    data = changed_set(lambda rows: [*rows, (str(loud), "low", "test")])
+    results = finetune(recipe(data=data, epochs=1), tmp_path / "run")
+    assert results["test"]["recordings"] == 6
+    assert all(line.startswith(f"{loud}: holds samples of up to 1.0e+30")
+               for _, line in logged(tmp_path / "run", "unreadable", kind="event"))
+    data = changed_set(lambda rows: [row for row in rows if row[2] == "train"] + [(str(loud), "low", "test")])
+    with pytest.raises(TrainingError, match="none of the 1 recordings of test can be read, such as .*loud.wav"):
+        finetune(recipe(data=data, epochs=1), tmp_path / "none")
+
+
 def test_a_folder_that_has_changed_is_not_resumed(tmp_path, audio, recipe):
     for i in range(18):
         file = tmp_path / "set" / list(PITCHES)[i % 3] / f"{i}.wav"
@@ -406,6 +438,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
 
 # Learning rates and averages
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start, every, warmup", [(2, 3, 0), (1, 1, 2), (3, 2, 4)])
 def test_learning_rates_are_those_of_the_published_schedule(tmp_path, recipe, start, every, warmup):
     finetune(recipe(data="plain", epochs=7, batch_size=6, decay_start=start, decay_every=every, decay=0.8,
@@ -482,8 +515,15 @@ def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(tmp_path, recipe):
+    results = finetune(recipe(epochs=1, precision="bfloat16", mixup=0.5), tmp_path / "run", device="cuda")
+    assert results["test"]["recordings"] and 0 <= results["test"]["accuracy"] <= 1
+
+
 # Two processes
 
+@pytest.mark.slow
 def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     """A network that does not move is tested alike by one process and by two; each fold is tested by both."""
     still = {"data": "folds", "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0, "checkpoint": str(pretrained)}
@@ -509,7 +549,6 @@ def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     ({"problem": "per_second", "loss": "binary_cross_entropy", "clip_frames": 100},
      "per_second has the loss cross_entropy"),
     ({"problem": "per_second", "mixup": 0.5, "clip_frames": 100}, "labels of seconds cannot be mixed"),
-    ({"problem": "per_second"}, "clip_frames must be whole seconds of 100 frames; got 64"),
     ({"problem": "regression"}, "problem must be one of single_label, multi_label, per_second; got 'regression'"),
     ({"frequency_mask": 129}, "frequency_mask must be a whole number from 0 to 128; got 129"),
     ({"time_mask": 65}, "time_mask must be a whole number from 0 to 64; got 65"),
@@ -537,6 +576,7 @@ def relabelled(**labels):
 @pytest.mark.parametrize("change, changes, message", [
     (relabelled(_17="unheard"), {}, "no recording of train has the class 'unheard'"),
     (relabelled(_3="low;high"), {}, "3.wav has the label 'low;high', which is 2 classes; single_label has one"),
+    (relabelled(), {"problem": "per_second"}, "whole seconds, such as 100, 1000, 6000 for 1, 10, 60; got 64"),
     (relabelled(_3="low;;high"), {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"},
      "a class in the label 'low;;high' of .*3.wav has no name"),
     (lambda rows: rows[:12], {}, "changed.csv: the splits are train"),
@@ -553,7 +593,7 @@ def test_labelled_sets_that_do_not_fit(tmp_path, recipe, changed_set, change, ch
 def test_files_that_are_not_there(tmp_path, recipe):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         finetune(recipe(data="nowhere.csv"), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(CheckpointError, match="nowhere"):
         finetune(recipe(checkpoint=str(tmp_path / "nowhere")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
@@ -696,7 +736,8 @@ def test_the_command(tmp_path, recipe_file, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()[-3:]
     assert printed == [f"test {name} {results['test'][name]:.4f} ± {results['deviation'][name]:.4f}"
                        for name in ("accuracy", "mAP", "mAUC")]
-    assert main(["finetune", str(recipe_file(data="folds")), "--out", str(tmp_path / "one"), *few, "--set", "fold=3"]) == 0
+    one = ["--out", str(tmp_path / "one"), *few, "--set", "fold=3"]
+    assert main(["finetune", str(recipe_file(data="folds")), *one]) == 0
     accuracy = json.loads((tmp_path / "one" / "results.json").read_text())["test"]["accuracy"]
     assert f"test accuracy {accuracy:.4f}\n" in capsys.readouterr().out
     for arguments, message in (

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from ssamba_upstream.finetuning.batches import balancing_weights, evaluation_batches, label_targets, training_batches
 from ssamba_upstream.corpora.manifest import ManifestError
+from ssamba_upstream.finetuning.batches import balancing_weights, evaluation_batches, label_targets, training_batches
 
 SAMPLES = 400
 CLASSES = ["bark", "chirp", "drip", "echo", "fizz", "gong", "hum"]
@@ -127,8 +127,8 @@ def test_recordings_all_unreadable_end_the_run_readably(paths, targets, workers)
         path.unlink()
     with pytest.raises(ManifestError, match="no readable file among 100 in a row.*does not exist"):
         next(training_batches(paths, targets, 2, SAMPLES, 0, workers=workers))
-    with pytest.raises(ManifestError, match="none of 7 audio files can be read; the first: .*0.wav: does not"):
-        next(evaluation_batches(paths, targets, 2, SAMPLES, workers=workers))
+    (batch,) = evaluation_batches(paths, targets, 2, SAMPLES, workers=workers)
+    assert len(batch.indices) == len(batch.waveforms) == len(batch.targets) == 0 and len(batch.unreadable) == 7
 
 
 # Mixup

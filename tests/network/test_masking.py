@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from helpers.paths import DATA
 
+from helpers.paths import DATA
 from ssamba_upstream.network.masking import cluster_mask
 
 ROWS, COLUMNS = 8, 64

@@ -139,6 +139,7 @@ def elementary(which, x):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which, exact, ulp",
     [(0, np.exp, 2), (1, np.exp2, 2), (2, lambda x: np.logaddexp(0, x), 4)],
@@ -315,6 +316,7 @@ def operator_arguments(batch=2):
     return lists, x[0]["z"].requires_grad_()
 
 
+@pytest.mark.slow
 def test_operators_are_well_registered():
     lists, z = operator_arguments()
     weights, biases = [torch.randn(5, 1, 4, requires_grad=True)] * 2, [torch.randn(5, requires_grad=True)] * 2
@@ -338,6 +340,7 @@ def mixer():
     return module
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_break():
     module, tokens = mixer(), torch.randn(2, 37, 24)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -349,6 +352,7 @@ def test_compiles_without_graph_break():
         torch.testing.assert_close(compiled(tokens), module(tokens))
 
 
+@pytest.mark.slow
 def test_ragged_batch_compiles_without_graph_break():
     inputs = mean_scan_inputs(1, 120)
     weights = [torch.randn_like(inputs["z"])]
@@ -420,6 +424,7 @@ class Scans(torch.utils.data.Dataset):
         return ops.selective_scan(**self.inputs, delta_softplus=True, backend="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
 def test_data_loader_workers(threads, method):
     threads(2)

@@ -56,7 +56,7 @@ def test_backend_equals_definition_in_float64(monkeypatch, backend, reverse, ful
         loss = (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum() + state.square().sum()
         results.append((output, state, *torch.autograd.grad(loss, list(inputs.values()))))
     for name, expected, found in zip(["output", "state", *inputs], *results):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -126,7 +126,8 @@ def test_errors_say_what_is_wrong():
     inputs = scan_inputs(1, 2, 4, 3)
     with pytest.raises(ValueError, match=r"B must be \(1, 3, 4\)"):
         ops.selective_scan(**{**inputs, "B": inputs["B"][..., :3]})
-    with pytest.raises(ValueError, match="backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"):
+    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, triton, mamba_ssm"
+    with pytest.raises(ValueError, match=message):
         ops.selective_scan(**inputs, backend="fast")
     with pytest.raises(ValueError, match="A must be real"):
         ops.selective_scan(**{**inputs, "A": inputs["A"].to(torch.complex64)})
@@ -188,6 +189,32 @@ def test_offsets_that_do_not_fit(offsets):
     x, weight, bias = torch.randn(1, 5, 19).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
     with pytest.raises(ValueError, match="offsets must"):
         ops.causal_convolutions(x, [weight], [bias], [False], offsets)
+
+
+def test_mamba_ssm_without_its_compiled_part_is_not_available(tmp_path, monkeypatch):
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "selective_scan_cuda, the compiled part of mamba-ssm" in ops.unavailable_reason("mamba_ssm", "cuda")
+
+
+def test_triton_comes_before_mamba_ssm(monkeypatch):
+    monkeypatch.setattr(ops, "_best", {})
+    for module in (ops.cuda, ops.triton):
+        monkeypatch.setattr(module, "unavailable_reason", lambda: None)
+    assert ops.choose_backend(torch.empty(1, device="meta")) == "torch"
+    assert next(name for name in ops.BACKENDS if ops.unavailable_reason(name, "cuda") is None) == "triton"
+
+
+def test_what_mamba_ssm_cannot_do_is_refused():
+    inputs = scan_inputs(1, 8, 4, 3, dtype=torch.float32, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient of the last state"):
+        ops.cuda.selective_scan_cuda(**inputs, return_last_state=True)
+    with pytest.raises(ValueError, match="one dtype; got u torch.bfloat16, delta torch.float32"):
+        ops.cuda.selective_scan_cuda(**inputs | {"u": inputs["u"].bfloat16()})
+    for channels, width in ((8, 5), (8, 1), (12, 4)):
+        with pytest.raises(ValueError, match=f"got {width} taps and {channels} channels"):
+            ops.cuda.causal_convolution_cuda(torch.randn(1, channels, 9), torch.randn(channels, 1, width), None)
 
 
 @pytest.mark.gpu

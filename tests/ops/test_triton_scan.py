@@ -21,6 +21,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not ON_GPU and isinstance(triton.language.zeros, triton.JITFunction),
         reason="triton was imported before TRITON_INTERPRET=1 was set",

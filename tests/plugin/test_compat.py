@@ -41,6 +41,7 @@ def run_script(folder, text):
 # apply
 
 
+@pytest.mark.slow
 def test_apply_imports_no_s3prl_and_repeats_itself(tmp_path):
     run_script(tmp_path, """
 import sys
@@ -418,6 +419,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_of_spawn_and_joblib_are_repaired(tmp_path):
     for word, frames in (("no", 8000), ("yes", 4000)):
         (tmp_path / "test" / word).mkdir(parents=True)

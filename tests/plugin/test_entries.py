@@ -1,4 +1,4 @@
-"""What s3prl's own test asks of an upstream (its test/test_upstream.py), asked of every entry with a local checkpoint."""
+"""What s3prl's own test/test_upstream.py asks of an upstream, asked of every entry with a local checkpoint."""
 
 import pytest
 import torch
@@ -47,6 +47,7 @@ def states_of(upstream, seed=0, **lengths):
     return states
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_hidden_states_are_deterministic_and_as_many_in_every_mode(upstream):
     upstream.eval()
@@ -58,6 +59,7 @@ def test_hidden_states_are_deterministic_and_as_many_in_every_mode(upstream):
     assert {len(states_of(upstream, seed=seed)) for seed in (1, 2)} == {LAYERS + 1}
 
 
+@pytest.mark.slow
 def test_forward_and_backward_from_the_shortest_input(upstream):
     with torch.autograd.set_detect_anomaly(True):
         for utterances, longest in ((1, SHORTEST), (2, SHORTEST), (3, 1)):

@@ -18,11 +18,11 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import configs_folder
-from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.plugin import compat, runner
 
 CPU = ("--device", "cpu")
 TASKS = {
@@ -127,6 +127,7 @@ def load_states(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("downstream", TASKS)
 def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
     train = ["-m", "train", *upstream, "-d", downstream, "-c", TASKS[downstream], "-p", "run"]
@@ -151,6 +152,7 @@ def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
     assert {float(state["step"]) for state in resumed["Optimizer"]["state"].values()} == {22.0}
 
 
+@pytest.mark.slow
 def test_fine_tuning_trains_the_upstream(corpora, upstream, tmp_path):
     run_downstream("-m", "train", *upstream, "-f", "-d", "speech_commands", "-c", "keyword_spotting_finetune",
                    "-p", "run", *overrides(corpora["speech_commands"], total_steps=2, save_step=2),
@@ -210,6 +212,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(any(importlib.metadata.distributions(name="catalyst")), reason="catalyst is installed")
 def test_keyword_spotting_is_shared_among_processes(corpora, tmp_path):
     (tmp_path / "script.py").write_text(DISTRIBUTED)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.paths import CHECKOUT
 import ssamba_upstream
+from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, save_model
 from ssamba_upstream.plugin.expert import UpstreamExpert
@@ -271,7 +271,8 @@ def test_converted_waveforms(expert):
 
 
 @pytest.mark.gpu
-def test_gpu(checkpoint, expert):
+def test_gpu(checkpoint, expert, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which is on by default
     wavs = [torch.randn(16000), torch.randn(170000)]
     found = hidden_states(UpstreamExpert(checkpoint).cuda().eval(), *(wav.cuda() for wav in wavs))
     for gpu, cpu in zip(found, hidden_states(expert, *wavs), strict=True):
@@ -284,6 +285,7 @@ def _names_known_in(queue):
     queue.put("ssamba_tiny" in vars(hub))
 
 
+@pytest.mark.slow
 def test_spawned_processes_know_the_entries():
     ssamba_upstream.register()
     context = torch.multiprocessing.get_context("spawn")

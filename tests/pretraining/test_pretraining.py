@@ -13,22 +13,26 @@ import soundfile
 import torch
 import torch.multiprocessing as multiprocessing
 
+from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora.manifest import write_manifest
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.ops import product
 from ssamba_upstream.pretraining import trainer
-from ssamba_upstream.training import training_state
-from ssamba_upstream.training.loop import Run
-from ssamba_upstream.corpora.manifest import scan
-from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
+from ssamba_upstream.training import training_state
+from ssamba_upstream.training.distributed import start_processes
+from ssamba_upstream.training.loop import Run
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
-    TrainingError, load_training_state, save_training_state, training_states,
+    TrainingError,
+    load_training_state,
+    save_training_state,
+    training_states,
 )
-from helpers.runs import kill_before, logged, torchrun
 
 NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, "drop_path_rate": 0.2}
 SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-3, "validate_every": 3, "save_every": 2,
@@ -44,7 +48,7 @@ def audio(tmp_path_factory):
         seconds = np.arange(int(16000 * random.uniform(0.3, 0.9))) / 16000
         wave = sum(np.sin(2 * np.pi * random.uniform(100, 4000) * seconds) for _ in range(4)) / 8
         soundfile.write(folder / f"{i:02d}.wav", wave + 0.01 * random.standard_normal(len(wave)), 16000)
-    scan([folder], folder / "all.jsonl")
+    write_manifest([folder], folder / "all.jsonl")
     return folder
 
 
@@ -54,7 +58,8 @@ def recipe_file(tmp_path, audio):
 
     def write(name="recipe.yaml", model=None, **changes):
         manifest = str(audio / "all.jsonl")
-        fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": {**NETWORK, **(model or {})}, **changes}
+        model = {**NETWORK, **(model or {})}
+        fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": model, **changes}
         (tmp_path / name).write_text(json.dumps(fields))  # which is YAML as well
         return tmp_path / name
 
@@ -79,6 +84,7 @@ def assert_same_run(found, expected):
         assert torch.equal(weights(found / "last")[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {},
     {"objective": "two_pass", "masking": "published", "schedule": "cosine", "join_short": True},
@@ -111,12 +117,14 @@ def test_the_upstream_reads_the_result(tmp_path, recipe):
     assert len(states) == 3 and states[0].shape == (1, 10, 12 * 32)
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path, recipe):
     pretrain(recipe(steps=30, learning_rate=5e-3, validate_every=30), tmp_path / "run")
     losses = [loss for _, loss in logged(tmp_path / "run", "loss")]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"workers": 2}, {"log_every": 5},
     {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
@@ -149,6 +157,7 @@ def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatc
     assert "goes on with torch for the output" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
     rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)]
     (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
@@ -159,6 +168,7 @@ def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
     assert_same_run(tmp_path / "probed", tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_recording_that_cannot_be_probed_does_not_end_the_run(tmp_path, recipe, audio):
     soundfile.write(tmp_path / "loud.wav", np.full(16000, 1e30, np.float32), 16000, subtype="FLOAT")
     rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)] + [f"{tmp_path / 'loud.wav'},a"]
@@ -186,6 +196,7 @@ def test_another_number_of_processes_goes_on_with_the_mean_of_what_was_to_be_log
         assert report["losses"].tolist() == [expected, 1.0] and report["clips"] == 8
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     file = recipe_file(steps=40)
     run = tmp_path / "run"
@@ -196,18 +207,21 @@ def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
     assert_same_run(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, number):
-    step = trainer._Pretraining.step
+@pytest.mark.parametrize("method", ["step", "after_step"])
+def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, method, number):
+    """During the step as during what follows it, a validation or a probe."""
+    uninterrupted = getattr(trainer._Pretraining, method)
 
-    def interrupted_step(self, n, batches):
-        report = step(self, n, batches)
+    def interrupted(self, n, *arguments):
+        result = uninterrupted(self, n, *arguments)
         if n == 3:
             os.kill(os.getpid(), number)
-        return report
+        return result
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(trainer._Pretraining, "step", interrupted_step)
+    monkeypatch.setattr(trainer._Pretraining, method, interrupted)
     assert not pretrain(recipe(), tmp_path / "run")
     assert signal.getsignal(number) is before
     assert training_states(tmp_path / "run" / "states")[0].name == "step-00000003.pt"
@@ -235,6 +249,7 @@ def test_states_are_few_and_damaged_ones_are_passed_over(tmp_path):
     assert load_training_state(tmp_path / "none") is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
     save = torch.save
 
@@ -254,6 +269,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_steps, stops", [(range(2, 6), False), (range(2, 100), True)])
 def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps, stops):
     forward = trainer._Pretraining.forward
@@ -297,6 +313,7 @@ def test_the_plateau_halves_the_learning_rate(tmp_path, recipe, monkeypatch):
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_one_of_the_best_validation(tmp_path, recipe):
     pretrain(recipe(steps=12, validate_every=2, learning_rate=3e-3), tmp_path / "run")
     validations = dict(logged(tmp_path / "run", "contrastive_accuracy", kind="validation"))
@@ -331,6 +348,12 @@ def test_unreadable_files_are_counted_and_listed(tmp_path, recipe, audio):
     assert "torn.wav" in logged(tmp_path / "run", "unreadable", kind="event")[0][1]
 
 
+def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, recipe):
+    (tmp_path / "gone.jsonl").write_text(json.dumps({"path": str(tmp_path / "gone.wav")}) + "\n")
+    with pytest.raises(TrainingError, match="none of the validation clips can be read: .*gone.jsonl"):
+        pretrain(recipe(validation=str(tmp_path / "gone.jsonl")), tmp_path / "run")
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"steps": 0}, "steps must be a whole number from 1; got 0"),
     ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
@@ -345,7 +368,26 @@ def test_bad_recipes(recipe_file, changes, message):
         read_recipe(recipe_file(**changes), PretrainingRecipe)
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_used_where_the_recipe_says_so(tmp_path, recipe, monkeypatch, precision):
+    libraries, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    before = [library.allow_tf32 for library in libraries]
+    forward = trainer._Pretraining.forward
+
+    def watched(*arguments):
+        seen.append([library.allow_tf32 for library in libraries])
+        return forward(*arguments)
+
+    monkeypatch.setattr(trainer._Pretraining, "forward", watched)
+    pretrain(recipe(precision=precision, steps=1), tmp_path / "run")
+    assert seen and all(used == [precision == "tf32"] * 2 for used in seen)
+    assert [library.allow_tf32 for library in libraries] == before
+
+
 def test_recipes_of_the_package():
+    for size in ("tiny", "small", "base"):
+        half = read_recipe(f"{size}_400_bfloat16", PretrainingRecipe).to_dict()
+        assert half == read_recipe(f"{size}_400", PretrainingRecipe).to_dict() | {"precision": "bfloat16"}
     names = {f"{size}_{masked}" for size in ("tiny", "small", "base") for masked in (250, 300, 400)}
     assert names < {file.stem for file in PretrainingRecipe.FOLDER.glob("*.yaml")}
     for name in names:
@@ -374,6 +416,19 @@ def test_batches_that_cannot_be_divided(tmp_path, recipe):
         pretrain(recipe(accumulation=3), tmp_path / "run")
 
 
+def test_one_process_of_torchrun_joins_its_group(monkeypatch):
+    with start_processes("cpu") as processes:
+        assert not processes.joined
+    started = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": "0"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with start_processes("cpu") as processes:
+        assert processes.joined and processes.any(True) and not processes.any([]) and processes.gather(2) == [2]
+        assert processes.sum(torch.tensor(3.0)) == 3
+    assert not processes.joined
+
+
 def _gradient_of_a_rank(rank, port, model, fbank, mask, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -389,6 +444,7 @@ def _gradient_of_a_rank(rank, port, model, fbank, mask, folder):
         del network
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
     model = SsambaForPreTraining(recipe(model={"drop_path_rate": 0}).config())
     fbank, mask = torch.randn(4, 64, 128), torch.arange(32).expand(4, -1) < 20
@@ -403,6 +459,7 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path, recipe_file):
     arguments = ["pretrain", recipe_file(steps=3), "--out", tmp_path / "run"]
     assert "done; the checkpoints are" in torchrun(*arguments)
@@ -410,6 +467,18 @@ def test_torchrun(tmp_path, recipe_file):
     assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_on_a_gpu(tmp_path, recipe, recipe_file, precision):
+    """Under torchrun, so that NCCL is joined; it stops and goes on."""
+    changes = {"precision": precision, "workers": 2}
+    assert pretrain(recipe(**changes, steps=3), tmp_path / "run", device="cuda")
+    goes_on = ["pretrain", recipe_file(**changes), "--out", tmp_path / "run", "--resume"]
+    said = torchrun(*goes_on, processes=1, device="cuda")
+    assert "going on after step 3" in said and "done; the checkpoints are" in said
+
+
+@pytest.mark.slow
 def test_show_masks(tmp_path, recipe, audio, capsys):
     pretrain(recipe(steps=1), tmp_path / "run")
     picture = tmp_path / "masks.png"

@@ -13,9 +13,9 @@ import torch
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing import cache, features
 from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
-from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.probing.geometry import linear_cka, norms
 
@@ -78,6 +78,13 @@ def test_what_is_changed_by_its_user_stays_in_memory(checkpoint, recordings, tmp
     assert cached_time_averages(checkpoint, recordings, tmp_path)[0].abs().sum() > 0
 
 
+def test_averages_of_pooled_frames(checkpoint, recordings, tmp_path):
+    found, _ = cached_time_averages(checkpoint, recordings, tmp_path, frequency_pooling="mean")
+    whole, _ = cached_time_averages(checkpoint, recordings, tmp_path)
+    torch.testing.assert_close(found, whole.unflatten(2, (12, -1)).mean(dim=2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
     """Whatever the averages depend on, a change of it is noticed, and undone it finds the old ones."""
     folder = tmp_path / "cache"
@@ -160,6 +167,7 @@ for moment in ("creating", "between batches", "rows without marks", "by the cloc
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(checkpoint, recordings, computed, tmp_path):
     arguments = [tmp_path / "caches", checkpoint, *recordings]
     run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True,
@@ -238,11 +246,11 @@ def test_cka_is_the_unbiased_estimate_of_its_source():
     first, second = torch.randn(2, 30, 8, dtype=torch.float64) + 1
 
     def dependence(x, y):
-        k, l = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x, y))
+        k, m = ((z - z.mean(0)) @ (z - z.mean(0)).T for z in (x, y))
         n, one = len(x), torch.ones(len(x), dtype=x.dtype)
-        k.fill_diagonal_(0), l.fill_diagonal_(0)
-        return ((k @ l).trace() + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-                - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+        k.fill_diagonal_(0), m.fill_diagonal_(0)
+        return ((k @ m).trace() + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+                - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
 
     expected = dependence(first, second) / (dependence(first, first) * dependence(second, second)).sqrt()
     found = linear_cka(torch.stack([first, second]).float())

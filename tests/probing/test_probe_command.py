@@ -51,6 +51,7 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_networks_and_the_filterbank(tones, checkpoints, tmp_path, capsys):
     out = tmp_path / "out"
     compared = [checkpoints[1], "fbank"]
@@ -83,6 +84,7 @@ def test_a_set_without_dev_is_refused_before_anything_is_computed(tones, checkpo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoints, tmp_path, capsys):
     shutil.copytree(tones, tmp_path / "tones")
     (tmp_path / "tones" / "500 Hz" / "torn.wav").write_bytes(b"RIFF")
@@ -99,6 +101,7 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoint
     assert main(command) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
     trained = []
     for name in ("train_probes", "retrain_probes", "train_head"):
@@ -121,6 +124,7 @@ def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
     assert trained[4:] == ["train_head"]
 
 
+@pytest.mark.slow
 def test_killed_while_probing_it_goes_on(tones, checkpoints, tmp_path):
     code = """
 import os, signal, sys
@@ -143,6 +147,7 @@ main(sys.argv[1:])
         assert killed == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_folds(tones, checkpoints, tmp_path):
     """With folds, every number is a mean over them."""
     lines = ["path,label,split"]
@@ -158,6 +163,7 @@ def test_folds(tones, checkpoints, tmp_path):
     assert weights[0] == pytest.approx(weights[1])
 
 
+@pytest.mark.slow
 def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
     from ssamba_upstream.corpora.utterances import Utterance
     from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1

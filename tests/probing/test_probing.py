@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers.paths import SHARED_AUDIO
 
+from helpers.paths import SHARED_AUDIO
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.corpora.labelled import Excerpt, LabelledSet
 from ssamba_upstream.frontend import LogMel
-from ssamba_upstream.corpora.labelled import LabelledSet
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
-from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing.features import read_waveform
 from ssamba_upstream.probing.linear import _Adam, retrain_probes
 
@@ -45,6 +44,7 @@ def test_a_planted_layer_is_found_and_noise_stays_at_chance():
     assert abs(results.test_accuracy[0] - 1 / CLASSES) < 3 * (0.25 * 0.75 / 80) ** 0.5
 
 
+@pytest.mark.slow
 def test_probes_do_not_depend_on_those_beside_them(monkeypatch):
     features, labels, splits = planted([0.0, 0.5, 1.0])
     grid = {"learning_rates": (1e-3, 1e-2), "weight_decays": (0.0, 0.1)}
@@ -85,6 +85,7 @@ def test_the_best_step_on_dev_is_kept():
     assert train_probes(features, labels, splits, max_steps=3, **rate).dev_accuracy[0] > 0
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_random_start():
     problem = planted([0.3, 0.5])
     assert train_probes(*problem) == train_probes(*problem)
@@ -108,6 +109,7 @@ def test_adam_is_torchs_with_rates_and_penalties_of_their_own():
         torch.testing.assert_close(parameter, torch.stack([column.detach() for column in columns], dim=2))
 
 
+@pytest.mark.slow
 def test_another_start_with_what_the_first_chose():
     features, labels, splits = planted([0.3, 0.8, 0.5])
     first = train_probes(features, labels, splits)
@@ -144,6 +146,7 @@ def test_a_constant_feature_changes_nothing():
     assert padded.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.05)
 
 
+@pytest.mark.slow
 def test_folds():
     features, labels, _ = planted([0.0, 3.0])
     folds = [f"fold {i % 5}" for i in range(0, UTTERANCES * 7, 7)]
@@ -159,7 +162,8 @@ def test_probes_refuse_what_they_cannot_use():
     features, labels, splits = planted([0.5])
     with pytest.raises(ValueError, match="399 labels and 400 splits"):
         train_probes(features, labels[1:], splits)
-    with pytest.raises(ValueError, match="no utterance in dev; probes need train, dev and test, and the .* test, train"):
+    message = "no utterance in dev; probes need train, dev and test, and the .* test, train"
+    with pytest.raises(ValueError, match=message):
         train_probes(features, labels, ["train" if split == "dev" else split for split in splits])
     with pytest.raises(ValueError, match="train lacks: new"):
         train_probes(features, ["new", *labels[1:]], splits)
@@ -285,6 +289,7 @@ def test_windows_the_positions_do_not_reach(recordings):
             time_averages(network(), recordings, window_secs=window_secs)
 
 
+@pytest.mark.slow
 def test_spoken_digits_by_the_filterbank_and_a_random_network():
     """Two speakers of zero and one: even a random network tells them apart, far above chance."""
     folder = SHARED_AUDIO / "fsdd" / "recordings"
@@ -301,6 +306,7 @@ def test_spoken_digits_by_the_filterbank_and_a_random_network():
             assert train_probes(features, data.labels, data.splits).best_test_accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_no_s3prl():
     """Pretraining imports this package, and must run where s3prl is not installed."""
     code = "import sys, ssamba_upstream.probing; sys.exit('s3prl' in sys.modules)"

@@ -18,20 +18,31 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.labelled import LabelledSetError
-from ssamba_upstream.plugin import compat
-from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.configs import configs_folder
-from ssamba_upstream.probing.cache import cached_time_averages
-from ssamba_upstream.probing.superb_head import (
-    BATCH_SIZE, GRADIENT_CLIPPING, PROJECTOR_SIZE, SUPERB_SCHEDULES, HeadSchedule, LayerHeads, SuperbHead,
-    _batches, read_layer_weights, splits_for_fold, train_head, train_layer_heads, training_step,
-)
-from ssamba_upstream.corpora.superb_sets import read_superb
 from ssamba_upstream.corpora.iemocap import write_iemocap
+from ssamba_upstream.corpora.labelled import LabelledSetError
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb_sets import read_superb
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.plugin import compat
+from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.probing.cache import cached_time_averages
+from ssamba_upstream.probing.superb_head import (
+    BATCH_SIZE,
+    GRADIENT_CLIPPING,
+    PROJECTOR_SIZE,
+    SUPERB_SCHEDULES,
+    HeadSchedule,
+    LayerHeads,
+    SuperbHead,
+    _batches,
+    read_layer_weights,
+    splits_for_fold,
+    train_head,
+    train_layer_heads,
+    training_step,
+)
 
 CLASSES = 4
 
@@ -108,6 +119,7 @@ def test_forward_gradients_and_a_step_are_s3prls(checkpoint, recordings, tmp_pat
         torch.testing.assert_close(parameter, theirs.get_parameter(_s3prl_name(name)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="s3prl's runner needs tensorboardX")
 def test_training_ends_where_s3prls_runner_ends(checkpoint, tmp_path):
     """On whole batches, from s3prl's first step; on its own split of the sessions that it trains on."""
@@ -194,6 +206,7 @@ def planted(informative, layers=3, utterances=160, size=12):
     return features, [f"class {i}" for i in classes.tolist()], splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 def test_training_finds_the_layer_that_tells_the_classes(balanced):
     problem = planted(1)
@@ -214,8 +227,9 @@ def test_an_intent_is_a_class_in_each_slot():
     found = head.linear.weight.grad.clone()
     head.zero_grad()
     logits = head(averages)
-    slots = (logits[:, :3], targets[:, 0]), (logits[:, 3:], targets[:, 1])
-    sum(nn.functional.cross_entropy(*slot) for slot in slots).backward()
+    losses = [nn.functional.cross_entropy(logits[:, part], targets[:, slot])
+              for slot, part in enumerate((slice(3), slice(3, None)))]
+    sum(losses).backward()
     head.clip_gradients()
     torch.testing.assert_close(found, head.linear.weight.grad)
 
@@ -224,7 +238,6 @@ def test_an_intent_is_a_class_in_each_slot():
     means = torch.tensor([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]]).repeat_interleave(20, dim=0)
     features = torch.randn(1, 80, 2) + means
     splits = ["test" if label == "off;music" else ("train", "dev")[i % 2] for i, label in enumerate(labels)]
-    rates = (1e-2,)
     schedule = HeadSchedule(200, 50, slots=True)
     # Train lacks the intent of test, and has all that is said in it.
     assert train_head(features, labels, splits, schedule, [1e-2]).test_accuracy > 0.9

@@ -15,11 +15,11 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaForPreTraining, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.superb import hidden_set
 from ssamba_upstream.superb.hidden_set import export_hidden_set
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
-from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.superb.submission import write_submission
 
 FILES = ["README.md", "expert.py", "model.pt", "requirements.txt"]
@@ -65,6 +65,7 @@ print("asked for", asked, "with", sys.modules["expert"].__file__)
 """
 
 
+@pytest.mark.slow
 def test_s3prl_loads_it_from_the_hub(installed, checkpoint, tmp_path):
     for module in ("librosa", "tensorboardX"):
         pytest.importorskip(module)

@@ -9,6 +9,8 @@ from ssamba_upstream.corpora.iemocap import RELEASED, RELEASED_SESSIONS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.superb.submission import ER_FOLDS, PREDICTIONS, SubmissionError, write_submission
 
+pytestmark = pytest.mark.slow  # the corpora take seconds to make, and s3prl to import
+
 
 class NoLogger:
     def add_scalar(self, *args, **kwargs):

@@ -21,11 +21,10 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb import campaign, cells, plan, results
-from ssamba_upstream.corpora.speech_commands import CLASSES
 from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.superb import campaign, cells, plan, results
 
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
@@ -163,6 +162,7 @@ def test_the_learning_rate_is_chosen_on_dev_alone(control, superb, tmp_path, cap
     assert not calls(control) and "0 of 2 cells to run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_path):
     assert superb(task="er") == 0
     assert superb("--finetune") == 0
@@ -177,6 +177,7 @@ def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_p
     assert f"| 99.00 | {folds} | 75.00 | 0.01 | 4 |" in frozen
 
 
+@pytest.mark.slow
 def test_no_mean_over_fewer_than_five_folds(control, superb, tmp_path):
     superb(task="er")
     cells = tmp_path / "out" / "cells"
@@ -206,6 +207,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     assert calls(control) == ["train 0.01 0", "evaluate 0.01 4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
     (control / "hang-0.001").touch()
@@ -242,6 +244,7 @@ sys.exit(main({arguments!r}))"""
     assert rows(tmp_path)[0]["unfinished"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut_off, begins_at", [
     ("states-4.ckpt", 2), ("dev-best.ckpt", 0), ("states-*.ckpt", 0)])
 def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begins_at):
@@ -255,6 +258,7 @@ def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begi
     assert calls(control) == [f"train 0.01 {begins_at}", "evaluate 0.01 4"]
 
 
+@pytest.mark.slow
 def test_waits_for_a_process_that_runs_the_cell(control, superb, tmp_path):
     superb()
     folder, = (tmp_path / "out" / "cells").glob("*lr0.01*")
@@ -350,6 +354,7 @@ def test_upstreams(checkpoint, monkeypatch):
     assert found.sha256 == content_hash(checkpoint.parent / "ssamba_tiny_400")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("librosa", "tensorboardX")),
                     reason="s3prl needs librosa and tensorboardX")
 def test_with_s3prl(superb, tmp_path, capsys):

@@ -1,9 +1,9 @@
-"""The compiled kernels for CPUs: the selective scan and the causal convolution, one direction or two at once, and all of
-a mixer that lies between its outer projections.
+"""The compiled kernels for CPUs: the selective scan and the causal convolution, one direction or two at once, and all
+of a mixer that lies between its outer projections.
 
 ``kernel.c`` beside this file is built by the package's setup and holds all arithmetic, in float32; what lies along time
-is read and written as float32 or bfloat16. ``library.py`` loads it through ctypes, so that one build serves every version of
-torch; ``scan.py``, ``convolution.py`` and ``mixer.py`` register it with torch: torch.compile, autocast,
+is read and written as float32 or bfloat16. ``library.py`` loads it through ctypes, so that one build serves every
+version of torch; ``scan.py``, ``convolution.py`` and ``mixer.py`` register it with torch: torch.compile, autocast,
 DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative.
 
 The best instruction set of the CPU is taken, or the one that the environment variable SSAMBA_CPU_ISA names: "avx512",
@@ -13,8 +13,8 @@ The best instruction set of the CPU is taken, or the one that the environment va
 import torch
 from torch import Tensor
 
-from . import library
 from ..ragged import check_offsets
+from . import library
 from .convolution import convolution_operator, convolve
 from .library import instruction_set  # noqa: F401 (part of this package's face)
 from .mixer import mix_forward, mixer_operator
@@ -86,7 +86,7 @@ _PARAMETERS = "convolution", "convolution_bias", "A_log", "D"
 
 
 def exponential2(x, out=None):
-    """2**x of a contiguous float32 tensor as the scan finds its decays, on one thread: for tests and estimates of speed."""
+    """2**x of a contiguous float32 tensor as the scan finds decays, on one thread: for tests and estimates of speed."""
     powers = torch.empty_like(x) if out is None else out
     library.kernels.ssamba_elementary(1, x.data_ptr(), powers.data_ptr(), x.numel())
     return powers

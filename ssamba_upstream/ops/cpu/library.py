@@ -50,28 +50,32 @@ def torch_team():
 kernels, instruction_set, unavailable_reason = load()
 
 
-# The kernel's arguments are structs all of whose fields are as wide as an int64: arrays of int, in the order of kernel.c.
+# The kernel's arguments are structs, all of whose fields are as wide as an int64: arrays of int, in kernel.c's order.
 
 _NO_SEQUENCE = (0, 0, 0, 0, 0)
 _SET_BY_THE_KERNEL = 0
 
 
-def run_scan(backward, directions, u, places, states, z, output, grad_z=None, softplus=False, done=0, total=None, rank=0,
-             logarithmic=False, sum_width=0):
+def run_scan(
+    backward, directions, u, places, states, z, output, grad_z=None, softplus=False, done=0, total=None, rank=0,
+    logarithmic=False, sum_width=0,
+):
     """The kernel's ``Scan``: see kernel.c for the fields. ``directions``: a :func:`scan_direction` each; ``output``: in
     the backward pass its gradient."""
     total = total or len(directions)
     header = (states, softplus, len(directions), done, total, rank, logarithmic, sum_width)
-    arguments = [torch.get_num_threads(), *_batch(u, places), *header, *sequence(z), *sequence(output), *sequence(grad_z),
-                 _SET_BY_THE_KERNEL]
+    streams = (*sequence(z), *sequence(output), *sequence(grad_z))
+    arguments = [torch.get_num_threads(), *_batch(u, places), *header, *streams, _SET_BY_THE_KERNEL]
     _run(kernels.ssamba_scan_backward if backward else kernels.ssamba_scan_forward, arguments, directions)
 
 
-def scan_direction(u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None,
-                   grad_last_state=None, grad_u=_NO_SEQUENCE, grad_delta=_NO_SEQUENCE, grad_A=None, grad_D=None, grad_bias=None,
-                   grad_step_weight=None, grad_low=None, grad_B=None, grad_C=None):
-    """The kernel's ``Direction``. u, delta, B, C and their gradients are :func:`sequence` each; parameters are contiguous,
-    and the caller keeps all tensors alive."""
+def scan_direction(
+    u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None, grad_last_state=None,
+    grad_u=_NO_SEQUENCE, grad_delta=_NO_SEQUENCE, grad_A=None, grad_D=None, grad_bias=None, grad_step_weight=None,
+    grad_low=None, grad_B=None, grad_C=None,
+):
+    """The kernel's ``Direction``. u, delta, B, C and the gradients of u and delta are :func:`sequence` each; all others
+    are contiguous tensors, and the caller keeps them alive."""
     return (
         *u, *delta, *B, *C, _address(A), _address(D), _address(bias),
         _address(step_weight), reverse, _address(last_state), _address(checkpoints), _address(grad_last_state),

@@ -1,9 +1,9 @@
 """What a mixer computes between its outer projections, as one torch operator.
 
-A direction convolves the channels, projects them to steps of low rank and to B and C, and scans; the kernel projects the
-steps to all channels tile by tile, so that they are never written. Forward goes through one direction after the
-other, each of which needs its convolved channels only as long as it lasts. For the backward pass the input, the low-rank
-projections and the state before each tile are kept; the convolved channels are computed again.
+A direction convolves the channels, projects them to steps of low rank and to B and C, and scans; the kernel projects
+the steps to all channels tile by tile, so that they are never written. Forward goes through one direction after the
+other, each of which needs its convolved channels only as long as it lasts. For the backward pass the input, the
+low-rank projections and the state before each tile are kept; the convolved channels are computed again.
 """
 
 import torch
@@ -12,15 +12,25 @@ from ..product import multiply
 from ..registration import register_mixer
 from .convolution import convolve, convolve_backward
 from .library import (
-    GROUP, add_up, count_sequences, empty, empty_checkpoints, empty_sequence, places, run_scan, scan_direction, sequence,
+    GROUP,
+    add_up,
+    count_sequences,
+    empty,
+    empty_checkpoints,
+    empty_sequence,
+    places,
+    run_scan,
+    scan_direction,
+    sequence,
 )
 
 
 def mix_forward(
-    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
+    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
+    keep,
 ):
-    """[output (batch, channels, length), checkpoints, and each direction's (batch, length, rank + 2 states)]; all but
-    the output empty unless ``keep``.
+    """[output (batch, channels, length)] and, for the backward pass if ``keep``, checkpoints and each direction's
+    (batch, length, rank + 2 states).
 
     Args:
         channels_and_gate: (batch, length, 2 * channels), float32 or bfloat16; what follows is float32.
@@ -33,11 +43,8 @@ def mix_forward(
     """
     x, z = _halves(channels_and_gate)
     states, rank = A_log[0].shape[1], step_weight[0].shape[1]
-    output, checkpoints, *_ = _outputs(
-        channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
-        keep,
-    )
-    found = places(x, offsets)
+    output, found = empty_sequence(x), places(x, offsets)
+    checkpoints = empty_checkpoints(len(reverse), x, offsets, states) if keep else None
 
     def mix_one(i):  # a function, so that its convolved channels are gone before the next direction's come
         u, = convolve(x, convolution[i : i + 1], convolution_bias[i : i + 1], offsets, reverse[i : i + 1])
@@ -49,19 +56,21 @@ def mix_forward(
         )
         run_scan(False, [direction], x, found, states, z, output, softplus=True, done=i, total=len(reverse), rank=rank,
                  logarithmic=True)
-        return projected if keep else empty(x, 0)
+        return projected if keep else None
 
     projections = [mix_one(i) for i in range(len(reverse))]
-    return [output, checkpoints, *projections]
+    return [output, checkpoints, *projections] if keep else [output]
 
 
 def _outputs(
-    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse, keep
+    channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
+    keep,
 ):
     x, _ = _halves(channels_and_gate)
-    checkpoints = empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]) if keep else empty(x, 0)
-    projections = [x.new_empty(x.shape[0], x.shape[2], len(weight)) if keep else empty(x, 0) for weight in input_weight]
-    return [empty_sequence(x), checkpoints, *projections]
+    if not keep:
+        return [empty_sequence(x)]
+    projections = [x.new_empty(x.shape[0], x.shape[2], len(weight)) for weight in input_weight]
+    return [empty_sequence(x), empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]), *projections]
 
 
 def _mix_backward(
@@ -87,7 +96,8 @@ def _mix_backward(
         grad_A, grad_D, grad_bias, grad_step_weight = parts[i]
         directions.append(scan_direction(
             sequence(inputs[i]), *_low_rank(projections[i], rank, states), *parameters[i], reverse[i],
-            checkpoints=checkpoints[i], grad_u=sequence(grad_inputs[i]), grad_A=grad_A, grad_D=grad_D, grad_bias=grad_bias, grad_step_weight=grad_step_weight, grad_low=sums[i],
+            checkpoints=checkpoints[i], grad_u=sequence(grad_inputs[i]), grad_A=grad_A, grad_D=grad_D,
+            grad_bias=grad_bias, grad_step_weight=grad_step_weight, grad_low=sums[i],
             grad_B=sums[i][..., rank:], grad_C=sums[i][..., rank + states :],
         ))
     run_scan(True, directions, x, places(x, offsets), states, z, grad_output, grad_z, softplus=True, rank=rank,
@@ -107,8 +117,8 @@ def _mix_backward(
 
 
 def _gradients(grad_output, checkpoints, projections, channels_and_gate, *arguments):
-    parameters = [tensor for tensors in arguments[:-2] for tensor in tensors]
-    return [channels_and_gate.new_empty(channels_and_gate.shape), *(tensor.new_empty(tensor.shape) for tensor in parameters)]
+    inputs = [channels_and_gate, *(tensor for tensors in arguments[:-2] for tensor in tensors)]
+    return [tensor.new_empty(tensor.shape) for tensor in inputs]
 
 
 def _halves(channels_and_gate):

@@ -6,7 +6,16 @@ bfloat16, all others float32.
 
 from ..registration import register_scan, split
 from .library import (
-    GROUP, add_up, count_sequences, empty, empty_checkpoints, empty_sequence, places, run_scan, scan_direction, sequence,
+    GROUP,
+    add_up,
+    count_sequences,
+    empty,
+    empty_checkpoints,
+    empty_sequence,
+    places,
+    run_scan,
+    scan_direction,
+    sequence,
 )
 
 
@@ -58,10 +67,11 @@ def _scan_backward(
     A, D, delta_bias = (_contiguous(tensors, count) for tensors in (A, D, delta_bias))
     directions = [
         scan_direction(
-            *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i], checkpoints=checkpoints[i],
-            grad_last_state=None if grad_last_state is None else grad_last_state[i], grad_u=sequence(grad_u[i]),
-            grad_delta=sequence(grad_delta[i]), grad_A=parts_A[i], grad_D=parts_D[i] if parts_D else None,
-            grad_bias=parts_bias[i] if parts_bias else None, grad_B=parts_B[i], grad_C=parts_C[i],
+            *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i],
+            checkpoints=checkpoints[i], grad_last_state=None if grad_last_state is None else grad_last_state[i],
+            grad_u=sequence(grad_u[i]), grad_delta=sequence(grad_delta[i]), grad_A=parts_A[i],
+            grad_D=parts_D[i] if parts_D else None, grad_bias=parts_bias[i] if parts_bias else None,
+            grad_B=parts_B[i], grad_C=parts_C[i],
         )
         for i in range(count)
     ]
