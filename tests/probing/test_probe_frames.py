@@ -95,6 +95,17 @@ def test_a_hop_of_100_ms_is_refused_before_anything_is_computed(checkpoint, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_checkpoints_of_unlike_hops_are_refused(checkpoint, tmp_path, capsys):
+    front_end = {"frame_shift": 5.0}
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, **front_end)), tmp_path / "5.safetensors")
+    table = write_table(tmp_path, write_tones(tmp_path))
+    command = ["probe-frames", table, checkpoint, str(tmp_path / "5.safetensors"), "--out", str(tmp_path / "out")]
+    assert main([*command, *QUICK]) == 1
+    said = capsys.readouterr().err
+    assert f"20 ms of {checkpoint}, 10 ms of {tmp_path / '5.safetensors'}" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsys):
     """Torn, of two channels at another rate, aligned past its end, or with a class that train lacks."""
     rows = write_tones(tmp_path, rate=22050, channels=2)
