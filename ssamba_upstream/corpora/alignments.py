@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..audio import SAMPLE_RATE, expected_seconds
+from ..audio import expected_seconds
 from .labelled import SPLITS, LabelledSetError, split_by_hash
 from .report import first
 
@@ -144,12 +144,12 @@ def check_order(segments, name):
 def draw_frames(aligned, hop, most, seed=0) -> LabelledFrames:
     """Draw some of an aligned set's frames, each as likely as any other; all of them where there are no more.
 
-    A frame has the label of the segment that its middle lies in, (number + 1/2) * hop samples from the start. What
+    A frame has the label of the segment that its middle lies in, (number + 1/2) * hop from the start. What
     segments say of the time past the end of their recording is ignored.
 
     Args:
         aligned: an AlignedSet.
-        hop: in samples at 16 kHz.
+        hop: in seconds.
         most: the number of frames.
         seed: of the draw.
 
@@ -160,9 +160,9 @@ def draw_frames(aligned, hop, most, seed=0) -> LabelledFrames:
             for label, numbers in _frames_of_segments(segments, expected_seconds(path), hop)]
     ends = [*accumulate(len(numbers) for *_, numbers in runs)]
     labelled = sum(segment.end - segment.start for segments in aligned.segments.values() for segment in segments)
-    if not ends or ends[-1] * hop < 0.5 * labelled * SAMPLE_RATE:
+    if not ends or ends[-1] * hop < 0.5 * labelled:
         raise LabelledSetError(f"the segments are {labelled:,.0f} s long together, of which the recordings last "
-                               f"{(ends[-1] if ends else 0) * hop / SAMPLE_RATE:,.0f} s; are they in seconds?")
+                               f"{(ends[-1] if ends else 0) * hop:,.0f} s; are they in seconds?")
     found = LabelledFrames([], [], [])
     for number in sorted(random.Random(seed).sample(range(ends[-1]), min(most, ends[-1]))):
         run = bisect_right(ends, number)
@@ -177,5 +177,5 @@ def _frames_of_segments(segments, seconds, hop):
     """Yields the label and the numbers of the frames, a range, of each segment of a recording of so many seconds."""
     for start, end, label in segments:
         # Rounded, as a middle that lies on a border must not fall to either side by what floats leave over.
-        begin, stop = (math.ceil(round(moment * SAMPLE_RATE / hop - 0.5, 6)) for moment in (start, min(end, seconds)))
+        begin, stop = (math.ceil(round(moment / hop - 0.5, 6)) for moment in (start, min(end, seconds)))
         yield label, range(begin, max(begin, stop))

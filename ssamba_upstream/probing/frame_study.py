@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from ..checkpoint import load_config
 from ..corpora.alignments import draw_frames
 from ..files import json_hash
 from ..frames import UpstreamOptions
@@ -12,7 +13,7 @@ from .geometry import MOST_UTTERANCES
 from .report import write_report
 from .study import FBANK, by_layer, geometry_of, probes_by_seed, short_names, timed
 
-LONGEST_STRIDE = 4  # fbank frames: a phone lasts 80 ms on average, and a stop much less
+LONGEST_HOP = 0.04  # seconds: a phone lasts 80 ms on average, and a stop much less
 UNUSABLE = "unusable"  # the split of frames in none
 
 
@@ -42,16 +43,13 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
         of classes that train has none of, which no probe could know, and frames that recordings turn out not to have.
 
     Raises:
-        ValueError: a hop of more than 40 ms, no frames left of a split, or see
+        ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
             :func:`ssamba_upstream.corpora.alignments.draw_frames`.
     """
     stride = UpstreamOptions(**options).time_stride
-    if stride > LONGEST_STRIDE:
-        raise ValueError(f"a frame every {10 * stride} ms skips over phones; expected {10 * LONGEST_STRIDE} ms or "
-                         "less: take the upstream config hop_20ms, as in -g hop_20ms")
     out = Path(out)
     cache = Path(cache or out / "cache")
-    drawn = draw_frames(aligned, stride * PUBLISHED_FRONT_END.shift_samples, most_frames)
+    drawn = draw_frames(aligned, _hop(checkpoints, stride), most_frames)
     results = {
         "set": source,
         "unit": "frames",
@@ -75,6 +73,23 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
     })
     write_report(results, out)
     return results
+
+
+def _hop(checkpoints, stride):
+    """Seconds from frame to frame, of all checkpoints; raises ValueError where they differ, or skip over phones."""
+    hops = {}
+    for checkpoint in checkpoints:
+        front_end = PUBLISHED_FRONT_END if checkpoint == FBANK else load_config(checkpoint).front_end
+        hops[checkpoint] = front_end.seconds_of(stride)
+    if len(set(hops.values())) > 1:
+        found = ", ".join(f"{1000 * hop:g} ms of {checkpoint}" for checkpoint, hop in hops.items())
+        raise ValueError(f"checkpoints are compared at the same frames, and their hops are {found}; probe those of "
+                         "another hop by themselves")
+    (hop,) = set(hops.values())
+    if hop > LONGEST_HOP:
+        raise ValueError(f"a frame every {1000 * hop:g} ms skips over phones; expected {1000 * LONGEST_HOP:g} ms or "
+                         "less: take the upstream config hop_20ms, as in -g hop_20ms")
+    return hop
 
 
 def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, options):

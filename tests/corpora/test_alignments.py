@@ -84,7 +84,7 @@ def test_a_frame_has_the_label_at_its_middle(tmp_path):
     segments = [Segment(start, end, str(i)) for i, (start, end) in enumerate(zip(borders, borders[1:])) if i != 4]
     found = aligned(tmp_path, train=segments, dev=[Segment(0, 0.5, "0")], test=[Segment(0.3, 0.4, "5")])
     for hop in (160, 320, 480, 640):
-        frames = draw_frames(found, hop, most=10_000)
+        frames = draw_frames(found, hop / 16000, most=10_000)
         path = tmp_path / "train.wav"
         labels = {frame.number: label for frame, label in zip(frames.frames, frames.labels) if frame.path == path}
         middles = {number: (2 * number + 1) * hop / 32000 for number in range(-(-16000 // hop))}
@@ -99,14 +99,14 @@ def test_a_frame_has_the_label_at_its_middle(tmp_path):
 def test_draws_are_uniform_and_repeatable(tmp_path):
     found = aligned(tmp_path, train=[Segment(0, 0.6, "s"), Segment(0.6, 1, "t")], dev=[Segment(0, 1, "s")],
                     test=[Segment(0, 1, "t")])
-    everything = draw_frames(found, 320, most=150)
+    everything = draw_frames(found, 0.02, most=150)
     assert len(set(everything.frames)) == 150
-    drawn = draw_frames(found, 320, most=60)
-    assert len(set(drawn.frames)) == 60 and drawn == draw_frames(found, 320, most=60)
-    assert drawn != draw_frames(found, 320, most=60, seed=1)
+    drawn = draw_frames(found, 0.02, most=60)
+    assert len(set(drawn.frames)) == 60 and drawn == draw_frames(found, 0.02, most=60)
+    assert drawn != draw_frames(found, 0.02, most=60, seed=1)
     label_of = dict(zip(everything.frames, everything.labels))
     assert drawn.labels == [label_of[frame] for frame in drawn.frames]
-    often = [draw_frames(found, 320, most=30, seed=seed).frames.count(RecordingFrame(tmp_path / "train.wav", 0))
+    often = [draw_frames(found, 0.02, most=30, seed=seed).frames.count(RecordingFrame(tmp_path / "train.wav", 0))
              for seed in range(500)]
     assert 60 < sum(often) < 140  # 100 expected, with a standard deviation of 9
 
@@ -114,13 +114,13 @@ def test_draws_are_uniform_and_repeatable(tmp_path):
 def test_segments_past_the_end(tmp_path):
     found = aligned(tmp_path, train=[Segment(0, 0.5, "s"), Segment(0.5, 1.7, "t")], dev=[Segment(0, 1, "s")],
                     test=[Segment(0, 0.9, "t"), Segment(1.2, 1.3, "s")])
-    frames = draw_frames(found, 320, most=10_000)
+    frames = draw_frames(found, 0.02, most=10_000)
     last = {split: max(frame.number for frame, other in zip(frames.frames, frames.splits) if other == split)
             for split in ("train", "test")}
     assert last == {"train": 49, "test": 44}
     in_samples = {name: [Segment(0, 16000, "s")] for name in ("train", "dev", "test")}
     with pytest.raises(LabelledSetError, match="48,000 s long together, of which the recordings last 3 s; are they"):
-        draw_frames(aligned(tmp_path, **in_samples), 320, most=100)
+        draw_frames(aligned(tmp_path, **in_samples), 0.02, most=100)
 
 
 def write_timit(root, wav=".WAV", phn=".PHN", case=str.upper):
@@ -148,7 +148,7 @@ def test_timit(tmp_path, wav, phn, case):
     for segments in found.segments.values():
         assert segments == [Segment(0, 0.2, "sil"), Segment(0.2, 0.3, "sh"), Segment(0.3, 0.4, "ih"),
                             Segment(0.425, 0.5625, "sil"), Segment(0.5625, 1, "sil")]
-    assert set(draw_frames(found, 320, 10_000).labels) == {"sil", "sh", "ih"}
+    assert set(draw_frames(found, 0.02, 10_000).labels) == {"sil", "sh", "ih"}
 
 
 def test_timit_in_two_formats_counts_once(tmp_path):

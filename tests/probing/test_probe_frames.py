@@ -95,6 +95,17 @@ def test_a_hop_of_100_ms_is_refused_before_anything_is_computed(checkpoint, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_checkpoints_of_unlike_hops_are_refused(checkpoint, tmp_path, capsys):
+    front_end = {"frame_shift": 5.0}
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, **front_end)), tmp_path / "5.safetensors")
+    table = write_table(tmp_path, write_tones(tmp_path))
+    command = ["probe-frames", table, checkpoint, str(tmp_path / "5.safetensors"), "--out", str(tmp_path / "out")]
+    assert main([*command, *QUICK]) == 1
+    said = capsys.readouterr().err
+    assert f"20 ms of {checkpoint}, 10 ms of {tmp_path / '5.safetensors'}" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsys):
     """Torn, of two channels at another rate, aligned past its end, or with a class that train lacks."""
     rows = write_tones(tmp_path, rate=22050, channels=2)
@@ -110,6 +121,30 @@ def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsy
     unheard = sum(rows[-3][1] <= (number + 0.5) * 0.02 < rows[-3][2] for number in range(500))
     assert results["frames_left_out"] == 50 + unheard and results["classes"] == 3
     assert all(accuracy > 0.9 for accuracy in best_accuracies(out)), best_accuracies(out)
+
+
+def test_timit(checkpoint, tmp_path, capsys):
+    """TIMIT's layout, of three speakers whose phones are tones; one sentence has lost its phones."""
+    phones, generator = {"h#": 250, "ix": 700, "s": 2000}, np.random.default_rng(0)
+    for part, speaker in (("TRAIN", "FCJF0"), ("TEST", "FAKS0"), ("TEST", "MDAB0")):
+        folder = tmp_path / "TIMIT" / part / "DR1" / speaker
+        folder.mkdir(parents=True)
+        for number in range(4):
+            said = generator.permutation([*phones] * 3)
+            tones = [0.3 * np.sin(2 * np.pi * phones[phone] * np.arange(4000) / 16000) for phone in said]
+            samples = np.concatenate(tones) + 0.02 * generator.standard_normal(36000)
+            with open(folder / f"SX{number}.WAV", "wb") as file:
+                soundfile.write(file, samples, 16000, format="NIST")
+            lines = [f"{4000 * i} {4000 * (i + 1)} {phone}" for i, phone in enumerate(said)]
+            (folder / f"SX{number}.PHN").write_text("\n".join(lines) + "\n")
+    (folder / "SX3.PHN").unlink()
+    out = tmp_path / "out"
+    command = ["probe-frames", str(tmp_path / "TIMIT"), checkpoint, "fbank", "--corpus", "timit", "--out", str(out)]
+    assert main([*command, *QUICK]) == 1
+    assert "left out: " in (said := capsys.readouterr().err) and "SX3.PHN" in said
+    results = results_of(out)
+    assert results["classes"] == 3 and results["frames"].keys() == {"train", "dev", "test"}
+    assert all(accuracy > 0.8 for accuracy in best_accuracies(out)), best_accuracies(out)
 
 
 def test_nothing_is_computed_twice(checkpoint, tmp_path, monkeypatch):
