@@ -60,7 +60,7 @@ def _physical(grid, config, rows, columns):
 
 def _interpolation(count, spacing, learned, like):
     """(count, learned): weights of the learned places for places 0, spacing, 2 spacing, ... between them."""
-    places = (torch.arange(count, device=like.device, dtype=torch.float64) * spacing).clamp(max=learned - 1)
+    places = (torch.arange(count, device=like.device, dtype=torch.float32) * spacing).clamp(max=learned - 1)
     distance = (places[:, None] - torch.arange(learned, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)
 
