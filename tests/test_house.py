@@ -8,7 +8,7 @@ from helpers.paths import CHECKOUT
 PACKAGE = CHECKOUT / "ssamba_upstream"
 
 FLOORS = [
-    {"torchaudio_extension", "files", "configs", "packing", "ops", "audio"},
+    {"torchaudio_extension", "devices", "files", "configs", "packing", "ops", "audio", "reading"},
     {"figures", "frontend", "network"},
     {"feature_extraction", "windows", "checkpoint", "corpora"},
     {"auto_classes", "downloads", "frames", "training", "benchmark"},

@@ -28,7 +28,7 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
         config = SsambaConfig.from_size(size, time_stride=DOWNSTREAM_STRIDE, frequency_stride=DOWNSTREAM_STRIDE)
         model = SsambaModel(config).to(device).eval()
         for utterances, seconds in tqdm(MODEL_INPUTS, desc=size, unit="input"):
-            frames = seconds * 100 + config.patch_size[1] - DOWNSTREAM_STRIDE
+            frames = config.front_end.frames_in(seconds) + config.patch_size[1] - DOWNSTREAM_STRIDE
             fbank = torch.randn(utterances, frames, config.num_mel_bins, device=device)
             for mode, (gradients, bfloat16) in MODES.items():
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):

@@ -24,6 +24,8 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["run-downstream"]:
         return superb.run_downstream(arguments[1:])
+    if arguments[:1] == ["s3prl"]:
+        return superb.run_s3prl(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.needs_network:

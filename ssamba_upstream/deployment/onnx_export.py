@@ -12,7 +12,7 @@ from ..checkpoint import CheckpointError, content_hash, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import replacing
 from ..frames import FrameEncoder, UpstreamOptions
-from ..frontend import FRAME_LENGTH, SAMPLE_RATE
+from ..frontend import LogMel
 from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..windows import encode, token_index, tokens_to_frames
 
@@ -140,7 +140,7 @@ class _Encoder:
             "hidden_states": [config.num_hidden_layers + 1, "batch", "frames", width],
             "last_hidden_state": ["batch", "frames", width],
         }
-        self.metadata = {"sampling_rate": SAMPLE_RATE, "hop": windowing.hop, "window_secs": windowing.window_secs}
+        self.metadata = {"sampling_rate": config.sampling_rate, "hop": windowing.hop, "window_secs": windowing.window_secs}
 
     def nodes(self, graph, value):
         from . import onnx_graph
@@ -148,7 +148,7 @@ class _Encoder:
         windowing = self.encoder.windowing
         if self.reads == "waveform":
             count = graph("Div", graph("Add", graph.size(value, 1), windowing.hop - 1), windowing.hop)
-            at_least = graph("Max", graph.size(value, 1), FRAME_LENGTH)
+            at_least = graph("Max", graph.size(value, 1), windowing.front_end.frame_samples)
             value = onnx_graph.log_mel(graph, graph.fit(value, 1, 2, at_least), self.encoder.log_mel)
         else:
             stride = windowing.time_stride
@@ -168,7 +168,7 @@ class _Encoder:
         }
 
     def example(self, utterances, seconds):
-        wavs = _noise(utterances, seconds)
+        wavs = _noise(utterances, seconds, self.encoder.model.config.sampling_rate)
         return wavs if self.reads == "waveform" else torch.stack(self.encoder.log_mel(list(wavs)))
 
     def _frames(self, batch):
@@ -225,17 +225,15 @@ class _Classifier:
         return {"logits": self.model(batch).logits}
 
     def example(self, utterances, seconds):
-        wavs = _noise(utterances, seconds)
+        wavs = _noise(utterances, seconds, self.extractor.sampling_rate)
         if self.reads == "waveform":
             return wavs
         features = self._log_mel().fixed_length(list(wavs), self.extractor.max_length)
-        shortest, frames = self.model.config.patch_size[1], int(seconds * SAMPLE_RATE) // 160
+        shortest, frames = self.model.config.patch_size[1], self.extractor.front_end.frames_of(wavs.shape[1])
         return features[:, : min(max(frames, shortest), self.extractor.max_length)]
 
     def _log_mel(self):
-        from ..frontend import LogMel
-
-        return LogMel(self.extractor.num_mel_bins, self.extractor.mean, self.extractor.std)
+        return LogMel(self.extractor.front_end)
 
 
 def _subject(checkpoint, reads, writes, options):
@@ -321,6 +319,6 @@ def _race(subject, path):
     }, rounds=3)
 
 
-def _noise(utterances, seconds):
+def _noise(utterances, seconds, sampling_rate):
     generator = torch.Generator().manual_seed(0)
-    return 0.1 * torch.randn(utterances, round(seconds * SAMPLE_RATE), generator=generator)
+    return 0.1 * torch.randn(utterances, round(seconds * sampling_rate), generator=generator)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from ..frontend import FFT_LENGTH, FRAME_LENGTH, FRAME_SHIFT, PREEMPHASIS, samples_of
+from ..frontend import PREEMPHASIS, SMALLEST_DEVIATION
 from ..network.positions import position_embedding
 
 OPSET = 18
@@ -87,33 +87,42 @@ class Graph:
         return self.cut(self("Pad", value, pads, self.scalar(padding)), axis, 0, size)
 
 
-def log_mel(graph, wavs, front_end):
-    """(batch, samples), at least one analysis window -> (batch, frames, mel), as :class:`LogMel` has it.
+def log_mel(graph, wavs, module):
+    """(batch, samples), at least one analysis window -> (batch, frames, mel), as ``module``, a :class:`LogMel`, has it.
 
     The Fourier transform is in float64: that of onnxruntime in float32 is less exact than torch's.
     """
-    count = graph("Add", graph("Div", graph("Sub", graph.size(wavs, 1), FRAME_LENGTH), FRAME_SHIFT), 1)
+    front_end = module.front_end
+    length, shift = front_end.frame_samples, front_end.shift_samples
+    count = graph("Add", graph("Div", graph("Sub", graph.size(wavs, 1), length), shift), 1)
     zero, one = np.array(0), np.array(1)
-    starts = graph("Mul", graph("Range", zero, graph("Squeeze", count), one), np.array(FRAME_SHIFT))
-    places = graph("Add", graph("Unsqueeze", starts, 1), np.arange(FRAME_LENGTH))
+    starts = graph("Mul", graph("Range", zero, graph("Squeeze", count), one), np.array(shift))
+    places = graph("Add", graph("Unsqueeze", starts, 1), np.arange(length))
     frames = graph("Gather", wavs, places, axis=1)
     frames = graph("Sub", frames, graph("ReduceMean", frames, -1, keepdims=1))
     previous = graph("Concat", graph.cut(frames, 2, 0, 1), graph.cut(frames, 2, 0, -1), axis=2)
     frames = graph("Sub", frames, graph("Mul", previous, graph.scalar(PREEMPHASIS)))
-    frames = graph("Cast", graph("Mul", frames, front_end.window), to=TensorProto.DOUBLE)
-    frames = graph("Reshape", frames, [-1, FRAME_LENGTH, 1])
-    spectra = graph("Cast", graph("DFT", frames, np.array(FFT_LENGTH), axis=1, onesided=1), to=TensorProto.FLOAT)
+    frames = graph("Cast", graph("Mul", frames, module.window), to=TensorProto.DOUBLE)
+    frames = graph("Reshape", frames, [-1, length, 1])
+    spectra = graph("Cast", graph("DFT", frames, np.array(module.fft_length), axis=1, onesided=1), to=TensorProto.FLOAT)
     power = graph("ReduceSum", graph("Mul", spectra, spectra), -1, keepdims=0)
-    shape = graph("Concat", graph.size(wavs, 0), count, graph.constant([FFT_LENGTH // 2 + 1]), axis=0)
-    energies = graph("MatMul", graph("Reshape", power, shape), front_end.mel_bands)
+    shape = graph("Concat", graph.size(wavs, 0), count, graph.constant([module.fft_length // 2 + 1]), axis=0)
+    energies = graph("MatMul", graph("Reshape", power, shape), module.mel_bands)
     logarithms = graph("Log", graph("Max", energies, graph.scalar(torch.finfo(torch.float32).eps)))
-    return graph("Div", graph("Sub", logarithms, graph.scalar(front_end.mean)), graph.scalar(2 * front_end.std))
+    if front_end.normalisation == "data":
+        mean, deviation = graph.scalar(front_end.log_mel_mean), graph.scalar(front_end.log_mel_std)
+        return graph("Div", graph("Sub", logarithms, mean), graph("Mul", deviation, graph.scalar(2)))
+    centred = graph("Sub", logarithms, graph("ReduceMean", logarithms, [1, 2], keepdims=1))
+    variance = graph("ReduceMean", graph("Mul", centred, centred), [1, 2], keepdims=1)
+    deviation = graph("Max", graph("Sqrt", variance), graph.scalar(SMALLEST_DEVIATION))
+    return graph("Div", centred, graph("Mul", deviation, graph.scalar(2)))
 
 
-def clips(graph, wavs, front_end, frames):
+def clips(graph, wavs, module, frames):
     """(batch, samples) -> (batch, frames, mel), as :meth:`LogMel.fixed_length` has it; ``frames`` is a whole number."""
-    most = graph("Min", graph("Max", graph.size(wavs, 1), FRAME_LENGTH), samples_of(frames))
-    return graph.fit(log_mel(graph, graph.fit(wavs, 1, 2, most), front_end), 1, 3, frames, front_end.padding)
+    front_end = module.front_end
+    most = graph("Min", graph("Max", graph.size(wavs, 1), front_end.frame_samples), front_end.samples_of(frames))
+    return graph.fit(log_mel(graph, graph.fit(wavs, 1, 2, most), module), 1, 3, frames, front_end.padding)
 
 
 class Network:

@@ -16,7 +16,6 @@ from ..audio import AudioError, read_clip, read_header
 from ..checkpoint import CheckpointError, content_hash, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_text
-from ..frontend import SAMPLE_RATE, samples_of
 from ..network.classification import MULTI, SsambaForAudioClassification
 
 COLUMNS = ("file", "start", "end", "label", "score")
@@ -74,8 +73,8 @@ class WindowClassifier:
         self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.problem_type == MULTI
-        self.samples = samples_of(self.extractor.max_length)
-        self.window = self.samples / SAMPLE_RATE
+        self.samples = self.extractor.front_end.samples_of(self.extractor.max_length)
+        self.window = self.samples / self.extractor.sampling_rate
         self.every = self.window if every is None else every
         if not self.every > 0:
             raise ClassificationError(f"every must be above 0 seconds; got {every}")
@@ -98,7 +97,7 @@ class WindowClassifier:
         starts = list(window_starts(header.duration, self.window, self.every, first))
         for i in range(0, len(starts), WINDOWS_AT_ONCE):
             batch = starts[i : i + WINDOWS_AT_ONCE]
-            wavs = [read_clip(path, self.samples, "start", round(start * header.rate)) for start in batch]
+            wavs = [_read(path, start, self.samples, header.rate, self.extractor.sampling_rate) for start in batch]
             yield [(start, min(start + self.window, header.duration)) for start in batch], self._probabilities(wavs)
 
     def recording_scores(self, path):
@@ -141,7 +140,7 @@ def embed_recording(encoder, path, every=None):
     header = read_header(path)
     count, total = 0, 0.0
     for start in window_starts(header.duration, windowing.window_secs, every):
-        wav = read_clip(path, windowing.window_samples, "start", round(start * header.rate))
+        wav = _read(path, start, windowing.window_samples, header.rate, windowing.front_end.sampling_rate)
         frames = encoder([wav.to(device)]).last_hidden_state[0]
         count, total = count + len(frames), total + frames.sum(dim=0)
     return (total / count).cpu()
@@ -194,6 +193,11 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
                 table.append(recording, windows, [], finished=True)
                 heard += 1
     return heard, left_out
+
+
+def _read(path, start, samples, rate, sampling_rate):
+    """So many samples at ``sampling_rate`` of a file of a rate, from ``start`` seconds on."""
+    return read_clip(path, samples, "start", round(start * rate), sampling_rate=sampling_rate)
 
 
 def _lines(recording, spans, probabilities, classifier, all_labels):

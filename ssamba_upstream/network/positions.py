@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..devices import send
+
 
 def position_embedding(embedding, config, rows, columns):
     """Positions of a grid of patches.
@@ -21,6 +23,35 @@ def position_embedding(embedding, config, rows, columns):
     grid = embedding[:, 1:].unflatten(1, config.position_grid)
     rule = {"physical": _physical, "published": _published}[config.positions]
     return torch.cat([embedding[:, :1], *rule(grid, config, rows, columns).unbind(1)], dim=1)
+
+
+def packed_positions(embedding, config, rows, columns):
+    """Positions of windows of different lengths, one after the other.
+
+    Args:
+        embedding, config, rows: as of :func:`position_embedding`.
+        columns: those of each window, a list.
+
+    Returns:
+        (total tokens, E), for each window its class token's first.
+
+    Raises:
+        ValueError: see :func:`position_embedding`.
+    """
+    # A physical position depends on nothing but its own place, so that the largest grid has those of all others.
+    grids = {count: max(columns) if config.positions == "physical" else count for count in columns}
+    tables, firsts, total = [], {}, 0
+    for count in sorted(set(grids.values())):
+        tables.append(position_embedding(embedding, config, rows, count)[0])
+        firsts[count], total = total, total + len(tables[-1])
+    places = {
+        count: torch.cat([
+            torch.tensor([firsts[grid]]),
+            (firsts[grid] + 1 + grid * torch.arange(rows)[:, None] + torch.arange(count)).flatten(),
+        ])
+        for count, grid in grids.items()
+    }
+    return torch.cat(tables)[send(torch.cat([places[count] for count in columns]), embedding.device)]
 
 
 def stretch_positions(embedding, config, columns):

@@ -73,8 +73,8 @@ def test_memory_is_bounded_by_windows(save_clip_classifier, write_wav, monkeypat
     lengths, at_once = [], []
     read_clip = recordings.read_clip
 
-    def read_and_note(*arguments):
-        wav = read_clip(*arguments)
+    def read_and_note(*arguments, **keywords):
+        wav = read_clip(*arguments, **keywords)
         lengths.append(len(wav))
         return wav
 
@@ -143,12 +143,12 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(tmp_path, save_
 
     read_clip, count = recordings.read_clip, 0
 
-    def interrupt(*clip):
+    def interrupt(*clip, **keywords):
         nonlocal count
         count += 1
         if count == 40:
             raise KeyboardInterrupt
-        return read_clip(*clip)
+        return read_clip(*clip, **keywords)
 
     monkeypatch.setattr(recordings, "read_clip", interrupt)
     with pytest.raises(KeyboardInterrupt):
