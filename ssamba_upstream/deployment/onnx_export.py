@@ -79,7 +79,8 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
         Export.
 
     Raises:
-        ExportError: what is asked for does not go with the checkpoint, or the file computes something else; then nothing is
+        ExportError: what is asked for does not go with the checkpoint, or the file computes something else; then
+        nothing is
             written.
         CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
         ModuleNotFoundError: the extra ``onnx`` is not installed.

@@ -1,6 +1,7 @@
 """The network, and the front end before it, as an ONNX graph of operators that onnxruntime has on every processor.
 
-The selective scan is ONNX's Scan operator, one for each direction of a block, so that the graph does not grow with its input.
+The selective scan is ONNX's Scan operator, one for each direction of a block, so that the graph does not grow with its
+input.
 What a step needs of its decays is computed within the step: that was faster at every length measured, from 128 to 2048
 tokens, than decays computed for all steps first, and than chunks scanned side by side. Windows of long recordings are
 the turns of a Loop; the weights lie once in the file, outside of it.

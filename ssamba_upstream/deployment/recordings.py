@@ -1,6 +1,7 @@
 """Classifiers and embeddings over recordings of any length, by windows: memory is bounded by a window's length.
 
-A recording is cut into windows of equal length, of which one begins every so many seconds; the last one is the first that
+A recording is cut into windows of equal length, of which one begins every so many seconds; the last one is the first
+that
 reaches the recording's end, and may be shorter. Windows overlap where they are longer than that distance.
 """
 
@@ -48,7 +49,8 @@ class WindowClassifier:
 
     Args:
         folder: of the classifier, as fine-tuning writes it.
-        every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the clips
+        every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the
+            clips
             of the classifier's feature extractor.
         device: on which the network computes.
 
@@ -122,7 +124,8 @@ def embed_recording(encoder, path, every=None):
         encoder: a :class:`ssamba_upstream.frames.FrameEncoder`; windows are those that it reads, see
             :class:`ssamba_upstream.frames.UpstreamOptions`.
         path: the file.
-        every: from the start of one window to that of the next, in seconds. Default: the windows' length, without overlap.
+        every: from the start of one window to that of the next, in seconds. Default: the windows' length, without
+        overlap.
 
     Returns:
         (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by itself;
@@ -149,8 +152,10 @@ def embed_recording(encoder, path, every=None):
 def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
     """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
 
-    A line is a label of a window, from ``start`` to ``end`` in seconds, with its probability. Lines are there as soon as
-    windows are heard; ``OUT.progress`` says how far it got, so that a run that was interrupted goes on in the middle of a
+    A line is a label of a window, from ``start`` to ``end`` in seconds, with its probability. Lines are there as soon
+    as
+    windows are heard; ``OUT.progress`` says how far it got, so that a run that was interrupted goes on in the middle
+    of a
     recording, and recordings that are done are not heard again.
 
     Args:
@@ -158,9 +163,11 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
         recordings: audio files of any rate; channels are averaged.
         out: the CSV, new or of an earlier run with the same classifier and settings.
         every: from the start of one window to that of the next, in seconds. Default: the windows' length.
-        all_labels: a line for every label. Default: for the best one; where a window can have several, for those from 0.5.
+        all_labels: a line for every label. Default: for the best one; where a window can have several, for those from
+        0.5.
         device: on which the network computes.
-        report: called with a sentence about each recording that cannot be read to its end; the windows before stay, and the
+        report: called with a sentence about each recording that cannot be read to its end; the windows before stay,
+            and the
             other recordings are heard.
 
     Returns:
