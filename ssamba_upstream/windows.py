@@ -96,10 +96,13 @@ class Windowing:
         counts = [self.frames(len(wav)) for wav in wavs]
         # An utterance shorter than one analysis window still has something to say.
         wavs = log_mel.at_least_one_frame(wavs)
+        return [self.windows_of(fbank, count) for fbank, count in zip(log_mel(wavs), counts)]
+
+    def windows_of(self, fbank, count):
+        """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past the
+        end of the fbank."""
         return [
-            [self._columns_of(fbank, first, min(self.columns, count - first))
-             for first in range(0, count, self.columns)]
-            for fbank, count in zip(log_mel(wavs), counts)
+            self._columns_of(fbank, first, min(self.columns, count - first)) for first in range(0, count, self.columns)
         ]
 
     def _columns_of(self, fbank, first, count):

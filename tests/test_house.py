@@ -12,7 +12,7 @@ FLOORS = [
     {"figures", "frontend", "network"},
     {"feature_extraction", "windows", "checkpoint", "corpora"},
     {"auto_classes", "downloads", "frames", "training", "benchmark"},
-    {"extraction", "hear", "probing"},
+    {"deployment", "extraction", "hear", "probing"},
     {"pretraining", "finetuning"},
     {"plugin"},
     {"superb"},

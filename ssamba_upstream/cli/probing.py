@@ -1,10 +1,9 @@
 """``ssamba extract``, ``probe``, ``probe-frames`` and ``layer-weights``."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config
+from .options import add_device, add_out, add_upstream_config, find_recordings, upstream_options
 
 MOST_SEEDS = 10
 
@@ -70,31 +69,16 @@ def _extract(options):
     from ..extraction import extract
     from ..training.distributed import choose_device
 
-    recordings, unreadable_folders = _find_recordings(options.recordings)
+    recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        choose_device(options.device), **_upstream_options(options),
+        choose_device(options.device), **upstream_options(options),
     )
     print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
           f"{left_out} recordings are left out")
     for line in unreadable_folders:
         print(f"cannot be searched: {line}", file=sys.stderr)
     return 1 if left_out or unreadable_folders else 0
-
-
-def _find_recordings(sources):
-    """The recordings that files, folders and manifests name, and the folders below them that cannot be searched."""
-    from ..corpora.manifest import PARSERS, find_audio, read_manifest
-
-    recordings, unreadable_folders = [], []
-    for source in sources:
-        if source.is_dir():
-            found, unreadable = find_audio([source])
-            recordings += found
-            unreadable_folders += unreadable
-        else:
-            recordings += read_manifest(source) if source.suffix in PARSERS else [source]
-    return recordings, unreadable_folders
 
 
 def _probe(options):
@@ -111,7 +95,7 @@ def _probe(options):
     results = probe(
         data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
-        device=choose_device(options.device), dtype=options.dtype, **_upstream_options(options),
+        device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
     return _summarise(results, options.out)
 
@@ -138,12 +122,6 @@ def _summarise(results, out):
     for sentence in results["unreadable"]:
         print(f"left out: {sentence}", file=sys.stderr)
     return 1 if results["unreadable"] else 0
-
-
-def _upstream_options(options):
-    from ..frames import UpstreamOptions
-
-    return asdict(UpstreamOptions.read(options.upstream_config))
 
 
 def _layer_weights(options):

@@ -210,10 +210,10 @@ class SsambaModel(SsambaPreTrainedModel):
         self._check_input(input_values)
         patches = self.patch_embed(input_values.to(self.patch_embed.proj.weight.dtype))
         positions = position_embedding(self.pos_embed, self.config, *patches.shape[2:])
-        patches = patches.flatten(2).transpose(1, 2)
+        patches = torch.cat(patches.permute(2, 0, 3, 1).unbind(), dim=1)
         if mask is not None:
             patches = torch.where(mask.unsqueeze(2), mask_embed.to(patches.dtype), patches)
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
     def mix(self, tokens, offsets=None, streams=None):
         """(batch, length, E) -> (batch, length, E): the blocks and the final norm; each residual stream, as in

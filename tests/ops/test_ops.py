@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssamba_upstream import ops
+from ssamba_upstream import SsambaConfig, SsambaModel, ops
 from ssamba_upstream.ops import chunked
 
 FAST_BACKENDS = ["torch"]
@@ -189,6 +189,18 @@ def test_offsets_that_do_not_fit(offsets):
     x, weight, bias = torch.randn(1, 5, 19).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
     with pytest.raises(ValueError, match="offsets must"):
         ops.causal_convolutions(x, [weight], [bias], [False], offsets)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_other_devices_take_the_torch_backend(device):
+    able = [backend for backend in ops.BACKENDS if ops.unavailable_reason(backend, device) is None]
+    assert able == ["torch", "reference"]
+
+
+def test_the_torch_backend_is_chosen_where_no_kernel_serves():
+    assert ops.choose_backend(torch.empty(0, device="meta")) == "torch"
+    model = SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)).to("meta")
+    assert model(torch.empty(2, 100, 128, device="meta")).last_hidden_state.shape == (2, 49, 32)
 
 
 def test_mamba_ssm_without_its_compiled_part_is_not_available(tmp_path, monkeypatch):
