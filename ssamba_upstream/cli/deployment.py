@@ -23,11 +23,11 @@ def add_commands(commands):
                           help="audio files, folders of them, or manifests")
     add_out(classify, "the table, new or of an earlier run with the same settings, which goes on", "FILE.csv")
     classify.add_argument("--every", type=float, metavar="SECONDS",
-                          help="from the start of one window to that of the next; default: the length of a window, that of "
-                               "the clips that the classifier was trained on")
+                          help="from the start of one window to that of the next; default: the length of a window, "
+                               "that of the clips that the classifier was trained on")
     classify.add_argument("--all-labels", action="store_true",
-                          help="a line for every label of a window; default: for the best one, or, of classifiers for several "
-                               "at once, for those from 0.5")
+                          help="a line for every label of a window; default: for the best one, or, of classifiers for "
+                               "several at once, for those from 0.5")
     add_device(classify)
     classify.set_defaults(run=_classify)
 
@@ -51,7 +51,8 @@ def _classify(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
                                  choose_device(options.device), report=lambda line: print(line, file=sys.stderr))
-    print(f"wrote {options.out}: {written} recordings; {len(recordings) - written - left_out} were there, {left_out} are left out")
+    print(f"wrote {options.out}: {written} recordings; "
+          f"{len(recordings) - written - left_out} were there, {left_out} are left out")
     for line in unreadable_folders:
         print(f"cannot be searched: {line}", file=sys.stderr)
     return 1 if left_out or unreadable_folders else 0

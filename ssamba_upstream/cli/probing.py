@@ -110,7 +110,7 @@ def _probe_frames(options):
     results = probe_frames(
         aligned, options.checkpoints, options.out, source=options.set.name, most_frames=options.frames,
         seeds=options.seeds, cache=options.cache, device=choose_device(options.device), dtype=options.dtype,
-        **_upstream_options(options),
+        **upstream_options(options),
     )
     return _summarise(results, options.out)
 

@@ -66,12 +66,15 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
     Args:
         checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
         out: the file; one that is there is replaced.
-        reads: "waveform", ``waveform`` (batch, samples) of at least one sample in [-1, 1] at the network's sampling rate;
-            or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time stride) frames
+        reads: "waveform", ``waveform`` (batch, samples) of at least one sample in [-1, 1] at the network's sampling
+            rate;
+            or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time
+            stride) frames
             of the latter. A classifier cuts or pads waveforms as its feature extractor does, and takes log-mel from one
             patch to the length of its clips.
         writes: "hidden_states", "embedding" or "logits". Default: "logits" of a classifier, else "embedding".
-        int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is rounded to
+        int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
+            rounded to
             as many when the graph runs (onnxruntime's dynamic quantisation).
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
 
@@ -133,8 +136,8 @@ class _Encoder:
         if windowing.padding != "none" or self.encoder.autocast_dtype is not None:
             raise ExportError("an encoder is exported with padding none and precision float32 only")
         if config.positions == "published":
-            raise ExportError('positions="published" depend on the length of each window, which is not fixed here; export '
-                              'with positions="physical"')
+            raise ExportError('positions="published" depend on the length of each window, which is not fixed here; '
+                              'export with positions="physical"')
         self.input_name, self.input_shape = _input(reads, config)
         width = self.encoder.width
         self.output_shapes = {"embedding": ["batch", width]} if writes == "embedding" else {
@@ -191,8 +194,8 @@ class _Classifier:
     def __init__(self, checkpoint, reads, model):
         self.reads, self.model = reads, model
         if not (checkpoint / "preprocessor_config.json").is_file():
-            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give the folder "
-                              "that fine-tuning wrote")
+            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give "
+                              "the folder that fine-tuning wrote")
         self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
         self.input_name, self.input_shape = _input(reads, model.config)
         self.output_shapes = {"logits": ["batch", model.config.num_labels]}
@@ -301,12 +304,12 @@ def _compare(subject, path, tolerance):
         found = session.run(list(expected), {subject.input_name: batch.numpy()})
         for (name, right), value in zip(expected.items(), found):
             if value.shape != right.shape:
-                raise ExportError(f"{name} of {utterances} x {seconds} s is {value.shape} in onnxruntime; the network's is "
-                                  f"{tuple(right.shape)}")
+                raise ExportError(f"{name} of {utterances} x {seconds} s is {value.shape} in onnxruntime; the "
+                                  f"network's is {tuple(right.shape)}")
             difference, magnitude = float(np.abs(value - right.numpy()).max()), float(right.abs().max())
             if not np.isfinite(difference) or tolerance and difference > tolerance * max(1.0, magnitude):
-                raise ExportError(f"{name} of {utterances} x {seconds} s differs by {difference:.1e} from the network's, of up to "
-                                  f"{magnitude:.1e}; expected at most {tolerance} of that, or of 1")
+                raise ExportError(f"{name} of {utterances} x {seconds} s differs by {difference:.1e} from the "
+                                  f"network's, of up to {magnitude:.1e}; expected at most {tolerance} of that, or of 1")
             differences[name] = max(differences[name], difference)
             magnitudes[name] = max(magnitudes[name], magnitude)
     return differences, magnitudes

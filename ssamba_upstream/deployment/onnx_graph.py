@@ -21,7 +21,8 @@ OPSET = 18
 LINEAR = "linear"
 """How the names of those nodes begin that are products with a weight of a linear layer."""
 
-# log(1 + s) = 2 r + 2 r^3 (1/3 + ...) with r = s / (2 + s), for s from 0 to 1: the series in r^2, highest power first, as in
+# log(1 + s) = 2 r + 2 r^3 (1/3 + ...) with r = s / (2 + s), for s from 0 to 1: the series in r^2, highest power first,
+# as in
 # ops/cpu/kernel.c. onnxruntime's Softplus takes four times as long.
 LOGARITHM = 0.14012232422828674, 0.13999569416046143, 0.20010849833488464, 0.3333320617675781
 

@@ -69,8 +69,8 @@ class WindowClassifier:
         if not isinstance(model, SsambaForAudioClassification):
             raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a SsambaForAudioClassification")
         if not (Path(folder) / "preprocessor_config.json").is_file():
-            raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give the folder "
-                                  "that fine-tuning wrote")
+            raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
+                                  "the folder that fine-tuning wrote")
         self.model, self.device = model.to(device), device
         self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -128,7 +128,8 @@ def embed_recording(encoder, path, every=None):
         overlap.
 
     Returns:
-        (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by itself;
+        (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by
+        itself;
         a frame that lies in several counts as often.
 
     Raises:
@@ -226,8 +227,8 @@ class _Table:
         self.path, self.log_path = path, path.with_name(f"{path.name}.progress")
         if not self.log_path.exists():
             if path.exists():
-                raise ClassificationError(f"{path} is there without {self.log_path.name}, which says what is in it; give another "
-                                          "name, or remove it first")
+                raise ClassificationError(f"{path} is there without {self.log_path.name}, which says what is in it; "
+                                          "give another name, or remove it first")
             write_text(",".join(COLUMNS) + "\n", path)
             write_text(json.dumps(settings) + "\n", self.log_path)
         first, *lines = self.log_path.read_bytes().split(b"\n")
