@@ -99,8 +99,8 @@ class Windowing:
         return [self.windows_of(fbank, count) for fbank, count in zip(log_mel(wavs), counts)]
 
     def windows_of(self, fbank, count):
-        """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past the
-        end of the fbank."""
+        """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past
+        the end of the fbank."""
         return [
             self._columns_of(fbank, first, min(self.columns, count - first)) for first in range(0, count, self.columns)
         ]

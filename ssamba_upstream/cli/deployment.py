@@ -39,7 +39,8 @@ def _export(options):
     measured = export(options.checkpoint, options.out, options.input, options.output, options.int8, **encoder_options)
     print(f"wrote {options.out}: {measured.size / 1e6:.1f} MB")
     for name, difference in measured.differences.items():
-        print(f"{name}: differs by at most {difference:.1e} from the network's, of up to {measured.magnitudes[name]:.3g}")
+        largest = measured.magnitudes[name]
+        print(f"{name}: differs by at most {difference:.1e} from the network's, of up to {largest:.3g}")
     times = ", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in measured.milliseconds.items())
     print(f"an utterance of 10 s takes: {times}")
 

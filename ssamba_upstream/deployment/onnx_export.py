@@ -100,8 +100,8 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
     with replacing(out) as temporary:
         if int8:
             names = [node.name for node in _nodes(model.graph) if node.name.startswith(LINEAR)]
-            quantize_dynamic(model, temporary, op_types_to_quantize=["MatMul"], nodes_to_quantize=names, per_channel=True,
-                             weight_type=QuantType.QUInt8, extra_options={"EnableSubgraph": True})
+            quantize_dynamic(model, temporary, op_types_to_quantize=["MatMul"], nodes_to_quantize=names,
+                             per_channel=True, weight_type=QuantType.QUInt8, extra_options={"EnableSubgraph": True})
         else:
             onnx.save(model, temporary)
         differences, magnitudes = _compare(subject, temporary, None if int8 else TOLERANCE)
@@ -144,7 +144,9 @@ class _Encoder:
             "hidden_states": [config.num_hidden_layers + 1, "batch", "frames", width],
             "last_hidden_state": ["batch", "frames", width],
         }
-        self.metadata = {"sampling_rate": config.sampling_rate, "hop": windowing.hop, "window_secs": windowing.window_secs}
+        self.metadata = {
+            "sampling_rate": config.sampling_rate, "hop": windowing.hop, "window_secs": windowing.window_secs,
+        }
 
     def nodes(self, graph, value):
         from . import onnx_graph
@@ -200,8 +202,8 @@ class _Classifier:
         self.input_name, self.input_shape = _input(reads, model.config)
         self.output_shapes = {"logits": ["batch", model.config.num_labels]}
         if reads == "log_mel" and model.config.positions == "published":
-            raise ExportError('positions="published" depend on the length of the log-mel, which is not fixed; export what reads '
-                              "the waveform, whose clips all have one length")
+            raise ExportError('positions="published" depend on the length of the log-mel, which is not fixed; export '
+                              "what reads the waveform, whose clips all have one length")
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.metadata = {"sampling_rate": self.extractor.sampling_rate, "labels": labels,
                          "problem_type": model.config.problem_type}

@@ -44,11 +44,12 @@ class Graph:
         number = next(self._numbers)
         outputs = [f"{operator}_{number}_{i}" for i in range(results)]
         inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name=f"{name or operator}_{number}", **attributes))
+        name = f"{name or operator}_{number}"
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
         return outputs[0] if results == 1 else outputs
 
     def constant(self, value):
-        """The name of a constant: a tensor, an array, or one or more whole numbers, which become (numbers,) of int64."""
+        """The name of a constant: a tensor, an array, or one or more whole numbers, which become (numbers,), int64."""
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().numpy()
         if not isinstance(value, np.ndarray):

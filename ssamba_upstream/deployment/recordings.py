@@ -67,7 +67,8 @@ class WindowClassifier:
     def __init__(self, folder, every=None, device="cpu"):
         model = load_model(folder, model_class=None)
         if not isinstance(model, SsambaForAudioClassification):
-            raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a SsambaForAudioClassification")
+            raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a "
+                                      "SsambaForAudioClassification")
         if not (Path(folder) / "preprocessor_config.json").is_file():
             raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
                                   "the folder that fine-tuning wrote")
@@ -233,7 +234,8 @@ class _Table:
             write_text(json.dumps(settings) + "\n", self.log_path)
         first, *lines = self.log_path.read_bytes().split(b"\n")
         if json.loads(first) != settings:
-            raise ClassificationError(f"{path} was made with {first.decode()}; now it is {json.dumps(settings)}: give another name")
+            raise ClassificationError(f"{path} was made with {first.decode()}; now it is {json.dumps(settings)}: give "
+                                      "another name")
         entries = [json.loads(line) for line in lines[:-1]]  # after the last line end there is nothing, or half a line
         self.done = {entry["recording"]: (entry["windows"], entry["finished"]) for entry in entries}
         self.size = entries[-1]["size"] if entries else len(",".join(COLUMNS)) + 1

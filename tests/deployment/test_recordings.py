@@ -23,7 +23,8 @@ def save_clip_classifier(tmp_path):
     def save(**fields):
         fields = {**SMALL, "id2label": {0: "dog", 1: "rain", 2: "sea"}, **fields}
         folder = tmp_path / "classifier"
-        write_classifier(SsambaForAudioClassification(SsambaConfig(**fields)), SsambaFeatureExtractor(max_length=98), folder)
+        model = SsambaForAudioClassification(SsambaConfig(**fields))
+        write_classifier(model, SsambaFeatureExtractor(max_length=98), folder)
         return folder
 
     return save
@@ -63,7 +64,8 @@ def test_scores_are_those_of_each_window_by_itself(save_clip_classifier, write_w
     assert len(spans) == 1 + np.ceil((20 - WINDOW) / 0.5) > recordings.WINDOWS_AT_ONCE
     wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     for (start, end), found in zip(spans, probabilities):
-        inputs = classifier.extractor(wav[round(start * 16000) : round(end * 16000)], return_tensors="pt")["input_values"]
+        part = wav[round(start * 16000) : round(end * 16000)]
+        inputs = classifier.extractor(part, return_tensors="pt")["input_values"]
         with torch.no_grad():
             torch.testing.assert_close(found, classifier.model(inputs).logits[0].softmax(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(classifier.recording_scores(path), probabilities.mean(dim=0))
@@ -136,7 +138,9 @@ def test_all_labels(tmp_path, save_clip_classifier, write_wav, fields, labels):
     assert (abs(sum(scores) - 1) < 1e-3) == (not fields)
 
 
-def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(tmp_path, save_clip_classifier, write_wav, monkeypatch):
+def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(
+    tmp_path, save_clip_classifier, write_wav, monkeypatch,
+):
     folder, path = save_clip_classifier(), write_wav("long.wav", 40)
     arguments = folder, [path, write_wav("second.wav", 2)], tmp_path / "out.csv", 0.8
     recordings.classify(folder, arguments[1], tmp_path / "whole.csv", 0.8)

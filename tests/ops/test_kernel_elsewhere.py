@@ -48,7 +48,8 @@ def harness(compiler, tmp_path_factory):
     subprocess.run([compiler, *FLAGS, "-I", source, HARNESS, "-o", program], check=True)
 
     def run(sizes, arrays, instruction_set):
-        contents = [np.array(sizes, np.int64).tobytes(), *(array.detach().float().numpy().tobytes() for array in arrays)]
+        floats = [array.detach().float().numpy().tobytes() for array in arrays]
+        contents = [np.array(sizes, np.int64).tobytes(), *floats]
         (folder / "in").write_bytes(b"".join(contents))
         command = [*COMPILERS[compiler][0], program, instruction_set, folder / "in", folder / "out"]
         status = subprocess.run(command).returncode

@@ -71,8 +71,9 @@ def _apply_effect(waveform, sample_rate, effect):
                                     float(begin_percent[:-1]) / 100), sample_rate
     raise NotImplementedError(
         f"The sox effect {' '.join(effect)!r} needs torchaudio < 2.9 with libsox; without it there are only "
-        "'channels 1', 'rate HZ', 'gain DB', 'norm', 'pad SECS SECS', 'trim SECS SECS', 'reverse', "
-        "'vad -T SECS -p SECS' and 'silence 1 SECS LEVEL% -1 SECS LEVEL%'.")
+        "'channels 1', 'rate HZ', 'gain DB', 'norm', 'pad SECS SECS', "
+        "'trim SECS SECS', 'reverse', 'vad -T SECS -p SECS' and "
+        "'silence 1 SECS LEVEL% -1 SECS LEVEL%'.")
 
 
 def _nonzero_peak(waveform):
