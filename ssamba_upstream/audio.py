@@ -91,18 +91,19 @@ def read_header(path) -> AudioHeader:
         return AudioHeader(audio.frames, audio.samplerate, audio.channels)
 
 
-def read_clip(file, samples=None, crop="centre", start=0, stop=None):
-    """At most ``samples`` samples of an audio file, as mono float32 at 16 kHz.
+def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_rate=SAMPLE_RATE):
+    """At most ``samples`` samples of an audio file, as mono float32 at a sampling rate, by default 16 kHz.
 
     Only what is needed is read and resampled; the mean of the channels is taken. Where the header promises more than
     there is, what there is counts.
 
     Args:
         file: a path, or an open binary file.
-        samples: the longest clip, in samples at 16 kHz. Default: the whole file.
+        samples: the longest clip, in samples at that rate. Default: the whole file.
         crop: which part of a longer file: ``"centre"``, ``"start"``, or a random.Random or numpy Generator that draws
             it uniformly.
         start, stop: the part of the file that counts as the file, in samples at its own rate. Default: all of it.
+        sampling_rate: of what is returned, in Hz.
 
     Returns:
         (samples,) float32.
@@ -115,9 +116,9 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None):
 
     with _opened(file) as audio:
         rate = audio.samplerate
-        _check_rate(rate)
+        _check_rate(rate, sampling_rate)
         part = range(audio.frames)[start:stop]
-        wanted = len(part) if samples is None else math.ceil(samples * rate / SAMPLE_RATE)
+        wanted = len(part) if samples is None else math.ceil(samples * rate / sampling_rate)
         try:
             clip = torch.from_numpy(_read_part(audio, part, wanted, crop))
         except soundfile.LibsndfileError as error:
@@ -125,8 +126,8 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None):
                              f"({error.error_string})") from error
         if not len(clip):
             raise ValueError("holds no samples")
-        if rate != SAMPLE_RATE:
-            clip = resampler(rate)(clip)[:samples]
+        if rate != sampling_rate:
+            clip = resampler(rate, sampling_rate)(clip)[:samples]
         loudest = clip.abs().max()
         if not loudest.isfinite():
             raise ValueError("holds samples that are not finite")
@@ -261,14 +262,14 @@ def batches_by_length(lengths, seconds):
 
 
 @lru_cache(maxsize=32)
-def resampler(rate):
-    """From a rate in Hz to 16 kHz."""
+def resampler(rate, wanted):
+    """From a rate in Hz to another."""
     from torchaudio.transforms import Resample
 
-    return Resample(rate, SAMPLE_RATE)
+    return Resample(rate, wanted)
 
 
-def _check_rate(rate):
-    weights = rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2
+def _check_rate(rate, wanted=SAMPLE_RATE):
+    weights = rate * wanted // math.gcd(rate, wanted) ** 2
     if rate < LOWEST_RATE or weights > LARGEST_RESAMPLER:
-        raise ValueError(f"a rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; resample the file first")
+        raise ValueError(f"a rate of {rate} Hz cannot be brought to {wanted} Hz; resample the file first")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
             the published code's. In a file the weights may lie under "state_dict" or "model", beside an optimizer or
             what else a training loop keeps, and may all have "module.", "model." or "_orig_mod." before their names,
             as DataParallel, Lightning and torch.compile put it there. Where they are this package's but without its
-            configuration, the encoder is read, of 128 mel bands.
+            configuration, the encoder is read, of 128 mel bands or ``num_mel_bins``.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
             which do not say, "paired", the order in which they were trained. This package's weights without a
             configuration do not say either, and are read with a block_order only.
@@ -83,7 +84,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
             not fit the configuration exactly.
         ValueError: an override that no network can be built from.
     """
-    config, state = _read(path, block_order)
+    config, state = _read(path, block_order, overrides.get("num_mel_bins", SsambaConfig().num_mel_bins))
     stored = _class_of(state)
     model_class = stored if model_class is None else model_class
     if model_class is SsambaModel:
@@ -97,6 +98,11 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     model = model_class(SsambaConfig(**{**config.to_dict(), **overrides}))
     _load_strictly(model, state, path)
     return model.eval()
+
+
+def load_config(path, **overrides):
+    """The SsambaConfig of a checkpoint, see :func:`load_model`."""
+    return SsambaConfig(**{**_read(path)[0].to_dict(), **overrides})
 
 
 def save_model(model, path):
@@ -146,7 +152,7 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
         checkpoint: of the encoder, see :func:`load_model`; the heads that it has are left out. None: random weights.
         model_class: SsambaForAudioClassification or SsambaForAudioFrameClassification.
         labels: names of the classes, in the order of their indices.
-        frames: length of the clips in fbank frames of 10 ms.
+        frames: length of the clips in fbank frames.
         size: "tiny", "small" or "base", of an encoder with random weights.
         overrides: fields of :class:`SsambaConfig`, such as ``time_stride``, ``drop_path_rate``, ``problem_type`` or
             ``pooling``.
@@ -169,6 +175,7 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
         columns = math.ceil(frames / encoder.config.patch_size[1])
         weights["pos_embed"] = stretch_positions(weights["pos_embed"], encoder.config, columns)
         fields["pretraining_frames"] = columns * encoder.config.patch_size[1]
+    fields["clip_frames"] = frames
     fields["id2label"] = dict(enumerate(labels))
     fields["label2id"] = {label: i for i, label in enumerate(labels)}
     model = model_class(SsambaConfig(**fields))
@@ -186,12 +193,13 @@ def write_classifier(model, feature_extractor, folder):
 
     Args:
         model: a SsambaForAudioClassification or SsambaForAudioFrameClassification.
-        feature_extractor: its SsambaFeatureExtractor.
+        feature_extractor: its SsambaFeatureExtractor, whose front end and clip length the configuration takes over.
         folder: made where it is not there.
     """
     folder = Path(folder)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
-    config = {**_fields(model), "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
+    heard = {**asdict(feature_extractor.front_end), "clip_frames": feature_extractor.max_length}
+    config = {**_fields(model), **heard, "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
     features = {**feature_extractor.to_dict(),
                 "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
     write_text(CODE, folder / f"{CODE_MODULE}.py")
@@ -219,7 +227,7 @@ def _class_of(state):
     return next((model_class for model_class, heads in HEADS.items() if parts & heads), SsambaModel)
 
 
-def _read(path, block_order):
+def _read(path, block_order=None, num_mel_bins=None):
     """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
     path = Path(path)
     if path.is_dir():
@@ -240,7 +248,7 @@ def _read(path, block_order):
         return SsambaConfig(**config), state
     if any(name in OFFICIAL_GRID or name.startswith("v.") for name in state):
         return _read_official(state, path)
-    return _read_bare(state, path, block_order)
+    return _read_bare(state, path, block_order, num_mel_bins)
 
 
 def _without_wrappers(state):
@@ -315,7 +323,7 @@ def _read_official(state, path):
     return config, weights
 
 
-def _read_bare(state, path, block_order):
+def _read_bare(state, path, block_order, num_mel_bins):
     """Configuration and weights of the encoder in a state dict of this package's models, which has none."""
     stored = _class_of(state)
     heads = HEADS.get(stored, ())
@@ -331,9 +339,12 @@ def _read_bare(state, path, block_order):
         )
     try:
         sizes = _sizes(weights, "")
-        rows = SsambaConfig().num_mel_bins // sizes["patch_size"][0]
+        rows = num_mel_bins // sizes["patch_size"][0]
         columns = (weights["pos_embed"].shape[1] - 1) // rows
-        config = SsambaConfig(**sizes, pretraining_frames=columns * sizes["patch_size"][1], block_order=block_order)
+        frames = columns * sizes["patch_size"][1]
+        config = SsambaConfig(
+            **sizes, num_mel_bins=num_mel_bins, pretraining_frames=frames, block_order=block_order
+        )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
     return config, weights

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from tqdm import tqdm
 
 from .audio import AudioError, batches_by_length, expected_seconds, read_clip
 from .checkpoint import content_hash
+from .devices import send
 from .files import replacing, write_json
 from .frames import FrameEncoder, UpstreamOptions
+from .reading import read_ahead, read_all
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -66,9 +69,11 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     missing = {recording: target for recording, target in targets.items() if not target.exists()}
     recordings, written = list(missing), 0
     with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
-        for batch in batches_by_length([*map(expected_seconds, recordings)], batch_secs):
-            wavs = _read([recordings[i] for i in batch], report)
-            for recording, states in _hidden_states(encoder, wavs, layers, device):
+        batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
+        read = partial(read_clip, sampling_rate=encoder.sampling_rate)
+        for found in read_ahead(read, ([recordings[i] for i in batch] for batch in batches)):
+            wavs = _readable(found, report)
+            for recording, states in _hidden_states(encoder, wavs, layers):
                 states = states.to(DTYPES[dtype])
                 if states.isfinite().all():
                     _write(states, missing[recording], file_format)
@@ -76,16 +81,16 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
                 else:
                     report(f"{recording} is left out: its hidden states reach beyond {dtype}"
                            + ("; extract float32" if dtype == "float16" else ""))
-            progress.update(len(batch))
+            progress.update(len(found))
     return written, len(missing) - written
 
 
 @torch.no_grad()
-def _hidden_states(encoder, wavs, layers, device):
+def _hidden_states(encoder, wavs, layers):
     """Yields each recording, and its hidden states (layers, frames, D) on the CPU."""
     if not wavs:
         return
-    states = encoder([wav.to(device) for _, wav in wavs]).hidden_states
+    states = encoder([send(wav, encoder.model.device) for _, wav in wavs]).hidden_states
     for i, (recording, wav) in enumerate(wavs):
         frames = encoder.windowing.frames(len(wav))
         yield recording, torch.stack([states[layer][i, :frames] for layer in layers]).cpu()
@@ -119,15 +124,12 @@ def _check_settings(out, settings):
     write_json(settings, file)
 
 
-def _read(recordings, report):
-    """(recording, waveform) of each that can be read."""
-    wavs = []
-    for recording in recordings:
-        try:
-            wavs.append((recording, read_clip(recording)))
-        except AudioError as error:
-            report(f"{recording} is left out: {error.reason}")
-    return wavs
+def _readable(found, report):
+    """(recording, waveform) of each that could be read."""
+    for recording, wav in found.items():
+        if isinstance(wav, AudioError):
+            report(f"{recording} is left out: {wav.reason}")
+    return [(recording, wav) for recording, wav in found.items() if not isinstance(wav, AudioError)]
 
 
 def _write(states, target, file_format):

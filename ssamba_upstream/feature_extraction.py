@@ -1,45 +1,86 @@
 """SsambaFeatureExtractor: waveforms -> what the classifiers read, by transformers' conventions."""
 
 from functools import lru_cache
+from numbers import Real
 
+import numpy as np
+import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .frontend import LOG_MEL_MEAN, LOG_MEL_STD, SAMPLE_RATE, LogMel, check_waveform
+from .frontend import LogMel, check_waveforms
+from .network.configuration import FrontEnd
+
+MOST_CHANNELS = 8
+"""Clips of so few samples are the channels of a recording, as soundfile lays them out."""
 
 
 class SsambaFeatureExtractor(SequenceFeatureExtractor):
     """Normalised log-mel of clips brought to one length, see :meth:`ssamba_upstream.frontend.LogMel.fixed_length`.
 
     Args:
-        sampling_rate: in Hz; 16000, which is what the front end is made for.
+        sampling_rate: of the waveforms, in Hz.
         num_mel_bins: mel bands.
-        max_length: of what is returned, in frames of 10 ms; 1024 are 10.24 s.
+        max_length: of what is returned, in frames; by default 1024 of 10 ms, 10.24 s.
         mean, std: of the log-mel of the data. Default: of the pretraining data; fine-tuning usually takes those of its
             own, such as -6.6268077 and 5.358466 of ESC-50, or -6.845978 and 5.5654526 of Speech Commands.
+        lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation: see
+            :class:`ssamba_upstream.network.configuration.FrontEnd`.
         kwargs: of every sequence feature extractor of transformers.
 
     Raises:
-        ValueError: another sampling rate, a length below one frame, or a deviation that is not above 0.
+        ValueError: a length below one frame, or what no log-mel can be computed with.
     """
 
     model_input_names = ["input_values"]
 
     def __init__(
-        self, sampling_rate=SAMPLE_RATE, num_mel_bins=128, max_length=1024, mean=LOG_MEL_MEAN, std=LOG_MEL_STD, **kwargs
+        self,
+        sampling_rate=FrontEnd.sampling_rate,
+        num_mel_bins=FrontEnd.num_mel_bins,
+        max_length=1024,
+        mean=FrontEnd.log_mel_mean,
+        std=FrontEnd.log_mel_std,
+        lowest_frequency=FrontEnd.lowest_frequency,
+        highest_frequency=FrontEnd.highest_frequency,
+        frame_length=FrontEnd.frame_length,
+        frame_shift=FrontEnd.frame_shift,
+        normalisation=FrontEnd.normalisation,
+        **kwargs,
     ):
         # Names code in the folder that the fields were read from.
         kwargs.pop("auto_map", None)
         fields = {"feature_size": num_mel_bins, "padding_value": 0.0, "return_attention_mask": False, **kwargs}
         super().__init__(sampling_rate=sampling_rate, **fields)
-        _check_rate(sampling_rate)
         if max_length < 1:
             raise ValueError(f"max_length must be at least one frame; got {max_length}")
-        if not std > 0:
-            raise ValueError(f"std must be above 0; got {std}")
         self.num_mel_bins = num_mel_bins
         self.max_length = max_length
         self.mean = mean
         self.std = std
+        self.lowest_frequency = lowest_frequency
+        self.highest_frequency = highest_frequency
+        self.frame_length = frame_length
+        self.frame_shift = frame_shift
+        self.normalisation = normalisation
+        _ = self.front_end  # which checks its fields
+
+    @classmethod
+    def for_config(cls, config):
+        """The feature extractor of a network, by its SsambaConfig."""
+        fields = {name: getattr(config, name) for name in (
+            "sampling_rate", "num_mel_bins", "lowest_frequency", "highest_frequency", "frame_length", "frame_shift",
+            "normalisation",
+        )}
+        return cls(max_length=config.clip_frames or config.pretraining_frames, mean=config.log_mel_mean,
+                   std=config.log_mel_std, **fields)
+
+    @property
+    def front_end(self):
+        """The :class:`ssamba_upstream.network.configuration.FrontEnd` of what is returned."""
+        return FrontEnd(
+            self.sampling_rate, self.num_mel_bins, self.lowest_frequency, self.highest_frequency, self.frame_length,
+            self.frame_shift, self.normalisation, self.mean, self.std,
+        )
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoFeatureExtractor"):
@@ -48,9 +89,10 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
     def __call__(self, raw_speech, sampling_rate=None, return_tensors=None):
         """
         Args:
-            raw_speech: a mono waveform in [-1, 1] at 16 kHz, (samples,), as a numpy array or a tensor, or a list of
-                them, of any lengths; int16 is divided by 32768.
-            sampling_rate: at which they were sampled, in Hz. Default: taken to be 16000.
+            raw_speech: mono waveforms in [-1, 1] at the extractor's sampling rate: one, (samples,), as an array, a
+                tensor or a list of floats; a batch of equal lengths, (clips, samples); or a list of them, (samples,)
+                or (1, samples), of any lengths. int16 is divided by 32768.
+            sampling_rate: at which they were sampled, in Hz. Default: taken to be the extractor's.
             return_tensors: "pt" for a tensor. Default: a numpy array.
 
         Returns:
@@ -59,13 +101,11 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: another sampling rate, no waveform, or an empty, stereo, NaN or infinite one.
         """
-        if sampling_rate is not None:
-            _check_rate(sampling_rate)
-        wavs = list(raw_speech) if isinstance(raw_speech, (list, tuple)) else [raw_speech]
-        if not wavs:
-            raise ValueError("got an empty list of waveforms; expected at least one")
-        wavs = [check_waveform(wav, i).cpu() for i, wav in enumerate(wavs)]
-        clips = _log_mel(self.num_mel_bins, self.mean, self.std).fixed_length(wavs, self.max_length)
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
+                             "audio first")
+        wavs = check_waveforms([torch.as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
+        clips = _log_mel(self.front_end).fixed_length(wavs, self.max_length)
         return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
 
 
@@ -73,6 +113,12 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
 _log_mel = lru_cache(maxsize=4)(LogMel)
 
 
-def _check_rate(sampling_rate):
-    if sampling_rate != SAMPLE_RATE:
-        raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {SAMPLE_RATE} Hz: resample the audio first")
+def _waveforms(raw_speech):
+    """A list of waveforms, each as it was given, but for (1, samples), which become (samples,)."""
+    if isinstance(raw_speech, (list, tuple)):
+        if raw_speech and isinstance(raw_speech[0], Real):
+            return [np.asarray(raw_speech)]
+        return [wav[0] if getattr(wav, "ndim", 1) == 2 and len(wav) == 1 else wav for wav in raw_speech]
+    if raw_speech.ndim == 2 and raw_speech.shape[1] > MOST_CHANNELS:
+        return list(raw_speech)
+    return [raw_speech]

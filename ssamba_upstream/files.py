@@ -57,7 +57,11 @@ def write_json(content, path):
 
 def file_hash(path):
     """The SHA-256 of a file's content, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def json_hash(content):

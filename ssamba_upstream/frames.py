@@ -10,7 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .checkpoint import load_model
 from .configs import find_config
-from .frontend import LogMel, check_waveform
+from .devices import send
+from .frontend import LogMel, check_waveforms
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,7 +24,8 @@ class UpstreamOptions:
     Attributes:
         window_secs: length of the windows that the network reads. Default: 10 s, or that of the pretraining clips if
             they were shorter.
-        time_stride: distance of frames in fbank frames of 10 ms, 1 to 16. Default: 10, a frame every 100 ms.
+        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, 1 to 16. Default:
+            10, a frame every 100 ms.
         frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
         frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
             "mean", their mean, E wide.
@@ -88,7 +90,7 @@ class FrameEncoder(nn.Module):
     def __init__(self, model, window_secs=None, frequency_pooling="concat", padding="none", precision="float32"):
         super().__init__()
         self.model = model
-        self.log_mel = LogMel(model.config.num_mel_bins)
+        self.log_mel = LogMel(model.config.front_end)
         self.windowing = Windowing.for_model(model.config, window_secs, padding)
         self.frequency_pooling = frequency_pooling
         self.autocast_dtype = PRECISIONS[precision]
@@ -109,6 +111,11 @@ class FrameEncoder(nn.Module):
         return cls(load_encoder(checkpoint, options), **options.framing)
 
     @property
+    def sampling_rate(self):
+        """Of the waveforms, in Hz."""
+        return self.model.config.sampling_rate
+
+    @property
     def width(self):
         """Features of a frame."""
         config = self.model.config
@@ -117,8 +124,8 @@ class FrameEncoder(nn.Module):
     def forward(self, wavs):
         """
         Args:
-            wavs: list of (samples,) mono waveforms at 16 kHz in [-1, 1], of any lengths from one sample. float64 and
-                float16 are converted, int16 is divided by 32768.
+            wavs: list of (samples,) mono waveforms in [-1, 1] at the checkpoint's sampling rate, of any lengths from
+                one sample. float64 and float16 are converted, int16 is divided by 32768.
 
         Returns:
             BaseModelOutput with ``hidden_states``, depth + 1 tensors (utterances, frames, width), and
@@ -128,10 +135,7 @@ class FrameEncoder(nn.Module):
         Raises:
             ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.
         """
-        wavs = [check_waveform(wav, i) for i, wav in enumerate(wavs)]
-        if not wavs:
-            raise ValueError("got an empty list of waveforms; expected at least one")
-        layers, index = self.tokens(wavs)
+        layers, index = self.tokens(check_waveforms(wavs, self.sampling_rate))
         states = []
         while layers:  # let go of each layer's tokens as soon as its frames are there
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
@@ -145,7 +149,7 @@ class FrameEncoder(nn.Module):
         windows = self.windowing.cut(wavs, self.log_mel)
         with self._autocast(device.type):
             layers, firsts = encode([window for run in windows for window in run], self.model)
-        return layers, frame_index(wavs, windows, firsts, self.windowing, self.model.config).to(device)
+        return layers, send(frame_index(wavs, windows, firsts, self.windowing, self.model.config), device)
 
     def _autocast(self, device_type):
         if self.autocast_dtype is None:

@@ -1,7 +1,7 @@
 """Waveforms -> normalised log-mel, for a batch of utterances of any lengths at once.
 
-The features are Kaldi's fbank with the recipe's settings (16 kHz, 25 ms Hanning window every 10 ms, 128 mel bands from
-20 Hz to 8 kHz, no dither, no energy), normalised with the statistics of the data, by default pretraining's.
+The features are Kaldi's fbank, without dither and energy, by default with the recipe's settings: 16 kHz, a 25 ms
+Hanning window every 10 ms, 128 mel bands from 20 Hz to 8 kHz, normalised with the statistics of the pretraining data.
 """
 
 import torch
@@ -9,27 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from .audio import SAMPLE_RATE
+from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
-FRAME_LENGTH = 400
-FRAME_SHIFT = 160
-FFT_LENGTH = 512
 PREEMPHASIS = 0.97
-LOG_MEL_MEAN = -4.2677393
-LOG_MEL_STD = 4.5689974
+
+SMALLEST_DEVIATION = 1e-3
+"""Of a clip's log-mel, by which it is divided: that of digital silence is rounding alone."""
 
 # Frames transformed at once: bounds the memory of long recordings, and is far past the size where batching pays.
 FRAMES_AT_ONCE = 8192
-
-
-def frames_of(samples: int) -> int:
-    """Number of whole analysis windows in a waveform of so many samples (Kaldi's ``snip_edges``)."""
-    return max(0, 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT)
-
-
-def samples_of(frames: int) -> int:
-    """The fewest samples that so many analysis windows need."""
-    return (frames - 1) * FRAME_SHIFT + FRAME_LENGTH
 
 
 class LogMel(nn.Module):
@@ -40,32 +28,41 @@ class LogMel(nn.Module):
     The mean that the recipe takes off each waveform is not taken off here: Kaldi takes it off every frame.
 
     Args:
-        num_mel_bins: mel bands.
-        mean, std: of the log-mel of the data, which is normalised as ``(x - mean) / (2 * std)``. Default: of the
-            pretraining data.
+        front_end: the :class:`FrontEnd`. Default: the one above.
     """
 
-    def __init__(self, num_mel_bins=128, mean=LOG_MEL_MEAN, std=LOG_MEL_STD):
+    def __init__(self, front_end=PUBLISHED_FRONT_END):
         super().__init__()
-        self.mean, self.std = mean, std
-        bands, _ = get_mel_banks(num_mel_bins, FFT_LENGTH, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0)
+        self.front_end = front_end
+        self.fft_length = 2 ** (front_end.frame_samples - 1).bit_length()
+        highest = 0.0 if front_end.highest_frequency is None else front_end.highest_frequency
+        bands, _ = get_mel_banks(front_end.num_mel_bins, self.fft_length, float(front_end.sampling_rate),
+                                 float(front_end.lowest_frequency), highest, 100.0, -500.0, 1.0)
         self.register_buffer("mel_bands", F.pad(bands, (0, 1)).T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(FRAME_LENGTH, periodic=False), persistent=False)
+        self.register_buffer("window", torch.hann_window(front_end.frame_samples, periodic=False), persistent=False)
 
     def forward(self, wavs):
         """
         Args:
-            wavs: list of (samples,) waveforms in [-1, 1] at 16 kHz, float32, of any lengths.
+            wavs: list of (samples,) waveforms in [-1, 1] at the front end's rate, float32, of any lengths.
 
         Returns:
-            list of (frames, mel): 1 + (samples - 400) // 160 frames each, none for fewer than 400 samples.
+            list of (frames, mel): :meth:`FrontEnd.frames_of` each; at 16 kHz 1 + (samples - 400) // 160, none for
+            fewer than 400 samples.
         """
-        counts = [frames_of(len(wav)) for wav in wavs]
-        frames = [wav.unfold(0, FRAME_LENGTH, FRAME_SHIFT) for wav, count in zip(wavs, counts) if count]
+        front_end = self.front_end
+        counts = [front_end.frames_of(len(wav)) for wav in wavs]
+        frames = [wav.unfold(0, front_end.frame_samples, front_end.shift_samples)
+                  for wav, count in zip(wavs, counts) if count]
         if not frames:
             return [wav.new_zeros(0, self.mel_bands.shape[1]) for wav in wavs]
         features = [self._log_mel(part) for part in torch.cat(frames).split(FRAMES_AT_ONCE)]
-        return list(torch.cat(features).split(counts))
+        clips = list(torch.cat(features).split(counts))
+        return clips if front_end.normalisation == "data" else [self._normalise_clip(clip) for clip in clips]
+
+    def at_least_one_frame(self, wavs):
+        """Waveforms, list of (samples,), those shorter than one analysis window zero-padded at their end to one."""
+        return [F.pad(wav, (0, max(0, self.front_end.frame_samples - len(wav)))) for wav in wavs]
 
     def fixed_length(self, wavs, frames):
         """Normalised log-mel of clips, all brought to the same length as the recipe does.
@@ -73,51 +70,64 @@ class LogMel(nn.Module):
         Args:
             wavs: list of (samples,) waveforms, see :meth:`forward`.
             frames: the length; a longer clip is cut at its end, a shorter one is padded there with a log-mel of zero,
-                before it is normalised. A clip shorter than one analysis window is heard as one window.
+                before it is normalised, or with its mean where clips are normalised each by itself. A clip shorter
+                than one analysis window is heard as one window.
 
         Returns:
             (clips, frames, mel)
         """
-        wavs = [F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav)))) for wav in wavs]
-        clips = self([wav[: samples_of(frames)] for wav in wavs])
-        return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip)), value=self.padding) for clip in clips])
-
-    @property
-    def padding(self):
-        """What a log-mel of zero is after normalisation."""
-        return -self.mean / (2 * self.std)
+        clips = self([wav[: self.front_end.samples_of(frames)] for wav in self.at_least_one_frame(wavs)])
+        padding = self.front_end.padding
+        return torch.stack([F.pad(clip, (0, 0, 0, frames - len(clip)), value=padding) for clip in clips])
 
     def _log_mel(self, frames):
         frames = frames - frames.mean(dim=1, keepdim=True)
         previous = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         frames = (frames - PREEMPHASIS * previous) * self.window
-        power = torch.view_as_real(torch.fft.rfft(frames, n=FFT_LENGTH)).square().sum(-1)
+        power = torch.view_as_real(torch.fft.rfft(frames, n=self.fft_length)).square().sum(-1)
         energies = power @ self.mel_bands
         log_energies = energies.clamp(min=torch.finfo(torch.float32).eps).log()
-        return (log_energies - self.mean) / (2 * self.std)
+        if self.front_end.normalisation == "clip":
+            return log_energies
+        return (log_energies - self.front_end.log_mel_mean) / (2 * self.front_end.log_mel_std)
+
+    @staticmethod
+    def _normalise_clip(clip):
+        """(frames, mel); of a clip that is the same everywhere, as digital silence is, zeros."""
+        if not len(clip):
+            return clip
+        return (clip - clip.mean()) / (2 * clip.std(correction=0).clamp(min=SMALLEST_DEVIATION))
 
 
-def check_waveform(wav, i):
-    """A waveform as the front end reads it, (samples,) in float32.
+def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
+    """Waveforms as the front end reads them, (samples,) in float32.
 
     Args:
-        wav: (samples,), of floating point in [-1, 1], or int16, which is divided by 32768.
-        i: its place among others, for the messages.
+        wavs: list of (samples,), of floating point in [-1, 1], or int16, which is divided by 32768; on one device.
+        sampling_rate: at which they should be, in Hz, for the messages.
 
     Raises:
-        ValueError: an empty, stereo, NaN or infinite one, or another integer type.
+        ValueError: no waveform, an empty, stereo, NaN or infinite one, or another integer type.
     """
+    if not wavs:
+        raise ValueError("got an empty list of waveforms; expected at least one")
+    wavs = [_check_waveform(wav, i, sampling_rate) for i, wav in enumerate(wavs)]
+    if not torch.isfinite(torch.cat(wavs)).all():  # a GPU is waited for once, not for each
+        bad = next(i for i, wav in enumerate(wavs) if not torch.isfinite(wav).all())
+        raise ValueError(f"waveform {bad} holds NaN or infinite samples")
+    return wavs
+
+
+def _check_waveform(wav, i, sampling_rate):
     if not isinstance(wav, torch.Tensor):
         wav = torch.as_tensor(wav)
     if wav.dim() != 1:
         raise ValueError(f"waveform {i} has shape {tuple(wav.shape)}; expected one channel, (samples,) at "
-                         f"{SAMPLE_RATE} Hz: average stereo channels first")
+                         f"{sampling_rate} Hz: average stereo channels first")
     if len(wav) == 0:
         raise ValueError(f"waveform {i} is empty; expected at least one sample")
     if wav.dtype == torch.int16:
         wav = wav / 32768
     if not wav.is_floating_point():
         raise ValueError(f"waveform {i} is {wav.dtype}; expected floating point in [-1, 1], or int16")
-    if not torch.isfinite(wav).all():
-        raise ValueError(f"waveform {i} holds NaN or infinite samples")
     return wav.float()

@@ -9,25 +9,24 @@ from torch import nn
 
 from .downloads import find_published
 from .frames import FrameEncoder, UpstreamOptions
-from .frontend import SAMPLE_RATE, samples_of
 
 
 class HearModel(nn.Module):
     """The encoder with the attributes that HEAR asks of a model.
 
     Attributes:
-        sample_rate: of the audio taken, 16000 Hz.
+        sample_rate: of the audio taken, the checkpoint's, in Hz.
         timestamp_embedding_size, scene_embedding_size: width of a frame, patches in a column x E.
     """
-
-    sample_rate = SAMPLE_RATE
 
     def __init__(self, encoder):
         super().__init__()
         self.encoder = encoder
+        self.sample_rate = encoder.sampling_rate
         self.timestamp_embedding_size = self.scene_embedding_size = encoder.width
         # From the first sample that a column of patches reads to its middle.
-        self.lead = samples_of(encoder.model.config.patch_size[1]) // 2
+        config = encoder.model.config
+        self.lead = config.front_end.samples_of(config.patch_size[1]) // 2
 
 
 def load_model(model_file_path="", time_stride=5):
@@ -35,7 +34,8 @@ def load_model(model_file_path="", time_stride=5):
 
     Args:
         model_file_path: see :func:`ssamba_upstream.checkpoint.load_model`. Default: the published ``ssamba_tiny``.
-        time_stride: fbank frames of 10 ms between timestamps. Default: 5, the 50 ms that HEAR suggests at most.
+        time_stride: fbank frames between timestamps. Default: 5, with frames of 10 ms the 50 ms that HEAR suggests at
+            most.
     """
     checkpoint = model_file_path or find_published("ssamba_tiny")
     return HearModel(FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(time_stride=time_stride))).eval()
@@ -46,7 +46,7 @@ def get_timestamp_embeddings(audio, model):
     """Embeddings over time: the final norm of the last residual stream.
 
     Args:
-        audio: (sounds, samples) in [-1, 1] at 16 kHz.
+        audio: (sounds, samples) in [-1, 1] at the model's sample rate.
         model: what :func:`load_model` returns.
 
     Returns:
@@ -59,7 +59,7 @@ def get_timestamp_embeddings(audio, model):
     windowing = model.encoder.windowing
     count = windowing.frames(audio.shape[1])
     frames = model.encoder(list(F.pad(audio, (model.lead, 0)))).last_hidden_state[:, :count]
-    milliseconds = torch.arange(count, device=audio.device) * (1000 * windowing.hop / SAMPLE_RATE)
+    milliseconds = torch.arange(count, device=audio.device) * (1000 * windowing.hop / model.sample_rate)
     return frames, milliseconds.expand(len(audio), -1)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE
+from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 from .packing import pack
 
 LONGEST_DEFAULT_WINDOW = 10.0  # seconds
@@ -25,18 +25,20 @@ class Windowing:
 
     Attributes:
         window_secs: length of a window in seconds.
-        time_stride: distance of columns in fbank frames of 10 ms.
+        time_stride: distance of columns in fbank frames.
         patch_width: of a patch, in fbank frames.
         padding: "none": the grid of columns runs through the whole utterance, a window is a run of its columns, and
             only the last column may need fbank frames past the end, which are zero. "published": the utterance is
             zero-padded to whole windows, each of which is turned into fbank and patches by itself; the columns this
             loses at each window's end make the later frames come early, and the last frame repeats.
+        front_end: of the fbank frames. Default: the published one, with a frame every 10 ms.
     """
 
     window_secs: float
     time_stride: int
     patch_width: int
     padding: str
+    front_end: FrontEnd = PUBLISHED_FRONT_END
 
     @classmethod
     def for_model(cls, config, window_secs=None, padding="none"):
@@ -50,12 +52,13 @@ class Windowing:
         Raises:
             ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical".
         """
-        shortest, longest = config.patch_size[1] / 100, config.pretraining_frames / 100
+        front_end = config.front_end
+        shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.pretraining_frames))
         if window_secs is None:
             window_secs = min(LONGEST_DEFAULT_WINDOW, longest)
         if not shortest <= window_secs:
             raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
-        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding)
+        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end)
         last = (windowing.columns - 1) * windowing.time_stride
         if config.positions == "physical" and last >= config.pretraining_frames:
             raise ValueError(
@@ -67,16 +70,16 @@ class Windowing:
     @property
     def hop(self):
         """Samples from frame to frame."""
-        return self.time_stride * FRAME_SHIFT
+        return self.time_stride * self.front_end.shift_samples
 
     @property
     def window_samples(self):
-        return round(self.window_secs * SAMPLE_RATE)
+        return round(self.window_secs * self.front_end.sampling_rate)
 
     @property
     def columns(self):
         """Columns in a full window."""
-        fbank_frames = self.window_samples // FRAME_SHIFT
+        fbank_frames = self.window_samples // self.front_end.shift_samples
         if self.padding == "published":
             return (fbank_frames - self.patch_width) // self.time_stride + 1
         return max(1, round(fbank_frames / self.time_stride))
@@ -92,11 +95,14 @@ class Windowing:
     def _cut_running(self, wavs, log_mel):
         counts = [self.frames(len(wav)) for wav in wavs]
         # An utterance shorter than one analysis window still has something to say.
-        wavs = [F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav)))) for wav in wavs]
+        wavs = log_mel.at_least_one_frame(wavs)
+        return [self.windows_of(fbank, count) for fbank, count in zip(log_mel(wavs), counts)]
+
+    def windows_of(self, fbank, count):
+        """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past
+        the end of the fbank."""
         return [
-            [self._columns_of(fbank, first, min(self.columns, count - first))
-             for first in range(0, count, self.columns)]
-            for fbank, count in zip(log_mel(wavs), counts)
+            self._columns_of(fbank, first, min(self.columns, count - first)) for first in range(0, count, self.columns)
         ]
 
     def _columns_of(self, fbank, first, count):
@@ -106,7 +112,8 @@ class Windowing:
     def _cut_published(self, wavs, log_mel):
         parts = [wav.split(self.window_samples) for wav in wavs]
         padded = [F.pad(part, (0, self.window_samples - len(part))) for run in parts for part in run]
-        windows = iter(_fit(fbank, self.window_samples // FRAME_SHIFT) for fbank in log_mel(padded))
+        frames = self.window_samples // self.front_end.shift_samples
+        windows = iter(_fit(fbank, frames) for fbank in log_mel(padded))
         return [[next(windows) for _ in run] for run in parts]
 
 
@@ -191,5 +198,4 @@ def tokens_to_frames(tokens, index, pooling):
     """
     patches = tokens[index.clamp(min=0)]
     frames = patches.mean(dim=2) if pooling == "mean" else patches.flatten(2)
-    ended = index[..., :1] < 0
-    return frames.masked_fill(ended, 0) if ended.any() else frames
+    return frames.masked_fill_(index[..., :1] < 0, 0)

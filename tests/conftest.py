@@ -16,13 +16,21 @@ import ssamba_upstream  # noqa: E402, F401  (repairs torchaudio for what the tes
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # a folder of that name is a keyword too
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """Where there is a GPU, only tests that say so see it: runs are compared to the last bit on the CPU."""
+    if not any(map(request.node.get_closest_marker, ("gpu", "triton"))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,23 @@ def test_what_a_waveform_may_be():
     assert extract([wav, wav[:5000]])["input_values"].shape == (2, 50, 128)
 
 
+def test_batches_as_transformers_takes_them():
+    wavs = torch.rand(3, 4000) - 0.5
+    extract = SsambaFeatureExtractor(max_length=24)
+    expected = extract(list(wavs))["input_values"]
+    for same in (wavs, wavs.numpy(), wavs.tolist(), [wav[None] for wav in wavs], [wav.numpy()[None] for wav in wavs]):
+        np.testing.assert_array_equal(extract(same)["input_values"], expected)
+    for same in (wavs[0], wavs[:1], wavs[0].tolist(), tuple(wavs[0].tolist()), list(wavs[0].numpy())):
+        np.testing.assert_array_equal(extract(same)["input_values"], expected[:1])
+
+
 @pytest.mark.parametrize("wavs, message", [
     ([], "empty list of waveforms"),
     (np.zeros(0, dtype="float32"), "waveform 0 is empty"),
-    (np.zeros((2, 16000), dtype="float32"), r"waveform 0 has shape \(2, 16000\); expected one channel"),
+    (np.zeros((16000, 2), dtype="float32"), r"waveform 0 has shape \(16000, 2\); expected one channel"),
+    ([np.zeros((2, 16000), dtype="float32")], r"waveform 0 has shape \(2, 16000\); expected one channel"),
+    (torch.zeros(1, 2, 800), r"waveform 0 has shape \(1, 2, 800\)"),
+    ([1, 0, -1], "waveform 0 is torch.int64"),
     ([torch.zeros(800), torch.zeros(800, 2)], r"waveform 1 has shape \(800, 2\).*average stereo channels"),
     ([torch.zeros(800), torch.tensor([0.0, float("nan")])], "waveform 1 holds NaN"),
     (torch.zeros(800, dtype=torch.int64), "waveform 0 is torch.int64"),
@@ -88,11 +101,13 @@ def test_waveforms_that_cannot_be_read(wavs, message):
 def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="sampling_rate is 44100 Hz; expected 16000 Hz"):
         SsambaFeatureExtractor()(np.zeros(16000, dtype="float32"), sampling_rate=44100)
-    with pytest.raises(ValueError, match="sampling_rate is 8000 Hz"):
-        SsambaFeatureExtractor(sampling_rate=8000)
+    with pytest.raises(ValueError, match="sampling_rate is 16000 Hz; expected 22050 Hz"):
+        SsambaFeatureExtractor(sampling_rate=22050)(np.zeros(22050, dtype="float32"), sampling_rate=16000)
+    with pytest.raises(ValueError, match="grow from 0 to half the sampling rate, 4000 Hz; .* highest_frequency 8000"):
+        SsambaFeatureExtractor(sampling_rate=8000, highest_frequency=8000)
     with pytest.raises(ValueError, match="max_length must be at least one frame; got 0"):
         SsambaFeatureExtractor(max_length=0)
-    with pytest.raises(ValueError, match="std must be above 0; got 0"):
+    with pytest.raises(ValueError, match="log_mel_std must be above 0; got 0"):
         SsambaFeatureExtractor(std=0)
 
 

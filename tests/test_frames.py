@@ -1,13 +1,17 @@
 """FrameEncoder and its options; the frames themselves are tested with s3prl's UpstreamExpert, in tests/plugin."""
 
+import warnings
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
+aten = torch.ops.aten
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -26,6 +30,45 @@ def test_the_upstream_is_the_encoder(checkpoint, options, width):
     for ours, state in zip(output.hidden_states, theirs["hidden_states"], strict=True):
         assert ours.shape[2] == width and torch.equal(ours, state)
     assert torch.equal(output.last_hidden_state, theirs["last_hidden_state"])
+
+
+class Waits(TorchDispatchMode):
+    """Notes when the content of a tensor decides how to go on: where a GPU would be waited for."""
+
+    READ = aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero, aten.masked_select
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in self.READ:
+            self.found.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("pooling", ["concat", "mean"])
+def test_a_forward_pass_looks_once_whether_all_is_finite(checkpoint, pooling):
+    encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(frequency_pooling=pooling))
+    with torch.no_grad(), Waits() as waits:
+        encoder([torch.randn(samples) for samples in (170000, 9000, 401, 1)])
+    assert len(waits.found) == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_once(checkpoint):
+    encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions()).cuda()
+    wavs = [torch.randn(samples, device="cuda") for samples in (170000, 9000, 401, 1)]
+    with torch.no_grad():
+        encoder(wavs)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                encoder(wavs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([wait for wait in waits if "synchronizing" in str(wait.message)]) == 1
 
 
 def test_options_come_from_a_file_or_by_name(tmp_path):

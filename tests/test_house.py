@@ -8,11 +8,11 @@ from helpers.paths import CHECKOUT
 PACKAGE = CHECKOUT / "ssamba_upstream"
 
 FLOORS = [
-    {"torchaudio_extension", "files", "configs", "packing", "ops", "audio"},
+    {"torchaudio_extension", "devices", "files", "configs", "packing", "ops", "audio", "reading"},
     {"figures", "frontend", "network"},
     {"feature_extraction", "windows", "checkpoint", "corpora"},
     {"auto_classes", "downloads", "frames", "training", "benchmark"},
-    {"extraction", "hear", "probing"},
+    {"deployment", "extraction", "hear", "probing"},
     {"pretraining", "finetuning"},
     {"plugin"},
     {"superb"},

@@ -19,7 +19,7 @@ from transformers import ASTConfig, AutoModel
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
 from ..ops import product
-from .timing import available_memory, peak_memory, race, run_step
+from .timing import available_memory, median_times, peak_memory, run_step
 
 TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 22528, 32768, 65536)
 BATCHES = (1, 4)
@@ -161,7 +161,7 @@ def _measure(calls, rounds, device):
         for attempt in attempts.values():
             attempt()  # CUDA's libraries keep what they allocate in their first call, which is no network's
     peaks = {name: peak_memory(attempt, device) for name, attempt in attempts.items()}
-    medians = race(attempts, rounds, device, warm=True)
+    medians = median_times(attempts, rounds, device, warm=True)
     return {name: (medians[name], peaks[name]) for name in calls if name not in failures}, failures
 
 

@@ -7,7 +7,7 @@ import transformers
 
 from .. import ops
 from ..figures import load_pyplot, save_figure
-from ..files import replacing
+from ..files import write_text
 from .efficiency import (
     BATCHES,
     DEPTHS,
@@ -26,7 +26,7 @@ CLAIM = "The paper: tiny, 22k tokens, inference on a GPU, 92.7 % less time and 9
 QUANTITIES = {"ms": "time", "MiB": "memory"}
 
 
-def study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
+def write_study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
     """Run :func:`bench_efficiency`, and write ``efficiency_SIZE.csv`` after each row, and at the end, be it an
     interruption, ``efficiency_SIZE.md`` and ``efficiency_SIZE.png``.
 
@@ -52,8 +52,7 @@ def study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS
                 f"{CLAIM} Measured, {size}, {CLAIMED_TOKENS} tokens, inference on {device}, SSAMBA takes:",
                 compare_claim(rows),
             ]) + "\n"
-            with replacing(path.with_suffix(".md")) as file:
-                file.write_text(text, encoding="utf-8")
+            write_text(text, path.with_suffix(".md"))
             draw(rows, size, path.with_suffix(".png"))
     return text
 

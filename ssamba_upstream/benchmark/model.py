@@ -6,7 +6,7 @@ from tqdm import tqdm
 from .. import ops
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
-from .timing import peak_memory, race, run_step
+from .timing import median_times, peak_memory, run_step
 
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
 MODES = {"forward": (False, False), "forward, bfloat16": (False, True), "training step": (True, False)}
@@ -28,14 +28,14 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
         config = SsambaConfig.from_size(size, time_stride=DOWNSTREAM_STRIDE, frequency_stride=DOWNSTREAM_STRIDE)
         model = SsambaModel(config).to(device).eval()
         for utterances, seconds in tqdm(MODEL_INPUTS, desc=size, unit="input"):
-            frames = seconds * 100 + config.patch_size[1] - DOWNSTREAM_STRIDE
+            frames = config.front_end.frames_in(seconds) + config.patch_size[1] - DOWNSTREAM_STRIDE
             fbank = torch.randn(utterances, frames, config.num_mel_bins, device=device)
             for mode, (gradients, bfloat16) in MODES.items():
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
                     calls = model_calls(model, fbank, gradients)
                     if mode == "forward":
                         calls |= _other_ways(calls["whole"])
-                    medians = race(calls, rounds, device)
+                    medians = median_times(calls, rounds, device)
                     peak = peak_memory(calls["whole"], device)
                 whole, mixing = medians["whole"], medians["mixing"]
                 rows.append({

@@ -7,12 +7,12 @@ import torch
 from tqdm import tqdm
 
 from ..audio import read_clip
-from ..frontend import SAMPLE_RATE, LogMel, samples_of
+from ..frontend import LogMel
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from .model import model_calls
-from .timing import peak_memory, race, run_step
+from .timing import median_times, peak_memory, run_step
 
 PRETRAINING_CLIPS = 8
 
@@ -30,8 +30,8 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
     rows = []
     for size in tqdm(sizes, desc="pretraining", unit="size"):
         model = SsambaForPreTraining(SsambaConfig.from_size(size)).to(device).train()
-        config, log_mel = model.config, LogMel().to(device)
-        samples = samples_of(config.pretraining_frames)
+        config, log_mel = model.config, LogMel(model.config.front_end).to(device)
+        samples, rate = config.front_end.samples_of(config.pretraining_frames), config.sampling_rate
         waveforms = torch.rand(PRETRAINING_CLIPS, samples, device=device) - 0.5
         fbank = torch.stack(log_mel(list(waveforms)))
         masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches).to(device).chunk(2)
@@ -41,14 +41,14 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
             return lambda: run_step(lambda: [model(fbank, *masks).loss], parameters, True)
 
         with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-            soundfile.write(file.name, waveforms[0].cpu().numpy(), SAMPLE_RATE)
+            soundfile.write(file.name, waveforms[0].cpu().numpy(), rate)
             parts = model_calls(model.ssamba, fbank, True)
             calls = {
                 "shared_mask": step(masks[:1]), "two_pass": step(masks), "mixing": parts["mixing"],
                 "products": parts["products"], "log-mel": lambda: log_mel(list(waveforms)),
-                "reading": lambda: [read_clip(file.name, samples, "centre") for _ in fbank],
+                "reading": lambda: [read_clip(file.name, samples, "centre", sampling_rate=rate) for _ in fbank],
             }
-            medians = race(calls, rounds, device)
+            medians = median_times(calls, rounds, device)
         for passes, objective in enumerate(("shared_mask", "two_pass"), start=1):
             whole = medians[objective]
             rows.append({

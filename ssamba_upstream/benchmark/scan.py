@@ -1,79 +1,101 @@
 """``ssamba bench scan``: every backend of the selective scan beside its peers."""
 
+import itertools
+
 import torch
 from tqdm import tqdm
 
 from .. import ops
-from .timing import peak_memory, race, run_step
+from .timing import median_times, peak_memory, run_step
 
 SCAN_SHAPES = ((1, 384, 1189), (8, 384, 497), (8, 768, 497))  # batch, channels, length
+SHAPES_ON_A_GPU = ((8, 768, 512), (8, 768, 4096), (8, 768, 22528))  # for the compiled backends alone
+DTYPES_ON_A_GPU = (torch.float32, torch.bfloat16)
 STATES = 16
+COMPILED = ("triton", "mamba_ssm")
 LOOPS = ("reference", "transformers")  # over time: their gradients and the profiler's record of them take minutes
 
 
 def bench_scan(device="cpu", rounds=5):
-    """Time every backend of the scan and every peer that is installed: one direction, float32.
+    """Time every backend of the scan and every peer that is installed: one direction, float32; on a GPU the compiled
+    backends in bfloat16 and on longer sequences too.
 
     Peers are the scans of transformers' Mamba: its loop, its associative scan under torch.compile, and, where mambapy
     is installed, mambapy's.
 
     Returns:
-        a row (dict) for each shape, mode and candidate: median milliseconds, peak MiB that torch allocates in a call
-        (not of the loops over time, whose gradients are not measured either), and the median over the bound estimated
-        from the machine's own rates.
+        a row (dict) for each shape, dtype, mode and candidate: median milliseconds, peak MiB that torch allocates in a
+        call (not of the loops over time, whose gradients are not measured either), and the median over the bound
+        estimated from the machine's own rates.
     """
     machine = measure_machine(device)
     rows = []
-    for shape in tqdm(SCAN_SHAPES, desc="scan", unit="shape"):
-        inputs = _scan_inputs(*shape, device)
-        for mode, gradients in (("forward", False), ("forward + backward", True)):
-            calls = {name: _scan_call(scan, inputs, gradients) for name, scan in _candidates(device).items()}
-            if gradients:
-                calls = {name: call for name, call in calls.items() if name not in LOOPS}
-            bound = _scan_bound(machine, *shape, gradients)
-            for name, milliseconds in race(calls, rounds, device).items():
-                rows.append({
-                    "batch x channels x length": " x ".join(map(str, shape)), "mode": mode, "scan": name,
-                    "ms": milliseconds, "x bound": milliseconds / bound,
-                    "peak MiB": "" if name in LOOPS else peak_memory(calls[name], device) / 2**20,
-                })
+    on_cpu = device == "cpu"
+    shapes, dtypes = (SCAN_SHAPES, [torch.float32]) if on_cpu else (SCAN_SHAPES + SHAPES_ON_A_GPU, DTYPES_ON_A_GPU)
+    modes = ("forward", False), ("forward + backward", True)
+    trials = [*itertools.product(shapes, dtypes, modes)]
+    for shape, dtype, (mode, gradients) in tqdm(trials, desc="scan", unit="trial"):
+        inputs = _scan_inputs(*shape, device, dtype)
+        candidates = _candidates(device)
+        if shape in SHAPES_ON_A_GPU or dtype != torch.float32:
+            candidates = {name: scan for name, scan in candidates.items() if name in COMPILED}
+        calls = {name: _scan_call(scan, inputs, gradients) for name, scan in candidates.items()}
+        if gradients:
+            calls = {name: call for name, call in calls.items() if name not in LOOPS}
+        bound = _scan_bound(machine, *shape, gradients, dtype)
+        for name, milliseconds in median_times(calls, rounds, device).items():
+            rows.append({
+                "batch x channels x length": " x ".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch."),
+                "mode": mode, "scan": name, "ms": milliseconds,
+                "x bound": milliseconds / bound,
+                "peak MiB": "" if name in LOOPS else peak_memory(calls[name], device) / 2**20,
+            })
     return rows
 
 
 def measure_machine(device="cpu"):
     """This machine's rates from short trials, all its threads together: powers of two per second of numbers that lie in
     a cache, floating-point operations per second in a matrix product, bytes per second in a large copy."""
-    small, large = torch.rand(1 << 16, device=device) - 1, torch.empty(1 << 26, device=device)
-    powers, matrix = torch.empty_like(small), torch.randn(2048, 2048, device=device)
-    power = ops.cpu.exponential2 if device == "cpu" and not ops.cpu.unavailable_reason() else torch.exp2
-    calls = {
-        "powers": lambda: [power(small, out=powers) for _ in range(16)], "copy": large.clone,
-        "product": lambda: matrix @ matrix,
-    }
-    seconds = {name: milliseconds / 1e3 for name, milliseconds in race(calls, 7, device).items()}
-    threads = torch.get_num_threads() if device == "cpu" else 1  # so few numbers keep one thread busy
+    large, matrix = torch.empty(1 << 26, device=device), torch.randn(2048, 2048, device=device)
+    count, powers = _powers(device)
+    calls = {"powers": powers, "copy": large.clone, "product": lambda: matrix @ matrix}
+    seconds = {name: milliseconds / 1e3 for name, milliseconds in median_times(calls, 7, device).items()}
     return {
-        "powers": threads * 16 * small.numel() / seconds["powers"],
+        "powers": count / seconds["powers"],
         "operations": 2 * len(matrix) ** 3 / seconds["product"],
         "bytes": 2 * 4 * large.numel() / seconds["copy"],
     }
 
 
-def _scan_bound(machine, batch, channels, length, gradients):
+def _powers(device):
+    """How many powers of two a call computes, and the call."""
+    if device == "cpu":
+        numbers = torch.rand(1 << 16) - 1
+        power, out = torch.exp2 if ops.cpu.unavailable_reason() else ops.cpu.exponential2, torch.empty_like(numbers)
+        # So few numbers keep one thread busy.
+        return torch.get_num_threads() * 16 * len(numbers), lambda: [power(numbers, out=out) for _ in range(16)]
+    # One launch that reads each number once, and stays within (-1, 0).
+    numbers = torch.rand(1 << 24, device=device) - 1
+    power = torch.cuda.jiterator._create_jit_fn(
+        "template <typename T> T powers(T x) { for (int i = 0; i < 256; ++i) x = exp2f(x) - T(1); return x; }")
+    return 256 * len(numbers), lambda: power(numbers)
+
+
+def _scan_bound(machine, batch, channels, length, gradients, dtype=torch.float32):
     """Milliseconds that a scan takes at the least: a power of two and four fused multiply-adds per state and step, or
     the traffic of u, delta, z and the output, whichever is longer. A backward pass computes the states once more, and
     as much again for their gradients."""
     steps = batch * channels * length
     arithmetic = steps * STATES * (1 / machine["powers"] + 8 / machine["operations"])
-    traffic = 4 * 4 * steps / machine["bytes"]
+    traffic = 4 * dtype.itemsize * steps / machine["bytes"]
     return 1e3 * (3 if gradients else 1) * max(arithmetic, traffic)
 
 
-def _scan_inputs(batch, channels, length, device):
+def _scan_inputs(batch, channels, length, device, dtype=torch.float32):
     """Arguments in token-major memory, with the step sizes of a network at its initialisation."""
 
     def sequence(width):
-        return torch.randn(batch, length, width, device=device).transpose(1, 2)
+        return torch.randn(batch, length, width, device=device).transpose(1, 2).to(dtype)
 
     return {
         "u": sequence(channels), "delta": 0.5 * sequence(channels),

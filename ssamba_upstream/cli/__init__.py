@@ -1,4 +1,4 @@
-"""The ``ssamba`` command: checkpoints, corpora, training, probing, benchmarks and SUPERB, a module to each.
+"""The ``ssamba`` command: checkpoints, corpora, training, probing, deployment, benchmarks and SUPERB, a module to each.
 
 What computes is imported when a command runs, and not before: help and errors answer at once.
 """
@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from ..training import TrainingError
-from . import bench, checkpoints, corpora, probing, superb, training
+from . import bench, checkpoints, corpora, deployment, probing, superb, training
 
-GROUPS = (checkpoints, corpora, training, probing, bench, superb)
+GROUPS = (checkpoints, corpora, training, probing, deployment, bench, superb)
 
 
 def main(arguments=None):
@@ -24,6 +24,8 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["run-downstream"]:
         return superb.run_downstream(arguments[1:])
+    if arguments[:1] == ["s3prl"]:
+        return superb.run_s3prl(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.needs_network:
@@ -33,7 +35,7 @@ def main(arguments=None):
         print(f"ssamba: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         print(f"ssamba: {error}; install this package's extras superb, pretraining, "
-              "finetuning and probing", file=sys.stderr)
+              "finetuning, probing and onnx", file=sys.stderr)
     return 1
 
 

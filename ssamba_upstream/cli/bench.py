@@ -59,10 +59,10 @@ def _write(rows, options):
 
 def _bench_efficiency(options):
     from ..benchmark.efficiency import TOKENS
-    from ..benchmark.efficiency_report import study
+    from ..benchmark.efficiency_report import write_study
 
     try:
-        print(study(options.out, options.device, options.rounds, options.size, options.tokens or TOKENS))
+        print(write_study(options.out, options.device, options.rounds, options.size, options.tokens or TOKENS))
     except KeyboardInterrupt:
         print(f"\nInterrupted. What was measured is in {options.out}.", file=sys.stderr)
         return INTERRUPTED

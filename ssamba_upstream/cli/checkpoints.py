@@ -73,13 +73,22 @@ def _print_checkpoint(checkpoint):
         "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
         "width": f"{config.hidden_size}, {config.intermediate_size} channels, {config.state_size} states",
         "patches": f"{config.patch_size[0]} mel bands x {config.patch_size[1]} frames",
-        "positions": f"{rows} x {columns}, from clips of {config.pretraining_frames / 100:g} s",
+        "positions": f"{rows} x {columns}, from clips of {config.front_end.seconds_of(config.pretraining_frames):g} s",
+        "log-mel": _describe_front_end(config.front_end),
         "hidden states": f"{config.num_hidden_layers + 1}",
     }
     if isinstance(model, SsambaClassifier):
         lines["classes"] = f"{config.num_labels}: {', '.join(config.id2label.values())}"
     for name, value in lines.items():
         print(f"{name:14} {value}")
+
+
+def _describe_front_end(front_end):
+    highest = front_end.highest_frequency or front_end.sampling_rate / 2
+    normalised = f"mean {front_end.log_mel_mean:g}, deviation {front_end.log_mel_std:g}"
+    return (f"{front_end.num_mel_bins} bands of {front_end.lowest_frequency:g} to {highest:g} Hz at "
+            f"{front_end.sampling_rate} Hz, {front_end.frame_length:g} ms every {front_end.frame_shift:g} ms, "
+            + (normalised if front_end.normalisation == "data" else "normalised by the clip"))
 
 
 def _print_system():

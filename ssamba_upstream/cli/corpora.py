@@ -1,5 +1,6 @@
 """``ssamba corpora``, ``manifest`` and ``prepare``."""
 
+import dataclasses
 from pathlib import Path
 
 from .options import add_out
@@ -37,6 +38,9 @@ def add_commands(commands):
     manifest = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
     manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     add_out(manifest, "the manifest", "OUT.jsonl")
+    manifest.add_argument("--statistics", nargs="*", metavar="FIELD=VALUE",
+                          help="measure mean and deviation of the log-mel, too; of another than the published one with "
+                               "fields such as sampling_rate=22050 num_mel_bins=64")
     manifest.set_defaults(run=_manifest, needs_network=False)
 
     prepare = commands.add_parser("prepare", help="turn a downloaded data set into a labelled set, and check it")
@@ -76,12 +80,35 @@ def _arrange_fsdd(options):
 
 
 def _manifest(options):
-    from ..corpora.manifest import write_manifest
+    from ..corpora.manifest import read_manifest, write_manifest
 
+    front_end = None if options.statistics is None else _front_end(options.statistics)
     found = write_manifest(options.folders, options.out)
     print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
     if found.unreadable:
         print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")
+    if front_end is not None:
+        from ..corpora.statistics import measure_statistics
+
+        measured = measure_statistics(read_manifest(options.out), front_end)
+        print(f"log-mel of {measured.frames} frames: log_mel_mean={measured.mean:.7g} "
+              f"log_mel_std={measured.deviation:.7g}")
+        for line in measured.unreadable:
+            print(f"left out: {line}")
+
+
+def _front_end(settings):
+    """The FrontEnd of "field=value" strings, the value in YAML."""
+    import yaml
+
+    from .. import auto_classes  # noqa: F401  (which makes torchaudio, which transformers imports, importable)
+    from ..network.configuration import FrontEnd
+
+    pairs = dict(setting.partition("=")[::2] for setting in settings)
+    known = [field.name for field in dataclasses.fields(FrontEnd)]
+    if unknown := sorted(set(pairs) - set(known)):
+        raise ValueError(f"--statistics has no field {', '.join(unknown)}; there are: {', '.join(known)}")
+    return FrontEnd(**{name: yaml.safe_load(value) for name, value in pairs.items()})
 
 
 def _prepare(options):

@@ -1,5 +1,6 @@
 """Arguments that several commands have."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 SIZES = ("tiny", "small", "base")
@@ -22,3 +23,25 @@ def add_upstream_config(parser):
 def add_device(parser):
     """``--device``, see :func:`ssamba_upstream.training.distributed.choose_device`."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def upstream_options(options):
+    """The upstream's options, a dict, that ``-g`` names."""
+    from ..frames import UpstreamOptions
+
+    return asdict(UpstreamOptions.read(options.upstream_config))
+
+
+def find_recordings(sources):
+    """The recordings that files, folders and manifests name, and the folders below them that cannot be searched."""
+    from ..corpora.manifest import PARSERS, find_audio, read_manifest
+
+    recordings, unreadable_folders = [], []
+    for source in sources:
+        if source.is_dir():
+            found, unreadable = find_audio([source])
+            recordings += found
+            unreadable_folders += unreadable
+        else:
+            recordings += read_manifest(source) if source.suffix in PARSERS else [source]
+    return recordings, unreadable_folders

@@ -1,10 +1,9 @@
-"""``ssamba extract``, ``probe`` and ``layer-weights``."""
+"""``ssamba extract``, ``probe``, ``probe-frames`` and ``layer-weights``."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config
+from .options import add_device, add_out, add_upstream_config, find_recordings, upstream_options
 
 MOST_SEEDS = 10
 
@@ -27,60 +26,59 @@ def add_commands(commands):
     probe = commands.add_parser("probe", help="train linear probes, and SUPERB's classifier, on all layers at once")
     probe.add_argument("set", type=Path, metavar="SET",
                        help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
-    probe.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
-                       help="one or more, all in the same plot; fbank is the filterbank")
-    probe.add_argument("--corpus", choices=("sid", "er", "ks"),
-                       help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er) or Speech Commands (ks)")
-    add_out(probe, "a folder", default=Path("result/probe"))
-    add_upstream_config(probe)
-    probe.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
-    probe.add_argument("--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=5, metavar="N",
-                       help=f"random starts of the probes, at most {MOST_SEEDS}; default: 5")
+    _add_checkpoints_and_cache(probe, Path("result/probe"))
+    probe.add_argument("--corpus", choices=("sid", "er", "ks", "ic"),
+                       help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er), Speech Commands (ks) or Fluent Speech "
+                            "Commands (ic)")
     probe.add_argument("--head-steps", type=int, metavar="N",
                        help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
                        help="of SUPERB's classifier, chosen on dev; default: 1e-4")
     probe.add_argument("--layers-alone", action="store_true",
                        help="SUPERB's classifier on each layer by itself, too, which s3prl's -l trains one a run")
-    probe.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                       help="of the cache; default: float32")
-    add_device(probe)
     probe.set_defaults(run=_probe)
+
+    frames = commands.add_parser("probe-frames", help="train linear probes of labels such as phones at the frames")
+    frames.add_argument("set", type=Path, metavar="SET",
+                        help="CSV or TSV with the columns path, start, end (in seconds), label and, if wanted, split")
+    _add_checkpoints_and_cache(frames, Path("result/probe-frames"))
+    frames.add_argument("--corpus", choices=("timit",), help="SET is the folder of TIMIT")
+    frames.add_argument("--frames", type=int, default=10_000, metavar="N",
+                        help="drawn from all that have a label, at most; default: 10000")
+    frames.set_defaults(run=_probe_frames)
 
     weights = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
     weights.add_argument("checkpoint", type=Path, help="such as dev-best.ckpt")
     weights.set_defaults(run=_layer_weights)
 
 
+def _add_checkpoints_and_cache(command, out):
+    command.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
+                         help="one or more, all in the same plot; fbank is the filterbank")
+    add_out(command, "a folder", default=out)
+    add_upstream_config(command)
+    command.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
+    command.add_argument("--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=5, metavar="N",
+                         help=f"random starts of the probes, at most {MOST_SEEDS}; default: 5")
+    command.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                         help="of the cache; default: float32")
+    add_device(command)
+
+
 def _extract(options):
     from ..extraction import extract
     from ..training.distributed import choose_device
 
-    recordings, unreadable_folders = _find_recordings(options.recordings)
+    recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        choose_device(options.device), **_upstream_options(options),
+        choose_device(options.device), **upstream_options(options),
     )
     print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
           f"{left_out} recordings are left out")
     for line in unreadable_folders:
         print(f"cannot be searched: {line}", file=sys.stderr)
     return 1 if left_out or unreadable_folders else 0
-
-
-def _find_recordings(sources):
-    """The recordings that files, folders and manifests name, and the folders below them that cannot be searched."""
-    from ..corpora.manifest import PARSERS, find_audio, read_manifest
-
-    recordings, unreadable_folders = [], []
-    for source in sources:
-        if source.is_dir():
-            found, unreadable = find_audio([source])
-            recordings += found
-            unreadable_folders += unreadable
-        else:
-            recordings += read_manifest(source) if source.suffix in PARSERS else [source]
-    return recordings, unreadable_folders
 
 
 def _probe(options):
@@ -97,19 +95,33 @@ def _probe(options):
     results = probe(
         data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
-        device=choose_device(options.device), dtype=options.dtype, **_upstream_options(options),
+        device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
-    summary = (options.out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
-    print(f"{summary}\n\nwrote {options.out}")
+    return _summarise(results, options.out)
+
+
+def _probe_frames(options):
+    from ..corpora.alignments import read_alignments
+    from ..corpora.timit import read_timit
+    from ..probing.frame_study import probe_frames
+    from ..training.distributed import choose_device
+
+    aligned = read_timit(options.set) if options.corpus else read_alignments(options.set)
+    results = probe_frames(
+        aligned, options.checkpoints, options.out, source=options.set.name, most_frames=options.frames,
+        seeds=options.seeds, cache=options.cache, device=choose_device(options.device), dtype=options.dtype,
+        **upstream_options(options),
+    )
+    return _summarise(results, options.out)
+
+
+def _summarise(results, out):
+    """Print the report's summary and what is left out; returns the exit status."""
+    summary = (out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
+    print(f"{summary}\n\nwrote {out}")
     for sentence in results["unreadable"]:
         print(f"left out: {sentence}", file=sys.stderr)
     return 1 if results["unreadable"] else 0
-
-
-def _upstream_options(options):
-    from ..frames import UpstreamOptions
-
-    return asdict(UpstreamOptions.read(options.upstream_config))
 
 
 def _layer_weights(options):

@@ -1,4 +1,4 @@
-"""``ssamba run-downstream``, ``superb``, ``submit`` and ``export-hidden-set``."""
+"""``ssamba run-downstream``, ``s3prl``, ``superb``, ``submit`` and ``export-hidden-set``."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,8 @@ RUN_HELP = {
 
 def add_commands(commands):
     commands.add_parser("run-downstream", help="s3prl's run_downstream with the SSAMBA upstreams; takes its arguments")
+    commands.add_parser("s3prl", help="s3prl's newer recipes (SuperbSID, SuperbASR, ...) with the SSAMBA upstreams; "
+                                      "takes s3prl.main's arguments")
 
     superb = commands.add_parser("superb",
                                  help="run SUPERB's tasks: learning-rate search, five folds, table of results")
@@ -60,6 +62,14 @@ def run_downstream(arguments):
     from ..plugin.runner import main
 
     return main(arguments)
+
+
+def run_s3prl(arguments):
+    """s3prl's recipes, with their arguments as they are."""
+    from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+    from ..plugin.runner import run_s3prl_main
+
+    return run_s3prl_main(arguments)
 
 
 def _superb(options):

@@ -229,15 +229,30 @@ def _split(names, labels, seed):
     splits = {}
     for label in set(labels):
         members = [name for name, other in zip(names, labels) if other == label]
-        if len(members) < len(SPLITS):
-            raise LabelledSetError(f"class {label!r} has {len(members)} recordings; a split into train, dev "
-                                   "and test needs three")
-        members.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-        tests = max(1, round(0.2 * len(members)))
-        devs = max(1, round(0.1 * len(members)))
-        for rank, name in enumerate(members):
-            splits[name] = "test" if rank < tests else "dev" if rank < tests + devs else "train"
+        splits.update(split_by_hash(members, f"class {label!r}", seed))
     return [splits[name] for name in names]
+
+
+def split_by_hash(names, what, seed=0):
+    """A split for each of some names, ordered by the SHA-256 of seed and name: see :func:`read_labelled`.
+
+    Args:
+        names: three or more.
+        what: they are, for the error.
+        seed: of the order.
+
+    Returns:
+        "train", "dev" or "test" by name.
+
+    Raises:
+        LabelledSetError: fewer than three.
+    """
+    if len(names) < len(SPLITS):
+        raise LabelledSetError(f"{what} has {len(names)} recordings; a split into train, dev and test needs three")
+    ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    test, dev = max(1, round(0.2 * len(names))), max(1, round(0.1 * len(names)))
+    sizes = {"test": test, "dev": dev, "train": len(names) - test - dev}
+    return dict(zip(ordered, (split for split, size in sizes.items() for _ in range(size))))
 
 
 def _check_splits(splits):

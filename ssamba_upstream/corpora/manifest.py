@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from array import array
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,35 @@ from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
 from ..files import write_text
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
+
+
+class Paths(Sequence):
+    """Paths in two arrays, which the processes that are forked read without copying; a list of millions of strings
+    would be copied page by page, as each look at a string counts in it.
+
+    Args:
+        paths: of str; names that are no Unicode come back as they were.
+    """
+
+    def __init__(self, paths=()):
+        self._content, self._ends = bytearray(), array("q", [0])
+        for path in paths:
+            self._content += path.encode(errors="surrogatepass")
+            self._ends.append(len(self._content))
+
+    def __len__(self):
+        return len(self._ends) - 1
+
+    def __getitem__(self, index):
+        places = range(len(self))[index]
+        if isinstance(index, slice):
+            return Paths(self[place] for place in places)
+        return self._content[self._ends[places]:self._ends[places + 1]].decode(errors="surrogatepass")
+
+    def __eq__(self, other):
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
 
 
 class ManifestError(ValueError):
@@ -108,7 +139,7 @@ def _write_lines(path, lines):
 
 
 def read_manifest(path):
-    """The audio files that a manifest lists, as paths.
+    """The audio files that a manifest lists, as :class:`Paths`.
 
     Read are what :func:`write_manifest` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
     (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
@@ -119,36 +150,36 @@ def read_manifest(path):
     path = Path(path)
     if path.suffix not in PARSERS:
         raise ManifestError(f"{path}: a manifest's name ends in {', '.join(PARSERS)}; {HOW_TO_WRITE}")
-    files = PARSERS[path.suffix](path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        files = Paths(PARSERS[path.suffix](path, file))
     if not files:
         raise ManifestError(f"{path}: lists no audio file; {HOW_TO_WRITE}")
     return files
 
 
-def _parse_lines(path, text):
-    return [_value_of(_parse_json(path, line, number), "path", f"{path}, line {number}")
-            for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+def _parse_lines(path, lines):
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _value_of(_parse_json(path, line, number), "path", f"{path}, line {number}")
 
 
-def _parse_published(path, text):
-    content = _parse_json(path, text)
+def _parse_published(path, file):
+    content = _parse_json(path, file.read())
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise ManifestError(f'{path}: expected {{"data": [{{"wav": path}}, ...]}}, as the published code writes it')
-    return [_value_of(entry, "wav", f"{path}, entry {number} of data")
-            for number, entry in enumerate(content["data"], 1)]
+    for number, entry in enumerate(content["data"], 1):
+        yield _value_of(entry, "wav", f"{path}, entry {number} of data")
 
 
-def _parse_fairseq(path, text):
-    root, *lines = text.split("\n")
-    files = []
-    for number, line in enumerate(lines, 2):
+def _parse_fairseq(path, lines):
+    root = next(lines, "").removesuffix("\n")
+    for number, line in enumerate((line.removesuffix("\n") for line in lines), 2):
         name, _, samples = line.partition("\t")
         if name and samples.isdecimal():
-            files.append(os.path.join(root, name))
+            yield os.path.join(root, name)
         elif line:
             raise ManifestError(f"{path}, line {number}: expected a path below {root!r}, a tab and a number of "
                                 f"samples, but found {line[:80]!r}")
-    return files
 
 
 PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}

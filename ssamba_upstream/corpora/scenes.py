@@ -7,9 +7,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from ..audio import AudioError, read_clip, read_header
+from ..audio import SAMPLE_RATE, AudioError, read_clip, read_header
 from ..files import replacing
-from ..frontend import SAMPLE_RATE
 from .labelled import join_labels
 
 SCENE_SECONDS = 60

@@ -1,11 +1,11 @@
-"""SUPERB's three corpora as labelled sets, of the utterances and splits that s3prl uses."""
+"""SUPERB's corpora of whole utterances as labelled sets, of the utterances and splits that s3prl uses."""
 
 from pathlib import Path
 
-from . import iemocap, speech_commands, voxceleb1
+from . import fluent_speech_commands, iemocap, speech_commands, voxceleb1
 from .labelled import LabelledSet, LabelledSetError
 
-CORPORA = {"sid": voxceleb1, "er": iemocap, "ks": speech_commands}
+CORPORA = {"sid": voxceleb1, "er": iemocap, "ks": speech_commands, "ic": fluent_speech_commands}
 
 
 def read_superb(task, root) -> LabelledSet:
@@ -16,8 +16,8 @@ def read_superb(task, root) -> LabelledSet:
     spotting is every second of the background noises, each tenth of which is dev.
 
     Args:
-        task: "sid", VoxCeleb1, by speaker; "er", IEMOCAP, by emotion, whose splits are the five sessions; or
-            "ks", Speech Commands, by keyword.
+        task: "sid", VoxCeleb1, by speaker; "er", IEMOCAP, by emotion, whose splits are the five sessions; "ks",
+            Speech Commands, by keyword; or "ic", Fluent Speech Commands, by intent, such as "activate;lights;kitchen".
         root: the corpus's folder, see ``ssamba corpora check``, with the split file or the metadata in it.
 
     Raises:

@@ -5,6 +5,8 @@ All chance comes from a generator on the CPU, so that a run is the same on any d
 
 import torch
 
+from ..devices import send
+
 LARGEST_NOISE = 0.1
 LARGEST_ROLL = 10
 
@@ -32,7 +34,7 @@ def spec_augment(log_mel, frequency, time, fill, generator):
     clips, frames, bands = log_mel.shape
     masked = _runs(clips, bands, frequency, "frequency", generator)[:, None, :]
     masked = masked | _runs(clips, frames, time, "time", generator)[:, :, None]
-    return log_mel.masked_fill(masked.to(log_mel.device), fill)
+    return log_mel.masked_fill(send(masked, log_mel.device), fill)
 
 
 def _runs(clips, size, limit, axis, generator):
@@ -63,5 +65,5 @@ def noise_and_roll(log_mel, generator):
     scales = LARGEST_NOISE * torch.rand(clips, 1, 1, generator=generator)
     shifts = torch.randint(-LARGEST_ROLL, LARGEST_ROLL, (clips, 1), generator=generator)
     noise = scales * torch.rand(log_mel.shape, generator=generator)
-    sources = ((torch.arange(frames) - shifts) % frames).to(log_mel.device)
-    return (log_mel + noise.to(log_mel)).gather(1, sources[:, :, None].expand_as(log_mel))
+    sources = send((torch.arange(frames) - shifts) % frames, log_mel.device)
+    return (log_mel + send(noise.to(log_mel.dtype), log_mel.device)).gather(1, sources[:, :, None].expand_as(log_mel))

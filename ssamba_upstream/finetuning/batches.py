@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..audio import read_clip
+from ..audio import SAMPLE_RATE, read_clip
 from ..corpora.manifest import ManifestError
-from ..frontend import SAMPLE_RATE
 from ..network.classification import IGNORED
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
@@ -37,7 +36,7 @@ class LabelledBatch(Batch):
 
 
 def training_batches(paths, targets, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
-                     mixup=0.0, weights=None) -> Iterator[LabelledBatch]:
+                     mixup=0.0, weights=None, sampling_rate=SAMPLE_RATE) -> Iterator[LabelledBatch]:
     """Batches without end, every recording once per epoch in a seeded order, or drawn by weight.
 
     Batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence of all epochs. A
@@ -53,7 +52,7 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
             ``(recordings, seconds)`` int64, the class of each second from its start, -100 where there is none.
         batch_size: clips of each process.
         samples: the longest clip; longer recordings get a random crop. Labels of seconds stay with their seconds: the
-            crop is then from the start, and ``samples`` has to be ``16000 * seconds``.
+            crop is then from the start, and ``samples`` has to be ``sampling_rate * seconds``.
         seed: a number from 0 on.
         position: the last used batch's, the number of batches used; what follows is exactly what would have followed.
         rank, world_size: which process this is, of how many.
@@ -61,23 +60,26 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
         mixup: which part of the clips is mixed, from 0 to 1.
         weights: ``(recordings,)``, not negative: each clip is of a recording drawn with a probability in proportion
             to its weight, with replacement, see :func:`balancing_weights`. Default: every recording once per epoch.
+        sampling_rate: of the clips, in Hz.
 
     Raises:
         ValueError: at once, when the arguments do not fit each other.
         ManifestError: later, when nothing is readable.
     """
-    _check_targets(paths, targets, samples)
+    _check_targets(paths, targets, samples, sampling_rate)
     if not 0 <= mixup <= 1:
         raise ValueError(f"mixup is the part of the clips that are mixed, from 0 to 1; got {mixup}")
     if mixup and _are_seconds(targets):
         raise ValueError(f"mixup mixes targets of whole clips, but these are labels of seconds; set it to 0, not "
                          f"{mixup}")
     chances = None if weights is None else _cumulative(weights, len(paths))
-    batches = _LabelledBatches(list(paths), batch_size, samples, seed, rank, world_size, targets, mixup, chances)
+    batches = _LabelledBatches(list(paths), batch_size, samples, sampling_rate, seed, rank, world_size, targets,
+                               mixup, chances)
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
-def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1, workers=0) -> Iterator[LabelledBatch]:
+def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1, workers=0,
+                       sampling_rate=SAMPLE_RATE) -> Iterator[LabelledBatch]:
     """Each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one recording less than another; recordings that cannot be
@@ -85,18 +87,18 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     it has one batch without clips, which names them.
 
     Args:
-        paths, targets, batch_size, samples, rank, world_size, workers: as for :func:`training_batches`. With labels of
-            seconds the crop is from the start.
+        paths, targets, batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
+            With labels of seconds the crop is from the start.
 
     Raises:
         ValueError: the arguments do not fit each other.
     """
-    _check_targets(paths, targets, samples)
+    _check_targets(paths, targets, samples, sampling_rate)
     mine = range(rank, len(paths), world_size)
     crop = "start" if _are_seconds(targets) else "centre"
     files = [paths[index] for index in mine]
-    clips = read_batches(ClipsInOrder(files, samples, crop), workers, sampler=range(len(mine)))
-    examples = (clip if isinstance(clip, str) else (index, clip, _target(targets, index, clip))
+    clips = read_batches(ClipsInOrder(files, samples, sampling_rate, crop), workers, sampler=range(len(mine)))
+    examples = (clip if isinstance(clip, str) else (index, clip, _target(targets, index, clip, sampling_rate))
                 for index, clip in zip(mine, clips))
     return (_batch(rows, samples, unreadable) for rows, unreadable in in_batches(examples, batch_size))
 
@@ -153,18 +155,19 @@ class _LabelledBatches(NumberedBatches):
         return int(np.searchsorted(self.chances, random.random(), side="right"))
 
     def read(self, file, random):
-        return read_clip(file, self.samples, "start" if _are_seconds(self.targets) else random)
+        crop = "start" if _are_seconds(self.targets) else random
+        return read_clip(file, self.samples, crop, sampling_rate=self.sampling_rate)
 
     def example(self, readings, random):
         index, clip = next(readings)
-        target = _target(self.targets, index, clip)
+        target = _target(self.targets, index, clip, self.sampling_rate)
         if random.random() < self.mixup:
             partner, other = next(readings)
             share = random.beta(MIXUP_BETA, MIXUP_BETA)
             clip = share * _centred(clip)
             # The mean that the mixture may be left with is of no account: the log-mel takes it off every frame.
             clip[:len(other)] += (1 - share) * _centred(other)[:len(clip)]
-            target = share * target + (1 - share) * _target(self.targets, partner, other)
+            target = share * target + (1 - share) * _target(self.targets, partner, other, self.sampling_rate)
         return index, clip, target
 
     def batch(self, examples, unreadable, position):
@@ -186,16 +189,16 @@ def _are_seconds(targets):
     return not targets.is_floating_point()
 
 
-def _target(targets, index, clip):
+def _target(targets, index, clip, sampling_rate):
     """The row of a recording; of labels of seconds, without those after the clip's end."""
     target = targets[index]
     if _are_seconds(targets):
-        heard = torch.arange(len(target)) * SAMPLE_RATE < len(clip)
+        heard = torch.arange(len(target)) * sampling_rate < len(clip)
         return target.where(heard, IGNORED)
     return target.float()
 
 
-def _check_targets(paths, targets, samples):
+def _check_targets(paths, targets, samples, sampling_rate):
     if not len(paths):
         raise ManifestError("no recordings to read")
     if targets.dim() != 2 or len(targets) != len(paths):
@@ -203,8 +206,8 @@ def _check_targets(paths, targets, samples):
                          f"of shape {tuple(targets.shape)}")
     if not targets.is_floating_point() and targets.dtype != torch.int64:
         raise ValueError(f"targets are floating-point rows of classes or int64 labels of seconds; got {targets.dtype}")
-    if _are_seconds(targets) and samples != targets.shape[1] * SAMPLE_RATE:
-        raise ValueError(f"labels of {targets.shape[1]} seconds go with clips of {targets.shape[1] * SAMPLE_RATE} "
+    if _are_seconds(targets) and samples != targets.shape[1] * sampling_rate:
+        raise ValueError(f"labels of {targets.shape[1]} seconds go with clips of {targets.shape[1] * sampling_rate} "
                          f"samples, not of {samples}")
 
 

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 
-from ..frontend import LOG_MEL_MEAN, LOG_MEL_STD
-from ..network.classification import FRAMES_PER_SECOND
 from ..training.recipe import RecipeError, TrainingRecipe
 
 METRICS = {
@@ -26,8 +25,8 @@ class FinetuningRecipe(TrainingRecipe):
         problem: "single_label"; "multi_label": labels joined by ";"; or "per_second": a label for each second.
         loss: "cross_entropy", or "binary_cross_entropy" of each class by itself.
         metric: by which the best epoch on dev is chosen, see :data:`METRICS`.
-        clip_frames: length of the network's input in frames of 10 ms. Longer recordings are cut, shorter ones padded.
-        mean, std: of the data's log-mel, see :class:`ssamba_upstream.frontend.LogMel`.
+        clip_frames: length of the network's input in fbank frames. Longer recordings are cut, shorter ones padded.
+        mean, std: of the data's log-mel, by which it is normalised. Default: the checkpoint's.
         epochs: passes over the training set, of ``recordings // batch_size`` steps each.
         mixup: part of the clips that are mixed with another one.
         balanced: draw recordings so that rare classes are heard as often as common ones.
@@ -54,8 +53,8 @@ class FinetuningRecipe(TrainingRecipe):
     checkpoint: str | None = None
     loss: str = "cross_entropy"
     metric: str = "accuracy"
-    mean: float = LOG_MEL_MEAN
-    std: float = LOG_MEL_STD
+    mean: float | None = None
+    std: float | None = None
     mixup: float = 0.0
     balanced: bool = False
     frequency_mask: int = 0
@@ -90,10 +89,7 @@ class FinetuningRecipe(TrainingRecipe):
             raise RecipeError(f"{self.problem} has the loss {self._only_loss()}; got {self.loss!r}")
         if self.problem == "per_second" and self.mixup:
             raise RecipeError("labels of seconds cannot be mixed; set mixup to 0")
-        if self.problem == "per_second" and self.clip_frames % FRAMES_PER_SECOND:
-            raise RecipeError(f"clip_frames must be whole seconds of {FRAMES_PER_SECOND} frames; got "
-                              f"{self.clip_frames}")
-        for name, limit in (("frequency_mask", 128), ("time_mask", self.clip_frames)):
+        for name, limit in (("frequency_mask", self.config().num_mel_bins), ("time_mask", self.clip_frames)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= limit:
                 raise RecipeError(f"{name} must be a whole number from 0 to {limit}; got {value!r}")
@@ -101,10 +97,12 @@ class FinetuningRecipe(TrainingRecipe):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise RecipeError(f"{name} must be a number from 0 to 1; got {value!r}")
-        if not isinstance(self.mean, (int, float)):
+        if not isinstance(self.mean, (int, float, NoneType)):
             raise RecipeError(f"mean must be a number; got {self.mean!r}")
         for name in ("head_learning_rate", "std"):
             value = getattr(self, name)
+            if name == "std" and value is None:
+                continue
             if not isinstance(value, (int, float)) or value <= 0:
                 raise RecipeError(f"{name} must be a number above 0; got {value!r}")
         if self.average_epochs is not None and not self._are_epochs(self.average_epochs):

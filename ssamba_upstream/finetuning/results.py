@@ -1,9 +1,13 @@
 """What fine-tuning leaves behind: a classifier's folder with its model card, and the results of all folds."""
 
+from pathlib import Path
 from statistics import mean, stdev
+
+from huggingface_hub import EvalResult
 
 from ..checkpoint import write_classifier
 from ..files import write_json, write_text
+from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
 RESULTS = "results.json"
@@ -18,33 +22,48 @@ def save_result(model, extractor, folder, description, step, scores):
 
 def model_card(model, description, step, scores):
     """The classifier's README in Markdown, with the Hugging Face hub's header."""
-    recipe = description["recipe"]
+    recipe, front_end = description["recipe"], model.config.front_end
+    seconds, kilohertz = front_end.seconds_of(recipe["clip_frames"]), front_end.sampling_rate / 1000
     rows = [
         f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
         for name, value in scores[split].items() if isinstance(value, float)
     ]
     table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
-    return f"""---
-library_name: transformers
-pipeline_tag: audio-classification
-tags: [audio, mamba, ssamba]
----
+    name = f"SSAMBA {model.config.size or f'of width {model.config.hidden_size}'}, fine-tuned"
+    data = Path(recipe["data"]).name
+    header = card_header(
+        recipe, pipeline_tag="audio-classification", tags=["audio", "mamba", "ssamba"], model_name=name,
+        eval_results=[EvalResult("audio-classification", data, data, metric, value, dataset_split="test")
+                      for metric, value in (scores.get("test") or {}).items() if isinstance(value, float)],
+    )
+    fold = "" if recipe["fold"] is None else f", fold {recipe['fold']} for testing"
+    return f"""{header}
 
-# SSAMBA {model.config.size or f"of width {model.config.hidden_size}"}, fine-tuned
+# {name}
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), fine-tuned with ssamba-upstream from {start}: {step} steps of
-{recipe["batch_size"]} clips of {recipe["clip_frames"] / 100:g} s at 16 kHz; {model.config.num_labels} classes.
+{recipe["batch_size"]} clips of {seconds:g} s at {kilohertz:g} kHz; {model.config.num_labels} classes.
 
 ```python
 import ssamba_upstream
 from transformers import pipeline
-pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at 16 kHz
+pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at {front_end.sampling_rate} Hz
 ```
+
+## Figures
 
 {table}
 
-`run.json` holds the whole recipe and the environment.
+## Data
+
+`{data}`{fold}, recordings and labels with the sha256 {description["recordings"]}
+
+Classes: {", ".join(model.config.id2label.values())}
+
+{card_recipe(recipe, "data", "checkpoint")}
+
+`run.json` holds the environment as well.
 """
 
 

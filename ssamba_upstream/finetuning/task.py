@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..corpora.labelled import split_labels
-from ..network.classification import FRAMES_PER_SECOND, IGNORED
+from ..network.classification import IGNORED
+from ..network.configuration import PUBLISHED_FRONT_END
 from ..training.recipe import RecipeError
 from .batches import label_targets
 
@@ -18,27 +19,32 @@ class ClassificationTask:
         classes: their names, sorted; a class's place is its index.
         paths: the recordings of "train", "test" and, where there is one, "dev".
         targets: of each split, see :func:`ssamba_upstream.finetuning.batches.training_batches`.
+        seconds: of a clip, where each has a label; else None.
     """
 
     classes: list[str]
     paths: dict[str, list]
     targets: dict[str, torch.Tensor]
+    seconds: int | None = None
 
     @classmethod
-    def of(cls, labelled, recipe):
+    def of(cls, labelled, recipe, front_end=PUBLISHED_FRONT_END):
         """The task that a recipe makes of a labelled set.
 
         Args:
             labelled: a LabelledSet; of one with folds, all but the recipe's are train.
             recipe: a FinetuningRecipe.
+            front_end: the network's, which says how long a frame is.
 
         Raises:
-            RecipeError: a recording whose labels do not fit the problem, or a class that train lacks.
+            RecipeError: a recording whose labels do not fit the problem, a class that train lacks, or clips of no whole
+                seconds where these have labels.
         """
-        labels = [_names(*row, recipe) for row in zip(labelled.paths, labelled.labels)]
+        seconds = _whole_seconds(recipe.clip_frames, front_end) if recipe.problem == "per_second" else None
+        labels = [_names(*row, recipe, seconds) for row in zip(labelled.paths, labelled.labels)]
         classes = sorted({name for names in labels for name in names})
         if recipe.problem == "per_second":
-            targets = _seconds(labels, classes, recipe)
+            targets = _seconds(labels, classes, seconds)
         else:
             targets = label_targets(labels, classes)
         splits = labelled.splits
@@ -52,10 +58,19 @@ class ClassificationTask:
             classes,
             {split: [labelled.paths[i] for i in indices] for split, indices in members.items()},
             {split: targets[indices] for split, indices in members.items()},
+            seconds,
         )
 
 
-def _names(path, label, recipe):
+def _whole_seconds(frames, front_end):
+    seconds = int(front_end.seconds_of(frames))
+    if not seconds or front_end.frames_in(seconds) != frames:
+        valid = ", ".join(str(front_end.frames_in(count)) for count in (1, 10, 60))
+        raise RecipeError(f"clip_frames must be whole seconds, such as {valid} for 1, 10, 60; got {frames}")
+    return seconds
+
+
+def _names(path, label, recipe, seconds):
     """The classes of a recording, or of its seconds as far as the clip lasts."""
     names = split_labels(label)
     if "" in names:
@@ -63,13 +78,13 @@ def _names(path, label, recipe):
     if recipe.problem == "single_label" and len(names) > 1:
         raise RecipeError(f"{recipe.data}: {path} has the label {label!r}, which is {len(names)} classes; single_label "
                           "has one for a recording, multi_label several, per_second one for each second")
-    return names[:recipe.clip_frames // FRAMES_PER_SECOND] if recipe.problem == "per_second" else names
+    return names[:seconds]
 
 
-def _seconds(labels, classes, recipe):
+def _seconds(labels, classes, seconds):
     """(recordings, seconds) of classes; a second that has none is ignored."""
     number = {name: i for i, name in enumerate(classes)}
-    targets = torch.full((len(labels), recipe.clip_frames // FRAMES_PER_SECOND), IGNORED)
+    targets = torch.full((len(labels), seconds), IGNORED)
     for row, names in zip(targets, labels):
         row[:len(names)] = torch.tensor([number[name] for name in names])
     return targets

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from ..checkpoint import content_hash, load_model, new_classifier
+from ..checkpoint import content_hash, load_config, load_model, new_classifier
 from ..corpora.labelled import read_labelled
+from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
-from ..frontend import SAMPLE_RATE, LogMel, samples_of
-from ..network.classification import FRAMES_PER_SECOND, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..frontend import LogMel
+from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
@@ -43,7 +44,7 @@ def finetune(recipe, out, resume=False, device=None):
         the content of ``results.json``; None when a signal (SIGINT, SIGTERM) stopped the run after saving its state.
 
     Raises:
-        OSError: the recipe's data or checkpoint is not there.
+        OSError: the recipe's data is not there.
         LabelledSetError, CheckpointError: they cannot be used.
         RecipeError: the recipe does not fit the data, or ``resume`` with another recipe, data or checkpoint than the
             run began with.
@@ -53,7 +54,12 @@ def finetune(recipe, out, resume=False, device=None):
     out = Path(out)
     labelled = read_labelled(recipe.data)
     folds = _folds(labelled, recipe)
-    tasks = {fold: ClassificationTask.of(labelled, replace(recipe, fold=fold)) for fold in folds or [recipe.fold]}
+    front_end = (load_config(recipe.checkpoint, **recipe.model) if recipe.checkpoint else recipe.config()).front_end
+    if front_end.normalisation == "clip" and _statistics(recipe):
+        raise RecipeError("mean and std are for data that are normalised together, and the checkpoint's clips are "
+                          "normalised each by itself; set both to null")
+    tasks = {fold: ClassificationTask.of(labelled, replace(recipe, fold=fold), front_end)
+             for fold in folds or [recipe.fold]}
     with start_processes(device) as processes, signals() as stopped:
         description = describe_run(recipe, recordings=labelled.content_hash,
                                    checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
@@ -97,20 +103,22 @@ class _Finetuning(Run):
 
     def __init__(self, recipe, task, out, description, processes):
         torch.manual_seed(recipe.seed)
-        seconds = recipe.problem == "per_second"
-        self.model_class = SsambaForAudioFrameClassification if seconds else SsambaForAudioClassification
+        self.model_class = SsambaForAudioClassification
+        if recipe.problem == "per_second":
+            self.model_class = SsambaForAudioFrameClassification
         problem_type = "multi_label_classification" if recipe.loss == "binary_cross_entropy" else None
         model = new_classifier(
             recipe.checkpoint, self.model_class, task.classes, recipe.clip_frames, recipe.size,
-            **{**recipe.model, "problem_type": problem_type or "single_label_classification"},
+            **{**recipe.model, **_statistics(recipe), "problem_type": problem_type or "single_label_classification"},
         ).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         self.task, self.description, self.results = task, description, None
-        self.samples = samples_of(recipe.clip_frames)
-        if seconds:
-            self.samples = recipe.clip_frames // FRAMES_PER_SECOND * SAMPLE_RATE
-        self.extractor = SsambaFeatureExtractor(max_length=recipe.clip_frames, mean=recipe.mean, std=recipe.std)
-        self.log_mel = LogMel(mean=recipe.mean, std=recipe.std).to(processes.device)
+        front_end = model.config.front_end
+        self.samples = front_end.samples_of(recipe.clip_frames)
+        if task.seconds:
+            self.samples = task.seconds * front_end.sampling_rate
+        self.extractor = SsambaFeatureExtractor.for_config(model.config)
+        self.log_mel = LogMel(front_end).to(processes.device)
         self.steps_of_epoch = max(1, len(task.paths["train"]) // recipe.batch_size)
         average = AveragedModel(model) if recipe.average_epochs else None
         super().__init__(recipe, recipe.epochs * self.steps_of_epoch, out, processes, model,
@@ -123,16 +131,17 @@ class _Finetuning(Run):
             task.paths["train"], targets, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
             mixup=recipe.mixup, weights=balancing_weights(targets) if recipe.balanced else None,
+            sampling_rate=self.model.config.sampling_rate,
         )
 
     def forward(self, network, batch, generator):
         recipe = self.recipe
         fbank = batch_to_fbank(batch, self.log_mel, recipe.clip_frames)
-        fbank = spec_augment(fbank, recipe.frequency_mask, recipe.time_mask, self.log_mel.padding, generator)
+        fbank = spec_augment(fbank, recipe.frequency_mask, recipe.time_mask, self.log_mel.front_end.padding, generator)
         if recipe.noise_and_roll:
             fbank = noise_and_roll(fbank, generator)
         with self.autocast():
-            return network(fbank, labels=batch.targets.to(fbank.device))
+            return network(fbank, labels=send(batch.targets, fbank.device))
 
     def learning_rate_factor(self, step):
         """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""
@@ -204,7 +213,7 @@ class _Finetuning(Run):
         found = []
         clips = max(1, recipe.batch_size // processes.world_size)
         for batch in evaluation_batches(task.paths[split], task.targets[split], clips, self.samples, processes.rank,
-                                        processes.world_size, recipe.workers):
+                                        processes.world_size, recipe.workers, self.model.config.sampling_rate):
             self.unreadable += batch.unreadable
             if not len(batch.indices):
                 continue
@@ -222,6 +231,12 @@ class _Finetuning(Run):
     def _save_result(self, model, name, step, scores):
         if self.processes.first:
             save_result(model, self.extractor, self.out / name, self.description, step, scores)
+
+
+def _statistics(recipe):
+    """The fields of a SsambaConfig that the recipe's mean and deviation are."""
+    given = {"log_mel_mean": recipe.mean, "log_mel_std": recipe.std}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _parameter_groups(model, recipe):

@@ -8,7 +8,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from ..ops import linear
 from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
-FRAMES_PER_SECOND = 100
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -100,9 +99,8 @@ class SsambaForAudioClassification(SsambaClassifier):
 class SsambaForAudioFrameClassification(SsambaClassifier):
     """SSAMBA with a head for the class of every second of a clip.
 
-    A second is what 100 fbank frames hold: the columns of patches whose centres lie in it are averaged, over their
-    rows and with one another, and the head reads that. (The published code cuts its frequency-major tokens into equal
-    runs instead, each of which holds some of the bands of all of the clip's time, so that it labels no seconds.)
+    The columns of patches whose centres lie in it are averaged, over their rows and with one another, and the head
+    reads that. The published code does otherwise, see docs/architecture.md.
 
     Raises:
         ValueError: ``problem_type`` is "multi_label_classification".
@@ -118,8 +116,8 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
     def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None):
         """
         Args:
-            input_values: (batch, frames, mel), normalised log-mel, 100 frames a second; what is left after the last
-                whole second is heard, but not labelled.
+            input_values: (batch, frames, mel), normalised log-mel; what is left after the last whole second is heard,
+                but not labelled.
             labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy.
             output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
             return_dict: whether to return a ``TokenClassifierOutput`` or a tuple.
@@ -151,11 +149,12 @@ def columns_of_seconds(config, frames):
     Raises:
         ValueError: the clip is shorter than a second, or a second has no column.
     """
-    counts = [0] * (frames // FRAMES_PER_SECOND)
+    front_end = config.front_end
+    counts = [0] * int(front_end.seconds_of(frames))
     if not counts:
-        raise ValueError(f"input_values has {frames} frames; a second needs {FRAMES_PER_SECOND}")
+        raise ValueError(f"input_values has {frames} frames; a second needs {front_end.frames_in(1)}")
     for column in range(config.columns(frames)):
-        second = int(column * config.time_stride + config.patch_size[1] / 2) // FRAMES_PER_SECOND
+        second = int(front_end.seconds_of(column * config.time_stride + config.patch_size[1] / 2))
         if second < len(counts):
             counts[second] += 1
     if 0 in counts:

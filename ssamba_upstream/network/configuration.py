@@ -1,10 +1,100 @@
-"""SsambaConfig: everything that shapes the network."""
+"""SsambaConfig: everything that shapes the network; FrontEnd: what of it shapes the log-mel."""
 
 import math
+from dataclasses import dataclass, fields
+from types import NoneType
 
 from transformers import PretrainedConfig
 
 HIDDEN_SIZES = {"tiny": 192, "small": 384, "base": 768}
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What shapes the log-mel that a network reads; the defaults are the published ones.
+
+    Attributes:
+        sampling_rate: of the waveforms, in Hz.
+        num_mel_bins: mel bands.
+        lowest_frequency, highest_frequency: where the lowest band begins and the highest ends, in Hz. Default of the
+            latter: half the sampling rate.
+        frame_length, frame_shift: length and distance of the analysis windows, in milliseconds; in samples they are
+            rounded down, as Kaldi does.
+        normalisation: "data": ``(x - log_mel_mean) / (2 * log_mel_std)``; or "clip": the same with mean and deviation
+            of each waveform's own log-mel, over all its frames and bands.
+        log_mel_mean, log_mel_std: of the data's log-mel; ``ssamba manifest --statistics`` measures them. Default: of
+            the published pretraining data.
+
+    Raises:
+        ValueError: a value that no log-mel can be computed with.
+    """
+
+    sampling_rate: int = 16000
+    num_mel_bins: int = 128
+    lowest_frequency: float = 20.0
+    highest_frequency: float | None = None
+    frame_length: float = 25.0
+    frame_shift: float = 10.0
+    normalisation: str = "data"
+    log_mel_mean: float = -4.2677393
+    log_mel_std: float = 4.5689974
+
+    def __post_init__(self):
+        for name in ("sampling_rate", "num_mel_bins"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1; got {value!r}")
+        for name in ("lowest_frequency", "frame_length", "frame_shift", "log_mel_mean", "log_mel_std"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}")
+        if not isinstance(self.highest_frequency, (int, float, NoneType)):
+            raise ValueError(f"highest_frequency must be a number or None; got {self.highest_frequency!r}")
+        highest = self.sampling_rate / 2 if self.highest_frequency is None else self.highest_frequency
+        if not 0 <= self.lowest_frequency < highest <= self.sampling_rate / 2:
+            raise ValueError(f"frequencies must grow from 0 to half the sampling rate, {self.sampling_rate / 2:g} Hz; "
+                             f"got lowest_frequency {self.lowest_frequency!r} and highest_frequency {highest!r}")
+        if self.shift_samples < 1 or self.frame_samples < 2:
+            raise ValueError(f"frame_length must be at least 2 samples and frame_shift 1, in milliseconds; got "
+                             f"{self.frame_length!r} and {self.frame_shift!r} at {self.sampling_rate} Hz")
+        if self.normalisation not in ("data", "clip"):
+            raise ValueError(f"normalisation must be one of data, clip; got {self.normalisation!r}")
+        if not self.log_mel_std > 0:
+            raise ValueError(f"log_mel_std must be above 0; got {self.log_mel_std!r}")
+
+    @property
+    def frame_samples(self):
+        """Samples of an analysis window."""
+        return int(self.sampling_rate * self.frame_length * 0.001)
+
+    @property
+    def shift_samples(self):
+        """Samples from one analysis window to the next."""
+        return int(self.sampling_rate * self.frame_shift * 0.001)
+
+    @property
+    def padding(self):
+        """What a clip is padded with after normalisation: what a log-mel of zero has become; of clips normalised each
+        by itself, zero, their mean."""
+        return -self.log_mel_mean / (2 * self.log_mel_std) if self.normalisation == "data" else 0.0
+
+    def frames_of(self, samples):
+        """Number of whole analysis windows in a waveform of so many samples (Kaldi's ``snip_edges``)."""
+        return max(0, 1 + (samples - self.frame_samples) // self.shift_samples)
+
+    def samples_of(self, frames):
+        """The fewest samples that so many analysis windows need."""
+        return (frames - 1) * self.shift_samples + self.frame_samples
+
+    def seconds_of(self, frames):
+        """How long so many shifts from frame to frame last."""
+        return frames * self.shift_samples / self.sampling_rate
+
+    def frames_in(self, seconds):
+        """The fewest shifts that last so many whole seconds."""
+        return -(-seconds * self.sampling_rate // self.shift_samples)
+
+
+PUBLISHED_FRONT_END = FrontEnd()
 
 
 class SsambaConfig(PretrainedConfig):
@@ -18,6 +108,8 @@ class SsambaConfig(PretrainedConfig):
         expand: channels of the scan per ``hidden_size``.
         time_step_rank: rank of the step-size projection. Default: ceil(hidden_size / 16).
         num_mel_bins: height of the input, mel bands.
+        sampling_rate, lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation, log_mel_mean,
+            log_mel_std: of the log-mel, see :class:`FrontEnd`.
         pretraining_frames: length in fbank frames of the pretraining clips; with the patch size it fixes the grid of
             learned positions.
         patch_size: (mel bands, frames) of a patch.
@@ -37,6 +129,8 @@ class SsambaConfig(PretrainedConfig):
             grid.
         reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
         pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
+        clip_frames: length in fbank frames to which the feature extractor brings clips. Default: the pretraining
+            clips'.
         kwargs: of every transformers configuration; ``id2label``, ``label2id`` and ``problem_type``
             ("single_label_classification" or "multi_label_classification") say what a classifier tells apart.
 
@@ -54,7 +148,15 @@ class SsambaConfig(PretrainedConfig):
         conv_kernel=4,
         expand=2,
         time_step_rank=None,
-        num_mel_bins=128,
+        num_mel_bins=FrontEnd.num_mel_bins,
+        sampling_rate=FrontEnd.sampling_rate,
+        lowest_frequency=FrontEnd.lowest_frequency,
+        highest_frequency=FrontEnd.highest_frequency,
+        frame_length=FrontEnd.frame_length,
+        frame_shift=FrontEnd.frame_shift,
+        normalisation=FrontEnd.normalisation,
+        log_mel_mean=FrontEnd.log_mel_mean,
+        log_mel_std=FrontEnd.log_mel_std,
         pretraining_frames=1024,
         patch_size=(16, 16),
         frequency_stride=None,
@@ -71,6 +173,7 @@ class SsambaConfig(PretrainedConfig):
         masked_patches=None,
         reconstruction_weight=10.0,
         pooling="avgtok",
+        clip_frames=None,
         **kwargs,
     ):
         # Names code in the folder that the configuration was read from, not anything about the network.
@@ -83,6 +186,14 @@ class SsambaConfig(PretrainedConfig):
         self.expand = expand
         self.time_step_rank = time_step_rank or math.ceil(hidden_size / 16)
         self.num_mel_bins = num_mel_bins
+        self.sampling_rate = sampling_rate
+        self.lowest_frequency = lowest_frequency
+        self.highest_frequency = highest_frequency
+        self.frame_length = frame_length
+        self.frame_shift = frame_shift
+        self.normalisation = normalisation
+        self.log_mel_mean = log_mel_mean
+        self.log_mel_std = log_mel_std
         self.pretraining_frames = pretraining_frames
         self.patch_size = list(patch_size)
         self.frequency_stride = frequency_stride or self.patch_size[0]
@@ -100,6 +211,7 @@ class SsambaConfig(PretrainedConfig):
         self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
         self.reconstruction_weight = reconstruction_weight
         self.pooling = pooling
+        self.clip_frames = clip_frames
         self._check()
 
     @classmethod
@@ -117,6 +229,11 @@ class SsambaConfig(PretrainedConfig):
     def size(self):
         """ "tiny", "small", "base", or None for a width that was not published."""
         return next((size for size, width in HIDDEN_SIZES.items() if width == self.hidden_size), None)
+
+    @property
+    def front_end(self):
+        """The :class:`FrontEnd` of the log-mel that the network reads."""
+        return FrontEnd(**{field.name: getattr(self, field.name) for field in fields(FrontEnd)})
 
     @property
     def intermediate_size(self):
@@ -142,6 +259,7 @@ class SsambaConfig(PretrainedConfig):
         return 1 + self.num_patch_rows * self.columns(frames)
 
     def _check(self):
+        _ = self.front_end  # which checks its fields
         choices = {
             "positions": ("physical", "published"),
             "block_order": ("sequential", "paired"),

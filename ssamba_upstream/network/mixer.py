@@ -63,8 +63,7 @@ class BidirectionalMamba(nn.Module):
     def initialise(self):
         """Mamba's initialisation, the same for both directions.
 
-        Step sizes start log-uniform in [time_step_min, time_step_max]; A starts at -1, ..., -states (S4D-Real). The
-        published code leaves the backward direction's step sizes near 0.69 instead.
+        Step sizes start log-uniform in [time_step_min, time_step_max]; A starts at -1, ..., -states (S4D-Real).
         """
         config = self.config
         nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))

@@ -1,17 +1,22 @@
 """SsambaModel: log-mel -> patches -> tokens -> Mamba blocks -> hidden states."""
 
+import itertools
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import FEATURE_EXTRACTOR_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..devices import send
 from .configuration import SsambaConfig
 from .mixer import BidirectionalMamba
-from .positions import position_embedding
+from .positions import packed_positions, position_embedding
 
 
 class RMSNorm(nn.Module):
@@ -88,6 +93,38 @@ class SsambaPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
 
+    def get_input_embeddings(self):
+        """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
+        return self.base_model.patch_embed
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        extractor_class = FEATURE_EXTRACTOR_MAPPING[type(self.config)]  # as transformers' Auto classes know it
+        extractor_class.for_config(self.config).save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """As every transformers model; and where the model was loaded from a run's folder and its weights are still
+        those, with the model card of the run."""
+        pushed = super().push_to_hub(repo_id, **kwargs)
+        if card := self._card_of_run():
+            revision = pushed.pr_revision or kwargs.get("revision")
+            card.push_to_hub(repo_id, token=kwargs.get("token"), revision=revision)
+        return pushed
+
+    def _card_of_run(self):
+        """The model card beside the weights that the model was loaded from; None where they have changed since."""
+        folder, encoder = Path(self.name_or_path), f"{self.base_model_prefix}."
+        if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
+            return None
+        stored = load_file(folder / "model.safetensors")
+        stored = {name.removeprefix(encoder): tensor for name, tensor in stored.items()}
+        for name, tensor in self.state_dict().items():
+            name = name.removeprefix(encoder)
+            if name not in stored or not torch.equal(stored[name], tensor.cpu()):
+                return None
+        return ModelCard.load(folder / "README.md")
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, BidirectionalMamba):
@@ -111,8 +148,8 @@ class SsambaModel(SsambaPreTrainedModel):
 
     In ``block_order="sequential"`` the blocks follow one another. In ``"paired"``, the order in which the published
     checkpoints were trained, blocks 2i and 2i + 1 both read the same residual stream, the second one reversed in
-    time, and their results are added; the stream therefore doubles with every pair. (The published code carries
-    the stream in two parts, residual and hidden, which are only ever read as their sum.)
+    time, and their results are added; the stream therefore doubles with every pair. What the published code does
+    otherwise is in docs/architecture.md.
     """
 
     def __init__(self, config):
@@ -146,8 +183,11 @@ class SsambaModel(SsambaPreTrainedModel):
             divided by 2**k, which undoes the doubling.
 
         Raises:
-            ValueError: an input of another shape, or shorter than a patch.
+            ValueError: an input of another shape, or shorter than a patch; or the call is traced.
         """
+        if torch.jit.is_tracing():
+            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use "
+                             "torch.compile or torch.export")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -167,18 +207,13 @@ class SsambaModel(SsambaPreTrainedModel):
 
         Where ``mask``, (batch, rows * columns) of bool, is true, ``mask_embed``, (1, 1, E), stands for the patch.
         """
-        config = self.config
-        if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
-            raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
-                             f"got {tuple(input_values.shape)}")
-        if input_values.shape[1] < config.patch_size[1]:
-            raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
-        patches = self.patch_embed(input_values)
-        positions = position_embedding(self.pos_embed, config, *patches.shape[2:])
-        patches = patches.flatten(2).transpose(1, 2)
+        self._check_input(input_values)
+        patches = self.patch_embed(input_values.to(self.patch_embed.proj.weight.dtype))
+        positions = position_embedding(self.pos_embed, self.config, *patches.shape[2:])
+        patches = torch.cat(patches.permute(2, 0, 3, 1).unbind(), dim=1)
         if mask is not None:
             patches = torch.where(mask.unsqueeze(2), mask_embed.to(patches.dtype), patches)
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
     def mix(self, tokens, offsets=None, streams=None):
         """(batch, length, E) -> (batch, length, E): the blocks and the final norm; each residual stream, as in
@@ -188,15 +223,33 @@ class SsambaModel(SsambaPreTrainedModel):
 
     def _pack(self, windows):
         """(1, total tokens, E) of windows of any lengths, and where each begins, and the last ends, among them."""
-        by_length = {}
-        for i, window in enumerate(windows):
-            by_length.setdefault(len(window), []).append(i)
-        tokens = [None] * len(windows)
-        for members in by_length.values():
-            for i, embedded in zip(members, self.embed(torch.stack([windows[i] for i in members]))):
-                tokens[i] = embedded
-        lengths = torch.tensor([0, *(len(embedded) for embedded in tokens)])
-        return torch.cat(tokens).unsqueeze(0), lengths.cumsum(0).to(tokens[0].device)
+        for window in windows:
+            self._check_input(window.unsqueeze(0))
+        config, frames = self.config, torch.cat(windows)
+        rows, columns = config.num_patch_rows, [config.columns(len(window)) for window in windows]
+        # All columns of patches of all windows, however long these are, are one batch of the embedding.
+        begins = itertools.accumulate(map(len, windows), initial=0)
+        starts = torch.cat([begin + config.time_stride * torch.arange(count) for begin, count in zip(begins, columns)])
+        strips = frames.unfold(0, config.patch_size[1], 1)[send(starts, frames.device)].transpose(1, 2)
+        patches = self.patch_embed(strips).squeeze(3).transpose(1, 2).flatten(0, 1)
+        firsts = itertools.accumulate((rows * count for count in columns), initial=1)
+        places = torch.cat([
+            torch.cat([torch.zeros(1, dtype=torch.int64),
+                       (first + torch.arange(rows)[:, None] + rows * torch.arange(count)).flatten()])
+            for first, count in zip(firsts, columns)
+        ])
+        tokens = torch.cat([self.cls_token[0], patches])[send(places, frames.device)]
+        tokens = tokens + packed_positions(self.pos_embed, config, rows, columns)
+        offsets = torch.tensor([0, *(1 + rows * count for count in columns)]).cumsum(0)
+        return tokens.unsqueeze(0), send(offsets, frames.device)
+
+    def _check_input(self, input_values):
+        config = self.config
+        if input_values.dim() != 3 or input_values.shape[2] != config.num_mel_bins:
+            raise ValueError(f"input_values must be (batch, frames, {config.num_mel_bins}); "
+                             f"got {tuple(input_values.shape)}")
+        if input_values.shape[1] < config.patch_size[1]:
+            raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
 
     def _sequential(self, stream, offsets, streams):
         for block in self.layers:

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..devices import send
+
 
 def position_embedding(embedding, config, rows, columns):
     """Positions of a grid of patches.
@@ -18,12 +20,38 @@ def position_embedding(embedding, config, rows, columns):
     Raises:
         ValueError: "physical" positions beyond the length of the pretraining clips.
     """
-    strides = config.frequency_stride, config.time_stride
-    if (rows, columns) == config.position_grid and strides == tuple(config.patch_size):
-        return embedding
     grid = embedding[:, 1:].unflatten(1, config.position_grid)
     rule = {"physical": _physical, "published": _published}[config.positions]
-    return torch.cat([embedding[:, :1], rule(grid, config, rows, columns).flatten(1, 2)], dim=1)
+    return torch.cat([embedding[:, :1], *rule(grid, config, rows, columns).unbind(1)], dim=1)
+
+
+def packed_positions(embedding, config, rows, columns):
+    """Positions of windows of different lengths, one after the other.
+
+    Args:
+        embedding, config, rows: as of :func:`position_embedding`.
+        columns: those of each window, a list.
+
+    Returns:
+        (total tokens, E), for each window its class token's first.
+
+    Raises:
+        ValueError: see :func:`position_embedding`.
+    """
+    # A physical position depends on nothing but its own place, so that the largest grid has those of all others.
+    grids = {count: max(columns) if config.positions == "physical" else count for count in columns}
+    tables, firsts, total = [], {}, 0
+    for count in sorted(set(grids.values())):
+        tables.append(position_embedding(embedding, config, rows, count)[0])
+        firsts[count], total = total, total + len(tables[-1])
+    places = {
+        count: torch.cat([
+            torch.tensor([firsts[grid]]),
+            (firsts[grid] + 1 + grid * torch.arange(rows)[:, None] + torch.arange(count)).flatten(),
+        ])
+        for count, grid in grids.items()
+    }
+    return torch.cat(tables)[send(torch.cat([places[count] for count in columns]), embedding.device)]
 
 
 def stretch_positions(embedding, config, columns):
@@ -53,14 +81,17 @@ def _physical(grid, config, rows, columns):
             f"a window of {columns} columns reaches beyond the {config.pretraining_frames} frames whose positions "
             'were learned; use shorter windows, or positions="published", which stretches them'
         )
+    if (config.frequency_stride, config.time_stride) == tuple(config.patch_size):
+        return grid[:, :, torch.arange(columns, device=grid.device)]
     row_weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
     column_weights = _interpolation(columns, config.time_stride / config.patch_size[1], grid.shape[2], grid)
-    return torch.einsum("rp,cq,bpqe->brce", row_weights, column_weights, grid)
+    in_rows = (row_weights @ grid.flatten(2)).unflatten(2, grid.shape[2:])
+    return column_weights @ in_rows
 
 
 def _interpolation(count, spacing, learned, like):
     """(count, learned): weights of the learned places for places 0, spacing, 2 spacing, ... between them."""
-    places = (torch.arange(count, device=like.device, dtype=torch.float64) * spacing).clamp(max=learned - 1)
+    places = (torch.arange(count, device=like.device, dtype=torch.float32) * spacing).clamp(max=learned - 1)
     distance = (places[:, None] - torch.arange(learned, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)
 

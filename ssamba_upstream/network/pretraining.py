@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ..devices import send
 from ..ops import apply_linear
 from .masking import cluster_mask
 from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
@@ -71,15 +72,13 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         patches = self.patches(input_values)
         if mask is None:
             grid = self.config.num_patch_rows, self.config.columns(input_values.shape[1])
-            mask = cluster_mask(len(patches), *grid, self.config.masked_patches).to(patches.device)
-        _check_mask(mask, patches)
-        hidden = self.masked_tokens(input_values, mask)
+            mask = cluster_mask(len(patches), *grid, self.config.masked_patches)
         targets = _select(patches, mask)
+        hidden = self.masked_tokens(input_values, mask)
         contrastive_loss, accuracy = contrastive(self.contrastive_head(hidden), targets)
         if reconstruction_mask is not None:
-            _check_mask(reconstruction_mask, patches)
-            hidden = self.masked_tokens(input_values, reconstruction_mask)
             targets = _select(patches, reconstruction_mask)
+            hidden = self.masked_tokens(input_values, reconstruction_mask)
         reconstruction_loss = F.mse_loss(self.reconstruction_head(hidden).float(), targets)
         return SsambaForPreTrainingOutput(
             loss=contrastive_loss + self.config.reconstruction_weight * reconstruction_loss,
@@ -105,7 +104,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
 
     def masked_tokens(self, input_values, mask):
         """What the encoder makes of the masked patches, (batch, masked patches, E)."""
-        tokens = self.ssamba.embed(input_values, mask, self.mask_embed)
+        tokens = self.ssamba.embed(input_values, send(mask, input_values.device), self.mask_embed)
         hidden = self.ssamba.mix(tokens)
         if self.config.final_norm_twice:
             hidden = self.ssamba.norm_f(hidden)
@@ -145,14 +144,15 @@ def contrastive(predictions, targets):
 
 
 def _select(tokens, mask):
-    """(batch, patches, width) -> (batch, masked patches, width), in the order of the patches."""
-    return tokens[mask].unflatten(0, (len(mask), -1))
+    """(batch, patches, width) -> (batch, masked patches, width), in the order of the patches.
 
-
-def _check_mask(mask, patches):
-    if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
-        raise ValueError(f"a mask must be bool and (batch, patches), here {tuple(patches.shape[:2])}; got {mask.dtype} "
+    Of a mask on the CPU, the places go to the GPU, which is not waited for.
+    """
+    if mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
+        raise ValueError(f"a mask must be bool and (batch, patches), here {tuple(tokens.shape[:2])}; got {mask.dtype} "
                          f"and {tuple(mask.shape)}")
     counts = mask.sum(dim=1)
     if (counts != counts[0]).any() or counts[0] == 0:
         raise ValueError(f"as many patches must be masked in every clip, and at least one; got {counts.tolist()}")
+    places = send(mask.nonzero()[:, 1].view(len(mask), -1), tokens.device)
+    return tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), places]

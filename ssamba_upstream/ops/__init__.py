@@ -19,8 +19,8 @@ from .reference import selective_scan_reference
 
 # The best first: "auto" takes the first that serves.
 BACKENDS = {
-    "mamba_ssm": cuda.selective_scan_cuda,
     "triton": triton.selective_scan_triton,
+    "mamba_ssm": cuda.selective_scan_cuda,
     "cpu": cpu.selective_scan_cpu,
     "torch": selective_scan_chunked,
     "reference": selective_scan_reference,
@@ -86,10 +86,10 @@ def selective_scan(
         delta_softplus: whether the step is softplus(delta + delta_bias) instead of delta + delta_bias.
         reverse: walk from the last step to the first instead.
         return_last_state: return (output, state after the last step walked, (batch, channels, states)).
-        backend: "auto", the best that can serve, of: "mamba_ssm" (CUDA tensors, needs mamba-ssm and causal-conv1d),
-            "triton" (CUDA tensors, needs nothing but triton), "cpu" (compiled), "torch" (plain torch, any device) and
-            "reference" (the definition). Only the last two serve float64, and only the last has more than first
-            derivatives.
+        backend: "auto", the best that can serve, of: "triton" (CUDA tensors, needs nothing but triton), "mamba_ssm"
+            (CUDA tensors, needs mamba-ssm and causal-conv1d; see :mod:`ssamba_upstream.ops.cuda` for what it refuses),
+            "cpu" (compiled), "torch" (plain torch, any device) and "reference" (the definition). Only the last two
+            serve float64, and only the last has more than first derivatives.
 
     Returns:
         (batch, channels, length) in u's dtype. The state is kept in float32, or float64 for float64 inputs.

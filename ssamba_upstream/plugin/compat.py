@@ -17,7 +17,6 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import multiprocessing
-import re
 import sys
 import tempfile
 import types
@@ -29,6 +28,8 @@ import soundfile
 import torch
 import torchaudio
 from torch.utils.data import DistributedSampler
+
+from .repairs.sox import apply_effects_tensor
 
 _repairs_made: list[str] | None = None
 
@@ -121,7 +122,7 @@ def _restore_sox_effects() -> bool:
     else:
         torchaudio.sox_effects = _new_module("torchaudio.sox_effects")
     torchaudio.sox_effects.apply_effects_file = _apply_effects_file
-    torchaudio.sox_effects.apply_effects_tensor = _apply_effects_tensor
+    torchaudio.sox_effects.apply_effects_tensor = apply_effects_tensor
     return True
 
 
@@ -137,53 +138,10 @@ def _libsox_loads() -> bool:
 
 def _apply_effects_file(path, effects, normalize=True, channels_first=True,
                         format=None) -> tuple[torch.Tensor, int]:
-    """``torchaudio.sox_effects.apply_effects_file``, for the effects that ``_apply_effects_tensor`` knows."""
+    """``torchaudio.sox_effects.apply_effects_file``, for the effects that ``apply_effects_tensor`` knows."""
     waveform, sample_rate = _load(path, normalize=normalize)
-    waveform, sample_rate = _apply_effects_tensor(waveform, sample_rate, effects)
+    waveform, sample_rate = apply_effects_tensor(waveform, sample_rate, effects)
     return (waveform if channels_first else waveform.T), sample_rate
-
-
-def _apply_effects_tensor(tensor, sample_rate, effects, channels_first=True) -> tuple[torch.Tensor, int]:
-    """``torchaudio.sox_effects.apply_effects_tensor`` for ``channels``, ``rate`` and ``gain``.
-
-    Between two effects sox keeps 32-bit integers: what lies outside [-1, 1] is clipped after each of them.
-    ``rate`` resamples to sox's length, with a filter close to sox's.
-
-    Args:
-        tensor: (channels, time), or (time, channels) where ``channels_first`` is False.
-        sample_rate: in Hz.
-        effects: for example ``[["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]``, with gain in dB.
-
-    Returns:
-        The waveform laid out like ``tensor``, and its sample rate.
-
-    Raises:
-        NotImplementedError: for any other effect or option.
-    """
-    waveform = tensor if channels_first else tensor.T
-    for effect in effects:
-        waveform, sample_rate = _apply_effect(waveform, sample_rate, [str(word) for word in effect])
-        waveform = waveform.clamp(-1, 1)
-    return (waveform if channels_first else waveform.T), sample_rate
-
-
-# The closest to sox's rate effect: 0.1 % of the signal's rms on speech, 2 % on white noise.
-_SOX_FILTER = dict(lowpass_filter_width=64, rolloff=0.96, resampling_method="sinc_interp_kaiser", beta=10.0)
-
-
-def _apply_effect(waveform, sample_rate, effect):
-    match effect:
-        case ["channels", "1"]:
-            return waveform.mean(dim=0, keepdim=True), sample_rate
-        case ["rate", rate] if rate.isdecimal():
-            length = int(waveform.size(-1) * int(rate) / sample_rate + 0.5)
-            resampled = torchaudio.functional.resample(waveform, sample_rate, int(rate), **_SOX_FILTER)
-            return resampled[..., :length], int(rate)
-        case ["gain", gain] if re.fullmatch(r"[+-]?\d+(\.\d*)?", gain):
-            return waveform * 10 ** (float(gain) / 20), sample_rate
-    raise NotImplementedError(
-        f"The sox effect {' '.join(effect)!r} needs torchaudio < 2.9 with libsox; without it there are only "
-        "'channels 1', 'rate HZ' and 'gain DB'.")
 
 
 # huggingface_hub
@@ -294,6 +252,23 @@ def _restore_distributed_sampler_wrapper() -> bool:
     return True
 
 
+# sox
+
+
+def _restore_sox_import() -> bool:
+    if _imports("sox"):
+        return False
+    _new_module("sox").Transformer = _UnusedTransformer
+    return True
+
+
+class _UnusedTransformer:
+    """s3prl's speaker verification imports ``sox.Transformer`` and never uses it."""
+
+    def __init__(self, *args, **kwargs):
+        raise RuntimeError("sox.Transformer stands for the sox package, which is not installed: pip install sox")
+
+
 # s3prl's own habits, wrong beside any version of its libraries
 
 
@@ -341,6 +316,34 @@ def _keep_isinstance(module):
     module.hack_isinstance = lambda: None
 
 
+def _in_repairs(file, name):
+    """A mend of ``plugin.repairs``, imported when it is needed: it reaches the network, and this module must not."""
+
+    def mend(module):
+        getattr(importlib.import_module(f"{__package__}.repairs.{file}"), name)(module)
+
+    return mend
+
+
+def _stays_on_cpu(*methods):
+    """Several ``Class.method`` that say ``.cuda()`` whatever the device."""
+
+    def mend(module):
+        downstreams = importlib.import_module(f"{__package__}.repairs.downstreams")
+        for method in methods:
+            downstreams.stays_on_cpu(*method.split("."))(module)
+
+    return mend
+
+
+def _both(*mends):
+    def mend(module):
+        for each in mends:
+            each(module)
+
+    return mend
+
+
 def _add_entries(module):
     """Put SSAMBA's entries on the hub of every process that imports it, spawned ones included."""
     from .hubconf import ENTRIES
@@ -352,19 +355,36 @@ _REPAIRS = {
     "torchaudio.set_audio_backend: accepted, without effect": _restore_set_audio_backend,
     "torchaudio.info: by soundfile": _restore_info,
     "torchaudio.load: by soundfile": _restore_load,
-    "torchaudio.sox_effects: channels, rate and gain": _restore_sox_effects,
+    "torchaudio.sox_effects: channels, rate, gain, norm, pad, trim, reverse, vad and silence": _restore_sox_effects,
     "huggingface_hub.HfFolder and Repository: the latter importable, not usable": _restore_hub_names,
     "huggingface_hub.HfApi.login, snapshot_download(use_auth_token): the token that is there": _restore_hub_downloads,
     "torch.load: accepts argparse.Namespace in s3prl's checkpoints": _allow_namespace_in_checkpoints,
     "catalyst.data.sampler.DistributedSamplerWrapper: our own": _restore_distributed_sampler_wrapper,
+    "sox.Transformer: importable, not usable": _restore_sox_import,
 }
 
 _MENDED_MODULES = {
     "s3prl.hub": _add_entries,
-    "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
-    "s3prl.downstream.runner": _pass_records_through_distributed_training,
+    "s3prl.upstream.interfaces": _in_repairs("frames", "keep_frames"),
+    "s3prl.downstream.runner": _both(_pass_records_through_distributed_training, _in_repairs("frames", "check_runs")),
     "s3prl.utility.helper": _keep_isinstance,
     "s3prl.run_downstream": _keep_isinstance,
+    "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
+    "s3prl.downstream.ctc.data": _in_repairs("downstreams", "keep_corpus_config"),
+    "s3prl.downstream.ctc.text": _in_repairs("downstreams", "find_text_vocabularies"),
+    "s3prl.downstream.asr.dictionary": _in_repairs("downstreams", "find_dictionaries"),
+    "s3prl.downstream.asr.dataset": _in_repairs("downstreams", "measure_lengths"),
+    "s3prl.downstream.sv_voxceleb1.dataset": _in_repairs("downstreams", "keep_lengths_by_corpus"),
+    "s3prl.downstream.sv_voxceleb1.expert": _both(_stays_on_cpu("DownstreamExpert.forward"),
+                                                  _in_repairs("downstreams", "lengthen_for_x_vectors")),
+    "s3prl.downstream.sws2013.sws2013_dataset": _in_repairs("downstreams", "sample_sets"),
+    "s3prl.dataio.corpus.base": _in_repairs("downstreams", "restore_iteritems"),
+    **{f"s3prl.downstream.{name}.expert": _stays_on_cpu("DownstreamExpert.forward")
+       for name in ("audio_snips", "atis", "voxceleb2_ge2e", "voxceleb2_amsoftmax_segment_eval")},
+    **{f"s3prl.downstream.{name}.expert": _stays_on_cpu("DownstreamExpert.log_records")
+       for name in ("sws2013", "quesst14_embedding")},
+    **{f"s3prl.downstream.{name}.loss": _stays_on_cpu("SISDRLoss.__init__")
+       for name in ("separation_stft", "separation_stft2", "enhancement_stft", "enhancement_stft2")},
 }
 
 

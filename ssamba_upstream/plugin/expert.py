@@ -1,5 +1,6 @@
 """UpstreamExpert: a SSAMBA checkpoint as s3prl wants its upstreams."""
 
+from ..audio import SAMPLE_RATE
 from ..frames import FrameEncoder, UpstreamOptions, load_encoder
 
 
@@ -16,7 +17,7 @@ class UpstreamExpert(FrameEncoder):
         options: see :class:`ssamba_upstream.frames.UpstreamOptions`; they come before what the file says.
 
     Raises:
-        ValueError: no checkpoint, an unknown option or a value out of range.
+        ValueError: no checkpoint, one that is not at 16 kHz, an unknown option or a value out of range.
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
     """
 
@@ -24,7 +25,11 @@ class UpstreamExpert(FrameEncoder):
         options = UpstreamOptions.read(model_config, **options)
         if ckpt is None:
             raise ValueError("this upstream needs a checkpoint: give its path with -k (path_or_url in S3PRLUpstream)")
-        super().__init__(load_encoder(ckpt, options), **options.framing)
+        model = load_encoder(ckpt, options)
+        if model.config.sampling_rate != SAMPLE_RATE:
+            raise ValueError(f"{ckpt} is of audio at {model.config.sampling_rate} Hz, and SUPERB's is at {SAMPLE_RATE} "
+                             "Hz; give a checkpoint that is pretrained at that rate")
+        super().__init__(model, **options.framing)
         self.model.norm_f.requires_grad_(False)
 
     def get_downsample_rates(self, key: str = None) -> int:

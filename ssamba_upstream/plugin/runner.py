@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 from ..checkpoint import CheckpointError
 from ..configs import config_names, find_config
 from .registry import register
+from .repairs.frames import RunError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``s3prl.run_downstream`` with exactly its own arguments.
 
     ``-c`` and ``-g`` may also name one of this package's configs by its file's stem, as in
-    ``-c keyword_spotting``; a file of that name comes first. Processes started by torchrun take their
+    ``-c keyword_spotting``; a file of that name comes first. Where a config names an ``upstream_config``, an upstream
+    of this package takes it unless ``-g`` says otherwise. Processes started by torchrun take their
     ``--local_rank`` from it.
 
     Args:
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_device(given)
     # s3prl's argparse keeps the last value of an option that is given twice.
     arguments += _named(given.config, "--config", "downstream")
-    arguments += _named(given.upstream_model_config, "--upstream_model_config", "upstream")
+    preset = given.upstream_model_config or _preset_of(given)
+    arguments += _named(preset, "--upstream_model_config", "upstream")
     arguments += [] if given.local_rank is None else ["--local_rank", given.local_rank]
     _hand_over(arguments)
 
@@ -43,6 +47,7 @@ def _parse(arguments):
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config")
     parser.add_argument("-g", "--upstream_model_config")
+    parser.add_argument("-u", "--upstream", default="")
     parser.add_argument("-o", "--override", default="")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--device", default="cuda")
@@ -76,30 +81,72 @@ def _named(value, option, kind) -> list[str]:
         raise SystemExit(f"{option} {error}") from None
 
 
-def _hand_over(arguments):
+def _preset_of(given) -> str | None:
+    """What the config says that the upstream has to be; other upstreams than this package's have other configs."""
+    if given.config is None or not given.upstream.startswith("ssamba_"):
+        return None
+    try:
+        config = yaml.safe_load(find_config(given.config, "downstream").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"--config {error}") from None
+    return config.get("upstream_config")
+
+
+def run_s3prl_main(arguments: Sequence[str]) -> None:
+    """``s3prl.main``, the newer recipes such as SuperbSID, with ssamba_upstream's entries and repairs.
+
+    Args:
+        arguments: s3prl's: a recipe and its options, such as ``SuperbSID --build_upstream.name ssamba_tiny``.
+
+    Raises:
+        SystemExit: a package or file is missing, or s3prl ended the run.
+    """
+
+    def run():
+        # s3prl.main takes a recipe whose imports fail for one that does not exist.
+        from s3prl import main, problem  # noqa: F401
+
+        main.main()
+
+    _hand_over(list(arguments), run)
+
+
+def _run_downstream():
+    from s3prl import run_downstream
+
+    run_downstream.main()
+
+
+def _hand_over(arguments, run=_run_downstream):
     command_line = sys.argv
     sys.argv = [command_line[0], *arguments]
     try:
         register()
-        from s3prl import run_downstream
-
-        run_downstream.main()
+        run()
     except FileNotFoundError as error:
         if explanation := _explain_missing_file(str(error.filename)):
             raise SystemExit(explanation) from error
         raise
-    except CheckpointError as error:
+    except (CheckpointError, RunError) as error:
         raise SystemExit(str(error)) from None
     except ModuleNotFoundError as error:
-        if error.name not in ("librosa", "tensorboardX"):
-            raise
-        raise SystemExit(f"s3prl needs {error.name} here: pip install 'ssamba-upstream[superb]'") from None
+        raise SystemExit(_explain_missing_module(error.name or str(error))) from None
     except KeyboardInterrupt:
         print("\nInterrupted. The same command with -a goes on from the experiment's last states-*.ckpt.",
               file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         sys.argv = command_line
+
+
+def _explain_missing_module(name) -> str:
+    if name.startswith("s3prl.downstream."):
+        return f"-d: s3prl has no downstream {name.split('.')[2]}"
+    if name.split(".")[0] == "fairseq":
+        return ("s3prl needs fairseq here (speech translation does), which asks for an omegaconf that s3prl's own "
+                "requirements exclude: no extra of ssamba-upstream installs it.")
+    extra = "superb" if name in ("librosa", "tensorboardX") else "superb-all"
+    return f"s3prl needs {name} here: pip install 'ssamba-upstream[{extra}]'"
 
 
 def _explain_missing_file(missing) -> str | None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..corpora.manifest import ManifestError, read_manifest
+from ..audio import SAMPLE_RATE
+from ..corpora.manifest import ManifestError, Paths, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_clip, pad, read_batches
 
 
 def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
-                     join_short=False) -> Iterator[Batch]:
+                     join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
     """Batches without end, every file once per epoch in a seeded order.
 
     From manifests, batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence
@@ -31,6 +32,7 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         workers: how many processes read; 0 reads in this one.
         join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
             published recipe pads.
+        sampling_rate: of the clips, in Hz.
 
     Raises:
         ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
@@ -39,14 +41,14 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         from .shards import ShardBatches
 
         shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
-                              join_short)
+                              join_short, sampling_rate)
         return shards.follow(read_batches(shards, workers))
-    batches = _ManifestBatches(_files(sources), batch_size, samples, seed, rank, world_size, join_short)
+    batches = _ManifestBatches(_files(sources), batch_size, samples, sampling_rate, seed, rank, world_size, join_short)
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
-                       join_short=False) -> Iterator[Batch]:
+                       join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
@@ -54,7 +56,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
-        batch_size, samples, rank, world_size, workers: as for :func:`training_batches`.
+        batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
         join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
             is then too long is cut off.
 
@@ -64,7 +66,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
     if _are_shards(sources):
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
-    clips = read_batches(ClipsInOrder(files, samples), workers, sampler=range(len(files)))
+    clips = read_batches(ClipsInOrder(files, samples, sampling_rate), workers, sampler=range(len(files)))
     batches = in_batches(_join(clips, samples) if join_short else clips, batch_size)
     return (Batch(*pad(clips, samples), unreadable) for clips, unreadable in batches)
 
@@ -96,7 +98,7 @@ def _are_shards(sources):
 def _files(sources):
     if not sources:
         raise ManifestError("no audio to read: name manifests or shards")
-    return [file for source in sources for file in read_manifest(source)]
+    return Paths(file for source in sources for file in read_manifest(source))
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from ..checkpoint import write_weights
+from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
+from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
 
@@ -12,6 +14,7 @@ def save_result(model, folder, description, step, validation):
     model.config.architectures = [type(model).__name__]
     write_weights(model, folder)
     write_json(model.config.to_dict(), folder / "config.json")
+    write_json(SsambaFeatureExtractor.for_config(model.config).to_dict(), folder / "preprocessor_config.json")
     card = model_card(model, description, step, validation)
     write_notes(folder, description, step, {"validation": validation}, card)
 
@@ -19,18 +22,16 @@ def save_result(model, folder, description, step, validation):
 def model_card(model, description, step, validation):
     """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
+    seconds = config.front_end.seconds_of(config.pretraining_frames)
     scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in validation.items())
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
-    return f"""---
-library_name: transformers
-tags: [audio, self-supervised, mamba, ssamba]
----
+    return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}
 
 # SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), pretrained with ssamba-upstream: {step} steps of
-{recipe["batch_size"]} clips of {config.pretraining_frames / 100:g} s at 16 kHz, {config.masked_patches} of
+{recipe["batch_size"]} clips of {seconds:g} s at {config.sampling_rate / 1000:g} kHz, {config.masked_patches} of
 {config.position_grid[0] * config.position_grid[1]} patches masked ({recipe["masking"]} masks, {recipe["objective"]}).
 
 ```bash
@@ -42,15 +43,19 @@ from ssamba_upstream import SsambaModel
 model = SsambaModel.from_pretrained("FOLDER")
 ```
 
+## Figures
+
 Validation at step {step}:
 
 | | |
 |---|---|
 {scores}
 
-Manifests:
+## Data
 
-{manifests or "- none; the run read shards"}
+{manifests or "- shards, without a manifest"}
 
-`run.json` holds the whole recipe and the environment.
+{card_recipe(recipe, "train", "validation", "probe")}
+
+`run.json` holds the environment as well.
 """

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ..audio import read_clip
 from ..figures import load_pyplot, save_figure
-from ..frontend import LogMel, samples_of
+from ..frontend import LogMel
 from ..network.masking import cluster_mask
 
 
@@ -29,8 +29,10 @@ def show_masks(model, recording, out, seed=0):
     """
     pyplot = load_pyplot()
     config = model.config
-    clip = read_clip(recording, samples_of(config.pretraining_frames), "centre")
-    fbank, = LogMel(config.num_mel_bins)([clip])
+    front_end = config.front_end
+    clip = read_clip(recording, front_end.samples_of(config.pretraining_frames), "centre",
+                     sampling_rate=front_end.sampling_rate)
+    fbank, = LogMel(front_end)([clip])
     columns = len(fbank) // config.patch_size[1]
     if not columns:
         raise ValueError(f"{recording} is shorter than a patch of {config.patch_size[1]} frames")
@@ -50,7 +52,7 @@ def show_masks(model, recording, out, seed=0):
         size = tuple(config.patch_size)
         image = F.fold(picture.transpose(1, 2), fbank.shape[:0:-1], size, stride=size)
         axis.imshow(image[0, 0].numpy(), origin="lower", aspect="auto", vmin=low, vmax=high,
-                    extent=(0, fbank.shape[1] / 100, 0, config.num_mel_bins))
+                    extent=(0, front_end.seconds_of(fbank.shape[1]), 0, config.num_mel_bins))
         axis.set(title=title, ylabel="mel band")
     axes[-1].set_xlabel("seconds")
     save_figure(figure, out)

@@ -1,5 +1,6 @@
 """Pretraining batches from WebDataset shards: tar files of audio, on this machine or behind URLs."""
 
+import copy
 import glob
 import io
 import itertools
@@ -29,22 +30,25 @@ class ShardBatches(IterableDataset):
     What cannot be decoded and what is torn is skipped and reported. A reader that found nothing readable in its
     share reads all shards in the next pass, and gives up when there is nothing in any.
 
-    A position holds for each worker of its rank how far into which pass it is. To go on there, a reader reads its
-    share again up to there, without decoding it.
+    A position holds for each worker of its rank how far into which pass it is, and how many files it took from each of
+    the pass's shards. To go on there, a reader shuffles the numbers of those files again, and reads only the shards
+    whose files were in the shuffle buffer: about as many as hold seven times the buffer, however far the pass is.
 
     Raises:
         ManifestError: no shard, fewer shards than readers, or a position of another rank or number of readers.
     """
 
-    def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short):
+    def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short,
+                 sampling_rate):
         self.urls = [url for source in sources for url in _expand(str(source))]
         self.batch_size, self.samples, self.seed, self.join_short = batch_size, samples, seed, join_short
+        self.sampling_rate = sampling_rate
         self.rank, self.world_size, self.workers = rank, world_size, workers
         if len(self.urls) < world_size * workers:
             raise ManifestError(f"{len(self.urls)} shards for {world_size} processes with {workers} workers each: "
                                 "every worker needs a shard of its own; cut smaller shards, or use fewer workers")
         place = {"rank": rank, "world_size": world_size, "workers": workers}
-        start = {"pass": 0, "files": 0, "whole": False, "heard": False}
+        start = {"pass": 0, "files": 0, "sizes": [], "whole": False, "heard": False}
         self.position = position or {**place, "next": 0, "readers": [start] * workers}
         if {key: self.position[key] for key in place} != place:
             begun = {key: self.position[key] for key in place}
@@ -65,13 +69,13 @@ class ShardBatches(IterableDataset):
         info = get_worker_info()
         # The loader begins with its first worker, which has to be the one whose turn it is.
         worker = (self.position["next"] + (info.id if info else 0)) % self.workers
-        state = dict(self.position["readers"][worker])
+        state = copy.deepcopy(self.position["readers"][worker])
         unreadable = []
         clips = self._clips(self.rank * self.workers + worker, state, unreadable)
         try:
             while True:
                 batch = [next_clip(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
-                yield Batch(*pad(batch, self.samples), list(unreadable), dict(state))
+                yield Batch(*pad(batch, self.samples), list(unreadable), copy.deepcopy(state))
                 unreadable.clear()
         except ManifestError as error:
             yield error
@@ -82,17 +86,12 @@ class ShardBatches(IterableDataset):
             share = np.random.default_rng([self.seed, 0, state["pass"]]).permutation(self.urls).tolist()
             if not state["whole"]:
                 share = share[reader::self.world_size * self.workers]
-            files = itertools.chain.from_iterable(_audio_files(url, unreadable) for url in share)
             draw = random.Random(f"{self.seed} {state['pass']} {reader}")
-            files = webdataset.shuffle(SHUFFLE_BUFFER, rng=draw)(files)
-            if state["files"]:
-                next(itertools.islice(files, state["files"] - 1, None), None)
-                unreadable.clear()
-            for name, content in files:
+            for name, content in _shuffled(share, state["sizes"], state["files"], draw, unreadable):
                 crop = np.random.default_rng([self.seed, 1, state["pass"], reader, state["files"]])
                 state["files"] += 1
                 try:
-                    clip = read_clip(io.BytesIO(content), self.samples, crop)
+                    clip = read_clip(io.BytesIO(content), self.samples, crop, sampling_rate=self.sampling_rate)
                 except AudioError as error:
                     unreadable.append(f"{name}: {error.reason}")
                 else:
@@ -102,7 +101,8 @@ class ShardBatches(IterableDataset):
                 raise ManifestError(f"no readable audio in {len(self.urls)} shards; " +
                                     (f"the last: {unreadable[-1]}" if unreadable else
                                      f"they should hold {', '.join(AUDIO_EXTENSIONS)} files"))
-            state.update({"pass": state["pass"] + 1, "files": 0, "whole": not state["heard"], "heard": False})
+            state.update({"pass": state["pass"] + 1, "files": 0, "sizes": [], "whole": not state["heard"],
+                          "heard": False})
 
 
 def _expand(source):
@@ -112,6 +112,56 @@ def _expand(source):
         if not found:
             raise ManifestError(f"{url}: no such shard")
         yield from found
+
+
+def _shuffled(share, sizes, passed, draw, unreadable):
+    """Name and content of each audio file in some shards, shuffled.
+
+    Args:
+        share: the shards.
+        sizes: how many files were taken from each of the first shards; counts on.
+        passed: how many of these files have been given already, and are not given again.
+        draw: random.Random, by which is shuffled.
+        unreadable: list to which what cannot be read is added.
+
+    Raises:
+        ManifestError: a shard does not hold any more what it held when its files were counted.
+    """
+    taken = sum(sizes)
+    files = itertools.chain(range(taken), _count(share, sizes, unreadable))
+    files = webdataset.shuffle(SHUFFLE_BUFFER, rng=draw)(files)
+    buffered = set(range(taken)).difference(itertools.islice(files, passed))
+    contents = _reread(share, sizes, buffered)
+    for file in files:
+        yield contents.pop(file) if isinstance(file, int) else file
+
+
+def _count(share, sizes, unreadable):
+    """The audio files of the shards after those that ``sizes`` counts, which counts on."""
+    if len(sizes) > len(share):
+        return
+    for number in range(max(0, len(sizes) - 1), len(share)):
+        if number == len(sizes):
+            sizes.append(0)
+        for file in itertools.islice(_audio_files(share[number], unreadable), sizes[number], None):
+            sizes[number] += 1
+            yield file
+    sizes.append(0)  # the last shard's end has been seen
+
+
+def _reread(share, sizes, wanted):
+    """Audio files by their number among all that were taken from the shards."""
+    found, first = {}, 0
+    for url, size in zip(share, list(sizes)):
+        here = wanted.intersection(range(first, first + size))
+        if here:
+            files = itertools.islice(_audio_files(url, []), max(here) + 1 - first)
+            found.update((number, file) for number, file in enumerate(files, first) if number in here)
+        if not here <= found.keys():
+            raise ManifestError(f"{url} does not hold any more what it held when the run stopped; the run cannot go on "
+                                "in the same order")
+        first += size
+    return found
 
 
 def _audio_files(url, unreadable):

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..corpora.labelled import read_labelled
-from ..frontend import LogMel, samples_of
+from ..frontend import LogMel
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from ..probing.features import time_averages
@@ -66,8 +66,8 @@ class _Pretraining(Run):
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
             self.labelled.check_dev()  # lest the first probe find out that it is missing
-        self.samples = samples_of(config.pretraining_frames)
-        self.log_mel = LogMel(config.num_mel_bins).to(processes.device)
+        self.samples = config.front_end.samples_of(config.pretraining_frames)
+        self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, average=average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
 
@@ -76,7 +76,7 @@ class _Pretraining(Run):
         return training_batches(
             recipe.train, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
-            join_short=recipe.join_short,
+            join_short=recipe.join_short, sampling_rate=self.model.config.sampling_rate,
         )
 
     def forward(self, network, batch, generator):
@@ -84,7 +84,7 @@ class _Pretraining(Run):
         fbank = batch_to_fbank(batch, self.log_mel, config.pretraining_frames)
         masks = [
             cluster_mask(len(fbank), *config.position_grid, config.masked_patches, generator,
-                         recipe.masking == "published").to(fbank.device)
+                         recipe.masking == "published")
             for _ in range(2 if recipe.objective == "two_pass" else 1)
         ]
         with self.autocast():
@@ -123,14 +123,14 @@ class _Pretraining(Run):
         generator = torch.Generator().manual_seed(seed_of(recipe.seed, VALIDATION, 0, processes.rank))
         clips = clips_at_once(recipe, processes.world_size)
         batches = validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
-                                     recipe.workers, recipe.join_short)
+                                     recipe.workers, recipe.join_short, model.config.sampling_rate)
         for batch in batches:
             self.unreadable += batch.unreadable
             if not len(batch.lengths):
                 continue
             output = self.forward(model, batch, generator)
-            values = torch.tensor([*(output[name].item() for name in self.LOSSES), 1.0], dtype=torch.float64)
-            totals += values * len(batch.lengths)
+            values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
+            totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
             raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")

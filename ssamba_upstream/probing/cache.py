@@ -1,22 +1,22 @@
-"""Averages over time on disk: computed once for a checkpoint, its options and a list of recordings."""
+"""Averages over time, or frames, on disk: computed once for a checkpoint, its options and a list of recordings."""
 
 import functools
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, astuple, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..checkpoint import content_hash
-from ..corpora.labelled import Excerpt
 from ..files import json_hash, new_folder, write_json, write_text
 from ..frames import FrameEncoder, UpstreamOptions
 from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
+from .frame_features import iterate_frames, iterate_log_mel_frames
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
-FORMAT = 2
+FORMAT = 3
 DTYPES = ("float32", "float16")
 
 
@@ -45,23 +45,35 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
         OSError: a recording or the checkpoint is missing, or the disk is full.
     """
-    options = UpstreamOptions(**options)
-
-    @functools.cache
-    def encoder():
-        return FrameEncoder.from_checkpoint(checkpoint, options).to(device)
-
-    return _completed(
-        folder, {"checkpoint": content_hash(checkpoint), **asdict(options)}, recordings, dtype,
-        shape=lambda: averages_shape(encoder()),
-        averages=lambda missing: iterate_time_averages(encoder(), missing, report=report),
-    )
+    return _completed_states(iterate_time_averages, checkpoint, recordings, folder, dtype, device, report, options)
 
 
 def cached_log_mel_averages(recordings, folder, report=None):
     """:func:`log_mel_averages`, see :func:`cached_time_averages`."""
     return _completed(folder, {"checkpoint": "log-mel"}, recordings, "float32",
-                      shape=lambda: (1, 256), averages=lambda missing: iterate_log_mel_averages(missing, report))
+                      shape=lambda: (1, 256), iterate=lambda missing: iterate_log_mel_averages(missing, report))
+
+
+def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", report=None, **options):
+    """Hidden states of single frames, see :func:`cached_time_averages`.
+
+    Args:
+        frames: list of RecordingFrame, at the hop of the options. Recordings are read once for all of their frames; a
+            frame that its recording does not have is NaN.
+
+    Returns:
+        (features, key): (depth + 1, frames, width); and the hash, which stands for them.
+    """
+    return _completed_states(iterate_frames, checkpoint, frames, folder, dtype, device, report, options)
+
+
+def cached_log_mel_frames(frames, time_stride, folder, report=None):
+    """:func:`iterate_log_mel_frames`, (1, frames, 128), see :func:`cached_frames`."""
+    def iterate(missing):
+        return iterate_log_mel_frames(missing, time_stride, report)
+
+    return _completed(folder, {"checkpoint": "log-mel", "time_stride": time_stride}, frames, "float32",
+                      shape=lambda: (1, 128), iterate=iterate)
 
 
 def remembered(folder, description, compute):
@@ -78,7 +90,20 @@ def remembered(folder, description, compute):
     return json.loads(file.read_text())
 
 
-def _completed(folder, description, recordings, dtype, shape, averages):
+def _completed_states(iterate, checkpoint, recordings, folder, dtype, device, report, options):
+    options = UpstreamOptions(**options)
+
+    @functools.cache
+    def encoder():
+        return FrameEncoder.from_checkpoint(checkpoint, options).to(device)
+
+    return _completed(
+        folder, {"checkpoint": content_hash(checkpoint), **asdict(options)}, recordings, dtype,
+        shape=lambda: averages_shape(encoder()), iterate=lambda missing: iterate(encoder(), missing, report=report),
+    )
+
+
+def _completed(folder, description, recordings, dtype, shape, iterate):
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     description = {
@@ -88,31 +113,31 @@ def _completed(folder, description, recordings, dtype, shape, averages):
     entry = Path(folder) / key
     if not entry.is_dir():
         _create(entry, description, (len(recordings), *shape()), dtype)
-    rows, done = (np.load(entry / name, mmap_mode="r+") for name in ("averages.npy", "done.npy"))
+    rows, done = (np.load(entry / name, mmap_mode="r+") for name in ("features.npy", "done.npy"))
     missing = np.flatnonzero(~done)
     if len(missing):
-        for batch, found in averages([recordings[i] for i in missing]):
+        for batch, found in iterate([recordings[i] for i in missing]):
             with np.errstate(over="ignore"):  # told below, with advice
                 values = found.numpy().astype(dtype)
             if not np.isfinite(values).all():
-                raise ValueError(f"averages are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
+                raise ValueError(f"features are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
             rows[missing[batch]] = values
             rows.flush()  # the rows must be on the disk before anything says that they are
             done[missing[batch]] = True
             done.flush()
         rows[np.flatnonzero(~done)] = np.nan
     # Copy-on-write, as torch maps no read-only array.
-    return torch.from_numpy(np.load(entry / "averages.npy", mmap_mode="c")).transpose(0, 1), key
+    return torch.from_numpy(np.load(entry / "features.npy", mmap_mode="c")).transpose(0, 1), key
 
 
 def _create(entry, description, shape, dtype):
-    """A folder for averages, none of which is done yet; it appears as a whole or not at all."""
+    """A folder for features, none of which is done yet; it appears as a whole or not at all."""
     with new_folder(entry) as folder:
         write_json(description, folder / "description.json")
         np.save(folder / "done.npy", np.zeros(shape[0], dtype=bool))
-        np.lib.format.open_memmap(folder / "averages.npy", "w+", dtype, shape).flush()
+        np.lib.format.open_memmap(folder / "features.npy", "w+", dtype, shape).flush()
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
-            with open(folder / "averages.npy", "r+b") as file:
+            with open(folder / "features.npy", "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
@@ -123,7 +148,6 @@ def _key(description):
 def _identity(recording):
     path = os.path.abspath(recording)
     status = os.stat(path)
-    identity = [path, status.st_size, status.st_mtime_ns]
-    if isinstance(recording, Excerpt):
-        identity += [recording.start, recording.stop, recording.gain]
-    return identity
+    # The first field of an Excerpt and of a RecordingFrame is the path; the others say which part of it.
+    part = astuple(recording)[1:] if is_dataclass(recording) else ()
+    return [type(recording).__name__ if part else "whole", path, status.st_size, status.st_mtime_ns, *part]

@@ -1,14 +1,18 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..audio import AudioError, batches_by_length, expected_seconds, read_clip
+from ..audio import SAMPLE_RATE, AudioError, batches_by_length, expected_seconds, read_clip
 from ..corpora.labelled import Excerpt
+from ..devices import send
 from ..frames import FrameEncoder
-from ..frontend import FRAME_LENGTH, LogMel
+from ..frontend import LogMel
+from ..packing import pack
+from ..reading import read_ahead, read_all
 from ..windows import tokens_to_frames
+
+LOG_MELS_AT_ONCE = 16
 
 
 def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None):
@@ -54,23 +58,36 @@ def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
     Yields:
         the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
+    for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
+        yield [*wavs], _averages(encoder, [*wavs.values()])
+
+
+def iterate_waveforms(encoder, recordings, batch_secs, report=None):
+    """The waveforms for a FrameEncoder, which is in eval mode meanwhile, batch by batch, longest recordings first.
+
+    Yields:
+        dict of those recordings of a batch that can be read: (samples,) on the model's device, by their index.
+    """
     _check_any(recordings)
-    lengths = [expected_seconds(excerpt.path, excerpt.start, excerpt.stop) for excerpt in map(_excerpt, recordings)]
+    lengths = read_all(lambda excerpt: expected_seconds(excerpt.path, excerpt.start, excerpt.stop),
+                       map(_excerpt, recordings))
     model, training = encoder.model, encoder.model.training
     model.eval()
     try:
         with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
-            for batch in batches_by_length(lengths, batch_secs):
-                wavs = _read({i: recordings[i] for i in batch}, report)
+            batches = batches_by_length(lengths, batch_secs)
+            for found in read_ahead(lambda i: read_waveform(recordings[i], encoder.sampling_rate), batches):
+                wavs = _readable(found, report)
                 if wavs:
-                    yield [*wavs], _averages(encoder, [wav.to(model.device) for wav in wavs.values()])
-                progress.update(len(batch))
+                    yield {i: send(wav, model.device) for i, wav in wavs.items()}
+                progress.update(len(found))
     finally:
         model.train(training)
 
 
 def log_mel_averages(recordings, report=None):
-    """Mean and standard deviation over time of the normalised log-mel: the baseline that has learned nothing.
+    """Mean and standard deviation over time of the log-mel, by the published front end: the baseline that has learned
+    nothing.
 
     Args:
         recordings, report: see :func:`time_averages`.
@@ -93,30 +110,41 @@ def iterate_log_mel_averages(recordings, report=None):
     """:func:`log_mel_averages` one by one: yields [index] and (1, 1, 2 * 128)."""
     _check_any(recordings)
     log_mel = LogMel()
-    for i, recording in enumerate(tqdm(recordings, "log-mel", leave=False, disable=None)):
-        for wav in _read({i: recording}, report).values():
-            (features,) = log_mel([F.pad(wav, (0, max(0, FRAME_LENGTH - len(wav))))])
-            yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
+    for i, wav in iterate_single_waveforms(recordings, report):
+        features = log_mel_of(wav, log_mel)
+        yield [i], torch.cat([features.mean(0), features.std(0, correction=0)])[None, None]
 
 
-def read_waveform(recording):
-    """(samples,) of an audio file or Excerpt: float32 at 16 kHz, its channels averaged; see :func:`read_clip`."""
+def iterate_single_waveforms(recordings, report=None):
+    """Yields index and waveform, (samples,) at 16 kHz, of each of some recordings that can be read."""
+    each = pack([1] * len(recordings), LOG_MELS_AT_ONCE)
+    with tqdm(total=len(recordings), desc="log-mel", leave=False, disable=None) as progress:
+        for found in read_ahead(lambda i: read_waveform(recordings[i]), each):
+            yield from _readable(found, report).items()
+            progress.update(len(found))
+
+
+def log_mel_of(wav, log_mel):
+    """(samples,) of any length -> (fbank frames, mel), one or more frames, by a LogMel."""
+    (features,) = log_mel(log_mel.at_least_one_frame([wav]))
+    return features
+
+
+def read_waveform(recording, sampling_rate=SAMPLE_RATE):
+    """(samples,) of an audio file or Excerpt: float32 at a rate, its channels averaged; see :func:`read_clip`."""
     excerpt = _excerpt(recording)
-    wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop)
+    wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop, sampling_rate=sampling_rate)
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
 
 
-def _read(recordings, report):
-    """Waveforms of those of some recordings that can be read, under the same keys."""
-    wavs = {}
-    for key, recording in recordings.items():
-        try:
-            wavs[key] = read_waveform(recording)
-        except AudioError as error:
+def _readable(found, report):
+    """Those of some recordings' waveforms that there are, under the same keys."""
+    for wav in found.values():
+        if isinstance(wav, AudioError):
             if report is None:
-                raise
-            report(error)
-    return wavs
+                raise wav
+            report(wav)
+    return {key: wav for key, wav in found.items() if not isinstance(wav, AudioError)}
 
 
 def _excerpt(recording):
@@ -126,9 +154,10 @@ def _excerpt(recording):
 def _averages(encoder, wavs):
     """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
     layers, index = encoder.tokens(wavs)
-    counts = torch.tensor([max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs], device=index.device)
-    counts = counts.unsqueeze(1)
-    index[torch.arange(index.shape[1], device=index.device) >= counts] = -1
+    counts = [max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs]
+    counts = send(torch.tensor(counts), index.device).unsqueeze(1)
+    ended = torch.arange(index.shape[1], device=index.device) >= counts
+    index = index.masked_fill(ended.unsqueeze(2), -1)
     sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
     return torch.stack([total / counts for total in sums], dim=1).cpu()
 

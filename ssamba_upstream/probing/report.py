@@ -1,4 +1,4 @@
-"""The results of ``ssamba probe`` as JSON, Markdown and two pictures."""
+"""The results of ``ssamba probe`` and ``ssamba probe-frames`` as JSON, Markdown and two pictures."""
 
 import json
 import math
@@ -24,7 +24,8 @@ def write_report(results, out):
     """Write ``results.json``, ``results.md``, ``layers.png`` and, of networks, ``cka.png``.
 
     Args:
-        results: see :func:`ssamba_upstream.probing.study.probe`.
+        results: see :func:`ssamba_upstream.probing.study.probe` and
+            :func:`ssamba_upstream.probing.frame_study.probe_frames`, where the models have no ``superb_head``.
         out: a folder, which is made if it is not there.
     """
     write_text(json.dumps(results, indent=1, allow_nan=False), out / "results.json")
@@ -37,39 +38,31 @@ def write_report(results, out):
 
 def markdown(results):
     """The results as text: a summary, then a table of the layers of each network."""
-    counts = ", ".join(f"{name} {count:,}" for name, count in sorted(results["recordings"].items()))
+    counts = ", ".join(f"{name} {count:,}" for name, count in sorted(results[results["unit"]].items()))
+    columns, summary = _columns(results), [*_SUMMARY, *([_WEIGHTED_SUM] if _has_heads(results) else [])]
     lines = [
         f"# Probes of {results['set'] or 'a labelled set'}", "",
-        f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the recordings "
-        f"({counts}). Test accuracy in percent: of linear probes, mean and 95 % confidence interval over "
-        f"{results['options']['seeds']} random starts, in the layer with the lowest loss on dev; and of SUPERB's "
-        f"weighted sum of the layers, from one start.{ALONE if results['options']['layers_alone'] else ''}", "",
-        "| Model | Best layer | Probe | Weighted sum |", "| --- | ---: | ---: | ---: |",
+        f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the "
+        f"{results['unit']} ({counts}). Test accuracy in percent: of linear probes, mean and 95 % confidence interval "
+        f"over {results['options']['seeds']} random starts, in the layer with the lowest loss on dev"
+        + ("; and of SUPERB's weighted sum of the layers, from one start." if _has_heads(results) else ".")
+        + (ALONE if "Alone" in dict(columns) else ""), "",
+        f"| {' | '.join(name for name, _ in summary)} |", "| --- |" + " ---: |" * (len(summary) - 1),
     ]
-    for model in results["models"]:
-        best = model["layers"][model["best_layer"]]
-        lines.append(f"| {model['name']} | {model['best_layer'] if len(model['layers']) > 1 else ''} "
-                     f"| {_percent(best)} | {model['superb_head']['test_accuracy'] * 100:.2f} |")
+    lines += [f"| {' | '.join(str(value(model)) for _, value in summary)} |" for model in results["models"]]
     for model in results["models"]:
         if len(model["layers"]) == 1:
             continue
-        lines += ["", f"## {model['name']}", "", *_layer_table(model, results["options"]["layers_alone"])]
+        lines += ["", f"## {model['name']}", "", f"| Layer | {' | '.join(name for name, _ in columns)} |",
+                  "|" + " ---: |" * (1 + len(columns))]
+        for layer in model["layers"]:
+            number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else layer["layer"]
+            lines.append(f"| {number} | {' | '.join(value(layer) for _, value in columns)} |")
     return "\n".join(lines) + "\n"
 
 
-def _layer_table(model, alone):
-    columns = ["Layer", "Test", "Dev", "Dev loss", "Weight", "Norm"]
-    if alone:
-        columns.append("Alone")
-    rows = [columns, ["---:"] * len(columns)]
-    for layer in model["layers"]:
-        number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else str(layer["layer"])
-        row = [number, _percent(layer), f"{layer['dev_accuracy'] * 100:.2f}", f"{layer['dev_loss']:.4f}",
-               f"{layer['weight']:.4f}", f"{layer['norm']:.4g}"]
-        if alone:
-            row.append(f"{layer['alone'] * 100:.2f}")
-        rows.append(row)
-    return [f"| {' | '.join(row)} |" for row in rows]
+def _has_heads(results):
+    return "superb_head" in results["models"][0]
 
 
 def _percent(layer):
@@ -77,9 +70,35 @@ def _percent(layer):
     return f"{layer['test_accuracy'] * 100:.2f}{interval}"
 
 
+_SUMMARY = [
+    ("Model", lambda model: model["name"]),
+    ("Best layer", lambda model: model["best_layer"] if len(model["layers"]) > 1 else ""),
+    ("Probe", lambda model: _percent(model["layers"][model["best_layer"]])),
+]
+_WEIGHTED_SUM = ("Weighted sum", lambda model: f"{model['superb_head']['test_accuracy'] * 100:.2f}")
+
+
+def _columns(results):
+    """The name of each column of the layers' tables, and what a layer has in it."""
+    columns = [
+        ("Test", _percent),
+        ("Dev", lambda layer: f"{layer['dev_accuracy'] * 100:.2f}"),
+        ("Dev loss", lambda layer: f"{layer['dev_loss']:.4f}"),
+        ("Norm", lambda layer: f"{layer['norm']:.4g}"),
+    ]
+    if _has_heads(results):
+        columns.insert(3, ("Weight", lambda layer: f"{layer['weight']:.4f}"))
+    if results["options"].get("layers_alone"):
+        columns.append(("Alone", lambda layer: f"{layer['alone'] * 100:.2f}"))
+    return columns
+
+
 def _draw_layers(results):
-    figure, (accuracy, weights, lengths) = load_pyplot().subplots(
-        3, sharex=True, figsize=(8, 8), height_ratios=(3, 1, 1), layout="constrained")
+    names = ["accuracy", *(["weights"] if _has_heads(results) else []), "lengths"]
+    figure, axes = load_pyplot().subplots(
+        len(names), sharex=True, figsize=(8, 8), height_ratios=(3, 1, 1)[:len(names)], layout="constrained")
+    axes = dict(zip(names, axes))
+    accuracy, lengths = axes["accuracy"], axes["lengths"]
     for number, model in enumerate(results["models"]):
         colour, layers = f"C{number}", model["layers"]
         values = [layer["test_accuracy"] * 100 for layer in layers]
@@ -93,13 +112,15 @@ def _draw_layers(results):
         accuracy.errorbar(numbers, values, within, color=colour, capsize=2,
                           label=f"{model['name']}, probe of each layer")
         accuracy.plot(best, values[best], "*", color=colour, markersize=14, label=f"best on dev: layer {best}")
-        accuracy.axhline(model["superb_head"]["test_accuracy"] * 100, color=colour, linestyle="--",
-                         label=f"{model['name']}, SUPERB's weighted sum")
-        weights.plot(numbers, [layer["weight"] for layer in layers], "o-", color=colour, markersize=3)
+        if "weights" in axes:
+            accuracy.axhline(model["superb_head"]["test_accuracy"] * 100, color=colour, linestyle="--",
+                             label=f"{model['name']}, SUPERB's weighted sum")
+            axes["weights"].plot(numbers, [layer["weight"] for layer in layers], "o-", color=colour, markersize=3)
         lengths.semilogy(numbers, [layer["norm"] for layer in layers], "o-", color=colour, markersize=3)
     accuracy.set(title=f"Probes of {results['set']}" if results["set"] else "Probes", ylabel="test accuracy (%)")
     accuracy.legend(fontsize="small")
-    weights.set(ylabel="weight in the sum", ylim=(0, 1.1 * weights.get_ylim()[1]))
+    if "weights" in axes:
+        axes["weights"].set(ylabel="weight in the sum", ylim=(0, 1.1 * axes["weights"].get_ylim()[1]))
     lengths.set(ylabel="norm", xlabel="layer")
     return figure
 
@@ -111,5 +132,5 @@ def _draw_cka(networks):
         similarities = [[math.nan if value is None else value for value in row] for row in model["cka"]]
         image = axis.imshow(similarities, origin="lower", vmin=0, vmax=1)
         axis.set(title=model["name"], xlabel="layer", ylabel="layer")
-    figure.colorbar(image, ax=axes, label="linear CKA of the time averages")
+    figure.colorbar(image, ax=axes, label="linear CKA")
     return figure

@@ -51,12 +51,13 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
     cache = Path(cache or out / "cache")
     results = {
         "set": source,
+        "unit": "recordings",
         "options": {**options, "seeds": seeds, "head": asdict(schedule), "head_learning_rates": [*head_learning_rates],
                     "layers_alone": layers_alone},
         "models": [],
     }
     unreadable = {}
-    for name, checkpoint in zip(_names(checkpoints), checkpoints):
+    for name, checkpoint in zip(short_names(checkpoints), checkpoints):
         found = _probe_one(data, checkpoint, cache, schedule, seeds, [*head_learning_rates], layers_alone, device,
                            options, unreadable)
         results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
@@ -79,7 +80,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
     def note(error):
         unreadable[error.file] = error
 
-    with _timed(seconds, "hidden states"):
+    with timed(seconds, "hidden states"):
         if checkpoint == FBANK:
             features, key = cached_log_mel_averages(data.paths, cache, report=note)
         else:
@@ -89,29 +90,32 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
         data, features = data.without(unreadable), features[:, kept]
         key = json_hash({"features": key, "recordings": kept})
     task = {"features": key, "labels": data.labels, "splits": data.splits}
-    with _timed(seconds, "probes"):
-        first = remembered(cache, {**task, "probes": 0}, lambda: _train_probes(features, data, device))
-        others = [] if seeds == 1 else remembered(
-            cache, {**task, "probes": [1, seeds]}, lambda: _retrain_probes(features, data, device, first, seeds),
-        )
-    with _timed(seconds, "head"):
+    with timed(seconds, "probes"):
+        rotations = [*rotate_folds(data.splits)] if data.has_folds else [("test", data.splits)]
+        probes = probes_by_seed(cache, task, features, data.labels, rotations, seeds, device)
+    with timed(seconds, "head"):
         head = remembered(
             cache, {**task, "head": [asdict(schedule), head_learning_rates]},
             lambda: _train_head(features, data, schedule, head_learning_rates, device),
         )
     alone = []
     if layers_alone:
-        with _timed(seconds, "layers alone"):
+        with timed(seconds, "layers alone"):
             alone = [remembered(
                 cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
                 partial(_train_layer_heads, features, data, schedule, head_learning_rates, seed, device),
             ) for seed in range(seeds)]
-    with _timed(seconds, "geometry"):
-        geometry = remembered(cache, {"features": key, "geometry": True}, lambda: _geometry(features))
-    return {**_by_layer([first, *others], head, alone, geometry), "seconds": seconds}
+    with timed(seconds, "geometry"):
+        geometry = geometry_of(cache, key, features)
+    found = by_layer(probes, geometry)
+    for number, layer in enumerate(found["layers"]):
+        layer["weight"] = head["layer_weights"][number]
+        if alone:
+            layer["alone"] = mean(seed[number] for seed in alone)
+    return {**found, "superb_head": head, "seconds": seconds}
 
 
-class _timed:
+class timed:
     """Notes how many seconds its block took."""
 
     def __init__(self, seconds, name):
@@ -124,24 +128,32 @@ class _timed:
         self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
-def _train_probes(features, data, device):
-    """ProbeResults of each fold being the test set, or of the test set, as dicts."""
-    return {
-        fold: asdict(train_probes(features, data.labels, splits, device=device)) for fold, splits in _rotations(data)
-    }
+def probes_by_seed(cache, task, features, labels, rotations, seeds, device):
+    """Linear probes of every layer from some random starts, of which the first chooses; remembered.
 
+    Args:
+        cache: folder for what is kept.
+        task: description of features, labels and splits, see :func:`remembered`.
+        features, labels: see :func:`train_probes`.
+        rotations: list of the name of each fold, or "test", and the splits with that fold as the test set.
+        seeds: number of random starts.
+        device: on which the probes are trained.
 
-def _retrain_probes(features, data, device, first, seeds):
-    """The same for each seed from 1 to that before ``seeds``."""
-    folds = {
-        fold: retrain_probes(features, data.labels, splits, ProbeResults(**first[fold]), range(1, seeds), device=device)
-        for fold, splits in _rotations(data)
-    }
-    return [{fold: asdict(found[i]) for fold, found in folds.items()} for i in range(seeds - 1)]
+    Returns:
+        for each seed, the fields of ProbeResults by fold.
+    """
+    def train():
+        return {fold: asdict(train_probes(features, labels, splits, device=device)) for fold, splits in rotations}
 
+    def retrain():
+        folds = {
+            fold: retrain_probes(features, labels, splits, ProbeResults(**first[fold]), range(1, seeds), device=device)
+            for fold, splits in rotations
+        }
+        return [{fold: asdict(found[i]) for fold, found in folds.items()} for i in range(seeds - 1)]
 
-def _rotations(data):
-    return rotate_folds(data.splits) if data.has_folds else [("test", data.splits)]
+    first = remembered(cache, {**task, "probes": 0}, train)
+    return [first] if seeds == 1 else [first, *remembered(cache, {**task, "probes": [1, seeds]}, retrain)]
 
 
 def _train_head(features, data, schedule, learning_rates, device):
@@ -170,24 +182,20 @@ def _head_splits(data):
     return [(fold, splits_for_fold(data.splits, fold)) for fold in sorted(set(data.splits))]
 
 
-def _geometry(features):
-    """``norms``, a list over the layers, and ``cka``, (layers, layers) as lists, None where a layer is constant."""
-    similarities = linear_cka(features)
-    return {
-        "norms": norms(features).tolist(),
-        "cka": [[None if value != value else value for value in row] for row in similarities.tolist()],
-    }
+def geometry_of(cache, key, features):
+    """The norms of the layers and their linear CKA, None where it is undefined; remembered by the features' hash."""
+    def compute():
+        similarities = linear_cka(features).tolist()
+        return {
+            "norms": norms(features).tolist(),
+            "cka": [[None if value != value else value for value in row] for row in similarities],
+        }
+
+    return remembered(cache, {"features": key, "geometry": True}, compute)
 
 
-def _by_layer(probes, head, alone, geometry):
-    """The results of a network, its layers one by one.
-
-    Args:
-        probes: of each seed, a dict of each fold's fields of ProbeResults, lists over the layers.
-        head: what :func:`_train_head` returns.
-        alone: of each seed, a list of the layers' test accuracies; or nothing.
-        geometry: what :func:`_geometry` returns.
-    """
+def by_layer(probes, geometry):
+    """What the report says of each layer, from :func:`probes_by_seed` and :func:`geometry_of`."""
     layers = []
     for layer, norm in enumerate(geometry["norms"]):
         test_accuracy, dev_accuracy, dev_loss = (
@@ -202,14 +210,12 @@ def _by_layer(probes, head, alone, geometry):
             "dev_accuracy": mean(dev_accuracy),
             "dev_loss": mean(dev_loss),
             "norm": norm,
-            "weight": head["layer_weights"][layer],
-            **({"alone": mean(seed[layer] for seed in alone)} if alone else {}),
         })
     best = min(layers, key=lambda layer: layer["dev_loss"])["layer"]
-    return {"best_layer": best, "layers": layers, "superb_head": head, "cka": geometry["cka"]}
+    return {"best_layer": best, "layers": layers, "cka": geometry["cka"]}
 
 
-def _names(checkpoints):
+def short_names(checkpoints):
     """Short names of checkpoints where those are different, and their paths where they are not."""
     short = [os.path.basename(os.path.normpath(checkpoint)) for checkpoint in checkpoints]
     return short if len(set(short)) == len(short) else [str(checkpoint) for checkpoint in checkpoints]

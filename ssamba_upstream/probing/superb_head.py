@@ -1,25 +1,27 @@
 """SUPERB's classifier on averages over time: the weighted sum of the layers, a projector and a linear layer.
 
-In s3prl 0.4.18 the classifiers of speaker identification, emotion recognition and keyword spotting are a weighted
-sum of the hidden states, a linear projector, the mean over time and a linear layer. All that comes before the mean
-is linear, and the mean leaves out what an utterance is padded with, so that the mean may as well come first: what
-:func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance. (That is no
-longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned upstream.)
+In s3prl 0.4.18 the classifiers of speaker identification, emotion recognition, keyword spotting and intent
+classification are a weighted sum of the hidden states, a linear projector, the mean over time and a linear layer. All
+that comes before the mean is linear, and the mean leaves out what an utterance is padded with, so that the mean may as
+well come first: what :func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance.
+(That is no longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned
+upstream.)
 """
 
 import argparse
 import itertools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from ..corpora.labelled import members_of_splits
+from ..corpora.labelled import members_of_splits, split_labels
 
 PROJECTOR_SIZE = 256
-BATCH_SIZE = 32  # in all three tasks, with gradients accumulated
+BATCH_SIZE = 32  # in all four tasks, with gradients accumulated
 GRADIENT_CLIPPING = 1.0
 DEV_SHARE = 0.2  # of emotion recognition's training folds
 UTTERANCES_AT_ONCE = 512
@@ -34,11 +36,14 @@ class HeadSchedule:
         steps_between_evaluations: on dev.
         balanced: draw utterances of all classes equally often, with replacement, and count the classes equally
             on dev, as s3prl does for keyword spotting; otherwise every utterance once before any comes again.
+        slots: a label is several, see :func:`ssamba_upstream.corpora.labelled.split_labels`, each with a softmax of
+            its own, and is right where all are: s3prl's action, object and location of an intent.
     """
 
     steps: int
     steps_between_evaluations: int
     balanced: bool = False
+    slots: bool = False
 
     def of_steps(self, steps):
         """The same of another length, evaluated as many times."""
@@ -52,6 +57,7 @@ SUPERB_SCHEDULES = {
     "sid": HeadSchedule(200_000, 5000),
     "er": HeadSchedule(30_000, 1000),
     "ks": HeadSchedule(200_000, 5000, balanced=True),
+    "ic": HeadSchedule(200_000, 5000, slots=True),
 }
 DEFAULT_SCHEDULE = HeadSchedule(5000, 250)
 
@@ -79,17 +85,18 @@ class SuperbHead(nn.Module):
     Args:
         layers: number of hidden states.
         size: features of each.
-        classes: number of classes.
+        classes: number of classes; or a list, those of each slot.
     """
 
     def __init__(self, layers, size, classes):
         super().__init__()
+        self.slots = [classes] if isinstance(classes, int) else [*classes]
         self.weights = nn.Parameter(torch.zeros(layers))
         self.projector = nn.Linear(size, PROJECTOR_SIZE)
-        self.linear = nn.Linear(PROJECTOR_SIZE, classes)
+        self.linear = nn.Linear(PROJECTOR_SIZE, sum(self.slots))
 
     def forward(self, averages):
-        """(layers, utterances, features) -> logits (utterances, classes)."""
+        """(layers, utterances, features) -> logits (utterances, classes), of all slots one after the other."""
         summed = torch.tensordot(self.layer_weights, averages, dims=1)
         return self.linear(self.projector(summed))
 
@@ -113,6 +120,7 @@ class LayerHeads(nn.Module):
     def __init__(self, layers, size, classes):
         super().__init__()
         start = SuperbHead(1, size, classes)
+        self.slots = start.slots
         for name, linear in (("projector", start.projector), ("linear", start.linear)):
             weight, bias = linear.weight.detach().T, linear.bias.detach()
             self.register_parameter(f"{name}_weight", nn.Parameter(weight.repeat(layers, 1, 1)))
@@ -150,8 +158,8 @@ def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rat
     Returns:
         HeadResults.
     """
-    targets, parts = _targets_and_parts(labels, splits)
-    results = [_train(features, targets, parts, schedule, rate, seed, device) for rate in learning_rates]
+    task = _task(labels, splits, schedule)
+    results = [_train(features, task, schedule, rate, seed, device) for rate in learning_rates]
     return max(results, key=lambda result: result.dev_accuracy)
 
 
@@ -165,27 +173,32 @@ def train_layer_heads(
     Returns:
         list of the layers' test accuracies.
     """
-    targets, parts = _targets_and_parts(labels, splits)
+    task = _task(labels, splits, schedule)
     best_dev, best_test = torch.full((2, len(features)), -1.0, dtype=torch.float64)
     for learning_rate in learning_rates:
-        heads = _start(LayerHeads, features, targets, seed, device)
-        for _ in _training(heads, features, targets, parts["train"], schedule, learning_rate, seed):
-            dev = _accuracy(heads, features, targets, parts["dev"], schedule.balanced)
-            test = _accuracy(heads, features, targets, parts["test"])
+        heads = _start(LayerHeads, features, task, seed, device)
+        for _ in _training(heads, features, task, schedule, learning_rate, seed):
+            dev = _accuracy(heads, features, task, "dev", schedule.balanced)
+            test = _accuracy(heads, features, task, "test")
             best_test = torch.where(dev > best_dev, test, best_test)
             best_dev = torch.maximum(dev, best_dev)
     return best_test.tolist()
 
 
 def training_step(head, optimizer, averages, targets):
-    """One step of s3prl's runner on (layers, utterances, features) and (utterances,) class indices.
+    """One step of s3prl's runner on (layers, utterances, features) and class indices, (utterances,) or (utterances,
+    slots).
 
     The gradient is clipped, and the step left out where it is NaN; of LayerHeads, for each layer by itself.
     """
     optimizer.zero_grad()
     logits = head(averages)
-    targets = targets.expand(logits.shape[:-1])
-    (F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum") / targets.shape[-1]).backward()
+    targets = targets.view(len(targets), -1)
+    losses = [
+        F.cross_entropy(of_slot.flatten(0, -2), expected.expand(of_slot.shape[:-1]).flatten(), reduction="sum")
+        for of_slot, expected in zip(logits.split(head.slots, dim=-1), targets.T)
+    ]
+    (sum(losses) / len(targets)).backward()
     if not head.clip_gradients().isnan().any():
         optimizer.step()
 
@@ -233,40 +246,52 @@ def read_layer_weights(checkpoint):
     return weights.float().softmax(dim=0).tolist()
 
 
-def _targets_and_parts(labels, splits):
-    """(class index of each utterance, indices of the utterances of each split)."""
+class _Task(NamedTuple):
+    """The class of each utterance, (utterances,); the class in each slot of each class, (classes, slots); and the
+    indices of the utterances of each split."""
+
+    targets: torch.Tensor
+    slots: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+def _task(labels, splits, schedule):
     classes = sorted(set(labels))
     parts = {name: torch.tensor(members) for name, members in members_of_splits(splits).items()}
-    return torch.tensor([classes.index(label) for label in labels]), parts
+    in_slots = [*zip(*map(split_labels, classes))] if schedule.slots else [classes]
+    numbers = [[sorted(set(of_slot)).index(name) for name in of_slot] for of_slot in in_slots]
+    return _Task(torch.tensor([classes.index(label) for label in labels]), torch.tensor(numbers).T, parts)
 
 
-def _train(features, targets, parts, schedule, learning_rate, seed, device):
-    head = _start(SuperbHead, features, targets, seed, device)
+def _train(features, task, schedule, learning_rate, seed, device):
+    head = _start(SuperbHead, features, task, seed, device)
     best = None
-    for step in _training(head, features, targets, parts["train"], schedule, learning_rate, seed):
-        dev_accuracy = _accuracy(head, features, targets, parts["dev"], schedule.balanced).item()
+    for step in _training(head, features, task, schedule, learning_rate, seed):
+        dev_accuracy = _accuracy(head, features, task, "dev", schedule.balanced).item()
         if best is None or dev_accuracy > best.dev_accuracy:
-            test_accuracy = _accuracy(head, features, targets, parts["test"]).item()
+            test_accuracy = _accuracy(head, features, task, "test").item()
             weights = head.layer_weights.tolist()
             best = HeadResults(dev_accuracy, test_accuracy, weights, learning_rate, step)
     return best
 
 
-def _start(head_class, features, targets, seed, device):
+def _start(head_class, features, task, seed, device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return head_class(features.shape[0], features.shape[2], int(targets.max()) + 1).to(device)
+        return head_class(features.shape[0], features.shape[2], (task.slots.amax(dim=0) + 1).tolist()).to(device)
 
 
-def _training(head, features, targets, members, schedule, learning_rate, seed):
+def _training(head, features, task, schedule, learning_rate, seed):
     """Trains a head; yields the number of the step whenever it is to be evaluated."""
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
-    batches = _batches(targets[members], schedule.balanced, torch.Generator().manual_seed(seed))
+    members = task.parts["train"]
+    batches = _batches(task.targets[members], schedule.balanced, torch.Generator().manual_seed(seed))
     device = next(head.parameters()).device
     batches = tqdm(itertools.islice(batches, schedule.steps), "classifier", schedule.steps, leave=False, disable=None)
     for step, batch in enumerate(batches, start=1):
         batch = members[batch]
-        training_step(head, optimizer, features[:, batch].float().to(device), targets[batch].to(device))
+        targets = task.slots[task.targets[batch]]
+        training_step(head, optimizer, features[:, batch].float().to(device), targets.to(device))
         if step % schedule.steps_between_evaluations == 0 or step == schedule.steps:
             yield step
 
@@ -285,13 +310,18 @@ def _batches(targets, balanced, generator):
 
 
 @torch.no_grad()
-def _accuracy(head, features, targets, members, balanced=False):
-    """Accuracy on some utterances: a number for a SuperbHead, (layers,) for LayerHeads."""
-    device = next(head.parameters()).device
-    found = torch.cat([
-        head(features[:, some].float().to(device)).argmax(dim=-1).cpu() for some in members.split(UTTERANCES_AT_ONCE)
-    ], dim=-1)
-    right, expected = (found == targets[members]).double(), targets[members]
+def _accuracy(head, features, task, split, balanced=False):
+    """Accuracy on the utterances of a split: a number for a SuperbHead, (layers,) for LayerHeads."""
+    device, members = next(head.parameters()).device, task.parts[split]
+    parts = members.split(UTTERANCES_AT_ONCE)
+    found = torch.cat([_classes(head, features[:, part].float().to(device)) for part in parts], dim=-2)
+    expected = task.targets[members]
+    right = (found == task.slots[expected]).all(dim=-1).double()
     if balanced:
         return torch.stack([right[..., expected == label].mean(-1) for label in expected.unique()]).mean(0)
     return right.mean(-1)
+
+
+def _classes(head, averages):
+    """The class in each slot, (..., utterances, slots) on the CPU."""
+    return torch.stack([logits.argmax(dim=-1) for logits in head(averages).split(head.slots, dim=-1)], dim=-1).cpu()

@@ -4,9 +4,13 @@ import gc
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another: a linear probe is trained by the first one alone."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,31 @@ class Processes:
         """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
+    @property
+    def joined(self):
+        """Whether the processes are a group that torch.distributed knows: under torchrun, even of one."""
+        return dist.is_initialized()
+
     def sum(self, tensor):
-        """Sum over all processes."""
-        if self.world_size > 1:
+        """Sum over all processes, of a tensor on any device."""
+        if self.joined:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag):
         """Whether the flag is set in any process."""
-        return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)))
+        return bool(self.sum(torch.tensor(float(bool(flag)))))
 
     def wait(self):
         """Until all processes are here."""
-        if self.world_size > 1:
+        if self.joined:
             dist.barrier()
 
     def gather(self, value):
         """The values of all processes, in the order of their ranks."""
         values = [value]
-        if self.world_size > 1:
+        if self.joined:
             values = [None] * self.world_size
             dist.all_gather_object(values, value)
         return values
@@ -77,14 +86,16 @@ def start_processes(device=None):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if world_size > 1 or dist.is_torchelastic_launched():
+        # On the CPU go flags and objects, so that no GPU is waited for.
+        cuda = {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+        dist.init_process_group(**cuda if device.type == "cuda" else {"backend": "gloo"}, timeout=PATIENCE)
     try:
         processes = Processes(rank(), world_size, device)
         yield processes
         processes.wait()
     finally:
-        if world_size > 1:
+        if dist.is_initialized():
             # A DistributedDataParallel that outlives its process group can wait for ever in its destructor.
             gc.collect()
             dist.destroy_process_group()

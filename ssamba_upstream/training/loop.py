@@ -93,7 +93,7 @@ class Run:
             True when all steps are done, False when a signal stopped the run after saving its state.
         """
         self._restore_newest_state()
-        with closing(self.log):
+        with closing(self.log), _tf32(self.recipe.precision == "tf32"):
             return self._train(stopped)
 
     def _restore_newest_state(self):
@@ -103,7 +103,7 @@ class Run:
         if state is not None:
             self.restore(state)
         self.network = self.model
-        if processes.world_size > 1:
+        if processes.joined:
             self.network = DistributedDataParallel(self.model)
         if recipe.compile:
             self.network = torch.compile(self.network)
@@ -119,11 +119,12 @@ class Run:
         for step in range(self.progress["step"] + 1, self.steps + 1):
             self.meter.add(self.step(step, batches))
             self.log.advance()
-            last, interrupted = step == self.steps, processes.any(stopped)
+            last = step == self.steps
             if step % recipe.log_every == 0 or last:
                 self.log.record(step, "training", **self.meter.means(processes), **self._report_unreadable(step))
                 self.meter = _Meter(self.LOSSES)
             self.after_step(step, last)
+            interrupted = processes.any(stopped)  # a validation takes minutes, and a signal leaves few
             if step % recipe.save_every == 0 or last or interrupted:
                 self._save(step)
             if interrupted and not last:
@@ -298,6 +299,21 @@ def clips_at_once(recipe, world_size):
 def seed_of(*numbers):
     """A seed of its own for every purpose, step and process of a run."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def _tf32(allowed):
+    """Whether a GPU rounds the factors of float32 products and convolutions to TF32; torch's default is for
+    convolutions alone."""
+    libraries = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = allowed
+        yield
+    finally:
+        for library, was_allowed in zip(libraries, before):
+            library.allow_tf32 = was_allowed
 
 
 @contextmanager

@@ -25,13 +25,16 @@ class TrainingRecipe:
         learning_rate, betas, weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the gradient; a longer one is shortened.
-        precision: "float32", or "bfloat16" (autocast).
+        precision: "float32"; "tf32", whose products a GPU computes with factors of 10 bits after the point, five times
+            as fast; or "bfloat16" (autocast). On a CPU "tf32" is "float32".
         gradient_checkpointing: compute each block again in the backward pass instead of keeping what it needs.
         compile: torch.compile the network.
         save_every, log_every: in steps.
         keep: training checkpoints kept.
         workers: processes that read audio, for each process of the run.
         seed: of the initial weights and of all that is drawn at a step.
+        license: of the weights, by the Hugging Face hub's name for it; the model card says so. Those of data may ask
+            for another than the default, this package's.
 
     Raises:
         RecipeError: a value out of range.
@@ -54,14 +57,15 @@ class TrainingRecipe:
     keep: int = 3
     workers: int = 4
     seed: int = 0
+    license: str = "bsd-3-clause"
 
     FOLDER = None
     """Where the package's recipes of this kind are."""
 
-    MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers")
+    MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers", "license")
     """What may differ between a run and its continuation."""
 
-    CHOICES = {"precision": ("float32", "bfloat16")}
+    CHOICES = {"precision": ("float32", "tf32", "bfloat16")}
     """Fields that have one of these values."""
 
     POSITIVE = ("batch_size", "accumulation", "save_every", "log_every", "keep")

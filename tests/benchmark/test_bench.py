@@ -71,7 +71,8 @@ def test_peak_memory():
 @pytest.mark.slow
 def test_efficiency(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(efficiency_report, "study", functools.partial(efficiency_report.study, depths=(2, 2)))
+    shallow = functools.partial(efficiency_report.write_study, depths=(2, 2))
+    monkeypatch.setattr(efficiency_report, "write_study", shallow)
     assert main(["bench", "efficiency", "--tokens", "16", "8", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "efficiency_tiny.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.corpora import manifest
-from ssamba_upstream.corpora.manifest import ManifestError, read_manifest, write_manifest
+from ssamba_upstream.corpora.manifest import ManifestError, Paths, read_manifest, write_manifest
 from ssamba_upstream.files import file_hash
 
 
@@ -106,6 +107,16 @@ def test_an_interrupted_scan_leaves_the_manifest_before_it(folder, tmp_path, mon
         write_manifest([folder], tmp_path / "out.jsonl", processes=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "out.jsonl"]
     assert (tmp_path / "out.jsonl").read_text() == "of a call before"
+
+
+def test_paths_are_a_sequence():
+    names = ["/a/1.wav", "", "/b/\u00e9.wav", os.fsdecode(b"caf\xe9.wav")]
+    paths = Paths(names)
+    assert paths == names and paths != names[1:] and len(paths) == 4 and [*paths] == names
+    assert (paths[0], paths[-1], paths[1::2]) == (names[0], names[-1], names[1::2])
+    assert pickle.loads(pickle.dumps(paths)) == names and not Paths()
+    with pytest.raises(IndexError):
+        paths[4]
 
 
 def test_names_that_are_no_unicode_come_back(tmp_path):

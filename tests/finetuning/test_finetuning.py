@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
@@ -182,6 +183,11 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
             assert torch.equal(ours(fbank).logits, theirs.eval()(fbank).logits)
     card = (run / "best" / "README.md").read_text()
     assert f"| test | accuracy | {results['test']['accuracy']:.4f} |" in card
+    data = ModelCard(card).data
+    assert data.license == "bsd-3-clause" and data.pipeline_tag == "audio-classification"
+    assert [(figure.dataset_name, figure.metric_type, figure.metric_value) for figure in data.eval_results] == [
+        ("tones.csv", name, results["test"][name]) for name in ("accuracy", "mAP", "mAUC")]
+    assert "Classes: high, low, middle" in card and "learning_rate: 0.005" in card and str(audio) not in card
     assert "Not tested" in (run / "last" / "README.md").read_text()
     assert main(["info", str(run / "best")]) == 0
     assert "3: high, low, middle" in capsys.readouterr().out
@@ -509,6 +515,12 @@ def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(tmp_path, recipe):
+    results = finetune(recipe(epochs=1, precision="bfloat16", mixup=0.5), tmp_path / "run", device="cuda")
+    assert results["test"]["recordings"] and 0 <= results["test"]["accuracy"] <= 1
+
+
 # Two processes
 
 @pytest.mark.slow
@@ -537,7 +549,6 @@ def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
     ({"problem": "per_second", "loss": "binary_cross_entropy", "clip_frames": 100},
      "per_second has the loss cross_entropy"),
     ({"problem": "per_second", "mixup": 0.5, "clip_frames": 100}, "labels of seconds cannot be mixed"),
-    ({"problem": "per_second"}, "clip_frames must be whole seconds of 100 frames; got 64"),
     ({"problem": "regression"}, "problem must be one of single_label, multi_label, per_second; got 'regression'"),
     ({"frequency_mask": 129}, "frequency_mask must be a whole number from 0 to 128; got 129"),
     ({"time_mask": 65}, "time_mask must be a whole number from 0 to 64; got 65"),
@@ -565,6 +576,7 @@ def relabelled(**labels):
 @pytest.mark.parametrize("change, changes, message", [
     (relabelled(_17="unheard"), {}, "no recording of train has the class 'unheard'"),
     (relabelled(_3="low;high"), {}, "3.wav has the label 'low;high', which is 2 classes; single_label has one"),
+    (relabelled(), {"problem": "per_second"}, "whole seconds, such as 100, 1000, 6000 for 1, 10, 60; got 64"),
     (relabelled(_3="low;;high"), {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"},
      "a class in the label 'low;;high' of .*3.wav has no name"),
     (lambda rows: rows[:12], {}, "changed.csv: the splits are train"),
@@ -581,7 +593,7 @@ def test_labelled_sets_that_do_not_fit(tmp_path, recipe, changed_set, change, ch
 def test_files_that_are_not_there(tmp_path, recipe):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         finetune(recipe(data="nowhere.csv"), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(CheckpointError, match="nowhere"):
         finetune(recipe(checkpoint=str(tmp_path / "nowhere")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "damaged.safetensors").write_bytes(b"nothing")

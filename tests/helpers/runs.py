@@ -16,11 +16,11 @@ def logged(out, *names, kind="training"):
     return [[line[name] for name in ("step", *names)] for line in lines if line["kind"] == kind]
 
 
-def torchrun(*arguments):
-    """The ``ssamba`` command in two processes on the CPU."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(*arguments, processes=2, device="cpu"):
+    """The ``ssamba`` command under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     result = subprocess.run(
-        [*launcher, "-m", "ssamba_upstream", *map(str, arguments), "--device", "cpu"],
+        [*launcher, "-m", "ssamba_upstream", *map(str, arguments), "--device", device],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )
     assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from helpers.paths import DATA
@@ -11,12 +12,48 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.network.configuration import HIDDEN_SIZES
 
+aten = torch.ops.aten
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 ORDERS = {"bi": "paired", "uni": "sequential"}
 
 
 def small_config(**overrides):
     return SsambaConfig(**{"hidden_size": 32, "num_hidden_layers": 4, "pretraining_frames": 128, **overrides})
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (aten.convolution, aten.cat, aten.index, aten.add, aten.mul, aten.bmm)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("positions", ["physical", "published"])
+@pytest.mark.parametrize("strides", [(10, 10), (16, 16), (4, 16)])
+def test_packed_windows_begin_as_each_by_itself(positions, strides):
+    config = small_config(positions=positions, frequency_stride=strides[0], time_stride=strides[1])
+    model = SsambaModel(config).eval()
+    windows = [torch.randn(frames, 128) for frames in (128, 16, 40, 128, 17)]
+    tokens, offsets = model._pack(windows)
+    alone = [model.embed(window.unsqueeze(0)) for window in windows]
+    assert torch.equal(tokens, torch.cat(alone, dim=1))
+    assert offsets.diff().tolist() == [embedded.shape[1] for embedded in alone]
+
+
+def test_windows_of_many_lengths_are_as_few_operations_as_of_one():
+    model = SsambaModel(small_config(time_stride=10))
+    counts = []
+    for lengths in ([100] * 9, range(20, 110, 10)):
+        with Operations() as operations:
+            model([torch.randn(frames, 128) for frames in lengths])
+        counts.append(operations.count)
+    # What is left are places on the CPU, which for one length are found once.
+    assert counts[1] - counts[0] <= 4 * 9
 
 
 @pytest.mark.parametrize("mixer_golden", ["mixer0_div2", "mixer0_nodiv"])

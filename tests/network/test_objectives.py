@@ -21,6 +21,15 @@ def mask_of(index, patches):
     return torch.zeros(len(index), patches, dtype=torch.bool).scatter_(1, index, True)
 
 
+def test_a_network_elsewhere_is_not_waited_for():
+    """With a mask on the CPU, a pass runs on a device without content, where nothing can be looked at."""
+    model = small_model().to("meta")
+    mask = torch.arange(64).expand(3, -1) < 20
+    hidden = model.masked_tokens(torch.empty(3, 128, 128, device="meta"), mask)
+    hidden.sum().backward()
+    assert hidden.shape == (3, 20, 32) and model.mask_embed.grad.shape == (1, 1, 32)
+
+
 def test_golden_objectives(golden, official_checkpoint):
     expected, fbank = golden("reduced_ssl_m300"), golden("input_fbank")["fbank"]
     model = load_model(official_checkpoint, model_class=SsambaForPreTraining)

@@ -87,6 +87,7 @@ def test_a_sequence_is_mixed_by_itself():
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_operator_is_well_registered():
     module = mixer(hidden_size=8, state_size=3)
     directions = [module.direction("", False), module.direction("_b", True)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssamba_upstream import ops
+from ssamba_upstream import SsambaConfig, SsambaModel, ops
 from ssamba_upstream.ops import chunked
 
 FAST_BACKENDS = ["torch"]
@@ -126,7 +126,7 @@ def test_errors_say_what_is_wrong():
     inputs = scan_inputs(1, 2, 4, 3)
     with pytest.raises(ValueError, match=r"B must be \(1, 3, 4\)"):
         ops.selective_scan(**{**inputs, "B": inputs["B"][..., :3]})
-    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, mamba_ssm"
+    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, triton, mamba_ssm"
     with pytest.raises(ValueError, match=message):
         ops.selective_scan(**inputs, backend="fast")
     with pytest.raises(ValueError, match="A must be real"):
@@ -189,6 +189,44 @@ def test_offsets_that_do_not_fit(offsets):
     x, weight, bias = torch.randn(1, 5, 19).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
     with pytest.raises(ValueError, match="offsets must"):
         ops.causal_convolutions(x, [weight], [bias], [False], offsets)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_other_devices_take_the_torch_backend(device):
+    able = [backend for backend in ops.BACKENDS if ops.unavailable_reason(backend, device) is None]
+    assert able == ["torch", "reference"]
+
+
+def test_the_torch_backend_is_chosen_where_no_kernel_serves():
+    assert ops.choose_backend(torch.empty(0, device="meta")) == "torch"
+    model = SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2)).to("meta")
+    assert model(torch.empty(2, 100, 128, device="meta")).last_hidden_state.shape == (2, 49, 32)
+
+
+def test_mamba_ssm_without_its_compiled_part_is_not_available(tmp_path, monkeypatch):
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "selective_scan_cuda, the compiled part of mamba-ssm" in ops.unavailable_reason("mamba_ssm", "cuda")
+
+
+def test_triton_comes_before_mamba_ssm(monkeypatch):
+    monkeypatch.setattr(ops, "_best", {})
+    for module in (ops.cuda, ops.triton):
+        monkeypatch.setattr(module, "unavailable_reason", lambda: None)
+    assert ops.choose_backend(torch.empty(1, device="meta")) == "torch"
+    assert next(name for name in ops.BACKENDS if ops.unavailable_reason(name, "cuda") is None) == "triton"
+
+
+def test_what_mamba_ssm_cannot_do_is_refused():
+    inputs = scan_inputs(1, 8, 4, 3, dtype=torch.float32, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient of the last state"):
+        ops.cuda.selective_scan_cuda(**inputs, return_last_state=True)
+    with pytest.raises(ValueError, match="one dtype; got u torch.bfloat16, delta torch.float32"):
+        ops.cuda.selective_scan_cuda(**inputs | {"u": inputs["u"].bfloat16()})
+    for channels, width in ((8, 5), (8, 1), (12, 4)):
+        with pytest.raises(ValueError, match=f"got {width} taps and {channels} channels"):
+            ops.cuda.causal_convolution_cuda(torch.randn(1, channels, 9), torch.randn(channels, 1, width), None)
 
 
 @pytest.mark.gpu

@@ -143,14 +143,17 @@ def test_another_run_s_choice_can_be_made(monkeypatch):
 
 
 @needs_onednn
+@pytest.mark.slow
 def test_the_whole_network_by_either_library():
     """In processes of their own: the environment is read once."""
     program = ("import torch; from ssamba_upstream import SsambaConfig, SsambaModel; torch.manual_seed(0); "
                "m = SsambaModel(SsambaConfig(num_hidden_layers=2)); "
                "print(m(torch.randn(1, 1024, 128))[0].double().sum())")
     results = [
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, "SSAMBA_LINEAR": library}, check=True,
-                       capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True,
+            env={**os.environ, "SSAMBA_LINEAR": library, "OMP_NUM_THREADS": "1"},
+        ).stdout
         for library in product.LIBRARIES
     ]
     sums = [float(result[len("tensor("):].split(",")[0]) for result in results]

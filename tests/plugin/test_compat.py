@@ -20,6 +20,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from helpers.paths import CHECKOUT
 from ssamba_upstream.plugin import compat
+from ssamba_upstream.plugin.repairs.sox import apply_effects_tensor
 
 import torchaudio  # isort: skip  (ssamba_upstream makes it importable)
 
@@ -86,6 +87,7 @@ def test_leaves_what_exists(monkeypatch):
     existing(monkeypatch, torchaudio, set_audio_backend=kept, info=kept, sox_effects=effects)
     existing(monkeypatch, huggingface_hub, HfFolder=kept, Repository=kept)
     existing(monkeypatch, huggingface_hub.HfApi, login=kept)
+    importable(monkeypatch, "sox")
     importable(monkeypatch, "catalyst.data.sampler")
     catalyst = sys.modules["catalyst.data.sampler"]
     safe = torch.serialization.get_safe_globals()
@@ -178,7 +180,7 @@ def test_effects_of_speech_commands(stereo):
 
 def test_gain_clips_after_each_effect():
     loud = torch.tensor([[0.9, -0.9, 0.25]])
-    waveform, _ = compat._apply_effects_tensor(loud, 16000, [["gain", "6"], ["gain", "-6"]])
+    waveform, _ = apply_effects_tensor(loud, 16000, [["gain", "6"], ["gain", "-6"]])
     np.testing.assert_allclose(waveform.numpy(), [[10 ** -0.3, -(10 ** -0.3), 0.25]], rtol=1e-6)
 
 
@@ -187,7 +189,7 @@ def test_rate_keeps_a_tone(old, new):
     def tone(rate, length):
         return torch.sin(2 * torch.pi * 440 * torch.arange(length) / rate).unsqueeze(0) / 2
 
-    resampled, sample_rate = compat._apply_effects_tensor(tone(old, old + 2), old, [["rate", str(new)]])
+    resampled, sample_rate = apply_effects_tensor(tone(old, old + 2), old, [["rate", str(new)]])
     length = resampled.size(-1)
     assert (sample_rate, length) == (new, round((old + 2) * new / old))
     torch.testing.assert_close(resampled[:, 500:-500], tone(new, length)[:, 500:-500], atol=1e-3, rtol=0)
@@ -195,14 +197,14 @@ def test_rate_keeps_a_tone(old, new):
 
 def test_effects_time_first(stereo):
     samples = torch.from_numpy(stereo[1]).float()
-    waveform, _ = compat._apply_effects_tensor(samples, 8000, [["channels", "1"]], channels_first=False)
+    waveform, _ = apply_effects_tensor(samples, 8000, [["channels", "1"]], channels_first=False)
     torch.testing.assert_close(waveform, samples.mean(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize("effect", [["reverb"], ["gain", "-n"], ["channels", "3"], ["rate", "-h", "16000"]])
 def test_other_effects_are_refused(effect):
     with pytest.raises(NotImplementedError, match=" ".join(effect)):
-        compat._apply_effects_tensor(torch.zeros(2, 10), 16000, [effect])
+        apply_effects_tensor(torch.zeros(2, 10), 16000, [effect])
 
 
 # huggingface_hub

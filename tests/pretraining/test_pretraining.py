@@ -24,6 +24,7 @@ from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
 from ssamba_upstream.training import training_state
+from ssamba_upstream.training.distributed import start_processes
 from ssamba_upstream.training.loop import Run
 from ssamba_upstream.training.recipe import RecipeError, read_recipe
 from ssamba_upstream.training.training_state import (
@@ -208,17 +209,19 @@ def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, number):
-    step = trainer._Pretraining.step
+@pytest.mark.parametrize("method", ["step", "after_step"])
+def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, method, number):
+    """During the step as during what follows it, a validation or a probe."""
+    uninterrupted = getattr(trainer._Pretraining, method)
 
-    def interrupted_step(self, n, batches):
-        report = step(self, n, batches)
+    def interrupted(self, n, *arguments):
+        result = uninterrupted(self, n, *arguments)
         if n == 3:
             os.kill(os.getpid(), number)
-        return report
+        return result
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(trainer._Pretraining, "step", interrupted_step)
+    monkeypatch.setattr(trainer._Pretraining, method, interrupted)
     assert not pretrain(recipe(), tmp_path / "run")
     assert signal.getsignal(number) is before
     assert training_states(tmp_path / "run" / "states")[0].name == "step-00000003.pt"
@@ -365,7 +368,26 @@ def test_bad_recipes(recipe_file, changes, message):
         read_recipe(recipe_file(**changes), PretrainingRecipe)
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_used_where_the_recipe_says_so(tmp_path, recipe, monkeypatch, precision):
+    libraries, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    before = [library.allow_tf32 for library in libraries]
+    forward = trainer._Pretraining.forward
+
+    def watched(*arguments):
+        seen.append([library.allow_tf32 for library in libraries])
+        return forward(*arguments)
+
+    monkeypatch.setattr(trainer._Pretraining, "forward", watched)
+    pretrain(recipe(precision=precision, steps=1), tmp_path / "run")
+    assert seen and all(used == [precision == "tf32"] * 2 for used in seen)
+    assert [library.allow_tf32 for library in libraries] == before
+
+
 def test_recipes_of_the_package():
+    for size in ("tiny", "small", "base"):
+        half = read_recipe(f"{size}_400_bfloat16", PretrainingRecipe).to_dict()
+        assert half == read_recipe(f"{size}_400", PretrainingRecipe).to_dict() | {"precision": "bfloat16"}
     names = {f"{size}_{masked}" for size in ("tiny", "small", "base") for masked in (250, 300, 400)}
     assert names < {file.stem for file in PretrainingRecipe.FOLDER.glob("*.yaml")}
     for name in names:
@@ -392,6 +414,19 @@ def test_a_recipe_of_ones_own_extends_one_of_the_package(tmp_path):
 def test_batches_that_cannot_be_divided(tmp_path, recipe):
     with pytest.raises(ValueError, match="batch_size 4 cannot be divided into 3 parts"):
         pretrain(recipe(accumulation=3), tmp_path / "run")
+
+
+def test_one_process_of_torchrun_joins_its_group(monkeypatch):
+    with start_processes("cpu") as processes:
+        assert not processes.joined
+    started = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": "0"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with start_processes("cpu") as processes:
+        assert processes.joined and processes.any(True) and not processes.any([]) and processes.gather(2) == [2]
+        assert processes.sum(torch.tensor(3.0)) == 3
+    assert not processes.joined
 
 
 def _gradient_of_a_rank(rank, port, model, fbank, mask, folder):
@@ -430,6 +465,17 @@ def test_torchrun(tmp_path, recipe_file):
     assert "done; the checkpoints are" in torchrun(*arguments)
     assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
     assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_on_a_gpu(tmp_path, recipe, recipe_file, precision):
+    """Under torchrun, so that NCCL is joined; it stops and goes on."""
+    changes = {"precision": precision, "workers": 2}
+    assert pretrain(recipe(**changes, steps=3), tmp_path / "run", device="cuda")
+    goes_on = ["pretrain", recipe_file(**changes), "--out", tmp_path / "run", "--resume"]
+    said = torchrun(*goes_on, processes=1, device="cuda")
+    assert "going on after step 3" in said and "done; the checkpoints are" in said
 
 
 @pytest.mark.slow

@@ -83,6 +83,13 @@ class At:
         self.random = lambda: fraction
 
 
+def test_where_a_gpu_is_used_all_of_a_batch_goes_through_pinned_memory(manifest, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor)
+    batch = next(training_batches([manifest], 2, SAMPLES, seed=0))
+    assert not pinned and batch.pin_memory().position == 1 and pinned == [(2, SAMPLES), (2,)]
+
+
 def test_a_crop_reads_its_part_alone(files, monkeypatch):
     read = []
     monkeypatch.setattr(soundfile.SoundFile, "read", spy(soundfile.SoundFile.read, read))
@@ -461,6 +468,23 @@ def test_a_worker_without_a_readable_shard_reads_the_others(shards):
     for rank in range(2):
         batches = list(islice(training_batches([shards], 10, SAMPLES, 0, rank=rank, world_size=2, workers=2), 6))
         assert set(numbers(batches)) == set(range(30, 40))
+
+
+def test_to_go_on_only_shards_in_the_shuffle_buffer_are_read(shards, monkeypatch):
+    from ssamba_upstream.pretraining import shards as reading
+
+    monkeypatch.setattr(reading, "SHUFFLE_BUFFER", 3)
+    whole = list(islice(training_batches([shards], 2, SAMPLES, 0), 25))
+    read, opened = reading._audio_files, []
+    monkeypatch.setattr(reading, "_audio_files", lambda url, unreadable: opened.append(url) or read(url, unreadable))
+    for consumed in range(1, 22):
+        del opened[:]
+        gone_on = training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position)
+        same(list(islice(gone_on, 1)), whole[consumed:consumed + 1])
+        assert len(set(opened)) <= 3
+    (shards.parent / opened[0]).write_bytes(b"torn")
+    with pytest.raises(ManifestError, match="does not hold any more what it held when the run stopped"):
+        next(training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

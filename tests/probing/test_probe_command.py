@@ -181,6 +181,31 @@ def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
     assert "one step or more" in capsys.readouterr().err
 
 
+def test_fluent_speech_commands(tmp_path, checkpoints):
+    root, generator = tmp_path / "fluent_speech_commands_dataset", np.random.default_rng(0)
+    intents = {200: ("activate", "lights", "kitchen"), 800: ("activate", "music", "none"),
+               3000: ("decrease", "heat", "none")}
+    (root / "data").mkdir(parents=True)
+    for name, count in (("train", 4), ("valid", 2), ("test", 2)):
+        rows = [",path,speakerId,transcription,action,object,location"]
+        for pitch, intent in intents.items():
+            for number in range(count):
+                path = f"wavs/speakers/{name}/{pitch}-{number}.wav"
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)
+                soundfile.write(root / path, tone + 0.02 * generator.standard_normal(8000), 16000)
+                rows.append(f'{len(rows) - 1},{path},{name},"Turn it on, please",{",".join(intent)}')
+        (root / "data" / f"{name}_data.csv").write_text("\n".join(rows) + "\n")
+    command = ["probe", str(root), checkpoints[0], "--corpus", "ic", "--out", str(tmp_path / "out")]
+    assert main([*command, *QUICK]) == 0
+    results = results_of(tmp_path / "out")
+    assert results["recordings"] == {"train": 12, "dev": 6, "test": 6} and results["classes"] == 3
+    assert results["options"]["head"]["slots"]
+    model = results["models"][0]
+    assert model["layers"][model["best_layer"]]["test_accuracy"] == 1
+    assert model["superb_head"]["test_accuracy"] > 0.6
+
+
 def test_confidence_interval():
     for count in range(2, MOST_SEEDS + 1):
         values = np.random.default_rng(count).normal(size=count)

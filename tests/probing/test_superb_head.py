@@ -219,6 +219,34 @@ def test_training_finds_the_layer_that_tells_the_classes(balanced):
     assert train_head(*problem, schedule, learning_rates=(1e-2,), seed=1) != results
 
 
+def test_an_intent_is_a_class_in_each_slot():
+    """As s3prl's fluent_commands: the slots' cross-entropies are added, and only all of them together are right."""
+    averages, targets = torch.randn(3, 8, 5), torch.tensor([[0, 1], [1, 0], [2, 1], [0, 0]] * 2)
+    head = SuperbHead(3, 5, [3, 2])
+    training_step(head, torch.optim.SGD(head.parameters(), lr=0.0), averages, targets)
+    found = head.linear.weight.grad.clone()
+    head.zero_grad()
+    logits = head(averages)
+    losses = [nn.functional.cross_entropy(logits[:, part], targets[:, slot])
+              for slot, part in enumerate((slice(3), slice(3, None)))]
+    sum(losses).backward()
+    head.clip_gradients()
+    torch.testing.assert_close(found, head.linear.weight.grad)
+
+    intents = ["on;lights", "on;music", "off;lights", "off;music"]
+    labels = [intent for intent in intents for _ in range(20)]
+    means = torch.tensor([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]]).repeat_interleave(20, dim=0)
+    features = torch.randn(1, 80, 2) + means
+    splits = ["test" if label == "off;music" else ("train", "dev")[i % 2] for i, label in enumerate(labels)]
+    schedule = HeadSchedule(200, 50, slots=True)
+    # Train lacks the intent of test, and has all that is said in it.
+    assert train_head(features, labels, splits, schedule, [1e-2]).test_accuracy > 0.9
+    assert train_layer_heads(features, labels, splits, schedule, [1e-2])[0] > 0.9
+    features[..., 1] = 0  # what is left tells the first slot
+    assert train_head(features, labels, splits, schedule, [1e-2]).test_accuracy == 0
+    assert train_layer_heads(features, labels, splits, schedule, [1e-2])[0] == 0
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_layer_alone_is_the_classifier_on_one_layer(balanced):
     features, labels, splits = planted(1)

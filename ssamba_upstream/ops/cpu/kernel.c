@@ -602,8 +602,15 @@ INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
 /* Two vectors folded into one: lanes whose index has the bit "half" hold sums of b, the others of a. */
 INLINE vector fold(vector a, vector b, int half)
 {
+#ifdef __clang__ /* has no shuffle by a variable; it makes shuffles of this loop */
+    vector sums = a;
+    for (int i = 0; i < LANES; i++)
+        sums[i] = i & half ? b[i] + b[i ^ half] : a[i] + a[i ^ half];
+    return sums;
+#else
     const integers lane = COUNTING, of_b = ((lane & half) != 0) & LANES;
     return __builtin_shuffle(a, b, lane + of_b) + __builtin_shuffle(a, b, (lane ^ half) + of_b);
+#endif
 }
 #undef COUNTING
 

@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# The first hour on a GPU, on a machine with python3, torch, triton and transformers, and no network:
+#   scripts/gpu_check.sh collect WHEELS [PYTHON_VERSION [PACKAGE...]]
+#       with a network: gathers what else is needed, for 3.12 and all of it by default; what is there is left alone later
+#   scripts/gpu_check.sh right|kernels|programs|all OUT [WHEELS]
+# Each part ends within 9 minutes, each of its steps within a time of its own, whatever happens in them; "all" is the
+# three parts one after the other. OUT/summary.md says what passed, what failed and what was left out, and why; beside
+# it are each step's output, tables, JSON and pictures.
+# TOY=1 runs every step on a CPU at toy size, the kernels through Triton's interpreter: it tries this script.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+part=${1:?right, kernels, programs, all or collect}
+out=$(realpath -m "${2:?a folder for the results}")
+
+PACKAGES=(torchaudio omegaconf antlr4-python3-runtime==4.9.3 soundfile cffi pycparser webdataset braceexpand tensorboardX
+    librosa==0.11.0 audioread pooch soxr decorator msgpack platformdirs joblib lazy_loader pyyaml protobuf
+    pytest iniconfig pluggy pygments packaging setuptools tqdm scikit-learn scipy threadpoolctl numba llvmlite
+    matplotlib contourpy cycler fonttools kiwisolver pyparsing pillow python-dateutil six)
+SDISTS=(s3prl==0.4.18 antlr4-python3-runtime==4.9.3)  # of which there are no wheels
+
+if [ "$part" = collect ]; then
+    version=${3:-3.12}
+    (($# > 3)) && PACKAGES=("${@:4}") && SDISTS=(s3prl==0.4.18)
+    python3 -m pip wheel -q --no-deps -w "$out" "${SDISTS[@]}"
+    for package in "${PACKAGES[@]}"; do
+        python3 -m pip download -q --no-deps --only-binary=:all: --find-links "$out" --python-version "$version" \
+            --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any -d "$out" "$package" ||
+            echo "could not get $package" >&2
+    done
+    du -sh "$out"
+    exit
+fi
+if [ "$part" = all ]; then
+    status=0
+    for each in right kernels programs; do "$0" "$each" "$out" ${3:+"$3"} || status=1; done
+    exit $status
+fi
+
+toy=${TOY:-0}
+if [ "$toy" = 1 ]; then
+    export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    device=cpu
+else
+    device=cuda
+fi
+logs=$out/$part
+mkdir -p "$logs"
+: > "$logs/steps.tsv"
+deadline=$((SECONDS + ${PART_SECONDS:-540}))
+python=${PYTHON:-$out/venv/bin/python}
+ssamba="$python -m ssamba_upstream"
+steps="$python scripts/gpu_steps.py --device $device --out $out"
+
+note() { printf '%s\t%s\t%s\t%s\n' "$@" | tee -a "$logs/steps.tsv"; }
+
+# step NAME SECONDS COMMAND...: runs it, for so long at the most, and goes on whatever becomes of it.
+step() {
+    local name=$1 limit=$2 left=$((deadline - SECONDS)) begun=$SECONDS status=0
+    shift 2
+    [ "$toy" = 1 ] && limit=$((3 * limit))  # on a CPU that others may use as well
+    if ((left < 5)); then
+        note "$name" "left out" 0 "no time was left of the part"
+        return 1
+    fi
+    timeout -k 10 $((limit < left ? limit : left)) "$@" > "$logs/$name.txt" 2>&1 || status=$?
+    case $status in
+        0) note "$name" passed $((SECONDS - begun)) "" ;;
+        124 | 137) note "$name" "left out" $((SECONDS - begun)) "its time was over; what there was is in $part/$name.txt" ;;
+        *) note "$name" FAILED $((SECONDS - begun)) "status $status; see $part/$name.txt" ;;
+    esac
+    return $status
+}
+
+# with_tool TOOL NAME SECONDS COMMAND...: a step under a tool of CUDA's, where there is one.
+with_tool() {
+    local tool=$1 name=$2
+    if [ "$toy" != 1 ] && ! command -v "${tool%% *}" > /dev/null; then
+        note "$name" "left out" 0 "${tool%% *} is not on this machine"
+        return
+    fi
+    [ "$toy" = 1 ] && tool=env
+    # shellcheck disable=SC2086
+    step "$name" "$3" $tool "${@:4}"
+}
+
+install() {
+    [ -x "$python" ] || python3 -m venv --system-site-packages --without-pip "$out/venv" || return 1
+    local wheels=() file name
+    for file in "${1:-/nowhere}"/*.whl; do
+        [ -e "$file" ] || continue
+        name=$(basename "$file" | cut -d- -f1)
+        "$python" -c "import importlib.metadata as m; m.version('$name')" 2> /dev/null || wheels+=("$file")
+    done
+    echo "lacking here, taken from ${1:-nowhere}: ${wheels[*]:-nothing}"
+    [ ${#wheels[@]} = 0 ] || "$python" -m pip install -q --no-index --no-deps "${wheels[@]}" || return 1
+    "$python" -c "import importlib.metadata as m; m.version('ssamba-upstream')" 2> /dev/null ||
+        "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||
+        echo "ssamba-upstream cannot be installed, and is used from the checkout, without its CPU kernel"
+    "$python" -c "import ssamba_upstream, s3prl, soundfile"
+}
+export -f install
+export out python
+
+describe() {
+    nvidia-smi || true
+    $ssamba info --system
+    "$python" -m pip list 2> /dev/null
+}
+export -f describe
+export ssamba
+
+right() {
+    step install 120 bash -c 'install "$1"' _ "${wheels:-}" || return
+    step machine 30 bash -c describe
+    step against-the-cpu 120 $steps against-the-cpu
+    step graph 60 $steps graph
+    step compile 120 $steps compile
+    local tests=(-m "gpu or triton")
+    [ "$toy" = 1 ] && tests=(tests/ops/test_triton_scan.py -k "softplus or nothing")
+    step tests 300 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider --junitxml "$logs/tests.xml" "${tests[@]}"
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # or an access beyond a tensor could meet another one
+    with_tool "compute-sanitizer --tool memcheck --error-exitcode 1" memcheck 90 $steps one-pass
+    with_tool "compute-sanitizer --tool initcheck --error-exitcode 1" initcheck 90 $steps one-pass
+}
+
+kernels() {
+    local rounds=5
+    [ "$toy" = 1 ] && rounds=1
+    step ceilings 60 $steps ceilings
+    step launches 90 $steps launches
+    step scan 240 $steps scan --rounds $rounds
+    step sweeps 150 $steps sweeps --rounds $rounds
+    with_tool "ncu --set full -k regex:scan --launch-count 4 -f -o $logs/ncu" ncu 90 $steps one-pass
+}
+
+programs() {
+    local corpora=$out/corpora words=$out/corpora/speech_commands_v0.01 tokens="512 1024 4096 16384 65536" run=$out/run
+    local changes="train=$out/train.jsonl validation=$out/validation.jsonl workers=8 log_every=20 validate_every=100000"
+    local long=200 sizes="batch_size=64 save_every=50"
+    if [ "$toy" = 1 ]; then
+        tokens=128 long=4
+        sizes="batch_size=2 save_every=2 model.num_hidden_layers=2 model.pretraining_frames=64 model.masked_patches=20"
+        changes="${changes/workers=8/workers=0}"
+        changes="${changes/log_every=20/log_every=1}"
+    fi
+    [ -d "$corpora" ] || step corpora 60 $ssamba corpora synth --out "$corpora"
+    step manifests 30 $ssamba manifest "$words" --out "$out/train.jsonl"
+    step manifest 30 $ssamba manifest "$corpora/VoxCeleb1" --out "$out/validation.jsonl"
+    for precision in float32 tf32 bfloat16 bfloat16-compiled; do
+        rm -rf "$run-$precision"
+        local more=(precision=${precision%-compiled})
+        [ $precision = bfloat16-compiled ] && more+=(compile=true)
+        [ "$toy$precision" = 1bfloat16-compiled ] && more=(precision=bfloat16)
+        step "pretrain-$precision" 75 $ssamba pretrain tiny_400 --out "$run-$precision" --device $device \
+            --set $changes $sizes steps=$long warmup_steps=2 join_short=true "${more[@]}"
+    done
+    rm -rf "$run-stopped"
+    local goes_on=($ssamba pretrain tiny_400 --out "$run-stopped" --device $device --resume
+        --set $changes $sizes join_short=true warmup_steps=2)
+    step stop 60 bash -c '"$@" & run=$!; until [ -e "$0/states" ] && ls "$0"/states/*.pt > /dev/null 2>&1; do
+        kill -0 $run || exit 1; sleep 1; done; kill -TERM $run; wait $run; [ $? = 130 ]' \
+        "$run-stopped" "${goes_on[@]}" steps=100000
+    step resume 75 $steps resume "$run-stopped" "${goes_on[@]}"
+    rm -rf "$run-torchrun"
+    step torchrun 60 "$python" -m torch.distributed.run --standalone --nproc-per-node 1 -m ssamba_upstream pretrain \
+        tiny_400 --out "$run-torchrun" --device $device --set $changes $sizes steps=3 warmup_steps=2 join_short=true
+    rm -rf "$out/hidden"
+    step extract 45 $ssamba extract "$run-float32/last" "$corpora/VoxCeleb1" --out "$out/hidden" --device $device
+    local data=config.downstream_expert.datarc
+    rm -rf "$out/keyword_spotting"
+    step keyword-spotting 90 "$python" scripts/run_downstream.py -m train -u ssamba_tiny -k "$run-float32/last" \
+        -d speech_commands -c keyword_spotting -p "$out/keyword_spotting" --device $device \
+        -o "$data.speech_commands_root=$words,,$data.speech_commands_test_root=$corpora/speech_commands_test_set_v0.01,,$data.num_workers=0,,config.runner.total_steps=10,,config.runner.log_step=5,,config.runner.eval_step=10,,config.runner.save_step=10,,config.runner.eval_dataloaders=['dev']"
+    # shellcheck disable=SC2086
+    step efficiency 150 $steps efficiency $tokens
+    $steps speeds "$run"-* > "$logs/speeds.txt" 2>&1
+}
+
+main() {
+    wheels=${3:+$(realpath "$3")}
+    "$part"
+    python3 scripts/gpu_steps.py --out "$out" summary
+    ! grep -q FAILED "$logs/steps.tsv"
+    exit
+}
+main "$@"

@@ -1,0 +1,333 @@
+"""The steps of gpu_check.sh that are no command of the package. Each writes OUT/<step>.json.
+
+On a CPU everything is of toy size, and Triton's kernels run through its interpreter.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PARTS = ("right", "kernels", "programs")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("against-the-cpu", "graph", "compile", "one-pass", "ceilings", "launches", "summary"):
+        steps.add_parser(name)
+    steps.add_parser("efficiency").add_argument("tokens", type=int, nargs="+")
+    for name in ("scan", "sweeps"):
+        steps.add_parser(name).add_argument("--rounds", type=int, default=5)
+    steps.add_parser("speeds").add_argument("runs", type=Path, nargs="+")
+    resume = steps.add_parser("resume")
+    resume.add_argument("run", type=Path)
+    resume.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if options.device == "cpu":
+        make_trials_short()
+    result = globals()[options.step.replace("-", "_")](options)
+    if result is not None:
+        print(_save(result, options))
+
+
+def make_trials_short():
+    """Of each call that is timed, one that counts."""
+    from ssamba_upstream.benchmark import timing
+
+    timing.SECONDS_EACH = 0
+
+
+def against_the_cpu(options):
+    """Triton's scan and its gradients in three dtypes beside the definition in float64 on the CPU."""
+    import torch
+
+    from ssamba_upstream import ops
+
+    on_gpu = options.device == "cuda"
+    shape = (2, 64, 300) if on_gpu else (1, 4, 33)
+    bounds = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+    rows, wrong = [], []
+    for dtype, bound in bounds.items():
+        for reverse in (False, True):
+            inputs = {name: tensor if name == "A" else tensor.to(dtype) for name, tensor in _inputs(*shape).items()}
+            found = _scan_and_gradients(ops.triton.selective_scan_triton, inputs, reverse, options.device)
+            exact = {name: tensor.double() for name, tensor in inputs.items()}
+            expected = _scan_and_gradients(ops.selective_scan_reference, exact, reverse, "cpu")
+            for name, tensor in expected.items():
+                error = ((found[name].cpu().double() - tensor).norm() / tensor.norm()).item()
+                rows.append({"dtype": str(dtype), "reverse": reverse, "of": name, "relative error": error})
+                wrong += [rows[-1]] if not error < bound else []
+    return _checked(rows, wrong)
+
+
+def graph(options):
+    """A network's pass on tensors, captured as a CUDA graph, beside the same pass launched kernel by kernel."""
+    import torch
+
+    model, inputs = _network(options.device, 1)
+    with torch.no_grad():
+        expected = model(inputs).last_hidden_state
+        if options.device == "cpu":
+            replay, found = (lambda: None), expected
+        else:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    model(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                found = model(inputs).last_hidden_state
+            replay = captured.replay
+        replay()
+        times = _race({"eager": lambda: model(inputs), "graph": replay}, options.device)
+    return _checked({"largest difference": (found - expected).abs().max().item(), "ms": times},
+                    not torch.allclose(found, expected, rtol=1e-4, atol=1e-4))
+
+
+def compile(options):
+    """torch.compile of a network, forward and backward, beside the network."""
+    import torch
+
+    results = []
+    for compiled in (False, True):
+        model, inputs = _network(options.device, 2, layers=2)
+        backend = "inductor" if options.device == "cuda" else "eager"
+        network = torch.compile(model, backend=backend) if compiled else model
+        output = network(inputs).last_hidden_state
+        output.square().mean().backward()
+        results.append([output.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    errors = [((one - other).norm() / one.norm().clamp(min=1e-12)).item() for one, other in zip(*results)]
+    return _checked({"largest relative difference": max(errors)}, not max(errors) < 1e-2)
+
+
+def one_pass(options):
+    """One pass of the two scans and the convolutions, forward and backward, for tools that watch memory."""
+    model, inputs = _network(options.device, 2, layers=2)
+    model(inputs).last_hidden_state.square().mean().backward()
+    if options.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def ceilings(options):
+    """Bytes, products and powers of two per second."""
+    from ssamba_upstream.benchmark.scan import measure_machine
+
+    return measure_machine(options.device)
+
+
+def launches(options):
+    """Launches and waits of the upstream's forward pass, and milliseconds, for one length and for many."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from ssamba_upstream import SsambaConfig, SsambaModel
+    from ssamba_upstream.frames import FrameEncoder
+
+    on_gpu = options.device == "cuda"
+    layers = 24 if on_gpu else 2
+    config = SsambaConfig.from_size("tiny", num_hidden_layers=layers, time_stride=10, frequency_stride=10)
+    encoder = FrameEncoder(SsambaModel(config)).to(options.device).eval()
+    unit = 16000 if on_gpu else 1600
+    inputs = {"1 x 1 s": [unit], "1 x 10 s": [10 * unit], "32 x 4 s": [4 * unit] * 32,
+              "32 lengths": [unit + unit // 5 * i for i in range(32)]}
+    rows = []
+    for name, lengths in inputs.items():
+        wavs = [0.1 * torch.randn(length, device=options.device) for length in lengths]
+        with torch.no_grad(), _backend(options.device):
+            encoder(wavs)
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+            with profile(activities=activities) as profiler:
+                encoder(wavs)
+            counted = {event.key: event.count for event in profiler.key_averages()}
+            rows.append({
+                "input": name, "launches": sum(n for key, n in counted.items() if "LaunchKernel" in key),
+                "waits": sum(n for key, n in counted.items() if "StreamSynchronize" in key),
+                "ms": _race({"pass": lambda: encoder(wavs)}, options.device)["pass"],  # noqa: B023
+            })
+    return rows
+
+
+def scan(options):
+    """`ssamba bench scan` without its peers, which take minutes to compile; at toy size on a CPU."""
+    from ssamba_upstream.benchmark import scan as benchmark
+    from ssamba_upstream.benchmark.timing import write_table
+
+    benchmark._peers = dict
+    if options.device == "cpu":
+        benchmark.SCAN_SHAPES = ((1, 8, 33),)
+    rows = benchmark.bench_scan(options.device, options.rounds)
+    (options.out / "scan.md").write_text(write_table(rows, options.out / "scan.csv") + "\n")
+    return rows
+
+
+def efficiency(options):
+    """`ssamba bench efficiency`; on a CPU of networks of two blocks."""
+    from ssamba_upstream.benchmark.efficiency import DEPTHS
+    from ssamba_upstream.benchmark.efficiency_report import study
+
+    rounds, depths = (3, DEPTHS) if options.device == "cuda" else (1, (2, 2))
+    print(study(options.out / "bench", options.device, rounds, "tiny", options.tokens, depths))
+
+
+def sweeps(options):
+    """The scan, forward and with gradients, with other values of the constants that its launches follow."""
+    import torch
+
+    from ssamba_upstream.ops import triton
+
+    values = {"WARPS_PER_MULTIPROCESSOR": (8, 16, 24), "SHORTEST_CHUNK": (32, 64, 128, 256), "TILE": (8, 16, 32)}
+    shapes, dtypes = ((8, 768, 512), (8, 768, 4096), (1, 384, 1189)), (torch.float32, torch.bfloat16)
+    if options.device == "cpu":
+        values = {name: tried[:1] for name, tried in values.items()}
+        shapes, dtypes = ((1, 4, 20),), dtypes[:1]
+    rows = []
+    for name, tried in values.items():
+        if not hasattr(triton, name):
+            print(f"left out: there is no {name}")
+            continue
+        default = getattr(triton, name)
+        for value in tried:
+            setattr(triton, name, value)
+            for shape in shapes:
+                for dtype in dtypes:
+                    given = {key: tensor if key == "A" else tensor.to(dtype) for key, tensor in _inputs(*shape).items()}
+                    inputs = {key: tensor.to(options.device).requires_grad_() for key, tensor in given.items()}
+                    row = {"constant": name, "value": value, "default": value == default, "shape": shape,
+                           "dtype": str(dtype)}
+                    try:
+                        rows.append(row | _race(_passes(triton.selective_scan_triton, inputs), options.device,
+                                                options.rounds))
+                    except Exception as error:  # one value that does not compile leaves the others
+                        rows.append(row | {"error": f"{type(error).__name__}: {error}"[:200]})
+                    _save(rows, options)  # what there is when the step's time is over
+        setattr(triton, name, default)
+    return rows
+
+
+def resume(options):
+    """Go on with a stopped run for 20 steps (2 on a CPU)."""
+    from ssamba_upstream.training.training_state import training_states
+
+    last = int(training_states(options.run / "states")[0].stem.removeprefix("step-"))
+    steps = last + (20 if options.device == "cuda" else 2)
+    print(f"stopped after step {last}")
+    done = subprocess.run([*options.command, f"steps={steps}"], capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    return _checked({"stopped after": last, "went on to": steps},
+                    done.returncode or f"going on after step {last}" not in done.stdout + done.stderr)
+
+
+def speeds(options):
+    """Clips per second of runs, and the losses they came to."""
+    rows = []
+    for run in options.runs:
+        log = run / "log.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        training = [line for line in lines if line["kind"] == "training"]
+        names = ("step", "clips_per_second", "waiting_for_data", "loss")
+        rows += [{"run": run.name, **{name: training[-1][name] for name in names}}] if training else []
+    return rows
+
+
+def summary(options):
+    """summary.md: all steps of the parts that have run."""
+    lines = ["| part | step | | seconds | |", "| --- | --- | --- | --- | --- |"]
+    for part in PARTS:
+        file = options.out / part / "steps.tsv"
+        if not file.exists():
+            lines.append(f"| {part} | all | not run | | |")
+            continue
+        for line in file.read_text().splitlines():
+            lines.append(f"| {part} | {' | '.join(line.split(chr(9)))} |")
+    (options.out / "summary.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _save(result, options):
+    text = json.dumps(result, indent=2)
+    (options.out / f"{options.step}.json").write_text(text)
+    return text
+
+
+def _inputs(batch, channels, length, states=16):
+    import torch
+
+    torch.manual_seed(0)
+    states = states if channels > 8 else 4
+
+    def sequence(width):
+        return torch.randn(batch, length, width).transpose(1, 2)
+
+    return {"u": sequence(channels), "delta": sequence(channels) - 2,
+            "A": -torch.arange(1.0, states + 1).repeat(channels, 1), "B": sequence(states), "C": sequence(states),
+            "D": torch.ones(channels), "z": sequence(channels), "delta_bias": torch.randn(channels)}
+
+
+def _scan_and_gradients(scan, inputs, reverse, device):
+    import torch
+
+    inputs = {name: tensor.to(device).requires_grad_() for name, tensor in inputs.items()}
+    output = scan(**inputs, delta_softplus=True, reverse=reverse)
+    gradients = torch.autograd.grad(output.float().square().sum(), list(inputs.values()))
+    return {"output": output.detach(), **dict(zip(inputs, gradients))}
+
+
+def _passes(scan, inputs):
+    import torch
+
+    def forward():
+        with torch.no_grad():
+            scan(**inputs, delta_softplus=True)
+
+    def both():
+        torch.autograd.grad(scan(**inputs, delta_softplus=True).sum(), list(inputs.values()))
+
+    return {"forward, ms": forward, "forward + backward, ms": both}
+
+
+def _network(device, batch, layers=None):
+    import torch
+
+    from ssamba_upstream import SsambaConfig, SsambaModel
+
+    torch.manual_seed(0)
+    config = SsambaConfig.from_size("tiny") if device == "cuda" else SsambaConfig(hidden_size=32, num_hidden_layers=2)
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    frames = 1024 if device == "cuda" else 64
+    return SsambaModel(config).to(device).eval(), torch.randn(batch, frames, config.num_mel_bins, device=device)
+
+
+def _backend(device):
+    """On a CPU, whose best backend is another, nothing is forced: the interpreter would take hours for a network."""
+    from ssamba_upstream import ops
+
+    return ops.forced_backend("triton") if device == "cuda" else contextlib.nullcontext()
+
+
+def _race(calls, device, rounds=5):
+    from ssamba_upstream.benchmark.timing import race
+
+    return race(calls, rounds if device == "cuda" else 1, device)
+
+
+def _checked(result, wrong):
+    """The result; where something is wrong, it is printed and the step fails."""
+    if wrong:
+        print(json.dumps(result, indent=2))
+        sys.exit(f"wrong: {wrong}")
+    return result
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - started:.1f} s", file=sys.stderr)

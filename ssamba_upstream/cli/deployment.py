@@ -1,0 +1,59 @@
+"""``ssamba export`` and ``classify``."""
+
+import sys
+from pathlib import Path
+
+from .options import add_device, add_out, add_upstream_config, find_recordings, upstream_options
+
+
+def add_commands(commands):
+    export = commands.add_parser("export", help="write a checkpoint as an ONNX file, compared with the network first")
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("out", type=Path, metavar="OUT.onnx")
+    export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform", help="default: waveform")
+    export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
+                        help="default: logits of a classifier, else embedding, the mean over time")
+    export.add_argument("--int8", action="store_true", help="eight bits for the weights of linear layers")
+    add_upstream_config(export)
+    export.set_defaults(run=_export)
+
+    classify = commands.add_parser("classify", help="write what a classifier hears in recordings of any length, as CSV")
+    classify.add_argument("model", type=Path, help="folder of a classifier, as fine-tuning writes it")
+    classify.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
+                          help="audio files, folders of them, or manifests")
+    add_out(classify, "the table, new or of an earlier run with the same settings, which goes on", "FILE.csv")
+    classify.add_argument("--every", type=float, metavar="SECONDS",
+                          help="from the start of one window to that of the next; default: the length of a window, "
+                               "that of the clips that the classifier was trained on")
+    classify.add_argument("--all-labels", action="store_true",
+                          help="a line for every label of a window; default: for the best one, or, of classifiers for "
+                               "several at once, for those from 0.5")
+    add_device(classify)
+    classify.set_defaults(run=_classify)
+
+
+def _export(options):
+    from ..deployment.onnx_export import export
+
+    encoder_options = upstream_options(options) if options.upstream_config else {}
+    measured = export(options.checkpoint, options.out, options.input, options.output, options.int8, **encoder_options)
+    print(f"wrote {options.out}: {measured.size / 1e6:.1f} MB")
+    for name, difference in measured.differences.items():
+        largest = measured.magnitudes[name]
+        print(f"{name}: differs by at most {difference:.1e} from the network's, of up to {largest:.3g}")
+    times = ", ".join(f"{name} {milliseconds:.0f} ms" for name, milliseconds in measured.milliseconds.items())
+    print(f"an utterance of 10 s takes: {times}")
+
+
+def _classify(options):
+    from ..deployment.recordings import classify
+    from ..training.distributed import choose_device
+
+    recordings, unreadable_folders = find_recordings(options.recordings)
+    written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
+                                 choose_device(options.device), report=lambda line: print(line, file=sys.stderr))
+    print(f"wrote {options.out}: {written} recordings; "
+          f"{len(recordings) - written - left_out} were there, {left_out} are left out")
+    for line in unreadable_folders:
+        print(f"cannot be searched: {line}", file=sys.stderr)
+    return 1 if left_out or unreadable_folders else 0

@@ -1,0 +1,87 @@
+"""Mean and deviation of a set's log-mel, by which a network's input is normalised."""
+
+import math
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+from tqdm import tqdm
+
+from ..audio import AudioError, read_clip
+from .manifest import ManifestError
+
+# torch, which takes seconds to import, is imported where a log-mel is computed: most manifests need none.
+
+LONGEST_CLIP = 1024
+"""Frames; of longer files the middle is measured, as pretraining hears no more of one at once."""
+
+
+@dataclass
+class Statistics:
+    """Of the log-mel of some files, over all their frames and mel bands.
+
+    Attributes:
+        mean, deviation: what :class:`SsambaConfig` calls ``log_mel_mean`` and ``log_mel_std``.
+        frames: their number.
+        unreadable: a line for each file that cannot be read.
+    """
+
+    mean: float
+    deviation: float
+    frames: int
+    unreadable: list[str]
+
+
+def measure_statistics(files, front_end, processes=None):
+    """Read files and measure their log-mel, before it is normalised.
+
+    Args:
+        files: audio files; of those longer than 1024 frames, the middle.
+        front_end: the :class:`ssamba_upstream.network.configuration.FrontEnd`; its normalisation does not matter.
+        processes: how many processes read; default: the number of processors.
+
+    Raises:
+        ManifestError: none of the files can be read.
+    """
+    sums, unreadable = [], []
+    # Without the initializer, Ctrl-C prints a traceback for each process.
+    pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        measured = pool.map(partial(_measure, front_end=front_end), files, chunksize=16)
+        for file, found in zip(files, tqdm(measured, "measuring", len(files), unit=" files")):
+            if isinstance(found, AudioError):
+                unreadable.append(f"{file}: {found.reason}")
+            else:
+                sums.append(found)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not sums:
+        raise ManifestError(f"none of {len(files)} audio files can be read; the first: {unreadable[0]}")
+    frames, total, squares = map(math.fsum, zip(*sums))
+    values = frames * front_end.num_mel_bins
+    mean = total / values
+    return Statistics(mean, math.sqrt(squares / values - mean**2), int(frames), unreadable)
+
+
+def _measure(file, front_end):
+    """(frames, sum, sum of squares) of a file's log-mel, or the AudioError that says why there is none."""
+    import torch
+
+    torch.set_num_threads(1)  # there is a process for each processor
+    try:
+        clip = read_clip(file, front_end.samples_of(LONGEST_CLIP), sampling_rate=front_end.sampling_rate)
+    except AudioError as error:
+        return error
+    log_mel = _raw_log_mel(front_end)
+    (features,) = log_mel(log_mel.at_least_one_frame([clip]))
+    features = features.double()
+    return len(features), features.sum().item(), features.square().sum().item()
+
+
+@lru_cache(maxsize=1)
+def _raw_log_mel(front_end):
+    """The LogMel of a front end with statistics that leave the log-mel as it is."""
+    from ..frontend import LogMel
+
+    return LogMel(replace(front_end, normalisation="data", log_mel_mean=0.0, log_mel_std=0.5))

@@ -1,0 +1,330 @@
+"""``ssamba export``: a checkpoint as an ONNX file, compared with the network in onnxruntime before it is there."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..benchmark.timing import median_times
+from ..checkpoint import CheckpointError, content_hash, load_model
+from ..feature_extraction import SsambaFeatureExtractor
+from ..files import replacing
+from ..frames import FrameEncoder, UpstreamOptions
+from ..frontend import LogMel
+from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..windows import encode, token_index, tokens_to_frames
+
+READS = ("waveform", "log_mel")
+WRITES = ("hidden_states", "embedding", "logits")
+
+TOLERANCE = 1e-4
+"""By how much float32 outputs may differ from the network's: of the largest magnitude among them, or of 1."""
+
+COMPARED = ((1, 0.1), (2, 1.03), (1, 12.3))
+"""Utterances, and seconds of each, of the noise on which outputs are compared."""
+
+TIMED_SECONDS = 10
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported as asked for, or whose ONNX graph does not compute what it does."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was measured of an ONNX file before it was written.
+
+    Attributes:
+        differences: output -> its largest absolute difference from the network's, on noise.
+        magnitudes: output -> the largest magnitude of the network's.
+        milliseconds: "onnxruntime" and "torch" -> median time of one utterance of 10 s, on as many threads.
+        size: of the file, in bytes.
+    """
+
+    differences: dict
+    magnitudes: dict
+    milliseconds: dict
+    size: int
+
+
+def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options):
+    """Write a checkpoint as an ONNX file, for onnxruntime 1.17 or later.
+
+    Batch and time are dynamic. All utterances of a batch are equally long: there is no padding between them.
+
+    ================= =======================================================================================
+    output            of
+    ================= =======================================================================================
+    ``hidden_states`` an encoder: (depth + 1, batch, frames, D), and ``last_hidden_state`` (batch, frames, D), as
+                      :class:`ssamba_upstream.frames.FrameEncoder` gives them, by windows where the input is longer
+    ``embedding``     an encoder: (batch, D), the mean of ``last_hidden_state`` over time
+    ``logits``        a classifier of clips: (batch, classes), before softmax or sigmoid
+    ================= =======================================================================================
+
+    Args:
+        checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
+        out: the file; one that is there is replaced.
+        reads: "waveform", ``waveform`` (batch, samples) of at least one sample in [-1, 1] at the network's sampling
+            rate;
+            or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time
+            stride) frames
+            of the latter. A classifier cuts or pads waveforms as its feature extractor does, and takes log-mel from one
+            patch to the length of its clips.
+        writes: "hidden_states", "embedding" or "logits". Default: "logits" of a classifier, else "embedding".
+        int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
+            rounded to
+            as many when the graph runs (onnxruntime's dynamic quantisation).
+        options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
+
+    Returns:
+        Export.
+
+    Raises:
+        ExportError: what is asked for does not go with the checkpoint, or the file computes something else; then
+        nothing is
+            written.
+        CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
+        ModuleNotFoundError: the extra ``onnx`` is not installed.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from .onnx_graph import LINEAR
+
+    if reads not in READS:
+        raise ExportError(f"an ONNX graph reads one of {', '.join(READS)}; got {reads!r}")
+    subject = _subject(Path(checkpoint), reads, writes, options)
+    model = _model(subject, {"reads": reads, **subject.metadata, "checkpoint": content_hash(checkpoint)})
+    with replacing(out) as temporary:
+        if int8:
+            names = [node.name for node in _nodes(model.graph) if node.name.startswith(LINEAR)]
+            quantize_dynamic(model, temporary, op_types_to_quantize=["MatMul"], nodes_to_quantize=names,
+                             per_channel=True, weight_type=QuantType.QUInt8, extra_options={"EnableSubgraph": True})
+        else:
+            onnx.save(model, temporary)
+        differences, magnitudes = _compare(subject, temporary, None if int8 else TOLERANCE)
+        milliseconds = _race(subject, temporary)
+        size = temporary.stat().st_size
+    return Export(differences, magnitudes, milliseconds, size)
+
+
+def open_session(path):
+    """An onnxruntime session of a file, on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only: of an initialiser that is folded away it warns
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class _Encoder:
+    """An encoder's frames: nodes, and the same in torch.
+
+    Attributes:
+        input_name, input_shape: of the graph.
+        output_shapes: by name.
+        metadata: what the file says of itself.
+    """
+
+    def __init__(self, checkpoint, reads, writes, options):
+        self.reads, self.writes = reads, writes
+        self.encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).eval()
+        windowing, config = self.encoder.windowing, self.encoder.model.config
+        if windowing.padding != "none" or self.encoder.autocast_dtype is not None:
+            raise ExportError("an encoder is exported with padding none and precision float32 only")
+        if config.positions == "published":
+            raise ExportError('positions="published" depend on the length of each window, which is not fixed here; '
+                              'export with positions="physical"')
+        self.input_name, self.input_shape = _input(reads, config)
+        width = self.encoder.width
+        self.output_shapes = {"embedding": ["batch", width]} if writes == "embedding" else {
+            "hidden_states": [config.num_hidden_layers + 1, "batch", "frames", width],
+            "last_hidden_state": ["batch", "frames", width],
+        }
+        self.metadata = {
+            "sampling_rate": config.sampling_rate, "hop": windowing.hop, "window_secs": windowing.window_secs,
+        }
+
+    def nodes(self, graph, value):
+        from . import onnx_graph
+
+        windowing = self.encoder.windowing
+        if self.reads == "waveform":
+            count = graph("Div", graph("Add", graph.size(value, 1), windowing.hop - 1), windowing.hop)
+            at_least = graph("Max", graph.size(value, 1), windowing.front_end.frame_samples)
+            value = onnx_graph.log_mel(graph, graph.fit(value, 1, 2, at_least), self.encoder.log_mel)
+        else:
+            stride = windowing.time_stride
+            count = graph("Div", graph("Add", graph.size(value, 1), stride - 1), stride)
+        hidden, last = onnx_graph.windows(graph, value, count, self.encoder)
+        return [graph("ReduceMean", last, 1, keepdims=0)] if self.writes == "embedding" else [hidden, last]
+
+    @torch.no_grad()
+    def compute(self, batch):
+        if self.reads == "waveform":
+            output = self.encoder(list(batch))
+            hidden, last = torch.stack(output.hidden_states), output.last_hidden_state
+        else:
+            hidden, last = self._frames(batch)
+        return {"embedding": last.mean(dim=1)} if self.writes == "embedding" else {
+            "hidden_states": hidden, "last_hidden_state": last,
+        }
+
+    def example(self, utterances, seconds):
+        wavs = _noise(utterances, seconds, self.encoder.model.config.sampling_rate)
+        return wavs if self.reads == "waveform" else torch.stack(self.encoder.log_mel(list(wavs)))
+
+    def _frames(self, batch):
+        encoder = self.encoder
+        windowing, config = encoder.windowing, encoder.model.config
+        count = -(-batch.shape[1] // windowing.time_stride)
+        windows = [windowing.windows_of(features, count) for features in batch]
+        layers, firsts = encode([window for run in windows for window in run], encoder.model)
+        firsts = [list(run) for run in np.split(np.array(firsts), len(batch))]
+        columns = [[config.columns(len(window)) for window in run] for run in windows]
+        index = token_index([count] * len(batch), firsts, columns, config.num_patch_rows)
+        *hidden, last = [tokens_to_frames(tokens, index, encoder.frequency_pooling) for tokens in layers]
+        return torch.stack(hidden), last
+
+
+class _Classifier:
+    """A classifier's logits, with the attributes and methods of :class:`_Encoder`."""
+
+    def __init__(self, checkpoint, reads, model):
+        self.reads, self.model = reads, model
+        if not (checkpoint / "preprocessor_config.json").is_file():
+            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give "
+                              "the folder that fine-tuning wrote")
+        self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
+        self.input_name, self.input_shape = _input(reads, model.config)
+        self.output_shapes = {"logits": ["batch", model.config.num_labels]}
+        if reads == "log_mel" and model.config.positions == "published":
+            raise ExportError('positions="published" depend on the length of the log-mel, which is not fixed; export '
+                              "what reads the waveform, whose clips all have one length")
+        labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.metadata = {"sampling_rate": self.extractor.sampling_rate, "labels": labels,
+                         "problem_type": model.config.problem_type}
+
+    def nodes(self, graph, value):
+        from . import onnx_graph
+
+        frames, model = self.extractor.max_length, self.model
+        if self.reads == "waveform":
+            value = onnx_graph.clips(graph, value, self._log_mel(), frames)
+        network = onnx_graph.Network(graph, model.ssamba, model.config.columns(frames))
+        tokens = network(value)[-1]
+        if model.config.final_norm_twice:
+            tokens = network.norm(model.ssamba.norm_f, tokens)
+        if model.config.pooling == "cls":
+            features = graph("Squeeze", graph.cut(tokens, 1, 0, 1), 1)
+        else:
+            features = graph("ReduceMean", network.patches(tokens), 1, keepdims=0)
+        return [network.linear(model.classifier, network.norm(model.classifier.norm, features))]
+
+    @torch.no_grad()
+    def compute(self, batch):
+        if self.reads == "waveform":
+            batch = self._log_mel().fixed_length(list(batch), self.extractor.max_length)
+        return {"logits": self.model(batch).logits}
+
+    def example(self, utterances, seconds):
+        wavs = _noise(utterances, seconds, self.extractor.sampling_rate)
+        if self.reads == "waveform":
+            return wavs
+        features = self._log_mel().fixed_length(list(wavs), self.extractor.max_length)
+        shortest, frames = self.model.config.patch_size[1], self.extractor.front_end.frames_of(wavs.shape[1])
+        return features[:, : min(max(frames, shortest), self.extractor.max_length)]
+
+    def _log_mel(self):
+        return LogMel(self.extractor.front_end)
+
+
+def _subject(checkpoint, reads, writes, options):
+    model = load_model(checkpoint, model_class=None)
+    if isinstance(model, SsambaForAudioFrameClassification):
+        raise ExportError(f"{checkpoint} is a classifier of seconds; those of clips and encoders can be exported")
+    classifies = isinstance(model, SsambaForAudioClassification)
+    writes = writes or ("logits" if classifies else "embedding")
+    if writes not in WRITES:
+        raise ExportError(f"an ONNX graph writes one of {', '.join(WRITES)}; got {writes!r}")
+    if writes != "logits":
+        return _Encoder(checkpoint, reads, writes, options)
+    if not classifies:
+        raise CheckpointError(f"{checkpoint} has no classes, and so no logits; write an embedding or hidden_states")
+    if options:
+        raise ExportError(f"options of an encoder, {', '.join(options)}, do not go with a classifier")
+    return _Classifier(checkpoint, reads, model)
+
+
+def _input(reads, config):
+    if reads == "waveform":
+        return "waveform", ["batch", "samples"]
+    return "input_values", ["batch", "fbank_frames", config.num_mel_bins]
+
+
+@torch.no_grad()
+def _model(subject, metadata):
+    from onnx import TensorProto, helper
+
+    from .onnx_graph import OPSET, Graph
+
+    graph = Graph()
+    results = subject.nodes(graph, subject.input_name)
+    named = [graph.renamed(result, name) for result, name in zip(results, subject.output_shapes)]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes, "ssamba",
+            [helper.make_tensor_value_info(subject.input_name, TensorProto.FLOAT, subject.input_shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, subject.output_shapes[name]) for name in named],
+            list(graph.constants.values()),
+        ),
+        producer_name="ssamba-upstream", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8,
+    )
+    helper.set_model_props(model, {"ssamba": json.dumps(metadata)})
+    return model
+
+
+def _nodes(graph):
+    """All nodes of a graph, and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def _compare(subject, path, tolerance):
+    """(largest differences, largest magnitudes) of the outputs by name, on noise of several lengths."""
+    session = open_session(path)
+    differences, magnitudes = dict.fromkeys(subject.output_shapes, 0.0), dict.fromkeys(subject.output_shapes, 0.0)
+    for utterances, seconds in COMPARED:
+        batch = subject.example(utterances, seconds)
+        expected = subject.compute(batch)
+        found = session.run(list(expected), {subject.input_name: batch.numpy()})
+        for (name, right), value in zip(expected.items(), found):
+            if value.shape != right.shape:
+                raise ExportError(f"{name} of {utterances} x {seconds} s is {value.shape} in onnxruntime; the "
+                                  f"network's is {tuple(right.shape)}")
+            difference, magnitude = float(np.abs(value - right.numpy()).max()), float(right.abs().max())
+            if not np.isfinite(difference) or tolerance and difference > tolerance * max(1.0, magnitude):
+                raise ExportError(f"{name} of {utterances} x {seconds} s differs by {difference:.1e} from the "
+                                  f"network's, of up to {magnitude:.1e}; expected at most {tolerance} of that, or of 1")
+            differences[name] = max(differences[name], difference)
+            magnitudes[name] = max(magnitudes[name], magnitude)
+    return differences, magnitudes
+
+
+def _race(subject, path):
+    session, batch = open_session(path), subject.example(1, TIMED_SECONDS)
+    return median_times({
+        "onnxruntime": lambda: session.run(None, {subject.input_name: batch.numpy()}),
+        "torch": lambda: subject.compute(batch),
+    }, rounds=3)
+
+
+def _noise(utterances, seconds, sampling_rate):
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(utterances, round(seconds * sampling_rate), generator=generator)

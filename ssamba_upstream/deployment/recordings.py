@@ -1,0 +1,263 @@
+"""Classifiers and embeddings over recordings of any length, by windows: memory is bounded by a window's length.
+
+A recording is cut into windows of equal length, of which one begins every so many seconds; the last one is the first
+that
+reaches the recording's end, and may be shorter. Windows overlap where they are longer than that distance.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..audio import AudioError, read_clip, read_header
+from ..checkpoint import CheckpointError, content_hash, load_model
+from ..feature_extraction import SsambaFeatureExtractor
+from ..files import write_text
+from ..network.classification import MULTI, SsambaForAudioClassification
+
+COLUMNS = ("file", "start", "end", "label", "score")
+WINDOWS_AT_ONCE = 16
+THRESHOLD = 0.5
+"""From which score on a classifier for several labels at once is taken to have heard one."""
+
+
+class ClassificationError(ValueError):
+    """Recordings that cannot be classified as asked for; the message says why."""
+
+
+def window_starts(duration, window, every, first=0):
+    """Yields where windows begin, in seconds.
+
+    Args:
+        duration: of the recording, in seconds, above 0.
+        window: length of a window, in seconds.
+        every: from the start of one window to that of the next, in seconds.
+        first: the number of the first window wanted, from 0.
+    """
+    number = first
+    while number * every < duration and (number == 0 or (number - 1) * every + window < duration):
+        yield number * every
+        number += 1
+
+
+class WindowClassifier:
+    """A fine-tuned classifier, and how it reads a recording.
+
+    Args:
+        folder: of the classifier, as fine-tuning writes it.
+        every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the
+            clips
+            of the classifier's feature extractor.
+        device: on which the network computes.
+
+    Attributes:
+        labels: names of the classes.
+        window, every: in seconds.
+        several: whether a window can have several labels, each with a probability of its own.
+
+    Raises:
+        ClassificationError: the folder holds no classifier of clips, or ``every`` is not above 0.
+        CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
+    """
+
+    def __init__(self, folder, every=None, device="cpu"):
+        model = load_model(folder, model_class=None)
+        if not isinstance(model, SsambaForAudioClassification):
+            raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a "
+                                      "SsambaForAudioClassification")
+        if not (Path(folder) / "preprocessor_config.json").is_file():
+            raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
+                                  "the folder that fine-tuning wrote")
+        self.model, self.device = model.to(device), device
+        self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
+        self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.several = model.config.problem_type == MULTI
+        self.samples = self.extractor.front_end.samples_of(self.extractor.max_length)
+        self.window = self.samples / self.extractor.sampling_rate
+        self.every = self.window if every is None else every
+        if not self.every > 0:
+            raise ClassificationError(f"every must be above 0 seconds; got {every}")
+
+    def scores(self, path, first=0):
+        """Yields the windows of an audio file, some at a time.
+
+        Args:
+            path: the file.
+            first: the number of the first window wanted, from 0.
+
+        Yields:
+            a list of (start, end) in seconds, and the probabilities (windows, classes) of float32 on the CPU: softmax
+            over the classes, or a sigmoid of each where a window can have several.
+
+        Raises:
+            AudioError: the file cannot be read, or not to its end.
+        """
+        header = read_header(path)
+        starts = list(window_starts(header.duration, self.window, self.every, first))
+        for i in range(0, len(starts), WINDOWS_AT_ONCE):
+            batch = starts[i : i + WINDOWS_AT_ONCE]
+            wavs = [_read(path, start, self.samples, header.rate, self.extractor.sampling_rate) for start in batch]
+            yield [(start, min(start + self.window, header.duration)) for start in batch], self._probabilities(wavs)
+
+    def recording_scores(self, path):
+        """(classes,): the mean of the probabilities of a file's windows; see :meth:`scores`."""
+        count, total = 0, 0.0
+        for spans, probabilities in self.scores(path):
+            count, total = count + len(spans), total + probabilities.sum(dim=0)
+        return total / count
+
+    @torch.no_grad()
+    def _probabilities(self, wavs):
+        inputs = self.extractor(wavs, return_tensors="pt")["input_values"]
+        logits = self.model(inputs.to(self.device)).logits.float()
+        return (logits.sigmoid() if self.several else logits.softmax(dim=-1)).cpu()
+
+
+@torch.no_grad()
+def embed_recording(encoder, path, every=None):
+    """The embedding of an audio file of any length.
+
+    Args:
+        encoder: a :class:`ssamba_upstream.frames.FrameEncoder`; windows are those that it reads, see
+            :class:`ssamba_upstream.frames.UpstreamOptions`.
+        path: the file.
+        every: from the start of one window to that of the next, in seconds. Default: the windows' length, without
+        overlap.
+
+    Returns:
+        (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by
+        itself;
+        a frame that lies in several counts as often.
+
+    Raises:
+        AudioError: the file cannot be read, or not to its end.
+        ValueError: ``every`` is not above 0.
+    """
+    windowing = encoder.windowing
+    every = windowing.window_secs if every is None else every
+    if not every > 0:
+        raise ValueError(f"every must be above 0 seconds; got {every}")
+    device = encoder.model.pos_embed.device
+    header = read_header(path)
+    count, total = 0, 0.0
+    for start in window_starts(header.duration, windowing.window_secs, every):
+        wav = _read(path, start, windowing.window_samples, header.rate, windowing.front_end.sampling_rate)
+        frames = encoder([wav.to(device)]).last_hidden_state[0]
+        count, total = count + len(frames), total + frames.sum(dim=0)
+    return (total / count).cpu()
+
+
+def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
+    """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
+
+    A line is a label of a window, from ``start`` to ``end`` in seconds, with its probability. Lines are there as soon
+    as
+    windows are heard; ``OUT.progress`` says how far it got, so that a run that was interrupted goes on in the middle
+    of a
+    recording, and recordings that are done are not heard again.
+
+    Args:
+        model: folder of a classifier, see :class:`WindowClassifier`.
+        recordings: audio files of any rate; channels are averaged.
+        out: the CSV, new or of an earlier run with the same classifier and settings.
+        every: from the start of one window to that of the next, in seconds. Default: the windows' length.
+        all_labels: a line for every label. Default: for the best one; where a window can have several, for those from
+        0.5.
+        device: on which the network computes.
+        report: called with a sentence about each recording that cannot be read to its end; the windows before stay,
+            and the
+            other recordings are heard.
+
+    Returns:
+        the number of recordings heard to their end, and of those that could not be.
+
+    Raises:
+        ClassificationError: no recordings, or the table of another classifier or other settings.
+        CheckpointError: see :class:`WindowClassifier`.
+    """
+    recordings = [str(recording) for recording in recordings]
+    if not recordings:
+        raise ClassificationError("there are no recordings to classify")
+    classifier = WindowClassifier(model, every, device)
+    settings = {"model": content_hash(model), "every": classifier.every, "all_labels": all_labels}
+    heard = left_out = 0
+    with _Table(Path(out), settings) as table, tqdm(unit="window", desc="classifying", disable=None) as progress:
+        for recording in dict.fromkeys(recordings):
+            windows, finished = table.done.get(recording, (0, False))
+            if finished:
+                continue
+            try:
+                for spans, probabilities in classifier.scores(recording, windows):
+                    windows += len(spans)
+                    table.append(recording, windows, _lines(recording, spans, probabilities, classifier, all_labels))
+                    progress.update(len(spans))
+            except AudioError as error:
+                report(f"{recording} is left out from window {windows} on: {error.reason}")
+                left_out += 1
+            else:
+                table.append(recording, windows, [], finished=True)
+                heard += 1
+    return heard, left_out
+
+
+def _read(path, start, samples, rate, sampling_rate):
+    """So many samples at ``sampling_rate`` of a file of a rate, from ``start`` seconds on."""
+    return read_clip(path, samples, "start", round(start * rate), sampling_rate=sampling_rate)
+
+
+def _lines(recording, spans, probabilities, classifier, all_labels):
+    for (start, end), window in zip(spans, probabilities.tolist()):
+        found = sorted(zip(window, classifier.labels), reverse=True)
+        if not all_labels:
+            found = [pair for pair in found if pair[0] >= THRESHOLD] if classifier.several else found[:1]
+        yield from ((recording, f"{start:.3f}", f"{end:.3f}", label, f"{score:.4f}") for score, label in found)
+
+
+class _Table:
+    """A CSV that grows, and beside it a log of what is in it: a line of settings, then one for every batch of windows.
+
+    Attributes:
+        done: recording -> (windows that are in the table, whether these are all).
+    """
+
+    def __init__(self, path, settings):
+        self.path, self.log_path = path, path.with_name(f"{path.name}.progress")
+        if not self.log_path.exists():
+            if path.exists():
+                raise ClassificationError(f"{path} is there without {self.log_path.name}, which says what is in it; "
+                                          "give another name, or remove it first")
+            write_text(",".join(COLUMNS) + "\n", path)
+            write_text(json.dumps(settings) + "\n", self.log_path)
+        first, *lines = self.log_path.read_bytes().split(b"\n")
+        if json.loads(first) != settings:
+            raise ClassificationError(f"{path} was made with {first.decode()}; now it is {json.dumps(settings)}: give "
+                                      "another name")
+        entries = [json.loads(line) for line in lines[:-1]]  # after the last line end there is nothing, or half a line
+        self.done = {entry["recording"]: (entry["windows"], entry["finished"]) for entry in entries}
+        self.size = entries[-1]["size"] if entries else len(",".join(COLUMNS)) + 1
+        self.log_size = len(first) + 1 + sum(len(line) + 1 for line in lines[:-1])
+
+    def __enter__(self):
+        self.table, self.log = open(self.path, "r+b"), open(self.log_path, "r+b")
+        for file, size in ((self.table, self.size), (self.log, self.log_size)):
+            file.truncate(size)
+            file.seek(size)
+        return self
+
+    def __exit__(self, *error):
+        self.table.close()
+        self.log.close()
+
+    def append(self, recording, windows, lines, finished=False):
+        """Add lines, after which so many windows of a recording are in the table."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        self.table.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        self.table.flush()
+        entry = {"recording": recording, "windows": windows, "finished": finished, "size": self.table.tell()}
+        self.log.write(json.dumps(entry).encode() + b"\n")
+        self.log.flush()

@@ -1,0 +1,113 @@
+"""The upstream's frames on their way to a downstream: how many, of which layer, and whether they are enough."""
+
+import functools
+import math
+
+from ...frames import FrameEncoder
+
+LONGEST_HOPS = {
+    "asr": 640, "ctc": 640, "sv_voxceleb1": 640, "diarization": 640, "quesst14_dtw": 640,
+    "enhancement_stft": 320, "enhancement_stft2": 320, "separation_stft": 320, "separation_stft2": 320,
+}
+"""Samples from frame to frame up to which a downstream works. CTC needs as many frames as tokens, the x-vector 15,
+diarization's labels and DTW's queries are as coarse as the frames, and an STFT of 512 samples is inverted from
+windows that overlap."""
+
+PRESETS = {640: "hop_40ms", 320: "hop_20ms"}
+
+REASONS = {
+    "asr": "utterances have more characters than frames", "ctc": "utterances have more tokens than frames",
+    "sv_voxceleb1": "the x-vector takes 14 frames from every utterance",
+    "diarization": "its labels are as coarse as the frames", "quesst14_dtw": "queries under 5 frames score 0",
+}
+
+SPLITS = {"voxceleb1", "emotion", "speech_commands", "fluent_commands", "sv_voxceleb1", "diarization", "ctc",
+          "quesst14_dtw", "enhancement_stft", "separation_stft"}
+"""Downstreams whose splits are train, dev and test."""
+
+
+class RunError(ValueError):
+    """What was asked of s3prl's runner cannot be done; says why, and what to do."""
+
+
+def check_hop(downstream, hop):
+    """Refuse frames that are too far apart for a downstream.
+
+    Args:
+        downstream: its name, as with ``-d``.
+        hop: samples from frame to frame at 16 kHz.
+
+    Raises:
+        RunError: they are; names the preset to take.
+    """
+    longest = LONGEST_HOPS.get(downstream, math.inf)
+    if hop > longest:
+        reason = REASONS.get(downstream, "the windows of its STFT, 512 samples, would not overlap")
+        raise RunError(f"-d {downstream} needs a frame every {longest / 16:g} ms or more often, and this upstream "
+                       f"gives one every {hop / 16:g} ms: {reason}. Add -g {PRESETS[longest]}.")
+
+
+def check_split(downstream, config, split):
+    """Refuse a split that a downstream does not have.
+
+    Raises:
+        RunError: naming those that it has.
+    """
+    if downstream == "asr":
+        splits = [name for name, value in config["downstream_expert"]["datarc"].items()
+                  if isinstance(value, list)]
+    elif downstream in SPLITS:
+        splits = ["train", "dev", "test"]
+    else:
+        return
+    if split not in splits:
+        raise RunError(f"-t {split}: -d {downstream} has no such split; there are {', '.join(splits)}")
+
+
+def check_runs(module):
+    """Have s3prl's runner refuse, before it trains or evaluates, what could only fail or mean nothing."""
+    get_downstream = module.Runner._get_downstream
+
+    @functools.wraps(get_downstream)
+    def get_checked_downstream(self):
+        check_hop(self.args.downstream, self.featurizer.model.downsample_rate)
+        if self.args.mode == "evaluate":
+            check_split(self.args.downstream, self.config, self.args.evaluate_split)
+        return get_downstream(self)
+
+    module.Runner._get_downstream = get_checked_downstream
+
+
+def keep_frames(module):
+    """``Featurizer`` rounds the number of frames: up to half a frame is lost, and of a short utterance all.
+
+    Of this package's upstreams it keeps every frame, ceil(samples / hop); of any other as many as ever, but never
+    none. A feature or a layer that the upstream lacks is refused instead of replaced, or left to an IndexError.
+    """
+    build, select = module.Featurizer.__init__, module.Featurizer._select_feature
+
+    @functools.wraps(build)
+    def build_and_check(self, upstream, feature_selection="hidden_states", *others, **named):
+        build(self, upstream, feature_selection, *others, **named)
+        if self.feature_selection != feature_selection:
+            raise RunError(f"-s {feature_selection}: the upstream has no such feature; take hidden_states or "
+                           "last_hidden_state")
+        self._count = math.ceil if isinstance(getattr(upstream, "module", upstream), FrameEncoder) else round
+
+    @functools.wraps(select)
+    def select_existing(self, features):
+        layers, layer = features.get(self.feature_selection), self.layer_selection
+        if isinstance(layers, (list, tuple)) and layer is not None and not -len(layers) <= layer < len(layers):
+            raise RunError(f"-l {layer}: the upstream has the layers 0 to {len(layers) - 1}")
+        return select(self, features)
+
+    def tolist(self, paired_wavs, paired_feature):
+        lengths = [max(1, self._count(len(wav) / self.downsample_rate)) for wav in paired_wavs]
+        if abs(paired_feature.size(1) - max(lengths)) >= module.TOLERABLE_SEQLEN_DIFF:
+            raise RunError(f"the upstream gave {paired_feature.size(1)} frames where its rate of "
+                           f"{self.downsample_rate} samples a frame means {max(lengths)}")
+        return [feature[:length] for feature, length in zip(paired_feature, lengths)]
+
+    module.Featurizer.__init__ = build_and_check
+    module.Featurizer._select_feature = select_existing
+    module.Featurizer.tolist = tolist

@@ -1,0 +1,122 @@
+"""``ssamba probe-frames``: checkpoints by linear probes of every layer at the frames, as is done for phones."""
+
+from collections import Counter
+from pathlib import Path
+
+from ..checkpoint import load_config
+from ..corpora.alignments import draw_frames
+from ..files import json_hash
+from ..frames import UpstreamOptions
+from ..network.configuration import PUBLISHED_FRONT_END
+from .cache import cached_frames, cached_log_mel_frames
+from .geometry import MOST_UTTERANCES
+from .report import write_report
+from .study import FBANK, by_layer, geometry_of, probes_by_seed, short_names, timed
+
+LONGEST_HOP = 0.04  # seconds: a phone lasts 80 ms on average, and a stop much less
+UNUSABLE = "unusable"  # the split of frames in none
+
+
+def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds=5, device="cpu", cache=None,
+                 dtype="float32", **options):
+    """Probe every layer of some checkpoints at single frames; write ``results.json``, ``results.md`` and two pictures.
+
+    The frames are drawn once, for all checkpoints and layers: memory and the cache hold those and no others. A frame
+    is labelled as s3prl's frame-level downstreams label it, by the time that its number stands for; where the patch
+    reaches further, it sees what comes later, too. What has been computed is kept, as by
+    :func:`ssamba_upstream.probing.study.probe`.
+
+    Args:
+        aligned: an AlignedSet.
+        checkpoints: paths; "fbank" is the filterbank at the frame, see :func:`iterate_log_mel_frames`.
+        out: folder for the results.
+        source: name of the set, for the report.
+        most_frames: see :func:`ssamba_upstream.corpora.alignments.draw_frames`.
+        seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight decay.
+        device: on which everything is computed.
+        cache: folder for what is kept. Default: ``cache`` in out.
+        dtype: of the cache.
+        options: of UpstreamOptions.
+
+    Returns:
+        the content of ``results.json``. Recordings that cannot be read are left out, and listed there; as are frames
+        of classes that train has none of, which no probe could know, and frames that recordings turn out not to have.
+
+    Raises:
+        ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
+            :func:`ssamba_upstream.corpora.alignments.draw_frames`.
+    """
+    stride = UpstreamOptions(**options).time_stride
+    out = Path(out)
+    cache = Path(cache or out / "cache")
+    drawn = draw_frames(aligned, _hop(checkpoints, stride), most_frames)
+    results = {
+        "set": source,
+        "unit": "frames",
+        "options": {**options, "dtype": dtype, "seeds": seeds, "most_frames": most_frames},
+        "models": [],
+    }
+    unreadable = {}
+    for name, checkpoint in zip(short_names(checkpoints), checkpoints):
+        with timed(seconds := {}, "hidden states"):
+            features, key = _features(checkpoint, drawn.frames, cache, stride, device, dtype, unreadable, options)
+        splits = _usable_splits(drawn, features)
+        found = _probe_layers(features, key, drawn.labels, splits, cache, seeds, device, seconds)
+        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
+    usable = [label for label, split in zip(drawn.labels, splits) if split != UNUSABLE]
+    results.update({
+        "frames": dict(Counter(split for split in splits if split != UNUSABLE)),
+        "frames_left_out": splits.count(UNUSABLE),
+        "unreadable": sorted([*aligned.left_out, *map(str, unreadable.values())]),
+        "classes": len(set(usable)),
+        "most_frequent_class": max(Counter(usable).values()) / len(usable),
+    })
+    write_report(results, out)
+    return results
+
+
+def _hop(checkpoints, stride):
+    """Seconds from frame to frame, of all checkpoints; raises ValueError where they differ, or skip over phones."""
+    hops = {}
+    for checkpoint in checkpoints:
+        front_end = PUBLISHED_FRONT_END if checkpoint == FBANK else load_config(checkpoint).front_end
+        hops[checkpoint] = front_end.seconds_of(stride)
+    if len(set(hops.values())) > 1:
+        found = ", ".join(f"{1000 * hop:g} ms of {checkpoint}" for checkpoint, hop in hops.items())
+        raise ValueError(f"checkpoints are compared at the same frames, and their hops are {found}; probe those of "
+                         "another hop by themselves")
+    (hop,) = set(hops.values())
+    if hop > LONGEST_HOP:
+        raise ValueError(f"a frame every {1000 * hop:g} ms skips over phones; expected {1000 * LONGEST_HOP:g} ms or "
+                         "less: take the upstream config hop_20ms, as in -g hop_20ms")
+    return hop
+
+
+def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, options):
+    """Adds the AudioError of each recording that cannot be read to ``unreadable``, by its path."""
+    def note(error):
+        unreadable[error.file] = error
+
+    if checkpoint == FBANK:
+        return cached_log_mel_frames(frames, stride, cache, report=note)
+    return cached_frames(checkpoint, frames, cache, dtype, device, report=note, **options)
+
+
+def _usable_splits(drawn, features):
+    """The frames' splits: UNUSABLE for those without features, and those of a class that train has none of."""
+    there = features[0].isfinite().all(dim=1).tolist()
+    known = {label for label, split, found in zip(drawn.labels, drawn.splits, there) if split == "train" and found}
+    return [split if found and label in known else UNUSABLE
+            for label, split, found in zip(drawn.labels, drawn.splits, there)]
+
+
+def _probe_layers(features, key, labels, splits, cache, seeds, device, seconds):
+    # The features stay in their file: probes read a layer at a time, and the geometry is that of some frames.
+    with timed(seconds, "probes"):
+        task = {"features": key, "labels": labels, "splits": splits}
+        probes = probes_by_seed(cache, task, features, labels, [("test", splits)], seeds, device)
+    with timed(seconds, "geometry"):
+        usable = [i for i, split in enumerate(splits) if split != UNUSABLE]
+        some = usable[::-(-len(usable) // MOST_UTTERANCES)]
+        geometry = geometry_of(cache, json_hash({"features": key, "frames": some}), features[:, some])
+    return {**by_layer(probes, geometry), "seconds": seconds}

@@ -1,0 +1,47 @@
+"""Recordings read by several threads, while what was read before is computed with."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from .audio import AudioError
+
+THREADS = 8  # decoding a file takes less time than waiting for it
+
+
+def read_ahead(read, batches):
+    """Read batch after batch, the next one while the last one is used.
+
+    Args:
+        read: from an entry of a batch to its waveform; may raise AudioError.
+        batches: iterable of lists of entries.
+
+    Yields:
+        for each batch, a dict of its entries to waveforms or AudioErrors, in the order of the batch.
+    """
+    pool, reading = ThreadPoolExecutor(THREADS), deque()
+    try:
+        for batch in batches:
+            reading.append({entry: pool.submit(_read_or_error, read, entry) for entry in batch})
+            if len(reading) == 2:
+                yield _results(reading.popleft())
+        while reading:
+            yield _results(reading.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_all(read, entries):
+    """The list of what ``read`` makes of each entry."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(read, entries))
+
+
+def _read_or_error(read, entry):
+    try:
+        return read(entry)
+    except AudioError as error:
+        return error
+
+
+def _results(futures):
+    return {entry: future.result() for entry, future in futures.items()}

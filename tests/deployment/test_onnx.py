@@ -1,0 +1,179 @@
+"""``ssamba export``: the ONNX file in onnxruntime against the network."""
+
+import json
+
+import pytest
+import torch
+
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel
+from ssamba_upstream.checkpoint import save_model, write_classifier
+from ssamba_upstream.cli import main
+from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
+from ssamba_upstream.frontend import LogMel
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from ssamba_upstream.deployment import onnx_export  # noqa: E402
+from ssamba_upstream.deployment.onnx_export import ExportError, export, open_session  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 4}
+LABELS = {"id2label": {0: "dog", 1: "rain", 2: "sea"}}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(**fields):
+        save_model(SsambaModel(SsambaConfig(**{**SMALL, **fields})), tmp_path / "checkpoint")
+        return tmp_path / "checkpoint"
+
+    return save
+
+
+@pytest.fixture
+def save_clip_classifier(tmp_path):
+    def save(max_length=128, **fields):
+        model = SsambaForAudioClassification(SsambaConfig(**{**SMALL, **LABELS, **fields}))
+        extractor = SsambaFeatureExtractor(max_length=max_length, mean=-6.6, std=5.4)
+        write_classifier(model, extractor, tmp_path / "classifier")
+        return tmp_path / "classifier", model.eval(), extractor
+
+    return save
+
+
+def wavs_of(utterances, seconds):
+    return 0.1 * torch.randn(utterances, round(seconds * 16000))
+
+
+def run(path, name, values):
+    session = open_session(path)
+    found = session.run(None, {name: values.numpy()})
+    return dict(zip([output.name for output in session.get_outputs()], map(torch.from_numpy, found)))
+
+
+@pytest.mark.parametrize("fields, options", [
+    ({}, {}),
+    ({"norm": "rms_norm", "block_order": "paired"}, {"time_stride": 16, "frequency_stride": 16}),
+    ({"pretraining_frames": 256}, {"frequency_pooling": "mean", "window_secs": 1.7}),
+    ({"sampling_rate": 22050, "num_mel_bins": 64, "normalisation": "clip"}, {"frequency_stride": 16}),
+], ids=["default", "paired, RMS norm", "short windows", "another front end"])
+def test_hidden_states_of_a_waveform(tmp_path, save, fields, options):
+    checkpoint = save(**fields)
+    export(checkpoint, tmp_path / "out.onnx", writes="hidden_states", **options)
+    encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).eval()
+    for utterances, seconds in ((1, 0.0001), (8, 0.1), (3, 1.0), (2, 10.0), (1, 21.37), (1, 30.0)):
+        wavs = wavs_of(utterances, seconds)
+        found = run(tmp_path / "out.onnx", "waveform", wavs)
+        with torch.no_grad():
+            expected = encoder(list(wavs))
+        assert set(found) == {"hidden_states", "last_hidden_state"}
+        torch.testing.assert_close(found["hidden_states"], torch.stack(expected.hidden_states), rtol=0, atol=1e-4)
+        torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state, rtol=0, atol=1e-4)
+
+
+def test_embedding_is_the_mean_over_time(tmp_path, save):
+    checkpoint = save()
+    assert main(["export", str(checkpoint), str(tmp_path / "out.onnx")]) == 0
+    wavs = wavs_of(3, 2.5)
+    found = run(tmp_path / "out.onnx", "waveform", wavs)
+    with torch.no_grad():
+        expected = FrameEncoder.from_checkpoint(checkpoint).eval()(list(wavs)).last_hidden_state.mean(dim=1)
+    torch.testing.assert_close(found["embedding"], expected, rtol=0, atol=1e-4)
+
+
+def test_what_reads_log_mel_equals_what_reads_waveforms(tmp_path, save):
+    """Where the frames of both are as many: a waveform whose end an analysis window reaches."""
+    checkpoint = save()
+    export(checkpoint, tmp_path / "waveform.onnx")
+    export(checkpoint, tmp_path / "log_mel.onnx", reads="log_mel")
+    wavs = wavs_of(2, 11.5)
+    log_mel = torch.stack(LogMel()(list(wavs)))
+    found = run(tmp_path / "log_mel.onnx", "input_values", log_mel)["embedding"]
+    torch.testing.assert_close(found, run(tmp_path / "waveform.onnx", "waveform", wavs)["embedding"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"final_norm_twice": True, "pooling": "cls", "block_order": "paired"},
+    {"positions": "published", "time_stride": 10, "frequency_stride": 10},
+], ids=["default", "as published", "published positions"])
+def test_logits_of_a_classifier(tmp_path, save_clip_classifier, fields):
+    folder, model, extractor = save_clip_classifier(**fields)
+    export(folder, tmp_path / "out.onnx")
+    for utterances, seconds in ((1, 0.001), (8, 0.1), (2, 1.295), (1, 30.0)):
+        wavs = wavs_of(utterances, seconds)
+        with torch.no_grad():
+            expected = model(extractor(list(wavs), return_tensors="pt")["input_values"]).logits
+        found = run(tmp_path / "out.onnx", "waveform", wavs)["logits"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
+    assert json.loads(properties["ssamba"])["labels"] == ["dog", "rain", "sea"]
+
+
+def test_log_mel_of_a_classifier(tmp_path, save_clip_classifier):
+    folder, model, extractor = save_clip_classifier()
+    export(folder, tmp_path / "out.onnx", reads="log_mel")
+    for clips, frames in ((1, 16), (3, 77), (2, 128)):
+        log_mel = torch.randn(clips, frames, 128)
+        with torch.no_grad():
+            expected = model(log_mel).logits
+        found = run(tmp_path / "out.onnx", "input_values", log_mel)["logits"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(Exception, match="broadcast|dimension"):
+        run(tmp_path / "out.onnx", "input_values", torch.randn(1, 129 + 16, 128))
+
+
+def test_the_graph_is_valid_and_does_not_grow(tmp_path, save):
+    sizes = []
+    for window_secs in (1.0, 10.0):
+        checkpoint = save() if not sizes else tmp_path / "checkpoint"
+        export(checkpoint, tmp_path / "out.onnx", window_secs=window_secs)
+        model = onnx.load(tmp_path / "out.onnx")
+        onnx.checker.check_model(model)
+        sizes.append(len(list(onnx_export._nodes(model.graph))))
+    assert sizes[0] == sizes[1]
+
+
+def test_int8(tmp_path, save):
+    checkpoint = save(hidden_size=64)
+    assert main(["export", str(checkpoint), str(tmp_path / "int8.onnx"), "--int8"]) == 0
+    float32 = export(checkpoint, tmp_path / "float32.onnx")
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.7 * float32.size
+    model = onnx.load(tmp_path / "int8.onnx")
+    kinds = [node.op_type for node in onnx_export._nodes(model.graph)]
+    assert kinds.count("MatMulInteger") == 4 * 6  # in, out, and two more for each direction
+    wavs = wavs_of(1, 3.0)
+    rough, exact = (run(tmp_path / name, "waveform", wavs)["embedding"] for name in ("int8.onnx", "float32.onnx"))
+    assert 1e-4 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path, save, monkeypatch):
+    checkpoint = save()
+    (tmp_path / "out.onnx").write_text("of an earlier run")
+    compute = onnx_export._Encoder.compute
+    monkeypatch.setattr(onnx_export._Encoder, "compute",
+                        lambda self, batch: {name: 1.01 * value for name, value in compute(self, batch).items()})
+    with pytest.raises(ExportError, match="embedding of 1 x 0.1 s differs by"):
+        export(checkpoint, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_text() == "of an earlier run"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out.onnx"}
+
+
+@pytest.mark.parametrize("keywords, message", [
+    ({"writes": "logits"}, "has no classes"), ({"positions": "published"}, "length of each window"),
+    ({"padding": "published"}, "padding none"), ({"precision": "bfloat16"}, "float32 only"),
+    ({"reads": "text"}, "reads one of"), ({"writes": "text"}, "writes one of"),
+])
+def test_what_cannot_be_exported(tmp_path, save, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        export(save(), tmp_path / "out.onnx", **keywords)
+
+
+@pytest.mark.parametrize("int8, megabytes", [(False, 35), (True, 12)])
+def test_size_of_tiny(tmp_path, save, int8, megabytes):
+    checkpoint = save(hidden_size=192, num_hidden_layers=24)
+    measured = export(checkpoint, tmp_path / "tiny.onnx", int8=int8)
+    assert measured.size == (tmp_path / "tiny.onnx").stat().st_size < megabytes * 1e6
+    if not int8:
+        assert measured.differences["embedding"] < 1e-4

@@ -1,0 +1,185 @@
+"""Classifiers and embeddings over recordings of any length, and ``ssamba classify``."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel
+from ssamba_upstream.checkpoint import save_model, write_classifier
+from ssamba_upstream.cli import main
+from ssamba_upstream.deployment import recordings
+from ssamba_upstream.deployment.recordings import ClassificationError, WindowClassifier, embed_recording, window_starts
+from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2}
+WINDOW = (98 * 160 + 240) / 16000  # seconds that 98 frames reach over
+
+
+@pytest.fixture
+def save_clip_classifier(tmp_path):
+    def save(**fields):
+        fields = {**SMALL, "id2label": {0: "dog", 1: "rain", 2: "sea"}, **fields}
+        folder = tmp_path / "classifier"
+        model = SsambaForAudioClassification(SsambaConfig(**fields))
+        write_classifier(model, SsambaFeatureExtractor(max_length=98), folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def write_wav(tmp_path):
+    def write(name, seconds, rate=16000):
+        path = tmp_path / "audio" / name
+        path.parent.mkdir(exist_ok=True)
+        random = np.random.default_rng(len(name))
+        soundfile.write(path, 0.1 * random.standard_normal(round(seconds * rate)), rate)
+        return path
+
+    return write
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("duration, window, every, expected", [
+    (3.0, 1.0, 1.0, [0, 1, 2]), (3.2, 1.0, 1.0, [0, 1, 2, 3]), (0.5, 1.0, 1.0, [0]), (1.0, 1.0, 0.25, [0]),
+    (2.0, 1.0, 0.5, [0, 0.5, 1.0]), (10.0, 1.0, 4.0, [0, 4, 8]),
+], ids=str)
+def test_windows_cover_a_recording_and_none_hears_only_what_was_heard(duration, window, every, expected):
+    assert list(window_starts(duration, window, every)) == expected
+    assert list(window_starts(duration, window, every, first=2)) == expected[2:]
+
+
+def test_scores_are_those_of_each_window_by_itself(save_clip_classifier, write_wav):
+    folder, path = save_clip_classifier(), write_wav("long.wav", 20)
+    classifier = WindowClassifier(folder, every=0.5)
+    spans, probabilities = zip(*classifier.scores(path))
+    spans, probabilities = sum(spans, []), torch.cat(probabilities)
+    assert len(spans) == 1 + np.ceil((20 - WINDOW) / 0.5) > recordings.WINDOWS_AT_ONCE
+    wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    for (start, end), found in zip(spans, probabilities):
+        part = wav[round(start * 16000) : round(end * 16000)]
+        inputs = classifier.extractor(part, return_tensors="pt")["input_values"]
+        with torch.no_grad():
+            torch.testing.assert_close(found, classifier.model(inputs).logits[0].softmax(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(classifier.recording_scores(path), probabilities.mean(dim=0))
+
+
+def test_memory_is_bounded_by_windows(save_clip_classifier, write_wav, monkeypatch):
+    lengths, at_once = [], []
+    read_clip = recordings.read_clip
+
+    def read_and_note(*arguments, **keywords):
+        wav = read_clip(*arguments, **keywords)
+        lengths.append(len(wav))
+        return wav
+
+    monkeypatch.setattr(recordings, "read_clip", read_and_note)
+    classifier = WindowClassifier(save_clip_classifier())
+    for _ in classifier.scores(write_wav("long.wav", 40, rate=8000)):
+        at_once.append(len(lengths) - sum(at_once))
+    assert at_once == [16, 16, 9]
+    assert max(lengths) == classifier.samples
+
+
+def test_embedding_of_windows_without_overlap_is_the_mean_over_time(tmp_path, write_wav):
+    save_model(SsambaModel(SsambaConfig(**SMALL)), tmp_path / "checkpoint")
+    encoder = FrameEncoder.from_checkpoint(tmp_path / "checkpoint", UpstreamOptions(window_secs=2.0)).eval()
+    path = write_wav("long.wav", 7.3)
+    wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    with torch.no_grad():
+        parts = [encoder([part]).last_hidden_state[0] for part in wav.split(32000)]
+    torch.testing.assert_close(embed_recording(encoder, path), torch.cat(parts).mean(dim=0), rtol=0, atol=1e-5)
+    assert not torch.allclose(embed_recording(encoder, path, every=0.7), embed_recording(encoder, path), atol=1e-3)
+    with pytest.raises(ValueError, match="above 0"):
+        embed_recording(encoder, path, every=0)
+
+
+def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
+    folder = save_clip_classifier()
+    paths = [write_wav("a.wav", 3.4), write_wav("b.flac", 0.3, rate=22050)]
+    (tmp_path / "audio" / "c.wav").write_bytes(b"no audio")
+    command = ["classify", str(folder), str(tmp_path / "audio"), "--every", "1.5", "--out", str(tmp_path / "out.csv")]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "c.wav is left out from window 0 on" in printed.err and "2 recordings" in printed.out
+    lines = read(tmp_path / "out.csv")
+    assert [tuple(line) for line in lines][0] == recordings.COLUMNS
+    assert [(line["file"], line["start"], line["end"]) for line in lines] == [
+        (str(paths[0]), "0.000", f"{WINDOW:.3f}"), (str(paths[0]), "1.500", f"{1.5 + WINDOW:.3f}"),
+        (str(paths[0]), "3.000", "3.400"), (str(paths[1]), "0.000", "0.300"),
+    ]
+    best = torch.cat([p for _, p in WindowClassifier(folder, 1.5).scores(paths[0])]).max(dim=1)
+    for line, score, label in zip(lines, *best):
+        assert line["label"] == ("dog", "rain", "sea")[label] and abs(float(line["score"]) - score) < 1e-4
+
+    before = (tmp_path / "out.csv").read_bytes()
+    assert main(command) == 1
+    assert "2 were there, 1 are left out" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("fields, labels", [
+    ({}, ["dog", "rain", "sea"]), ({"problem_type": "multi_label_classification"}, ["dog", "rain", "sea"]),
+], ids=["one label", "several"])
+def test_all_labels(tmp_path, save_clip_classifier, write_wav, fields, labels):
+    folder, path = save_clip_classifier(**fields), write_wav("a.wav", 1.0)
+    assert main(["classify", str(folder), str(path), "--all-labels", "--out", str(tmp_path / "out.csv")]) == 0
+    lines = read(tmp_path / "out.csv")
+    assert sorted(line["label"] for line in lines[:3]) == labels
+    scores = [float(line["score"]) for line in lines[:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert (abs(sum(scores) - 1) < 1e-3) == (not fields)
+
+
+def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(
+    tmp_path, save_clip_classifier, write_wav, monkeypatch,
+):
+    folder, path = save_clip_classifier(), write_wav("long.wav", 40)
+    arguments = folder, [path, write_wav("second.wav", 2)], tmp_path / "out.csv", 0.8
+    recordings.classify(folder, arguments[1], tmp_path / "whole.csv", 0.8)
+
+    read_clip, count = recordings.read_clip, 0
+
+    def interrupt(*clip, **keywords):
+        nonlocal count
+        count += 1
+        if count == 40:
+            raise KeyboardInterrupt
+        return read_clip(*clip, **keywords)
+
+    monkeypatch.setattr(recordings, "read_clip", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        recordings.classify(*arguments)
+    assert len(read(tmp_path / "out.csv")) == 2 * recordings.WINDOWS_AT_ONCE
+    for name in ("out.csv", "out.csv.progress"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'{"half a line')
+    count = 100
+    assert recordings.classify(*arguments) == (2, 0)
+    assert count - 100 == len(read(tmp_path / "whole.csv")) - 2 * recordings.WINDOWS_AT_ONCE
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_what_is_refused(tmp_path, save_clip_classifier, write_wav):
+    folder, path = save_clip_classifier(), write_wav("a.wav", 1.0)
+    recordings.classify(folder, [path], tmp_path / "out.csv")
+    with pytest.raises(ClassificationError, match="was made with .*now it is"):
+        recordings.classify(folder, [path], tmp_path / "out.csv", every=0.5)
+    (tmp_path / "out.csv.progress").unlink()
+    with pytest.raises(ClassificationError, match="is there without out.csv.progress"):
+        recordings.classify(folder, [path], tmp_path / "out.csv")
+    with pytest.raises(ClassificationError, match="no recordings"):
+        recordings.classify(folder, [], tmp_path / "new.csv")
+    with pytest.raises(ClassificationError, match="above 0 seconds"):
+        recordings.classify(folder, [path], tmp_path / "new.csv", every=0)
+    save_model(SsambaModel(SsambaConfig(**SMALL)), tmp_path / "encoder")
+    with pytest.raises(ClassificationError, match="holds a SsambaModel"):
+        recordings.classify(tmp_path / "encoder", [path], tmp_path / "new.csv")
+    assert not (tmp_path / "new.csv").exists()

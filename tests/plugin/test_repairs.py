@@ -1,0 +1,212 @@
+"""What is put in the place of what s3prl's downstreams lack, and what is refused before a run."""
+
+import random
+import types
+
+import pytest
+import torch
+
+from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream.plugin import compat, runner
+from ssamba_upstream.plugin.repairs import ctc_corpora, downstreams
+from ssamba_upstream.plugin.repairs.frames import RunError, check_hop, check_split
+
+
+@pytest.fixture(scope="module", autouse=True)
+def applied():
+    compat.apply()
+
+
+# Frames
+
+
+@pytest.mark.parametrize("downstream, hop, preset", [
+    ("ctc", 1600, "hop_40ms"), ("asr", 1600, "hop_40ms"), ("sv_voxceleb1", 1600, "hop_40ms"),
+    ("diarization", 1600, "hop_40ms"), ("enhancement_stft", 640, "hop_20ms"), ("separation_stft", 1600, "hop_20ms")])
+def test_frames_too_far_apart_are_refused(downstream, hop, preset):
+    with pytest.raises(RunError, match=f"-g {preset}"):
+        check_hop(downstream, hop)
+    check_hop(downstream, 320)
+
+
+def test_other_downstreams_take_any_hop():
+    check_hop("fluent_commands", 1600)
+
+
+def test_splits():
+    asr = {"downstream_expert": {"datarc": {"train": ["a"], "test-clean": ["b"], "num_workers": 0}}}
+    check_split("asr", asr, "test-clean")
+    with pytest.raises(RunError, match="-t nosuch.*train, test-clean"):
+        check_split("asr", asr, "nosuch")
+    with pytest.raises(RunError, match="train, dev, test"):
+        check_split("emotion", {}, "nosuch")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    from ssamba_upstream.plugin.expert import UpstreamExpert
+
+    expert = UpstreamExpert.__new__(UpstreamExpert)
+    FrameEncoder.__init__(expert, SsambaModel(SsambaConfig(num_hidden_layers=1, time_stride=10)))
+    return expert
+
+
+def featurizer(upstream, **options):
+    from s3prl.upstream.interfaces import Featurizer
+
+    return Featurizer(upstream, upstream_device="cpu", **options)
+
+
+def test_every_frame_of_ours_is_kept(encoder):
+    wavs = [torch.randn(samples) for samples in (160, 800, 1601, 5599)]
+    frames = featurizer(encoder)(wavs, encoder(wavs))
+    assert [len(frame) for frame in frames] == [1, 1, 2, 4]
+
+
+def test_frames_of_other_upstreams_are_rounded_but_never_none():
+    class Other(torch.nn.Module):
+        def forward(self, wavs):
+            return {"hidden_states": [torch.ones(len(wavs), 10, 3)] * 2}
+
+        def get_downsample_rates(self, key):
+            return 1600
+
+    wavs = [torch.ones(16000), torch.ones(2000), torch.ones(160)]
+    frames = featurizer(Other())(wavs, Other()(wavs))
+    assert [len(frame) for frame in frames] == [10, 1, 1]
+
+
+def test_layers_and_features_that_there_are_not(encoder):
+    with pytest.raises(RunError, match="-l 25.*0 to 1"):
+        featurizer(encoder, layer_selection=25)
+    with pytest.raises(RunError, match="-s nonsense.*hidden_states"):
+        featurizer(encoder, feature_selection="nonsense")
+    assert featurizer(encoder, layer_selection=1).output_dim == featurizer(encoder).output_dim
+
+
+# Messages
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("editdistance", r"\[superb-all\]"), ("librosa", r"\[superb\]"), ("fairseq.data", "speech translation"),
+    ("s3prl.downstream.nosuch", "no downstream nosuch")])
+def test_missing_modules_are_explained(monkeypatch, name, expected):
+    def run():
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    with pytest.raises(SystemExit, match=expected):
+        runner._hand_over([], run)
+
+
+def test_configs_bring_their_preset():
+    def given(upstream="ssamba_tiny", config="phone_recognition"):
+        return types.SimpleNamespace(upstream=upstream, config=config)
+
+    assert runner._preset_of(given()) == "hop_40ms"
+    assert runner._preset_of(given(config="speech_separation")) == "hop_20ms"
+    assert runner._preset_of(given(config="keyword_spotting")) is None
+    assert runner._preset_of(given(upstream="fbank")) is None
+
+
+# Corpora
+
+
+class Words:
+    """A tokenizer that gives every word its length."""
+
+    unk_idx, token_type = 0, "character-slot"
+
+    def encode(self, text):
+        return [len(word) for word in text.split()]
+
+    def vocab_to_idx(self, word):
+        return 1 if word != "QQ" else 0
+
+
+def libri(folder, text):
+    (folder / "dev" / "1" / "7").mkdir(parents=True)
+    for number in range(3):
+        (folder / "dev" / "1" / "7" / f"1-7-{number}.flac").touch()
+    (folder / "dev" / "1" / "7" / "1-7.trans.txt").write_text(text)
+    (folder / "lexicon").write_text("A AH0\nB B IY1\nB B\nC QQ\n")
+
+
+def test_phones_are_a_words_first_pronunciation_the_longest_first(tmp_path):
+    libri(tmp_path, "1-7-0 A\n1-7-1 B A\n1-7-2 B\n")
+    dataset = ctc_corpora.LibriPhoneDataset(["dev"], Words(), 2, tmp_path, [tmp_path / "lexicon"])
+    assert len(dataset) == 3
+    assert [(path.stem, tokens) for path, tokens in dataset[0]] == [("1-7-1", [1, 3, 3]), ("1-7-2", [1, 3])]
+    assert dataset[2] == dataset[1] and len(dataset[2]) == 2
+    assert ctc_corpora.LibriDataset(["dev"], Words(), 1, tmp_path)[0][1] == [1, 1]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("1-7-0 A\n1-7-1 Z\n1-7-2 B\n", "words are in none.*Z"), ("1-7-0 A\n1-7-1 C\n1-7-2 B\n", "phones QQ"),
+    ("1-7-0 A\n1-7-1 B\n", "1-7-2.*transcript")])
+def test_what_librispeech_lacks_is_named(tmp_path, text, expected):
+    libri(tmp_path, text)
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        ctc_corpora.LibriPhoneDataset(["dev"], Words(), 2, tmp_path, [tmp_path / "lexicon"])
+
+
+def test_snips_takes_the_speakers_of_a_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in ("Ivy-1", "Amy-1", "Ivy-2"):
+        (tmp_path / "train" / f"{name}.wav").touch()
+    (tmp_path / "all.iob.snips.txt").write_text("Ivy-1 BOS a EOS\tO O i\nAmy-1 BOS b EOS\tO O i\n")
+    dataset = ctc_corpora.SnipsDataset(["train"], Words(), 1, tmp_path, train_speakers=["Ivy"])
+    assert [path.stem for path, _ in dataset] == ["Ivy-1"]
+    with pytest.raises(FileNotFoundError, match="Bob"):
+        ctc_corpora.SnipsDataset(["train"], Words(), 1, tmp_path, train_speakers=["Bob"])
+
+
+# Habits
+
+
+def test_tensors_stay_where_they_are_without_a_gpu(monkeypatch):
+    class Expert:
+        def forward(self, tensor):
+            return tensor.cuda()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    original, tensor = torch.Tensor.cuda, torch.ones(2)
+    downstreams.stays_on_cpu("Expert", "forward")(types.SimpleNamespace(Expert=Expert))
+    assert Expert().forward(tensor) is tensor
+    assert torch.Tensor.cuda is original
+
+
+def test_sets_are_sampled_alike():
+    sets = downstreams._RandomOfSets()
+    sets.seed(0)
+    first = sets.sample({"a", "b", "c"}, 2)
+    random.seed(0)
+    assert first == random.sample(["a", "b", "c"], 2)
+
+
+def test_series_give_their_items():
+    pandas = pytest.importorskip("pandas")
+    from s3prl.dataio.corpus.base import Corpus
+
+    table = pandas.DataFrame({"path": ["x", "y"], "label": [1, 2]})
+    points = Corpus.dataframe_to_datapoints(table, lambda point: point["path"])
+    assert points == {"x": {"path": "x", "label": 1}, "y": {"path": "y", "label": 2}}
+
+
+def test_lengths_are_kept_by_corpus(tmp_path, monkeypatch):
+    built = []
+
+    class Dataset:
+        def __init__(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
+            built.append(module.__file__)
+
+    module = types.SimpleNamespace(SpeakerVerifi_train=Dataset, __file__="installed/dataset.py")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    downstreams.keep_lengths_by_corpus(module)
+    for corpus in ("one", "two"):
+        (tmp_path / corpus).mkdir()
+        (tmp_path / corpus / "a.wav").touch()
+    for corpus in ("one", "two", "one"):
+        Dataset({}, ["Voxceleb1"], [tmp_path / corpus], None)
+    assert built[0] == built[2] != built[1]
+    assert all(path.startswith(str(tmp_path / "hub")) for path in built) and module.__file__ == "installed/dataset.py"
