@@ -18,7 +18,6 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 from ssamba_upstream.ops import triton as scan
 

@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssamba_upstream import SsambaConfig, ops
 from ssamba_upstream.network.modeling import SsambaModel
-from ssamba_upstream.ops import product
-from ssamba_upstream.ops import triton as scan
+from ssamba_upstream.ops import product, triton as scan
 from ssamba_upstream.ops.reference import selective_scan_reference
 
 ON_GPU = torch.cuda.is_available()
