@@ -201,11 +201,13 @@ def mix(channels_and_gate, directions, offsets=None):
         [direction[name] for direction in directions] for name in ("convolution", "convolution_bias", "reverse")
     ), offsets)
     scans = [_scan_arguments(u, direction, plain_steps) for u, direction in zip(inputs, directions)]
-    return selective_scan_mean(scans, z, True, offsets)
+    if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # which reads the logarithm itself
+        return triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
+    return selective_scan_mean([scan | {"A": -torch.exp(scan["A"].float())} for scan in scans], z, True, offsets)
 
 
 def _scan_arguments(u, direction, plain_steps):
-    """Arguments of one direction's scan: its steps, B and C are projections of what it reads.
+    """Arguments of one direction's scan, A still its logarithm: steps, B and C are projections of what it reads.
 
     Where the projection of the steps is plain, its bias is left to the scan, which adds it in float32: rounded to
     bfloat16 a bias would be one to two percent of a step away.
@@ -215,7 +217,7 @@ def _scan_arguments(u, direction, plain_steps):
     low, B, C = projected.split([projected.shape[-1] - 2 * states, states, states], dim=-1)
     delta = linear(low, step_projection.weight) if plain_steps else step_projection(low)
     return {
-        "u": u, "delta": delta.transpose(1, 2), "A": -torch.exp(direction["A_log"].float()), "B": B.transpose(1, 2),
+        "u": u, "delta": delta.transpose(1, 2), "A": direction["A_log"], "B": B.transpose(1, 2),
         "C": C.transpose(1, 2), "D": direction["D"], "delta_bias": step_projection.bias if plain_steps else None,
         "reverse": direction["reverse"],
     }

@@ -10,8 +10,9 @@ import torch
 
 _SCAN_INPUTS = (
     "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
-    "Tensor? offsets, bool[] reverse, bool delta_softplus"
+    "Tensor? offsets, bool[] reverse"
 )
+_SCAN_LISTS = _SCAN_INPUTS.count("Tensor[]")
 _CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
 _MIXER_PARAMETERS = (
     "convolution", "convolution_bias", "input_weight", "step_weight", "step_bias", "A_log", "D",
@@ -21,7 +22,7 @@ _MIXER_INPUTS = "Tensor channels_and_gate, {}, Tensor? offsets, bool[] reverse".
 )
 
 
-def register_scan(name, kernels, device_types, forward, backward, unpack):
+def register_scan(name, kernels, device_types, forward, backward, unpack, options="bool delta_softplus"):
     """Register a scan as ``ssamba_upstream::name``, and its backward pass as ``name_backward``.
 
     Args:
@@ -31,25 +32,26 @@ def register_scan(name, kernels, device_types, forward, backward, unpack):
         forward: (function, function of the same arguments that only allocates its results).
         backward: the same for the gradients; that of z comes last.
         unpack: turns the list of the other gradients, and how many of each kind there are, into lists by kind.
+        options: of the scan, both forwards and backwards, as the schema has them.
 
     Returns:
         the operator.
     """
     operator = _operator(
         name, device_types, *forward,
-        f"({_SCAN_INPUTS}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
+        f"({_SCAN_INPUTS}, {options}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
     )
     backward_operator = _operator(
         f"{name}_backward", device_types, *backward,
-        f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}) -> Tensor[]",
+        f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}, {options}) -> Tensor[]",
     )
 
     def save(ctx, inputs, output):
-        *lists, z, offsets, reverse, delta_softplus, return_last_state, _ = inputs
+        lists, (z, offsets, *options, return_last_state, _) = inputs[:_SCAN_LISTS], inputs[_SCAN_LISTS:]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
         ctx.lengths = [len(tensors) for tensors in lists]
-        ctx.reverse, ctx.delta_softplus, ctx.return_last_state = reverse, delta_softplus, return_last_state
+        ctx.options, ctx.return_last_state = options, return_last_state
 
     def differentiate(ctx, grad_output, grad_last_state, _):
         checkpoints, z, offsets, *tensors = ctx.saved_tensors
@@ -59,10 +61,10 @@ def register_scan(name, kernels, device_types, forward, backward, unpack):
         if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
             grad_last_state = None
         gradients = backward_operator(
-            grad_output, grad_last_state, checkpoints, *lists, z, offsets, ctx.reverse, ctx.delta_softplus
+            grad_output, grad_last_state, checkpoints, *lists, z, offsets, *ctx.options
         )
         grad_z = None if z is None else gradients.pop()
-        return *unpack(gradients, ctx.lengths), grad_z, None, None, None, None, None
+        return *unpack(gradients, ctx.lengths), grad_z, None, *(None for _ in ctx.options), None, None
 
     operator.register_autograd(differentiate, setup_context=save)
     backward_operator.register_autograd(_refusal(kernels))

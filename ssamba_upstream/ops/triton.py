@@ -10,8 +10,8 @@ Every operator takes one direction or two at once, and either a batch of equally
 alone.
 
 A scan walks time, and few sequences of few channels do not fill a GPU. Long sequences are therefore cut into
-chunks: every chunk is first walked from a zero state, then what each chunk takes over from the one before is
-worked out, and only then are the chunks walked for their outputs. A chunk's whole decay is the exponential of
+chunks: every chunk is first walked from a zero state; in a second launch each works out from these what it takes
+over from the chunks before it, and is then walked for its outputs. A chunk's whole decay is the exponential of
 A times the sum of its steps, so that no product is formed that could underflow or overflow where the
 definition does not: not for A <= 0 and steps >= 0, whose decays are at most 1; otherwise a state that a later
 chunk takes over overflows where it does so in the definition.
@@ -37,8 +37,9 @@ CONVOLUTION_ROWS = 16
 GATE_ROWS, GATE_COLUMNS = 8, 128
 
 # A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and
-# so pay only where they bring several times as many warps.
-WARPS_PER_MULTIPROCESSOR = 16
+# so pay only where they bring several times as many warps. A warp of the backward pass has all the registers that a
+# thread can have, of which a multiprocessor holds eight warps' worth.
+FORWARD_WARPS, BACKWARD_WARPS = 16, 8  # on a multiprocessor
 FEWEST_CHUNKS, SHORTEST_CHUNK = 3, 64
 
 
@@ -98,12 +99,13 @@ def selective_scan_triton(
     return (output, last_states[0].transpose(1, 2)) if return_last_state else output
 
 
-def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None):
+def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None, logarithmic=False):
     """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once.
 
-    One or two directions. dtypes, strides, ``offsets`` and errors: see :func:`selective_scan_triton`.
+    One or two directions; with ``logarithmic`` the A of each is given as the logarithm of -A. dtypes, strides,
+    ``offsets`` and errors: see :func:`selective_scan_triton`.
     """
-    return _scan(directions, z, delta_softplus, offsets, False)[0]
+    return _scan(directions, z, delta_softplus, offsets, False, logarithmic)[0]
 
 
 def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
@@ -115,7 +117,7 @@ def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
     return convolution_operator(x, list(weights), list(biases), offsets, [bool(r) for r in reverse])
 
 
-def _scan(directions, z, delta_softplus, offsets, return_last_state):
+def _scan(directions, z, delta_softplus, offsets, return_last_state, logarithmic=False):
     lists = [
         [scan[name] for scan in directions if scan[name] is not None]
         for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -124,7 +126,7 @@ def _scan(directions, z, delta_softplus, offsets, return_last_state):
     _check(directions[0]["u"], tensors, offsets)
     output, last_states, _ = scan_operator(
         *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus),
-        return_last_state, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        logarithmic, return_last_state, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
     )
     return output, last_states
 
@@ -159,13 +161,14 @@ def _sequences(x, offsets):
     return x.shape[0] if offsets is None else offsets.shape[0] - 1
 
 
-def _chunk_length(x, offsets, directions):
-    """Steps in a chunk: at least the length where the sequences fill the device as they are."""
+def _chunk_length(x, offsets, directions, warps_each):
+    """Steps in a chunk, for so many warps on each multiprocessor: at least the length where the sequences fill the
+    device as they are."""
     batch, channels, length = x.shape
     sequences = _sequences(x, offsets)
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     warps = sequences * directions * -(-channels // BLOCK)
-    chunks = multiprocessors * WARPS_PER_MULTIPROCESSOR // max(warps, 1)
+    chunks = multiprocessors * warps_each // max(warps, 1)
     if chunks < FEWEST_CHUNKS:
         return _round_up(length, TILE)
     return _round_up(max(batch * length // (sequences * chunks), SHORTEST_CHUNK), TILE)
@@ -212,7 +215,9 @@ def _launch(kernel, device, programs, *arguments, warps=1, **constants):
 class _Division:
     """A scan divided into programs, as its kernels expect it."""
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus):
+    def __init__(
+        self, u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, warps_each
+    ):
         kernels, count, absent = _kernels(), len(u), [None] * len(u)
         columns = zip(u, delta, A, B, C, D or absent, delta_bias or absent, reverse)
         self.directions = tuple(
@@ -226,48 +231,32 @@ class _Division:
         _, channels, length = u[0].shape
         states = A[0].shape[1]
         self.u = u[0]
-        self.chunk_length = _chunk_length(u[0], offsets, count)
+        self.chunk_length = _chunk_length(u[0], offsets, count, warps_each)
         self.sequences, self.slots = _sequences(u[0], offsets), _slots(u[0], offsets, self.chunk_length)
         blocks = -(-channels // BLOCK)
         self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, blocks)
         self.tiles_shape = count, self.slots, *_tile_shape(channels, states)
-        self.softplus = bool(delta_softplus)
+        self.switches = {"SOFTPLUS": bool(delta_softplus), "LOGARITHMIC": bool(logarithmic)}
         self.nothing = (None,) * count
-
-    def launch(self, kernel, blocks, each, *arguments, **constants):
-        """Run a program for every block, direction and slot or sequence."""
-        programs = (blocks * len(self.directions) * each,)
-        _launch(
-            kernel, self.u.device, programs, self.directions, *arguments, self.layout, self.chunk_length,
-            STATES=_power_of_two(self.layout.states), BLOCK=BLOCK, DIRECTIONS=len(self.directions),
-            **constants,
-        )
 
     def walk(self, kernel, *arguments, **constants):
         """Run a program for every block of channels, direction and chunk."""
-        self.launch(kernel, self.layout.blocks, self.slots, *arguments, SOFTPLUS=self.softplus, **constants)
-
-    def states_before_chunks(self):
-        """Per direction (slots, blocks, STATES, BLOCK), or None where every sequence is one chunk."""
-        return self._over_chunks(_kernels().summarise_chunks, (), self.nothing, backward=0)
-
-    def adjoints_after_chunks(self, z, grad_output, grad_last_states):
-        """The same for the gradients of the states after the chunks, as far as later chunks have them."""
-        arguments = z, grad_output
-        return self._over_chunks(_kernels().summarise_adjoints, arguments, grad_last_states, backward=1)
-
-    def _over_chunks(self, summarise, arguments, boundary, backward):
-        if self.chunk_length >= self.u.shape[2]:
-            return self.nothing
-        count, slots, blocks, rows, _ = self.tiles_shape
-        alone, carried = self.u.new_empty(2, *self.tiles_shape, dtype=torch.float32).unbind()
-        sums = self.u.new_empty(count, slots, blocks * BLOCK, dtype=torch.float32).unbind()
-        self.walk(summarise, *arguments, alone.unbind(), sums)
-        self.launch(
-            _kernels().carry_over_chunks, blocks * rows, self.sequences, alone.unbind(), sums, boundary,
-            carried.unbind(), BACKWARD=backward,
+        _launch(
+            kernel, self.u.device, (self.layout.blocks * len(self.directions) * self.slots,), self.directions,
+            *arguments, self.layout, self.chunk_length, STATES=_power_of_two(self.layout.states), BLOCK=BLOCK,
+            DIRECTIONS=len(self.directions), **self.switches, **constants,
         )
-        return carried.unbind()
+
+    def summaries(self, kernel, *arguments):
+        """What the kernel writes of every chunk: per direction a tile of (slots, blocks, STATES, BLOCK) and the sum of
+        steps (slots, blocks, BLOCK); or None for each where every sequence is one chunk."""
+        if self.chunk_length >= self.u.shape[2]:
+            return self.nothing, self.nothing
+        count, slots, blocks, _, _ = self.tiles_shape
+        alone = self.u.new_empty(self.tiles_shape, dtype=torch.float32).unbind()
+        sums = self.u.new_empty(count, slots, blocks * BLOCK, dtype=torch.float32).unbind()
+        self.walk(kernel, *arguments, alone, sums)
+        return alone, sums
 
 
 # What the operators do. Tensors come in lists of one entry per direction; D and delta_bias may be empty
@@ -275,22 +264,25 @@ class _Division:
 
 
 def _scan_forward(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic, return_last_state,
+    keep_checkpoints,
 ):
     """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
     STATES, BLOCK) for the backward pass); the last two empty unless asked for."""
     output, last_states, checkpoints = _scan_outputs(
-        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state,
-        keep_checkpoints,
+        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic,
+        return_last_state, keep_checkpoints,
     )
     if output.numel() == 0:
         return output, last_states.zero_(), checkpoints.zero_()
-    division = _Division(u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus)
+    division = _Division(
+        u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, FORWARD_WARPS
+    )
     one, kernels = len(u) == 1, _kernels()
     outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in u]
     gate = None if z is None else _sequence(z)
     division.walk(
-        kernels.scan_forward, gate if one else None, division.states_before_chunks(),
+        kernels.scan_forward, gate if one else None, *division.summaries(kernels.summarise_chunks),
         tuple(map(_sequence, outputs)), last_states.unbind() if return_last_state else division.nothing,
         checkpoints.unbind() if keep_checkpoints else division.nothing,
         TILE=TILE,
@@ -306,7 +298,8 @@ def _scan_forward(
 
 
 def _scan_outputs(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic, return_last_state,
+    keep_checkpoints,
 ):
     directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
     last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
@@ -318,17 +311,19 @@ def _scan_outputs(
 
 def _scan_backward(
     grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
-    delta_softplus,
+    delta_softplus, logarithmic,
 ):
     """Gradients of u, delta, A, B, C, D and delta_bias, the directions stacked; then of z."""
     empty = _scan_gradients(
         grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
-        delta_softplus,
+        delta_softplus, logarithmic,
     )
     if grad_output.numel() == 0:
         return [gradient.zero_() for gradient in empty]
     kernels, count = _kernels(), len(u)
-    division = _Division(u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus)
+    division = _Division(
+        u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, BACKWARD_WARPS
+    )
     batch, channels, length = u[0].shape
     slots, states = division.slots, A[0].shape[1]
 
@@ -354,9 +349,9 @@ def _scan_backward(
 
     gate, grad_output = None if z is None else _sequence(z), _sequence(grad_output)
     boundary = division.nothing if grad_last_states is None else grad_last_states.contiguous().unbind()
-    incoming = division.adjoints_after_chunks(gate, grad_output, boundary)
+    summaries = division.summaries(kernels.summarise_adjoints, gate, grad_output)
     division.walk(
-        kernels.scan_backward, gate, grad_output, checkpoints.unbind(), incoming, boundary, gradients,
+        kernels.scan_backward, gate, grad_output, checkpoints.unbind(), *summaries, boundary, gradients,
         TILE=TILE,
     )
     results = [
@@ -373,7 +368,7 @@ def _scan_backward(
 
 def _scan_gradients(
     grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
-    delta_softplus,
+    delta_softplus, logarithmic,
 ):
     batch, channels, length = u[0].shape
     states = A[0].shape[1]
@@ -461,7 +456,7 @@ def _unstack(gradients, lengths):
 
 scan_operator = register_scan(
     "selective_scan_triton", "the Triton kernels", None, (_scan_forward, _scan_outputs),
-    (_scan_backward, _scan_gradients), _unstack,
+    (_scan_backward, _scan_gradients), _unstack, "bool delta_softplus, bool logarithmic",
 )
 convolution_operator = register_convolution(
     "causal_convolutions_triton", "the Triton kernels", None, (_convolution, _convolution_outputs),

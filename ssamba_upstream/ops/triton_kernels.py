@@ -19,7 +19,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Sequence(NamedTuple):
-    """A (batch, channels, length) tensor and its strides, in elements. Of B and C the channels are the
+    """A (batch, channels, length) tensor and its strides, in elements. The channels of B and C are the
     states."""
 
     data: Any
@@ -33,7 +33,7 @@ class Direction(NamedTuple):
 
     u: Sequence
     delta: Sequence
-    A: Any  # (channels, states)
+    A: Any  # (channels, states): A, or, LOGARITHMIC, the logarithm of -A
     B: Sequence
     C: Sequence
     D: Any  # (channels,)
@@ -170,12 +170,6 @@ def _read(pointers, mask):
 
 
 @triton.jit
-def _only_if(condition, lanes, beyond):
-    """The lanes, or, unless the condition holds, lanes that are masked."""
-    return tl.where(condition, lanes, beyond)
-
-
-@triton.jit
 def _parameter(parameter, channels, mask):
     """One number per channel; zero where there is no such parameter."""
     if parameter is None:
@@ -197,14 +191,16 @@ def _offsets(states, state_stride, channels):
 
 
 @triton.jit
-def _exponents(A, channels, states, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
+def _exponents(A, channels, states, layout, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
     """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see
     _offsets."""
     exponents = tl.zeros((STATES, BLOCK), tl.float32)
     for state in tl.static_range(STATES):
         here = channels < tl.where(state < layout.states, layout.channels, 0)
-        row = _read(A + channels * layout.states + state, here) * LOG2_E
-        exponents = tl.where(states[:, None] == state, row[None, :], exponents)
+        row = _read(A + channels * layout.states + state, here)
+        if LOGARITHMIC:
+            row = -_exponential(row)
+        exponents = tl.where(states[:, None] == state, row[None, :] * LOG2_E, exponents)
     return exponents
 
 
@@ -233,12 +229,25 @@ def _program(blocks, directions: tl.constexpr):
 
 
 @triton.jit
-def _inputs_and_step(u, delta, bias, mask, SOFTPLUS: tl.constexpr):
-    """(u, step size) at one time step; zeros, which leave the state as it is, where masked."""
-    step = _read(delta, mask) + bias
+def _step(delta, bias, mask, SOFTPLUS: tl.constexpr):
+    """The step size at one time step; where masked zero, which leaves the state as it is."""
+    step = delta.to(tl.float32) + bias
     if SOFTPLUS:
         step = _softplus(step)
-    return _read(u, mask), tl.where(mask, step, 0.0)
+    return tl.where(mask, step, 0.0)
+
+
+@triton.jit
+def _ahead(track, t, steps, mask):
+    """A row as it is in memory, for later: the loads of a step are issued while the step before is computed, or
+    their latencies would add up. Beyond the last step that is walked, the last; nothing where there is none."""
+    row = tl.maximum(tl.minimum(t, steps - 1), 0)
+    return tl.load(track[0] + row * track[1], mask=tl.where(steps > 0, mask, False), other=0.0)
+
+
+@triton.jit
+def _at(track, t, mask):
+    return _read(track[0] + t * track[1], mask)
 
 
 @triton.jit
@@ -252,7 +261,7 @@ def _next_state(state, inputs, step, B, exponents):
 @triton.jit
 def _summarise(
     direction, states_out, sums_out, layout, chunk_length, block, slot,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
 ):
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
     first_step = (slot - first_slot) * chunk_length
@@ -260,17 +269,22 @@ def _summarise(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u, u_stride = _track(direction.u, batch, position, sign, channels)
-    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
-    B, B_stride = _track(direction.B, batch, position, sign, states)
-    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    u = _track(direction.u, batch, position, sign, channels)
+    delta = _track(direction.delta, batch, position, sign, channels)
+    B = _track(direction.B, batch, position, sign, states)
+    exponents = _exponents(direction.A, channels, states, layout, LOGARITHMIC, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     state = tl.zeros((STATES, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    next_u, next_delta = _ahead(u, 0, steps, here), _ahead(delta, 0, steps, here)
+    next_B = _ahead(B, 0, steps, in_states)
     for t in range(steps):
-        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
-        state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
+        u_now, delta_now, B_now = next_u.to(tl.float32), next_delta, next_B.to(tl.float32)
+        next_u, next_delta = _ahead(u, t + 1, steps, here), _ahead(delta, t + 1, steps, here)
+        next_B = _ahead(B, t + 1, steps, in_states)
+        step = _step(delta_now, bias, here, SOFTPLUS)
+        state = _next_state(state, u_now, step, B_now, exponents)
         total += step
     tl.store(_tile(states_out, slot, block, layout, STATES, BLOCK), state)
     tl.store(sums_out + slot * layout.blocks * BLOCK + channels, total)
@@ -279,7 +293,8 @@ def _summarise(
 @triton.jit
 def summarise_chunks(
     directions, states_out, sums_out, layout, chunk_length,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
     """The state after every chunk, walked from zero, and the sum of its steps.
 
@@ -290,85 +305,33 @@ def summarise_chunks(
         if which == i:
             _summarise(
                 directions[i], states_out[i], sums_out[i], layout, chunk_length, block, slot, SOFTPLUS,
-                STATES, BLOCK,
+                LOGARITHMIC, STATES, BLOCK,
             )
-
-
-@triton.jit
-def _chunk(alone, sums, exponents, i, chunks, slot, sign, stride, sum_stride):
-    """Of the i-th chunk: (state walked from zero, decay, the slot). Beyond the last, what changes nothing."""
-    slot += i * sign
-    present = i + tl.zeros(exponents.shape, tl.int64) < chunks
-    decay = tl.exp2(_read(sums + slot * sum_stride, present) * exponents)
-    return _read(alone + slot * stride, present), decay, slot
-
-
-@triton.jit
-def _hand_on(carried, alone, decay):
-    # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
-    return tl.where(carried == 0, 0.0, decay * carried) + alone
 
 
 @triton.jit
 def _carry(
-    A, alone, sums, boundary, carried_out, layout, chunk_length, row, sequence,
-    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    carried, alone, sums, first, last, layout, exponents, sign, block, STATES: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    state = row % STATES
-    lanes = tl.arange(0, BLOCK)
-    channels = row // STATES * BLOCK + lanes
-    here = channels < tl.where(state < layout.states, layout.channels, 0)
-    exponents = _read(A + channels * layout.states + state, here) * LOG2_E
-    stride, sum_stride = layout.blocks * (STATES * BLOCK), layout.blocks * BLOCK
-    alone, carried_out, sums = alone + row * BLOCK + lanes, carried_out + row * BLOCK + lanes, sums + channels
-    first_slot, chunks = _sequence_slots(sequence, layout, chunk_length)
-    slot, sign = _walk(BACKWARD, first_slot, chunks, 0)
-    if boundary is None:
-        carried = tl.zeros((BLOCK,), tl.float32)
-    else:
-        carried = _read(boundary + (sequence * layout.states + state) * layout.channels + channels, here)
-    # Four chunks are read at once: one after the other, the latencies of the reads would add up.
-    for i in range(0, chunks, 4):
-        alone0, decay0, slot0 = _chunk(alone, sums, exponents, i, chunks, slot, sign, stride, sum_stride)
-        alone1, decay1, slot1 = _chunk(alone, sums, exponents, i + 1, chunks, slot, sign, stride, sum_stride)
-        alone2, decay2, slot2 = _chunk(alone, sums, exponents, i + 2, chunks, slot, sign, stride, sum_stride)
-        alone3, decay3, slot3 = _chunk(alone, sums, exponents, i + 3, chunks, slot, sign, stride, sum_stride)
-        tl.store(carried_out + slot0 * stride, carried)
-        carried = _hand_on(carried, alone0, decay0)
-        if i + 1 < chunks:
-            tl.store(carried_out + slot1 * stride, carried)
-        carried = _hand_on(carried, alone1, decay1)
-        if i + 2 < chunks:
-            tl.store(carried_out + slot2 * stride, carried)
-        carried = _hand_on(carried, alone2, decay2)
-        if i + 3 < chunks:
-            tl.store(carried_out + slot3 * stride, carried)
-        carried = _hand_on(carried, alone3, decay3)
+    """What a chunk takes over: ``carried``, that enters the sequence, led through the slots first, first + sign, ...,
+    last by the summary of each.
 
-
-@triton.jit
-def carry_over_chunks(
-    directions, alone, sums, boundary, carried_out, layout, chunk_length,
-    BACKWARD: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
-):
-    """What every chunk takes over from the one before it, or, BACKWARD, from the one after it.
-
-    alone, carried_out: per direction (slots, blocks, STATES, BLOCK); sums: per direction (slots, blocks,
-    BLOCK); boundary: per direction (sequences, states, channels), what the first chunk takes over, or None
-    for zeros. A program follows one state of a block of channels. """
-    row, which, sequence = _program(layout.blocks * STATES, DIRECTIONS)
-    for i in tl.static_range(DIRECTIONS):
-        if which == i:
-            _carry(
-                directions[i].A, alone[i], sums[i], boundary[i], carried_out[i], layout, chunk_length, row,
-                sequence, BACKWARD, STATES, BLOCK,
-            )
+    Every program does so for itself. There are about as many programs as the device holds at once, so that this
+    reads little, from the cache, where a kernel of its own would have to be waited for. """
+    channels = block * BLOCK + tl.arange(0, BLOCK)
+    for i in range((last - first) * sign + 1):
+        slot = first + i * sign
+        tile = tl.load(_tile(alone, slot, block, layout, STATES, BLOCK))
+        decay = tl.exp2(tl.load(sums + slot * layout.blocks * BLOCK + channels)[None, :] * exponents)
+        # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
+        carried = tl.where(carried == 0, 0.0, decay * carried) + tile
+    return carried
 
 
 @triton.jit
 def _scan(
-    direction, z, initial, output, last_state, checkpoints, layout, chunk_length, block, slot,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    direction, z, alone, sums, output, last_state, checkpoints, layout, chunk_length, block, slot,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
     first_step = (slot - first_slot) * chunk_length
@@ -376,33 +339,40 @@ def _scan(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u, u_stride = _track(direction.u, batch, position, sign, channels)
-    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
-    B, B_stride = _track(direction.B, batch, position, sign, states)
-    C, C_stride = _track(direction.C, batch, position, sign, states)
+    u = _track(direction.u, batch, position, sign, channels)
+    delta = _track(direction.delta, batch, position, sign, channels)
+    B = _track(direction.B, batch, position, sign, states)
+    C = _track(direction.C, batch, position, sign, states)
     out, out_stride = _track(output, batch, position, sign, channels)
     if z is not None:
-        gate, gate_stride = _track(z, batch, position, sign, channels)
-    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+        gate = _track(z, batch, position, sign, channels)
+    exponents = _exponents(direction.A, channels, states, layout, LOGARITHMIC, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
-    if initial is None:
-        state = tl.zeros((STATES, BLOCK), tl.float32)
-    else:
-        state = tl.load(_tile(initial, slot, block, layout, STATES, BLOCK))
+    state = tl.zeros((STATES, BLOCK), tl.float32)
+    if alone is not None:
+        state = _carry(state, alone, sums, first_slot, slot - 1, layout, exponents, 1, block, STATES, BLOCK)
     if checkpoints is not None:
         first_tile, _ = _sequence_slots(sequence, layout, TILE)
         first_tile += first_step // TILE
+    next_u, next_delta = _ahead(u, 0, steps, here), _ahead(delta, 0, steps, here)
+    next_B, next_C = _ahead(B, 0, steps, in_states), _ahead(C, 0, steps, in_states)
+    if z is not None:
+        next_gate = _ahead(gate, 0, steps, here)
     for tile in range(tl.cdiv(steps, TILE)):
         if checkpoints is not None:
             tl.store(_tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK), state)
         for t in range(tile * TILE, tl.minimum(tile * TILE + TILE, steps)):
-            inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
-            state = _next_state(state, inputs, step, _read(B + t * B_stride, in_states), exponents)
-            y = tl.sum(state * _read(C + t * C_stride, in_states)[:, None], axis=0) + D * inputs
+            u_now, delta_now = next_u.to(tl.float32), next_delta
+            B_now, C_now = next_B.to(tl.float32), next_C.to(tl.float32)
+            next_u, next_delta = _ahead(u, t + 1, steps, here), _ahead(delta, t + 1, steps, here)
+            next_B, next_C = _ahead(B, t + 1, steps, in_states), _ahead(C, t + 1, steps, in_states)
+            state = _next_state(state, u_now, _step(delta_now, bias, here, SOFTPLUS), B_now, exponents)
+            y = tl.sum(state * C_now[:, None], axis=0) + D * u_now
             if z is not None:
-                gating = _read(gate + t * gate_stride, here)
+                gating = next_gate.to(tl.float32)
+                next_gate = _ahead(gate, t + 1, steps, here)
                 y *= gating * _sigmoid(gating)
             tl.store(out + t * out_stride, y, mask=here)
     if last_state is not None:
@@ -413,20 +383,21 @@ def _scan(
 
 @triton.jit
 def scan_forward(
-    directions, z, initial, outputs, last_states, checkpoints, layout, chunk_length, SOFTPLUS: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    directions, z, alone, sums, outputs, last_states, checkpoints, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
     """Outputs, gated when there is a z.
 
-    initial: per direction (slots, blocks, STATES, BLOCK), the state before every chunk, or None for zeros.
+    alone, sums: per direction what summarise_chunks wrote, or None where each sequence is one chunk.
     Optional results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks,
     STATES, BLOCK), the state before every TILE steps. """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _scan(
-                directions[i], z, initial[i], outputs[i], last_states[i], checkpoints[i], layout,
-                chunk_length, block, slot, SOFTPLUS, STATES, BLOCK, TILE,
+                directions[i], z, alone[i], sums[i], outputs[i], last_states[i], checkpoints[i], layout,
+                chunk_length, block, slot, SOFTPLUS, LOGARITHMIC, STATES, BLOCK, TILE,
             )
 
 
@@ -453,7 +424,7 @@ def gate_mean(
 @triton.jit
 def _summarise_adjoint(
     direction, z, grad_output, adjoints_out, sums_out, layout, chunk_length, block, slot, scale,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
 ):
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
     first_step = (slot - first_slot) * chunk_length
@@ -461,25 +432,32 @@ def _summarise_adjoint(
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
     here, in_states = channels < layout.channels, states < layout.states
-    u, u_stride = _track(direction.u, batch, position, sign, channels)
-    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
-    C, C_stride = _track(direction.C, batch, position, sign, states)
-    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    delta = _track(direction.delta, batch, position, sign, channels)
+    C = _track(direction.C, batch, position, sign, states)
+    grad_rows = _track(grad_output, batch, position, sign, channels)
     if z is not None:
-        gate, gate_stride = _track(z, batch, position, sign, channels)
-    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+        gate = _track(z, batch, position, sign, channels)
+    exponents = _exponents(direction.A, channels, states, layout, LOGARITHMIC, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
 
     adjoint = tl.zeros((STATES, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    last = steps - 1
+    next_delta, next_grad = _ahead(delta, last, steps, here), _ahead(grad_rows, last, steps, here)
+    next_C = _ahead(C, last, steps, in_states)
+    if z is not None:
+        next_gate = _ahead(gate, last, steps, here)
     for i in range(steps):
-        t = steps - 1 - i
-        inputs, step = _inputs_and_step(u + t * u_stride, delta + t * delta_stride, bias, here, SOFTPLUS)
-        grad = _read(grad_rows + t * grad_stride, here) * scale
+        before = last - i - 1
+        step = _step(next_delta, bias, here, SOFTPLUS)
+        grad, C_now = next_grad.to(tl.float32) * scale, next_C.to(tl.float32)
+        next_delta, next_grad = _ahead(delta, before, steps, here), _ahead(grad_rows, before, steps, here)
+        next_C = _ahead(C, before, steps, in_states)
         if z is not None:
-            gating = _read(gate + t * gate_stride, here)
+            gating = next_gate.to(tl.float32)
+            next_gate = _ahead(gate, before, steps, here)
             grad *= gating * _sigmoid(gating)
-        adjoint += grad[None, :] * _read(C + t * C_stride, in_states)[:, None]
+        adjoint += grad[None, :] * C_now[:, None]
         adjoint *= tl.exp2(step[None, :] * exponents)
         total += step
     tl.store(_tile(adjoints_out, slot, block, layout, STATES, BLOCK), adjoint)
@@ -489,7 +467,8 @@ def _summarise_adjoint(
 @triton.jit
 def summarise_adjoints(
     directions, z, grad_output, adjoints_out, sums_out, layout, chunk_length,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
     """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
 
@@ -500,40 +479,39 @@ def summarise_adjoints(
         if which == i:
             _summarise_adjoint(
                 directions[i], z, grad_output, adjoints_out[i], sums_out[i], layout, chunk_length, block,
-                slot, 1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK,
+                slot, 1.0 / DIRECTIONS, SOFTPLUS, LOGARITHMIC, STATES, BLOCK,
             )
 
 
 @triton.jit
 def _walk_on(
-    state, u, delta, B, t, steps, bias, exponents, channels, states, layout, SOFTPLUS: tl.constexpr
+    state, u, delta, B, t, steps, bias, exponents, here, in_states, SOFTPLUS: tl.constexpr
 ):
-    """The state after step t, whose pointers are given, from that before it; the same beyond the chunk's end.
-    """
-    here = _only_if(t < steps, channels, layout.channels) < layout.channels
-    in_states = _only_if(t < steps, states, layout.states) < layout.states
-    inputs, step = _inputs_and_step(u, delta, bias, here, SOFTPLUS)
-    return _next_state(state, inputs, step, _read(B, in_states), exponents)
+    """The state after step t from that before it; the same beyond the chunk's end."""
+    now, now_states = tl.where(t < steps, here, False), tl.where(t < steps, in_states, False)
+    step = _step(_at(delta, t, now), bias, now, SOFTPLUS)
+    return _next_state(state, _at(u, t, now), step, _at(B, t, now_states), exponents)
 
 
 @triton.jit
 def _differentiate(
-    direction, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length, block, slot,
-    scale, SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    direction, z, grad_output, checkpoints, alone, sums, boundary, gradients, layout, chunk_length, block,
+    slot, scale, SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, chunk_length)
     first_step = (slot - first_slot) * chunk_length
     steps = tl.minimum(length - first_step, chunk_length)
     position, sign = _walk(direction.reverse, start, length, first_step)
     channels, states = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATES)
-    here = channels < layout.channels
-    u, u_stride = _track(direction.u, batch, position, sign, channels)
-    delta, delta_stride = _track(direction.delta, batch, position, sign, channels)
-    B, B_stride = _track(direction.B, batch, position, sign, states)
-    C, C_stride = _track(direction.C, batch, position, sign, states)
-    grad_rows, grad_stride = _track(grad_output, batch, position, sign, channels)
+    here, in_states = channels < layout.channels, states < layout.states
+    u = _track(direction.u, batch, position, sign, channels)
+    delta = _track(direction.delta, batch, position, sign, channels)
+    B = _track(direction.B, batch, position, sign, states)
+    C = _track(direction.C, batch, position, sign, states)
+    grad_rows = _track(grad_output, batch, position, sign, channels)
     if z is not None:
-        gate, gate_stride = _track(z, batch, position, sign, channels)
+        gate = _track(z, batch, position, sign, channels)
         grad_z, grad_z_stride = _track(gradients.z, batch, position, sign, channels)
     grad_u, grad_u_stride = _track(gradients.u, batch, position, sign, channels)
     grad_delta, grad_delta_stride = _track(gradients.delta, batch, position, sign, channels)
@@ -541,18 +519,20 @@ def _differentiate(
     grad_C, grad_C_stride = _track(gradients.C, batch, position, sign, states)
     grad_B += block.to(tl.int64) * gradients.block_stride
     grad_C += block.to(tl.int64) * gradients.block_stride
-    exponents = _exponents(direction.A, channels, states, layout, STATES, BLOCK)
+    exponents = _exponents(direction.A, channels, states, layout, LOGARITHMIC, STATES, BLOCK)
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
     # The adjoint is the gradient of the state after the present step, as far as it comes from later steps.
-    if incoming is not None:
-        adjoint = tl.load(_tile(incoming, slot, block, layout, STATES, BLOCK))
-    elif boundary is not None:
+    if boundary is not None:
         pointers, mask = _at_boundary(boundary, sequence, channels, states, layout)
         adjoint = _read(pointers, mask)
     else:
         adjoint = tl.zeros((STATES, BLOCK), tl.float32)
+    if alone is not None:
+        _, chunks = _sequence_slots(sequence, layout, chunk_length)
+        last_slot = first_slot + chunks - 1
+        adjoint = _carry(adjoint, alone, sums, last_slot, slot + 1, layout, exponents, -1, block, STATES, BLOCK)
     grad_A = tl.zeros((STATES, BLOCK), tl.float32)
     grad_D, grad_bias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
 
@@ -568,24 +548,10 @@ def _differentiate(
             first = tile * TILE + TILE - 4 - 4 * later_groups
             state0 = tl.load(checkpoint)
             for t in range(tile * TILE, first):
-                state0 = _walk_on(
-                    state0, u + t * u_stride, delta + t * delta_stride, B + t * B_stride, t, steps,
-                    bias, exponents, channels, states, layout, SOFTPLUS,
-                )
-            state1 = _walk_on(
-                state0, u + first * u_stride, delta + first * delta_stride, B + first * B_stride, first,
-                steps, bias, exponents, channels, states, layout, SOFTPLUS,
-            )
-            state2 = _walk_on(
-                state1, u + (first + 1) * u_stride, delta + (first + 1) * delta_stride,
-                B + (first + 1) * B_stride, first + 1, steps, bias, exponents, channels, states, layout,
-                SOFTPLUS,
-            )
-            state3 = _walk_on(
-                state2, u + (first + 2) * u_stride, delta + (first + 2) * delta_stride,
-                B + (first + 2) * B_stride, first + 2, steps, bias, exponents, channels, states, layout,
-                SOFTPLUS,
-            )
+                state0 = _walk_on(state0, u, delta, B, t, steps, bias, exponents, here, in_states, SOFTPLUS)
+            state1 = _walk_on(state0, u, delta, B, first, steps, bias, exponents, here, in_states, SOFTPLUS)
+            state2 = _walk_on(state1, u, delta, B, first + 1, steps, bias, exponents, here, in_states, SOFTPLUS)
+            state3 = _walk_on(state2, u, delta, B, first + 2, steps, bias, exponents, here, in_states, SOFTPLUS)
             for k in tl.static_range(4):
                 if k == 0:
                     before = state3
@@ -596,20 +562,17 @@ def _differentiate(
                 else:
                     before = state0
                 t = first + 3 - k
-                now = _only_if(t < steps, channels, layout.channels) < layout.channels
-                now_states = _only_if(t < steps, states, layout.states) < layout.states
-                inputs, step = _inputs_and_step(
-                    u + t * u_stride, delta + t * delta_stride, bias, now, SOFTPLUS
-                )
-                B_now = _read(B + t * B_stride, now_states)[:, None]
-                C_now = _read(C + t * C_stride, now_states)[:, None]
-                grad = _read(grad_rows + t * grad_stride, now) * scale
+                now, now_states = tl.where(t < steps, here, False), tl.where(t < steps, in_states, False)
+                inputs, raw = _at(u, t, now), _at(delta, t, now)
+                step = _step(raw, bias, now, SOFTPLUS)
+                B_now, C_now = _at(B, t, now_states)[:, None], _at(C, t, now_states)[:, None]
+                grad = _at(grad_rows, t, now) * scale
                 decay = tl.exp2(step[None, :] * exponents)
                 before = decay * before
                 state = before + (step * inputs)[None, :] * B_now
 
                 if z is not None:
-                    gating = _read(gate + t * gate_stride, now)
+                    gating = _at(gate, t, now)
                     sigmoid = _sigmoid(gating)
                     y = tl.sum(state * C_now, axis=0) + D * inputs
                     grad_gating = grad * y * sigmoid * (1.0 + gating * (1.0 - sigmoid))
@@ -621,8 +584,7 @@ def _differentiate(
                 # exponents are A log2(e): the factor is taken out again after the sum.
                 grad_step = grad_impulse * inputs + tl.sum(grad_exponent * exponents, axis=0) * (1 / LOG2_E)
                 if SOFTPLUS:
-                    raw = _read(delta + t * delta_stride, now) + bias
-                    grad_step *= _sigmoid(raw)
+                    grad_step *= _sigmoid(raw + bias)
                 grad_A += grad_exponent * step[None, :]
                 grad_D += grad * inputs
                 grad_bias += tl.where(now, grad_step, 0.0)
@@ -634,6 +596,8 @@ def _differentiate(
                 tl.store(grad_C + t * grad_C_stride, to_C, mask=now_states)
                 adjoint = grad_state * decay
 
+    if LOGARITHMIC:
+        grad_A *= exponents * (1 / LOG2_E)
     tl.store(_tile(gradients.A, slot, block, layout, STATES, BLOCK), grad_A)
     if gradients.D is not None:
         tl.store(gradients.D + slot * layout.channels + channels, grad_D, mask=here)
@@ -643,21 +607,20 @@ def _differentiate(
 
 @triton.jit
 def scan_backward(
-    directions, z, grad_output, checkpoints, incoming, boundary, gradients, layout, chunk_length,
-    SOFTPLUS: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    directions, z, grad_output, checkpoints, alone, sums, boundary, gradients, layout, chunk_length,
+    SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
     """All gradients; those of parameters, B and C in parts that are left to be added up.
 
-    incoming: per direction (slots, blocks, STATES, BLOCK), what every chunk takes over from the one after it,
-    or None where each sequence is one chunk; boundary: per direction (sequences, states, channels), the same
-    for the last chunk, or None for zeros. """
+    alone, sums: per direction what summarise_adjoints wrote, or None where each sequence is one chunk; boundary: per
+    direction (sequences, states, channels), the gradient of the last state, or None for zeros. """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
             _differentiate(
-                directions[i], z, grad_output, checkpoints[i], incoming[i], boundary[i], gradients[i], layout,
-                chunk_length, block, slot, 1.0 / DIRECTIONS, SOFTPLUS, STATES, BLOCK, TILE,
+                directions[i], z, grad_output, checkpoints[i], alone[i], sums[i], boundary[i], gradients[i],
+                layout, chunk_length, block, slot, 1.0 / DIRECTIONS, SOFTPLUS, LOGARITHMIC, STATES, BLOCK, TILE,
             )
 
 
@@ -678,7 +641,8 @@ def _convolve(x, weight, bias, sign, batch, start, length, times, channels, here
 @triton.jit
 def convolution_forward(
     x, weights, biases, reverse, outputs, layout,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
     """silu(convolution) in every direction. weights: (channels, WIDTH) each."""
     block, which, slot = _program(layout.blocks, 1)
@@ -696,7 +660,8 @@ def convolution_forward(
 @triton.jit
 def convolution_backward(
     x, weights, biases, reverse, grad_outputs, grad_x, grad_weights, grad_biases, layout,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIRECTIONS: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):
     """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be
     added up."""

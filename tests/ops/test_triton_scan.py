@@ -4,18 +4,28 @@ The interpreter runs one program after the other in numpy. It shows what the ker
 read and write, but neither races between programs nor what the compiler makes of them. """
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ssamba_upstream.ops import triton as scan
+from ssamba_upstream import SsambaConfig, ops
+from ssamba_upstream.network.modeling import SsambaModel
+from ssamba_upstream.ops import product, triton as scan
 from ssamba_upstream.ops.reference import selective_scan_reference
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
+COMPILE = Path(__file__).parents[1] / "helpers" / "triton_resources.py"
+NO_LAUNCH = {f"aten::{name}" for name in ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")}
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -159,6 +169,57 @@ def test_equals_definition_over_many_chunks(chunk_length):
     """More chunks than are read at once."""
     chunk_length(16)
     assert_scan(scan_inputs(1, 4, 100, 5), True, False)
+
+
+@pytest.mark.parametrize("steps", [16, 32])
+def test_A_may_be_given_as_a_logarithm(chunk_length, steps):
+    chunk_length(steps)
+
+    def found(x):
+        return scan.selective_scan_mean_triton(directions(x), x["z"], True, logarithmic=True)
+
+    def exact(x):
+        return reference_mean(x | {name: -x[name].exp() for name in ("A0", "A1")}, True)
+
+    inputs = mean_inputs(1, 3, 18, 3)
+    assert_same(found, exact, inputs | {name: torch.rand_like(inputs[name]) * 2 - 1 for name in ("A0", "A1")})
+
+
+def test_compiler_s_registers_spills_and_loads():
+    """Bounds a little above what was found, and printed: more would cost time that no CPU shows."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, COMPILE, "90"]
+    report = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    print(report.stdout)
+    found = json.loads(report.stdout)
+    for kernel, registers, loads, spills in (
+        ("summarise_chunks", 128, 64, 0), ("scan_forward", 128, 96, 0), ("summarise_adjoints", 128, 70, 0),
+        ("scan_backward", 255, 280, 450),
+    ):
+        assert found[kernel]["registers"] <= registers, kernel
+        assert found[kernel]["loads"] <= loads, kernel
+        assert found[kernel]["spills"] <= spills, kernel
+
+
+def test_launches_of_tiny_without_asking_the_device():
+    """Batch 1: launches are what it is bound by, and a graph can hold no question to the device."""
+    launches = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "aten" and not function.is_view and function._schema.name not in NO_LAUNCH:
+                launches.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    model = SsambaModel(SsambaConfig()).eval()
+    with (
+        torch.no_grad(), mock.patch.object(scan, "_launch", lambda kernel, *_, **__: launches.append(kernel)),
+        mock.patch.object(scan, "_chunk_length", lambda *_: 64), ops.forced_backend("triton"),
+        product.forced(("torch",) * 3), Record(),
+    ):
+        model(torch.zeros(1, 1024, 128))
+    assert 200 < len(launches) <= 300
+    assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"} & set(map(str, launches))
 
 
 def test_last_state_and_output_may_be_used_alone(chunk_length):
@@ -310,7 +371,7 @@ def test_operators_keep_torch_s_rules(monkeypatch, offsets):
     offsets = None if offsets is None else torch.tensor(offsets, device=DEVICE)
     x = {name: v.requires_grad_() for name, v in mean_inputs(1, 3, 3, 2).items()}
     lists = [[x[f"{name}{i}"] for i in range(2)] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
-    torch.library.opcheck(scan.scan_operator, (*lists, x["z"], offsets, [False, True], True, True, True))
+    torch.library.opcheck(scan.scan_operator, (*lists, x["z"], offsets, [False, True], True, True, True, True))
     x = {name: v.requires_grad_() for name, v in convolution_inputs(1, 3, 3, 2).items()}
     arguments = (x["x"], [x["weight0"], x["weight1"]], [x["bias0"], x["bias1"]], offsets, [False, True])
     torch.library.opcheck(scan.convolution_operator, arguments)
@@ -382,7 +443,7 @@ def test_division_fills_the_device(monkeypatch):
 
     def chunks(batch, channels, length):
         x = mock.Mock(shape=(batch, channels, length), is_cuda=True)
-        return -(-length // scan._chunk_length(x, None, 2))
+        return -(-length // scan._chunk_length(x, None, 2, scan.FORWARD_WARPS))
 
     assert 60 <= chunks(1, 384, 22_000) <= 100
     assert 10 <= chunks(1, 384, 1189) <= 19
