@@ -3,13 +3,30 @@
 import sys
 from pathlib import Path
 
-from .options import INTERRUPTED, add_device, add_out, add_upstream_config
+from .options import INTERRUPTED, SUPERB_CORPORA, add_device, add_out, add_upstream_config
 
 RUN_HELP = {
-    "sid": "the folder of s3prl's run of voxceleb1, its best checkpoint evaluated last; or its test_predict.txt",
-    "ks": "the same of speech_commands",
+    "pr": "the folder of s3prl's run of ctc with phones, its best checkpoint evaluated last; or its test-hyp.ark",
+    "asr": "the same of asr, evaluated with -t test-clean; or its test-clean-noLM-hyp.ark",
+    "asr-lm": "the same, evaluated with the language model; or its test-clean-LM-hyp.ark",
+    "sf": "the same of ctc with slots; or its test-hyp.ark",
+    "ic": "the same of fluent_commands; or its test_predict.csv",
+    "sid": "the same of voxceleb1; or its test_predict.txt",
+    "sv": "the same of sv_voxceleb1, its best checkpoint on test; or its test_predict.txt",
+    "sd": "the folder of the run of diarization, with scoring/predictions and frame_shift",
+    "qbe": "the folder of the best layer of quesst14_dtw, evaluated with -t test; or its benchmark.stdlist.xml",
+    "se": "the folder of the run of enhancement_stft; or its test_metrics.txt",
+    "ss": "the same of separation_stft",
+    "ks": "the folder of the run of speech_commands; or its test_predict.txt",
     "er-fold1": "the same of emotion with test_fold fold1; all five folds, or no ER",
     **dict.fromkeys(f"er-fold{fold}" for fold in range(2, 6)),
+}
+
+CORPUS_HELP = {
+    "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "Audio SNIPS", "ic": "Fluent Speech Commands",
+    "sid": "VoxCeleb1's split file, or its folder", "sv": "the list of trials, or its folder",
+    "sd": "the mixtures in Kaldi's form, or the folder of their test set", "qbe": "quesst14Database",
+    "ks": "Speech Commands' test set, or its parent folder", "er": "the folder of Session1 to Session5",
 }
 
 
@@ -19,10 +36,10 @@ def add_commands(commands):
                                       "takes s3prl.main's arguments")
 
     superb = commands.add_parser("superb",
-                                 help="run SUPERB's tasks: learning-rate search, five folds, table of results")
+                                 help="run any of SUPERB's tasks: search on dev, five folds, table of results")
     superb.add_argument("checkpoint", help="its path, or the name of an s3prl upstream such as fbank")
     add_out(superb, "folder of the runs and the results; the same command goes on with what is there")
-    for task, corpus in {"sid": "VoxCeleb1", "er": "IEMOCAP", "ks": "the parent of speech_commands_v0.01"}.items():
+    for task, corpus in SUPERB_CORPORA.items():
         superb.add_argument(f"--{task}", type=Path, metavar="ROOT", help=corpus)
     superb.add_argument("--downstream", nargs=2, action="append", default=[], metavar=("NAME", "CONFIG.yaml"),
                         help="another of s3prl's downstreams, such as fluent_commands; its config names the corpus")
@@ -33,6 +50,10 @@ def add_commands(commands):
                         help="searched on dev; default: 1e-2 1e-3 1e-4, with --finetune 1e-4 5e-5 1e-5")
     superb.add_argument("--jobs", type=int, default=1, help="cells run at once, on one GPU after the other; default: 1")
     add_device(superb)
+    superb.add_argument("--dscore", type=Path, metavar="FOLDER",
+                        help="a clone of https://github.com/ftshijt/dscore, which measures the DER of --sd")
+    superb.add_argument("--language-model", type=Path, nargs=2, metavar=("KENLM", "LEXICON"),
+                        help="LibriSpeech's 4-gram and the lexicon of letters, for the second WER of --asr")
     superb.add_argument("-o", "--override", default="",
                         help="as s3prl's -o, for all tasks: config.a.b=1,,config.c=2")
     only = superb.add_mutually_exclusive_group()
@@ -43,10 +64,8 @@ def add_commands(commands):
     submit = commands.add_parser("submit", help="check s3prl's predictions and zip them for SUPERB's leaderboard")
     for task, what in RUN_HELP.items():
         submit.add_argument(f"--{task}", type=Path, metavar="RUN", help=what)
-    submit.add_argument("--sid-corpus", type=Path, metavar="PATH", help="VoxCeleb1's split file, or its folder")
-    submit.add_argument("--ks-corpus", type=Path, metavar="PATH",
-                        help="Speech Commands' test set, or its parent folder")
-    submit.add_argument("--er-corpus", type=Path, metavar="PATH", help="the folder of Session1 to Session5")
+    for task, what in CORPUS_HELP.items():
+        submit.add_argument(f"--{task}-corpus", type=Path, metavar="PATH", help=what)
     add_out(submit, "folder for predict.zip")
     submit.set_defaults(run=_submit, needs_network=False)
 
@@ -82,19 +101,21 @@ def _superb(options):
 
 def _run_superb(options):
     from ..superb import campaign, results
-    from ..superb.cells import TASKS, find_upstream, make_cells
+    from ..superb.cells import find_upstream, make_cells
     from ..superb.plan import plan
+    from ..superb.scorers import Scorers
     from ..training.distributed import choose_device
 
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected one or more")
-    roots = {task: getattr(options, task) for task in TASKS if getattr(options, task)}
+    roots = {task: getattr(options, task) for task in SUPERB_CORPORA if getattr(options, task)}
+    scorers = Scorers(options.dscore, options.language_model and tuple(options.language_model))
     device = choose_device(options.device)
     upstream = find_upstream(options.checkpoint, options.upstream, options.upstream_config)
     cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
                        options.override)
     if options.cell is None:
-        print(plan(cells, options.out, device, options.jobs), flush=True)
+        print(plan(cells, options.out, device, options.jobs, scorers), flush=True)
         if options.plan:
             return 0
         chosen = cells
@@ -103,8 +124,8 @@ def _run_superb(options):
     else:
         raise ValueError(f"--cell {options.cell}: the plan has cells 0 to {len(cells) - 1}")
     campaign.prepare(cells, options.out)
-    failures = campaign.run_cells(chosen, options.out, device, options.jobs)
-    rows = results.write_results(options.out)
+    failures = campaign.run_cells(chosen, options.out, device, options.jobs, scorers)
+    rows = results.write_results(options.out, scorers)
     print(f"\n{results.markdown(rows)}\n\nwrote {options.out}/results.md and results.json")
     for name, reason in failures.items():
         print(f"\n{name} {reason}", file=sys.stderr)
@@ -112,13 +133,13 @@ def _run_superb(options):
 
 
 def _submit(options):
+    from ..superb.predictions import corpus_option
     from ..superb.submission import write_submission
 
-    print(write_submission(
-        options.out, sid=options.sid, ks=options.ks,
-        er_folds=[getattr(options, f"er_fold{fold}") for fold in range(1, 6)],
-        sid_corpus=options.sid_corpus, ks_corpus=options.ks_corpus, er_corpus=options.er_corpus,
-    ))
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in RUN_HELP}
+    runs = {name: run for name, run in given.items() if run is not None}
+    corpora = {name: getattr(options, corpus_option(name)[2:].replace("-", "_"), None) for name in runs}
+    print(write_submission(options.out, runs, corpora))
 
 
 def _export_hidden_set(options):

@@ -1,7 +1,8 @@
 """Cells -> trained, evaluated and recorded by s3prl, each in processes of its own; resumable at any moment.
 
 ``OUT/cells/<name>`` holds ``cell.json`` (what the cell is), ``config.yaml`` (what s3prl reads), ``s3prl``
-(its experiment), ``log.txt`` (what it printed) and, once it has finished, ``result.json``.
+(its experiment), ``printed.txt`` and ``log.txt`` (what it printed, and its progress and errors) and, once it has
+finished, ``result.json``: the values on dev and test in the table's units, see :mod:`ssamba_upstream.superb.tasks`.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from ..checkpoint import content_hash
 from ..files import write_json, write_text
 from ..plugin import compat
 from .cells import Cell
+from .scorers import Scorers
+from .tasks import Metric, SuperbTask, task_named
 
 RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
 """The command that trains and evaluates; s3prl's arguments follow."""
@@ -56,11 +59,13 @@ def cell_folder(cell: Cell, out) -> Path:
     return Path(out) / "cells" / cell.name
 
 
-def is_finished(cell: Cell, out) -> bool:
-    return (cell_folder(cell, out) / RESULT).is_file()
+def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
+    """Whether a cell has its result, with all that its scorer, where it is there, can measure."""
+    path = cell_folder(cell, out) / RESULT
+    return path.is_file() and not _to_be_scored(cell, json.loads(path.read_text()), scorers or Scorers())
 
 
-def run_cells(cells: list[Cell], out, device: str, jobs: int = 1) -> dict[str, str]:
+def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> dict[str, str]:
     """Run the cells that have not finished, ``jobs`` at once; on GPUs, each job on the next of them.
 
     Returns:
@@ -73,19 +78,19 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1) -> dict[str, s
     def run(cell):
         gpu = slots.get()
         try:
-            return run_cell(cell, out, device, gpu)
+            return run_cell(cell, out, device, gpu, scorers)
         finally:
             slots.put(gpu)
 
     failures = {}
-    waiting = [cell for cell in cells if not is_finished(cell, out)]
+    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     pool = ThreadPoolExecutor(jobs)
     try:
         running = {pool.submit(run, cell): cell for cell in waiting}
         for number, future in enumerate(as_completed(running), 1):
             cell = running[future]
             try:
-                outcome = f"dev {100 * future.result()['dev_accuracy']:.2f} %"
+                outcome = f"dev {value(task_named(cell.task).chosen_by, future.result()['dev'])}"
             except Exception as error:  # whatever it is, the other cells go on
                 failures[cell.name] = outcome = f"FAILED: {type(error).__name__}: {error}"
             print(f"{number}/{len(waiting)} {cell.name}: {outcome}", flush=True)
@@ -94,42 +99,122 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1) -> dict[str, s
     return failures
 
 
-def run_cell(cell: Cell, out, device: str, gpu: str = "") -> dict:
+def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | None = None) -> dict:
     """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
+
+    A task without training is evaluated on dev and test; one without a dev set at all checkpoints. What a scorer
+    measures, where there is one, is added to the result.
 
     Raises:
         CellError: training or evaluation failed, or the checkpoint is no longer the one of the cell.
+        ScorerError: the scorer failed; the rest of the result is recorded.
     """
-    folder = cell_folder(cell, out)
+    folder, scorers = cell_folder(cell, out), scorers or Scorers()
     with _locked(folder) as lock:
-        if not is_finished(cell, out):
-            experiment = folder / EXPERIMENT
-            _remove_what_was_cut_off(experiment)
-            run_s3prl(folder, training_arguments(cell, device), gpu, lock)
-            best, dev_accuracy, step = _best_checkpoint(experiment)
-            run_s3prl(folder, ["-m", "evaluate", "-e", f"{EXPERIMENT}/{best}", "--device", device], gpu, lock)
+        def run(arguments):
+            return run_s3prl(folder, [*arguments, "--device", device], gpu, lock)
+
+        if not (folder / RESULT).is_file():
+            result = _evaluate(cell, folder, run)
             checkpoint = cell.upstream.checkpoint
             if checkpoint and content_hash(checkpoint) != cell.upstream.sha256:
-                shutil.rmtree(experiment)
+                shutil.rmtree(folder / EXPERIMENT)
                 raise CellError(f"{checkpoint} changed while the cell ran; copy it to where nothing writes, "
                                 "and run the copy")
-            result = {"dev_accuracy": dev_accuracy, "test_accuracy": _accuracies(experiment, "test")[-1],
-                      "step": step, "checkpoint": best}
             write_json(result, folder / RESULT)
-        return json.loads((folder / RESULT).read_text())
+        result = json.loads((folder / RESULT).read_text())
+        if _to_be_scored(cell, result, scorers):
+            again = _evaluation(task_named(cell.task), f"{EXPERIMENT}/{result['checkpoint']}")
+            scores = scorers.score(cell, folder / EXPERIMENT, lambda arguments: run([*again, *arguments]))
+            result = {**result, **scores, "test": {**result["test"], **scores["test"]}}
+            write_json(result, folder / RESULT)
+        return result
 
 
-def training_arguments(cell: Cell, device: str) -> list[str]:
-    """s3prl's arguments; ``-a`` goes on from the last states, if there are any."""
-    arguments = ["-m", "train", "-a", "-u", cell.upstream.name, "-d", cell.downstream,
-                 "-c", "config.yaml", "-p", EXPERIMENT, "--device", device]
+def _to_be_scored(cell: Cell, result: dict, scorers: Scorers) -> bool:
+    open_values = cell.scorer and None in result["test"].values()
+    return bool(open_values) and scorers.lacking(cell) is None
+
+
+def _evaluate(cell: Cell, folder: Path, run) -> dict:
+    """The result of a cell, all but what a scorer measures."""
+    task, experiment = task_named(cell.task), folder / EXPERIMENT
+    if task.searched == "layer":
+        for split, name in ((task.dev, f"{EXPERIMENT}-dev"), (task.test, EXPERIMENT)):
+            run(["-m", "evaluate", "-t", split, *upstream_arguments(cell), "-l", str(cell.layer), "-p", name])
+        return {"dev": None, "test": {metric.name: None for metric in task.metrics}, "step": 0, "checkpoint": None}
+    _remove_what_was_cut_off(experiment)
+    run(training_arguments(cell))
+    if task.best is None:
+        return _evaluate_all_states(task, experiment, run)
+    best, dev, step = _best_checkpoint(task, folder)
+    printed = run(_evaluation(task, f"{EXPERIMENT}/{best}"))
+    return {"dev": dev, "test": _test_values(task, printed), "step": step, "checkpoint": best}
+
+
+def _evaluate_all_states(task: SuperbTask, experiment: Path, run) -> dict:
+    """As SUPERB does where there is no dev set: the best of all checkpoints on test; its predictions stay."""
+    metric, found = task.chosen_by, {}
+    for states in sorted(experiment.glob("states-*.ckpt"), key=_step):
+        place = experiment / states.stem
+        if not (place / RESULT).is_file():
+            place.mkdir(exist_ok=True)
+            printed = run([*_evaluation(task, f"{EXPERIMENT}/{states.name}"),
+                           "-o", f"args.expdir={EXPERIMENT}/{states.stem}"])
+            write_json(_test_values(task, printed), place / RESULT)
+        found[states] = json.loads((place / RESULT).read_text())
+    best = better(metric)(found, key=lambda states: found[states][metric.name])
+    for _, form in task.predictions:
+        shutil.copyfile(experiment / best.stem / form.source, experiment / form.source)
+    return {"dev": found[best][metric.name], "test": found[best], "step": _step(best), "checkpoint": best.name}
+
+
+def _evaluation(task: SuperbTask, checkpoint: str) -> list[str]:
+    return ["-m", "evaluate", "-e", checkpoint, "-t", task.test]
+
+
+def _test_values(task: SuperbTask, printed: str) -> dict[str, float | None]:
+    """The metrics that s3prl printed for the test set, and None for those of a scorer."""
+    return {metric.name: None if metric.pattern is None else _printed(metric, task.test, printed)[-1]
+            for metric in task.metrics}
+
+
+def _printed(metric: Metric, split: str, printed: str) -> list[float]:
+    """All values of a metric on a split in what s3prl printed, in the table's unit."""
+    found = re.findall(metric.pattern.replace("{split}", re.escape(split)), printed)
+    if not found:
+        raise CellError(f"s3prl printed no {metric.name} on {split}, which looks like {metric.pattern}")
+    return [metric.factor * float(number) for number in found]
+
+
+def better(metric: Metric):
+    """The function that picks the better of several values of a metric, max or min."""
+    return max if metric.higher_is_better else min
+
+
+def value(metric: Metric, number: float | None) -> str:
+    """A value as the table has it."""
+    return "-" if number is None else f"{number:.2f} {metric.unit}".rstrip()
+
+
+def upstream_arguments(cell: Cell) -> list[str]:
+    """s3prl's arguments for the upstream, the downstream and its config."""
+    arguments = ["-u", cell.upstream.name, "-d", cell.downstream, "-c", "config.yaml"]
     arguments += ["-k", cell.upstream.checkpoint] if cell.upstream.checkpoint else []
-    arguments += ["-g", "upstream.yaml"] if cell.upstream.options is not None else []
+    return arguments + (["-g", "upstream.yaml"] if cell.upstream.options is not None else [])
+
+
+def training_arguments(cell: Cell) -> list[str]:
+    """s3prl's arguments; ``-a`` goes on from the last states, if there are any."""
+    arguments = ["-m", "train", "-a", *upstream_arguments(cell), "-p", EXPERIMENT]
     return arguments + (["-f"] if cell.mode == "fine-tuned" else [])
 
 
-def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> None:
+def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> str:
     """Run s3prl in a cell's folder, where its relative paths begin, so that OUT may be moved between runs.
+
+    Returns:
+        What it printed.
 
     Raises:
         CellError: it ended with another status than 0.
@@ -137,15 +222,17 @@ def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = N
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, path))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path}
-    with open(folder / "log.txt", "ab") as log:
+    with open(folder / "log.txt", "ab") as log, open(folder / "printed.txt", "ab") as printed:
+        before = printed.tell()
         # When this process is killed s3prl goes on, and with the lock's file open it keeps the cell.
         status = subprocess.run(
-            [*RUNNER, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, pass_fds=[] if lock is None else [lock]).returncode
+            [*RUNNER, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=printed,
+            stderr=log, pass_fds=[] if lock is None else [lock]).returncode
     if status:
         lines = re.split(r"[\r\n]+", (folder / "log.txt").read_text(errors="replace").strip())
         raise CellError("\n    ".join([f"s3prl's {arguments[1]} ended with status {status}; its log ends:",
                                        *lines[-SHOWN:]]))
+    return (folder / "printed.txt").read_bytes()[before:].decode(errors="replace")
 
 
 @contextmanager
@@ -167,40 +254,34 @@ def _remove_what_was_cut_off(experiment):
     for states in experiment.glob("states-*.ckpt"):
         if not zipfile.is_zipfile(states):
             states.unlink()
-    best = experiment / "dev-best.ckpt"
-    if not any(experiment.glob("states-*.ckpt")) or best.exists() and not zipfile.is_zipfile(best):
+    best_cut_off = any(not zipfile.is_zipfile(best) for best in experiment.glob("*best*.ckpt"))
+    if not any(experiment.glob("states-*.ckpt")) or best_cut_off:
         shutil.rmtree(experiment, ignore_errors=True)
 
 
-def _best_checkpoint(experiment):
-    """(file name, dev accuracy, step) of the checkpoint to be evaluated.
+def _best_checkpoint(task: SuperbTask, folder: Path) -> tuple[str, float, int]:
+    """(file name, value on dev, step) of the checkpoint to be evaluated.
 
-    s3prl keeps a checkpoint as the best only if its accuracy is above 0. Where it was 0 at every evaluation
-    all are equally good, and the last one is taken.
+    s3prl keeps a checkpoint as the best only if it is better than a value to start from, such as an accuracy of 0.
+    Where none was at any evaluation, the last one is taken.
     """
-    best = "dev-best.ckpt"
-    if not (experiment / best).is_file():
-        states = sorted(experiment.glob("states-*.ckpt"), key=_step)
-        if not states or any(_accuracies(experiment, "dev")):
-            raise CellError(f"s3prl left no {best}, and no states that were evaluated with accuracy 0")
-        return states[-1].name, 0.0, _step(states[-1])
+    metric, experiment = task.chosen_by, folder / EXPERIMENT
+    if not (experiment / task.best).is_file():
+        found = sorted(experiment.glob("states-*.ckpt"), key=_step)
+        values = _printed(metric, task.dev, (folder / "printed.txt").read_text(errors="replace"))
+        start = metric.factor * task.start
+        if not found or any(better(metric)(number, start) != start for number in values):
+            raise CellError(f"s3prl left no {task.best}, and no states that were evaluated as "
+                            f"{value(metric, start)} or worse")
+        return found[-1].name, values[-1], _step(found[-1])
     compat.apply()
-    states = torch.load(experiment / best, map_location="cpu", weights_only=True, mmap=True)
-    # The log also has lines of what an interruption undid; the checkpoint speaks for itself.
-    return best, states["Downstream"]["best_score"].item(), states["Step"]
+    states = torch.load(experiment / task.best, map_location="cpu", weights_only=True, mmap=True)
+    # What was printed also has lines of what an interruption undid; the checkpoint speaks for itself.
+    return task.best, metric.factor * states["Downstream"]["best_score"].item(), states["Step"]
 
 
 def _step(states):
     return int(states.stem.split("-")[1])
-
-
-def _accuracies(experiment, split):
-    log = experiment / "log.log"
-    text = log.read_text() if log.is_file() else ""
-    found = re.findall(rf"^{split} at step \d+: (\S+)$", text, re.MULTILINE)
-    if not found:
-        raise CellError(f"{log} has no accuracy on {split}")
-    return [float(accuracy) for accuracy in found]
 
 
 def gpus(device: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What ``ssamba superb`` runs: one cell of training and evaluation for every task, fold and learning rate."""
+"""What ``ssamba superb`` runs: one cell of training and evaluation for every task, fold and learning rate or layer."""
 
 import ast
 import copy
@@ -9,32 +9,16 @@ from pathlib import Path
 import yaml
 
 from ..checkpoint import content_hash, load_model
-from ..configs import find_config
+from ..configs import config_names, find_config
 from ..corpora.report import CorpusError
-from ..corpora.superb_sets import CORPORA
+from ..corpora.superb_sets import CHECKS
 from ..downloads import find_published
 from ..files import json_hash
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
+from .tasks import TASKS, SuperbTask, task_named
 
-FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
-
-
-@dataclass(frozen=True)
-class SuperbTask:
-    """One of SUPERB's tasks: s3prl's downstream, our config's stem, the test folds."""
-
-    downstream: str
-    config: str
-    folds: tuple = (None,)
-
-
-TASKS = {
-    "sid": SuperbTask("voxceleb1", "speaker_identification"),
-    "er": SuperbTask("emotion", "emotion_recognition", FOLDS),
-    "ks": SuperbTask("speech_commands", "keyword_spotting"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,15 +43,16 @@ class Cell:
     """One training with its evaluation, and all that decides its result.
 
     Attributes:
-        task: ``sid``, ``er``, ``ks``, or the name of another s3prl downstream.
+        task: a name of ``TASKS``, or of another s3prl downstream.
         downstream: s3prl's name of it.
         mode: ``frozen`` or ``fine-tuned``.
         upstream: see :class:`Upstream`.
         config: s3prl's config with all overrides applied, but for the fold and the learning rate.
         overrides: the user's, as given.
         corpus: how many utterances the check counted, by split or session.
-        learning_rate: of the optimizer.
+        learning_rate: of the optimizer; None without training.
         fold: test fold of ER, ``fold1`` to ``fold5``, else None.
+        layer: number of the hidden state, of a task without training, else None.
     """
 
     task: str
@@ -77,28 +62,40 @@ class Cell:
     config: dict
     overrides: str
     corpus: dict
-    learning_rate: float
+    learning_rate: float | None
     fold: str | None = None
+    layer: int | None = None
 
     @property
     def name(self) -> str:
         """The name of the cell's folder; it ends in a hash of the whole cell, so that no other has it."""
         digest = _digest(dataclasses.asdict(self))
-        return "-".join(filter(None, [self.task, self.mode, self.fold, f"lr{self.learning_rate:g}", digest]))
+        return "-".join(filter(None, [self.task, self.mode, self.fold, self.choice, digest]))
 
     @property
     def series(self) -> str:
-        """A hash shared by the cells that differ in nothing but learning rate and fold."""
-        return _digest(dataclasses.asdict(dataclasses.replace(self, learning_rate=0.0, fold=None)))
+        """A hash shared by the cells that differ in nothing but learning rate, layer and fold."""
+        return _digest(dataclasses.asdict(dataclasses.replace(self, learning_rate=None, fold=None, layer=None)))
+
+    @property
+    def choice(self) -> str:
+        """What distinguishes the cell from the others of a search."""
+        return f"layer{self.layer}" if self.learning_rate is None else f"lr{self.learning_rate:g}"
+
+    @property
+    def scorer(self) -> str | None:
+        """The program that measures beside s3prl, see :class:`ssamba_upstream.superb.tasks.SuperbTask`."""
+        return task_named(self.task).scorer
 
     @property
     def steps(self) -> int:
-        return self.config["runner"]["total_steps"]
+        return self.config["runner"].get("total_steps", 0)
 
     def s3prl_config(self) -> dict:
         """The config that s3prl reads."""
         config = copy.deepcopy(self.config)
-        config["optimizer"]["lr"] = self.learning_rate
+        if self.learning_rate is not None:
+            config["optimizer"]["lr"] = self.learning_rate
         if self.fold:
             config["downstream_expert"]["datarc"]["test_fold"] = self.fold
         return config
@@ -140,6 +137,18 @@ def _check_checkpoint(path):
     load_model(path)
 
 
+def count_layers(upstream: Upstream) -> int:
+    """Number of an upstream's hidden states: of ours by its configuration, else by trying one second of silence."""
+    if upstream.name in ENTRIES:
+        return load_model(upstream.checkpoint).config.num_hidden_layers + 1
+    import torch
+    from s3prl import hub
+
+    model = getattr(hub, upstream.name)(**({"ckpt": upstream.checkpoint} if upstream.checkpoint else {}))
+    with torch.no_grad():
+        return len(model.eval()([torch.zeros(16000)])["hidden_states"])
+
+
 def make_cells(
     upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides=""
 ) -> list[Cell]:
@@ -147,9 +156,9 @@ def make_cells(
 
     Args:
         upstream: see :func:`find_upstream`.
-        corpora: root folder by task, ``sid``, ``er`` or ``ks``; each is checked.
-        downstreams: (s3prl's name, YAML file) of other downstreams, whose configs name their corpora. They
-            must write ``dev-best.ckpt`` and ``log.log`` as these three do.
+        corpora: root folder by task, a name of ``TASKS``; each is checked.
+        downstreams: (s3prl's name, YAML file) of other downstreams, whose configs name their corpora, see
+            :func:`ssamba_upstream.superb.tasks.task_named`.
         fine_tune: train the upstream as well; the configs are then the papers' and not SUPERB's.
         learning_rates: to be searched. Default: LEARNING_RATES.
         overrides: for all tasks, in the form of s3prl's ``-o``; only fields of ``config``.
@@ -161,42 +170,70 @@ def make_cells(
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
     cells = []
-    for task, root in corpora.items():
-        recipe = TASKS[task]
-        report = CORPORA[task].check(root)
+    for name, root in corpora.items():
+        task = TASKS[name]
+        report = CHECKS[name](root)
         if not report.ok:
             raise CorpusError(str(report))
-        config = _read_yaml(f"{recipe.config}_finetune" if fine_tune else recipe.config, "downstream")
+        config = _read_yaml(_config_name(name, fine_tune), "downstream")
         _override(config, report.override)
-        _complete(config, overrides, task)
-        _check_batch(config, report)
-        cells += [Cell(task, recipe.downstream, mode, upstream, config, overrides, report.counts, rate, fold)
-                  for fold in recipe.folds for rate in rates]
+        _complete(config, overrides, name)
+        if task.drops_incomplete_batches:
+            _check_batch(config, report)
+        cell = Cell(name, task.downstream, mode, upstream, config, overrides, report.counts, None)
+        cells += [dataclasses.replace(cell, fold=fold, **choice)
+                  for fold in task.folds for choice in _choices(task, rates, upstream)]
     for downstream, path in downstreams:
         config = _read_yaml(path, "downstream")
         _complete(config, overrides, downstream)
         cells += [Cell(downstream, downstream, mode, upstream, config, overrides, {}, rate) for rate in rates]
     if not cells:
-        raise ValueError("there is nothing to run; give the corpus of one or more of --sid, --er and --ks")
+        raise ValueError("there is nothing to run; give the corpus of one or more of "
+                         f"{', '.join(f'--{name}' for name in TASKS)}")
     return cells
 
 
-def _complete(config, overrides, task):
-    """Apply the user's overrides, and keep the state before the last until the last is whole."""
+def _config_name(name, fine_tune):
+    stem = TASKS[name].config
+    if not fine_tune:
+        return stem
+    if f"{stem}_finetune" not in config_names("downstream"):
+        raise ValueError(f"--finetune: there is no config for fine-tuning on {name}; give it with --downstream "
+                         f"{TASKS[name].downstream} CONFIG.yaml, or leave {name} out")
+    return f"{stem}_finetune"
+
+
+def _choices(task: SuperbTask, rates, upstream) -> list[dict]:
+    """What is searched, as fields of a cell."""
+    if task.searched == "layer":
+        return [{"layer": layer} for layer in range(count_layers(upstream))]
+    return [{"learning_rate": rate} for rate in rates]
+
+
+def _complete(config, overrides, name):
+    """Apply the user's overrides, and keep the state before the last until the last is whole, or all states."""
     _override(config, overrides)
-    runner = config["runner"]
+    task, runner = task_named(name), config["runner"]
+    if task.searched == "layer":
+        return
+    if task.best is None:
+        runner["max_keep"] = runner["total_steps"] // runner["save_step"] + 1
+        if runner["save_step"] > runner["total_steps"]:
+            raise ValueError(f"{name}: with total_steps {runner['total_steps']} and save_step {runner['save_step']} no "
+                             "checkpoint is kept; override config.runner.save_step")
+        return
     runner["max_keep"] = 2
-    if runner["eval_step"] > runner["total_steps"] or "dev" not in runner["eval_dataloaders"]:
-        raise ValueError(f"{task}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} "
-                         f"and eval_dataloaders {runner['eval_dataloaders']} nothing is evaluated on dev; "
+    if runner["eval_step"] > runner["total_steps"] or task.dev not in runner["eval_dataloaders"]:
+        raise ValueError(f"{name}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} "
+                         f"and eval_dataloaders {runner['eval_dataloaders']} nothing is evaluated on {task.dev}; "
                          "override config.runner.eval_step")
 
 
 def _check_batch(config, report):
     """s3prl's keyword spotting drops a batch that is not full, and would wait for ever for another."""
-    batch = config["downstream_expert"]["datarc"].get("batch_size", 0)
-    utterances = sum(report.counts.get("train", {}).values())
-    if 0 < utterances < batch:
+    batch = config["downstream_expert"]["datarc"]["batch_size"]
+    utterances = sum(report.counts["train"].values())
+    if utterances < batch:
         raise CorpusError(f"{report.corpus} in {report.root} has {utterances} utterances for training, less "
                           f"than one batch of {batch}; override config.downstream_expert.datarc.batch_size")
 

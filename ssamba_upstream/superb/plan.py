@@ -10,24 +10,33 @@ from pathlib import Path
 from ..files import write_json
 from .campaign import EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl, training_arguments
 from .cells import Cell
+from .scorers import Scorers
 
 TRIAL_STEPS = 4
 
 
-def plan(cells: list[Cell], out, device: str, jobs: int = 1) -> str:
+def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> str:
     """A table of the cells and an estimate of the time they take, hours:minutes:seconds.
 
     Each task with cells to run gets a short trial. Evaluations are reckoned by their utterances, as training
-    steps; of a fine-tuned upstream they take less than that.
+    steps; of a fine-tuned upstream they take less than that. Tasks without training are not estimated. What a scorer
+    lacks is said.
     """
-    rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'rate':>7} {'steps':>7}"]
+    rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
     for number, cell in enumerate(cells):
-        state = "finished" if is_finished(cell, out) else ""
-        rows.append(f"{number:4}  {cell.task:16} {cell.mode:10} {cell.fold or '':5} {cell.learning_rate:7g} "
+        state = "finished" if is_finished(cell, out, scorers) else ""
+        searched = f"{cell.learning_rate:g}" if cell.layer is None else cell.choice
+        rows.append(f"{number:4}  {cell.task:16} {cell.mode:10} {cell.fold or '':5} {searched:>7} "
                     f"{cell.steps:7}  {state}".rstrip())
-    waiting = [cell for cell in cells if not is_finished(cell, out)]
+    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     seconds, steps = 0.0, sum(cell.steps for cell in waiting)
+    for cell in {cell.series: cell for cell in cells}.values():
+        if lacking := (scorers or Scorers()).lacking(cell):
+            rows.append(f"{cell.task}: {lacking}")
     for cell in {cell.series: cell for cell in waiting}.values():
+        if cell.layer is not None:
+            rows.append(f"{cell.task}: no training, and so no estimate")
+            continue
         try:
             start, per_step = measure(cell, out, device)
         except CellError as error:
@@ -57,7 +66,7 @@ def measure(cell: Cell, out, device: str) -> tuple[float, float]:
             trial_cell = dataclasses.replace(cell, config=config)
             prepare([trial_cell], trial)
             folder, began = cell_folder(trial_cell, trial), time.time()
-            run_s3prl(folder, training_arguments(trial_cell, device), gpus(device)[0])
+            run_s3prl(folder, [*training_arguments(trial_cell), "--device", device], gpus(device)[0])
             # s3prl tells no times, but writes its states after half of the steps and after all of them.
             after_half = (folder / EXPERIMENT / f"states-{half}.ckpt").stat().st_mtime
             after_all = (folder / EXPERIMENT / f"states-{TRIAL_STEPS}.ckpt").stat().st_mtime
@@ -74,7 +83,14 @@ def _evaluations_in_steps(cell):
         utterances = sum(counts.values()) * (0.2 * 4 + 1) / 5
     else:
         utterances = counts.get("dev", 0) + counts.get("test", 0)
-    runner, datarc = cell.config["runner"], cell.config["downstream_expert"]["datarc"]
-    batch = datarc.get("train_batch_size") or datarc.get("batch_size") or 1
+    runner = cell.config["runner"]
     evaluations = cell.steps // runner["eval_step"] + 1
+    batch = _batch_size(cell.config["downstream_expert"])
     return evaluations * utterances / (batch * runner["gradient_accumulate_steps"])
+
+
+def _batch_size(downstream_expert):
+    """Utterances in a training batch, by the names that s3prl's downstreams have for it."""
+    names = ("train_batch_size", "batch_size", "train_batchsize")
+    sections = (downstream_expert.get(section, {}) for section in ("datarc", "corpus", "loaderrc"))
+    return next((section[name] for section in sections for name in names if section.get(name)), 1)

@@ -6,22 +6,24 @@ from pathlib import Path
 from statistics import fmean
 
 from ..files import write_json, write_text
-from .campaign import EXPERIMENT, RESULT
-from .cells import TASKS
+from .campaign import EXPERIMENT, RESULT, better, value
+from .cells import Cell, Upstream
+from .scorers import Scorers
+from .tasks import task_named
 
-COLUMNS = ("task", "upstream", "checkpoint", "test, %", "by fold", "dev, %", "learning rate", "steps", "")
+COLUMNS = ("task", "upstream", "checkpoint", "test", "by fold", "dev", "chosen", "steps", "")
 HEADINGS = {
     "frozen": "Frozen upstream: SUPERB's constrained track",
     "fine-tuned": "Fine-tuned upstream: not comparable with SUPERB's constrained track",
 }
 
 
-def write_results(out) -> list[dict]:
+def write_results(out, scorers: Scorers | None = None) -> list[dict]:
     """Write ``OUT/results.json`` and ``OUT/results.md`` from all cells in OUT, and return the rows.
 
-    A row is a task with one upstream, mode, config and corpus. Its learning rate, the same in all folds, is
-    the one with the highest mean dev accuracy among those of which every fold has finished; the lower of
-    equals.
+    A row is a task with one upstream, mode, config and corpus. Its learning rate, the same in all folds, or its layer
+    is the one with the best mean on dev among those of which every fold has finished; the lower of equals. Values
+    are in the units of the tasks' metrics.
     """
     out = Path(out)
     series = defaultdict(list)
@@ -32,37 +34,49 @@ def write_results(out) -> list[dict]:
             cell["result"] = {**json.loads(result.read_text()), "run": str(file.with_name(EXPERIMENT))}
         cell["unfinished"] = not finished
         series[cell["series"]].append(cell)
-    rows = sorted(map(_row, series.values()), key=lambda row: (row["task"], row["upstream"], row["series"]))
+    rows = [_row(cells, scorers or Scorers()) for cells in series.values()]
+    rows.sort(key=lambda row: (row["task"], row["upstream"], row["series"]))
     write_json(rows, out / "results.json")
     write_text(markdown(rows) + "\n", out / "results.md")
     return rows
 
 
-def _row(cells):
+def _row(cells, scorers):
+    first = cells[0]
+    task = task_named(first["task"])
     search = defaultdict(dict)
     for cell in cells:
-        search[cell["learning_rate"]][cell["fold"]] = cell.get("result")
-    folds = TASKS[cells[0]["task"]].folds if cells[0]["task"] in TASKS else (None,)
-    scores = {rate: fmean(results[fold]["dev_accuracy"] for fold in folds)
-              for rate, results in sorted(search.items()) if all(results.get(fold) for fold in folds)}
-    best = max(scores, key=scores.get, default=None)
-    chosen = [] if best is None else [search[best][fold] for fold in folds]
-    first = cells[0]
+        search[cell[task.searched]][cell["fold"]] = cell.get("result")
+    scores = {choice: fmean(results[fold]["dev"] for fold in task.folds) for choice, results in sorted(search.items())
+              if all(results.get(fold) and results[fold]["dev"] is not None for fold in task.folds)}
+    best = better(task.chosen_by)(scores, key=scores.get, default=None)
+    chosen = [] if best is None else [search[best][fold] for fold in task.folds]
+    test = {metric.name: _mean([result["test"][metric.name] for result in chosen]) for metric in task.metrics}
     return {
         "task": first["task"], "mode": first["mode"], "series": first["series"],
         "upstream": first["upstream"]["name"], "checkpoint": first["upstream"]["checkpoint"],
         "checkpoint_sha256": first["upstream"]["sha256"], "overrides": first["overrides"],
-        "steps": first["config"]["runner"]["total_steps"],
-        "learning_rate": best, "dev_accuracy": scores.get(best),
-        "test_accuracy": fmean(result["test_accuracy"] for result in chosen) if chosen else None,
-        "runs": {fold or first["task"]: result for fold, result in zip(folds, chosen)},
-        "dev_accuracy_by_learning_rate": {f"{rate:g}": scores.get(rate) for rate in sorted(search)},
+        "steps": first["config"]["runner"].get("total_steps", 0),
+        "searched": task.searched, "chosen": best, "dev": scores.get(best),
+        "test": test,
+        "runs": {fold or first["task"]: result for fold, result in zip(task.folds, chosen)},
+        "dev_by_choice": {f"{choice:g}": scores.get(choice) for choice in sorted(search)},
         "unfinished": sum(cell["unfinished"] for cell in cells),
+        "lacking": scorers.lacking(_cell(first)) if None in test.values() else None,
     }
 
 
+def _cell(content):
+    fields = {name: content[name] for name in Cell.__dataclass_fields__}
+    return Cell(**{**fields, "upstream": Upstream(**content["upstream"])})
+
+
+def _mean(values):
+    return fmean(values) if values and None not in values else None
+
+
 def markdown(rows: list[dict]) -> str:
-    """A table for each mode; accuracies in percent, for ER the mean of the five folds."""
+    """A table for each mode; for ER the mean of the five folds."""
     lines = ["# SUPERB results"]
     for mode, heading in HEADINGS.items():
         if chosen := [row for row in rows if row["mode"] == mode]:
@@ -72,24 +86,31 @@ def markdown(rows: list[dict]) -> str:
 
 
 def _line(row):
-    checkpoint = ""
+    task, checkpoint = task_named(row["task"]), ""
     if row["checkpoint"] is not None:
         checkpoint = f"{Path(row['checkpoint']).name} ({row['checkpoint_sha256'][:8]})"
-    folds = " / ".join(f"{fold}: {_percent(run['test_accuracy'])}" for fold, run in row["runs"].items()
+    test = ", ".join(f"{metric.name} {value(metric, row['test'][metric.name])}" for metric in task.metrics
+                     if row["test"][metric.name] is not None)
+    first = task.metrics[0]
+    folds = " / ".join(f"{fold}: {value(first, run['test'][first.name])}" for fold, run in row["runs"].items()
                        if fold != row["task"])
+    dev = f"{task.chosen_by.name} {value(task.chosen_by, row['dev'])}" if row["dev"] is not None else ""
+    chosen = "" if row["chosen"] is None else f"{row['searched'].replace('_', ' ')} {row['chosen']:g}"
+    values = [row["task"], row["upstream"], checkpoint, test, folds, dev, chosen, row["steps"]]
+    return f"| {' | '.join(map(str, [*values, '; '.join(_notes(row, task))]))} |"
+
+
+def _notes(row, task):
     notes = []
     if row["unfinished"]:
         notes.append(f"cells of the search not finished: {row['unfinished']}")
-    notes += [f"{fold}: dev accuracy 0 at every evaluation, so the last checkpoint"
-              for fold, run in row["runs"].items() if not run["dev_accuracy"]]
+    if task.best is None:
+        notes.append("no dev set: step and learning rate by the test set, as SUPERB's recipe has it")
+    notes += [f"{fold}: {task.best} was never kept, so the last checkpoint" for fold, run in row["runs"].items()
+              if task.best is not None and (run["checkpoint"] or task.best) != task.best]
+    if row["lacking"]:
+        notes.append(row["lacking"])
     overrides = row["overrides"].replace("config.downstream_expert.datarc.", "").replace("config.", "")
     if overrides:
         notes.append(f"`{overrides.replace(',,', ', ')}`")
-    rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-    values = [row["task"], row["upstream"], checkpoint, _percent(row["test_accuracy"]), folds,
-              _percent(row["dev_accuracy"]), rate, row["steps"], "; ".join(notes)]
-    return f"| {' | '.join(map(str, values))} |"
-
-
-def _percent(accuracy):
-    return "" if accuracy is None else f"{100 * accuracy:.2f}"
+    return notes

@@ -24,7 +24,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.superb import campaign, cells, plan, results
+from ssamba_upstream.superb import campaign, cells, plan, results, tasks
 
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
@@ -43,18 +43,17 @@ step = max([int(path.stem[7:]) for path in expdir.glob("states-*.ckpt")], defaul
 with open(control / "calls", "a") as calls:
     calls.write(f"{mode} {rate:g}{fold} {step}\\n")
 open(control / "gpus", "a").write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
-log = open(expdir / "log.log", "a")
 if (control / f"fail-{rate:g}").exists():
     sys.exit("Traceback\\nRuntimeError: the disk is full")
 if mode == "evaluate":
     assert (expdir / pathlib.Path(sys.argv[4]).name).exists()
-    log.write(f"test at step 0: {1 - rate}\\n")
+    print(f"test acc: {1 - rate}")
     if (control / "meanwhile").exists():
         pathlib.Path((control / "meanwhile").read_text()).write_text("{}")
 while mode == "train" and step < steps:
     step += 2
     best = control / f"best-{rate:g}.ckpt"
-    log.write(f"dev at step {step}: {0.5 if best.exists() else 0.0}\\n")
+    print(f"dev acc: {0.5 if best.exists() else 0.0}")
     if best.exists():
         shutil.copy(best, expdir / "dev-best.ckpt")
     with zipfile.ZipFile(expdir / f"states-{step}.ckpt", "w") as states:
@@ -155,8 +154,8 @@ def test_trial(control, superb, monkeypatch, capsys, tmp_path):
 def test_the_learning_rate_is_chosen_on_dev_alone(control, superb, tmp_path, capsys):
     assert superb("--jobs", "2") == 0
     row, = rows(tmp_path)
-    assert (row["learning_rate"], row["dev_accuracy"], row["test_accuracy"]) == (0.01, 0.75, 0.99)
-    assert row["dev_accuracy_by_learning_rate"] == {"0.001": 0.5, "0.01": 0.75} and row["unfinished"] == 0
+    assert (row["chosen"], row["dev"], row["test"]) == (0.01, 75, {"accuracy": 99})
+    assert row["dev_by_choice"] == {"0.001": 50, "0.01": 75} and row["unfinished"] == 0
     assert sorted(calls(control)) == ["evaluate 0.001 4", "evaluate 0.01 4", "train 0.001 0", "train 0.01 0"]
     assert superb() == 0 and superb("--plan") == 0
     assert not calls(control) and "0 of 2 cells to run" in capsys.readouterr().out
@@ -168,13 +167,13 @@ def test_five_folds_and_fine_tuning_in_a_table_of_its_own(control, superb, tmp_p
     assert superb("--finetune") == 0
     assert len(calls(control)) == 2 * 12
     er, ks = sorted(rows(tmp_path), key=lambda row: row["task"])
-    assert list(er["runs"]) == list(cells.FOLDS) and er["test_accuracy"] == pytest.approx(0.99)
+    assert list(er["runs"]) == list(tasks.FOLDS) and er["test"]["accuracy"] == pytest.approx(99)
     assert all((Path(run["run"]) / "states-4.ckpt").exists() for run in er["runs"].values())
     frozen, fine_tuned = (tmp_path / "out" / "results.md").read_text().split("## ")[1:]
     assert "constrained track" in frozen and "| er |" in frozen and "| ks |" not in frozen
     assert "not comparable" in fine_tuned and "| ks |" in fine_tuned and "| er |" not in fine_tuned
-    folds = " / ".join(f"fold{number}: 99.00" for number in range(1, 6))
-    assert f"| 99.00 | {folds} | 75.00 | 0.01 | 4 |" in frozen
+    folds = " / ".join(f"fold{number}: 99.00 %" for number in range(1, 6))
+    assert f"| accuracy 99.00 % | {folds} | accuracy 75.00 % | learning rate 0.01 | 4 |" in frozen
 
 
 @pytest.mark.slow
@@ -186,10 +185,10 @@ def test_no_mean_over_fewer_than_five_folds(control, superb, tmp_path):
     assert config["downstream_expert"]["datarc"]["test_fold"] == "fold3" and config["optimizer"]["lr"] == 0.01
     (fold3 / "result.json").unlink()
     row, = results.write_results(tmp_path / "out")
-    assert (row["learning_rate"], row["unfinished"]) == (0.001, 1)
+    assert (row["chosen"], row["unfinished"]) == (0.001, 1)
     (fold4 / "result.json").unlink()
     row, = results.write_results(tmp_path / "out")
-    assert (row["learning_rate"], row["test_accuracy"], row["runs"]) == (None, None, {})
+    assert (row["chosen"], row["test"], row["runs"]) == (None, {"accuracy": None}, {})
 
 
 def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsys):
@@ -198,7 +197,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     error = capsys.readouterr().err
     assert "lr0.01" in error and "CellError: s3prl's train" in error and "the disk is full" in error
     row, = rows(tmp_path)
-    assert row["learning_rate"] == 0.001 and row["unfinished"] == 1
+    assert row["chosen"] == 0.001 and row["unfinished"] == 1
     table = (tmp_path / "out" / "results.md").read_text()
     assert "cells of the search not finished: 1; `runner.total_steps=4, " in table
     calls(control)
@@ -302,11 +301,11 @@ def test_accuracy_of_zero_on_dev(control, superb, tmp_path):
     (control / "best-0.001.ckpt").unlink()
     assert superb() == 0
     row, = rows(tmp_path)
-    assert (row["dev_accuracy"], row["learning_rate"]) == (0, 0.001)
+    assert (row["dev"], row["chosen"]) == (0, 0.001)
     result = json.loads(next(tmp_path.glob("out/cells/*/result.json")).read_text())
     assert result["checkpoint"] == "states-4.ckpt" and result["step"] == 4
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "ks: dev accuracy 0 at every evaluation, so the last checkpoint" in table
+    assert "ks: dev-best.ckpt was never kept, so the last checkpoint" in table
 
 
 def test_one_gpu_after_the_other(control, superb, monkeypatch):
@@ -365,7 +364,7 @@ def test_with_s3prl(superb, tmp_path, capsys):
     predicted, truth = ((folder / "s3prl" / f"test_{kind}.txt").read_text().splitlines()
                         for kind in ("predict", "truth"))
     accuracy = np.mean([p == t for p, t in zip(predicted, truth, strict=True)])
-    assert len(predicted) == 24 and row["test_accuracy"] == pytest.approx(accuracy)
+    assert len(predicted) == 24 and row["test"]["accuracy"] == pytest.approx(100 * accuracy)
     assert f"dev at step {json.loads((folder / 'result.json').read_text())['step']}" in \
         (folder / "s3prl" / "log.log").read_text()
 
@@ -373,5 +372,5 @@ def test_with_s3prl(superb, tmp_path, capsys):
     cut_off = folder / "s3prl" / "states-4.ckpt"
     cut_off.write_bytes(cut_off.read_bytes()[:1000])
     assert superb("--learning-rates", "1e-2", "--cell", "0") == 0
-    assert "Resume from s3prl/states-2.ckpt" in (folder / "log.txt").read_text()
+    assert "Resume from s3prl/states-2.ckpt" in (folder / "printed.txt").read_text()
     assert rows(tmp_path)[0]["unfinished"] == 0
