@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        return self.config["runner"].get("total_steps", 0)
+        return 0 if self.layer is not None else self.config["runner"]["total_steps"]
 
     def s3prl_config(self) -> dict:
         """The config that s3prl reads."""

@@ -56,7 +56,7 @@ def _row(cells, scorers):
         "task": first["task"], "mode": first["mode"], "series": first["series"],
         "upstream": first["upstream"]["name"], "checkpoint": first["upstream"]["checkpoint"],
         "checkpoint_sha256": first["upstream"]["sha256"], "overrides": first["overrides"],
-        "steps": first["config"]["runner"].get("total_steps", 0),
+        "steps": _cell(first).steps,
         "searched": task.searched, "chosen": best, "dev": scores.get(best),
         "test": test,
         "runs": {fold or first["task"]: result for fold, result in zip(task.folds, chosen)},

@@ -46,7 +46,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert error.startswith("ssamba: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("task", ["sid", "er", "ks"])
+@pytest.mark.parametrize("task", options.SUPERB_CORPORA)
 def test_corpora_check_of_nothing(tmp_path, capsys, task):
     assert main(["corpora", "check", task, str(tmp_path / "nowhere")]) == 1
     assert "Problem: " in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_corpora_check_of_nothing(tmp_path, capsys, task):
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["pretrain", "--help"], ["nonsense"], ["probe", "--seeds", "0", "set", "checkpoint"],
     ["corpora", "check", "sid", "nowhere"], ["corpora", "check", "er", "nowhere"],
-    ["corpora", "check", "ks", "nowhere"], ["submit", "--out", "nowhere"], ["manifest", "nowhere", "--out", "m.jsonl"],
+    *(["corpora", "check", task, "nowhere"] for task in options.SUPERB_CORPORA if task not in ("sid", "er")), ["submit", "--out", "nowhere"], ["manifest", "nowhere", "--out", "m.jsonl"],
 ], ids=" ".join)
 def test_what_answers_without_torch(tmp_path, arguments):
     code = """

@@ -7,7 +7,9 @@ import pytest
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.iemocap import RELEASED, RELEASED_SESSIONS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
-from ssamba_upstream.superb.submission import ER_FOLDS, PREDICTIONS, SubmissionError, write_submission
+from ssamba_upstream.superb.predictions import SubmissionError
+from ssamba_upstream.superb.submission import ER_FOLDS, write_submission
+from ssamba_upstream.superb.tasks import PREDICTIONS
 
 pytestmark = pytest.mark.slow  # the corpora take seconds to make, and s3prl to import
 
@@ -26,8 +28,8 @@ def corpora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(corpora):
-    """The corpora, as arguments of write_submission."""
-    return {"sid_corpus": corpora / "VoxCeleb1", "ks_corpus": corpora, "er_corpus": corpora / "IEMOCAP"}
+    """The corpora, as write_submission takes them."""
+    return {"sid": corpora / "VoxCeleb1", "ks": corpora, **dict.fromkeys(ER_FOLDS, corpora / "IEMOCAP")}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def written(corpora, tmp_path_factory):
                    **{f"{kind}{suffix}": [predicted[task]] * len(names)
                       for kind in ("predict", "truth") for suffix in ("", "_speaker")}}
         expert.log_records("test", records=records, logger=NoLogger(), global_step=0)
-        files[task] = run / PREDICTIONS[task].file_name
+        files[task] = run / PREDICTIONS[task].source
     return {task: path.read_text() for task, path in files.items()}
 
 
@@ -72,18 +74,14 @@ def runs(written, tmp_path):
     """A fresh folder for each task's run."""
     for task, text in written.items():
         (tmp_path / task).mkdir()
-        (tmp_path / task / PREDICTIONS[task].file_name).write_text(text)
+        (tmp_path / task / PREDICTIONS[task].source).write_text(text)
     return {task: tmp_path / task for task in written}
 
 
-def arguments(runs):
-    return {"sid": runs["sid"], "ks": runs["ks"], "er_folds": [runs[fold] for fold in ER_FOLDS]}
-
-
-def refusal(out, **runs_and_corpora):
+def refusal(out, runs, corpora=None):
     """The message of a refusal, after which there is no zip file."""
     with pytest.raises(SubmissionError) as refused:
-        write_submission(out, **runs_and_corpora)
+        write_submission(out, runs, corpora)
     assert not out.exists()
     return str(refused.value)
 
@@ -92,14 +90,15 @@ def refusal(out, **runs_and_corpora):
 
 
 def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
-    submission = write_submission(tmp_path / "out", **arguments(runs), **given)
+    submission = write_submission(tmp_path / "out", runs, given)
     assert submission.path == tmp_path / "out" / "predict.zip"
     with zipfile.ZipFile(submission.path) as archive:
         assert archive.testzip() is None
         found = {name: archive.read(name).decode() for name in archive.namelist()}
     assert found == {f"predict/{task}_public/predict.txt": text for task, text in written.items()}
-    assert submission.utterances == {"sid": 40, "ks": 144, **dict.fromkeys(ER_FOLDS, 40)}
-    assert "Not checked" not in str(submission) and "Not in it" not in str(submission)
+    assert submission.predictions == {"sid": 40, "ks": 144, **dict.fromkeys(ER_FOLDS, 40)}
+    assert "Not checked" not in str(submission)
+    assert "Not in it, and so not scored: pr, asr, asr_lm, sf, ic, sv, sd, qbe, se, ss." in str(submission)
     assert str(submission).count("the leaderboard scores the released one") == 7
     assert [path.name for path in submission.path.parent.iterdir()] == ["predict.zip"]
 
@@ -107,10 +106,10 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
 def test_files_for_folders_and_corpora(runs, corpora, tmp_path):
     folder = corpora / "VoxCeleb1"
     submission = write_submission(
-        tmp_path / "sub.zip", sid=runs["sid"] / "test_predict.txt", ks=runs["ks"],
-        sid_corpus=folder / "veri_test_class.txt", ks_corpus=corpora / "speech_commands_test_set_v0.01")
+        tmp_path / "sub.zip", {"sid": runs["sid"] / "test_predict.txt", "ks": runs["ks"]},
+        {"sid": folder / "veri_test_class.txt", "ks": corpora / "speech_commands_test_set_v0.01"})
     assert submission.path == tmp_path / "sub.zip" and zipfile.is_zipfile(submission.path)
-    assert "Not in it, and so not scored: er." in str(submission)
+    assert "se, ss, er." in str(submission)
 
 
 def released_predictions(task):
@@ -123,22 +122,22 @@ def released_predictions(task):
 
 
 def test_without_corpora_it_says_what_was_not_checked(tmp_path):
-    runs = {task: tmp_path / f"{task}.txt" for task in PREDICTIONS}
+    runs = {task: tmp_path / f"{task}.txt" for task in ("sid", "ks", *ER_FOLDS)}
     for task, path in runs.items():
         path.write_text("".join(released_predictions(task)))
-    submission = write_submission(tmp_path / "out", **arguments(runs))
+    submission = write_submission(tmp_path / "out", runs)
     assert str(submission).count("Not checked: that they are those of the official test set") == 7
     assert submission.warnings == []
 
     runs["sid"].write_text("".join(released_predictions("sid")[1:]))
-    message = refusal(tmp_path / "fewer", sid=runs["sid"])
+    message = refusal(tmp_path / "fewer", {"sid": runs["sid"]})
     assert f"{runs['sid']}, line 8250, the last" in message and "8,251; --sid-corpus" in message
     runs["sid"].write_text("".join(released_predictions("sid")[1:] + ["1.wav id10001\n"]))
-    message = refusal(tmp_path / "other", sid=runs["sid"])
+    message = refusal(tmp_path / "other", {"sid": runs["sid"]})
     assert f"{runs['sid']}, line 8251: 1.wav does not have the form" in message
-    folds = [runs[fold] for fold in ER_FOLDS]
-    message = refusal(tmp_path / "swapped", er_folds=[folds[1], folds[0], *folds[2:]])
-    assert f"{folds[1]}, line 1: Ses02M_script01_1_F000 does not have the form" in message
+    folds = {fold: runs[fold] for fold in ER_FOLDS}
+    message = refusal(tmp_path / "swapped", {**folds, "er_fold1": runs["er_fold2"], "er_fold2": runs["er_fold1"]})
+    assert f"{runs['er_fold2']}, line 1: Ses02M_script01_1_F000 does not have the form" in message
 
 
 def test_released_counts_agree():
@@ -151,7 +150,7 @@ def test_warns_of_predictions_from_training(runs, given, tmp_path):
                 "dev at step 20: 0.4\ntest at step 20: 0.6\n")
     for text, warned in ((training, True), (training + "test at step 0: 0.4\n", False)):
         log.write_text(text)
-        submission = write_submission(tmp_path / "out", ks=runs["ks"], ks_corpus=given["ks_corpus"])
+        submission = write_submission(tmp_path / "out", {"ks": runs["ks"]}, given)
         assert ("was written during training, at step 20" in str(submission)) == warned
         assert (f"-e {runs['ks'] / 'dev-best.ckpt'}" in str(submission)) == warned
 
@@ -187,11 +186,11 @@ DAMAGES = {  # name: (damage to the lines, line that the message names, what the
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_refuses(damage, task, runs, given, tmp_path):
     change, line, reason = DAMAGES[damage]
-    path = runs[task] / PREDICTIONS[task].file_name
+    path = runs[task] / PREDICTIONS[task].source
     lines = path.read_text().splitlines(keepends=True)
     numbers = dict(count=len(lines), last=len(lines) - 1, added=len(lines) + 1)
     path.write_bytes("".join(change(lines, task)).encode())
-    message = refusal(tmp_path / "out", **arguments(runs), **given)
+    message = refusal(tmp_path / "out", runs, given)
     named = [text for text in message.splitlines() if f"{path}, line {line.format(**numbers)}" in text]
     assert len(named) == 1 and reason.format(**numbers) in named[0], message
     assert named[0].startswith(f"{task}: "), message
@@ -204,64 +203,62 @@ def test_missing_utterances_are_named_with_their_place(runs, given, corpora, tmp
     split_file = corpora / "VoxCeleb1" / "veri_test_class.txt"
     utterance = lines[0].split()[0]
     place = 1 + split_file.read_text().splitlines().index(f"3 {utterance.replace('-', '/')}.wav")
-    assert f"{utterance} ({split_file}, line {place})" in refusal(tmp_path / "out", sid=runs["sid"], **given)
+    assert f"{utterance} ({split_file}, line {place})" in refusal(tmp_path / "out", {"sid": runs["sid"]}, given)
 
 
 def test_many_problems_are_counted(runs, given, tmp_path):
     path = runs["ks"] / "test_predict.txt"
     path.write_text(path.read_text().replace("_unknown_\n", "unknown\n"))
-    message = refusal(tmp_path / "out", ks=runs["ks"], **given)
+    message = refusal(tmp_path / "out", {"ks": runs["ks"]}, given)
     assert message.count("the label unknown is none of yes, no") == 3
     assert f"{path}: 141 more problems" in message
 
 
 def test_an_older_zip_survives_a_refusal(runs, given, tmp_path):
-    before = write_submission(tmp_path, ks=runs["ks"], **given).path.read_bytes()
+    before = write_submission(tmp_path, {"ks": runs["ks"]}, given).path.read_bytes()
     (runs["ks"] / "test_predict.txt").write_text("")
     with pytest.raises(SubmissionError):
-        write_submission(tmp_path, ks=runs["ks"], **given)
+        write_submission(tmp_path, {"ks": runs["ks"]}, given)
     assert (tmp_path / "predict.zip").read_bytes() == before
 
 
 @pytest.mark.parametrize("present", [(1, 2, 3, 4), (2, 3, 4, 5), (1,)])
 def test_refuses_fewer_than_five_folds(present, runs, given, tmp_path):
-    folds = [runs[fold] if number in present else None for number, fold in enumerate(ER_FOLDS, 1)]
-    message = refusal(tmp_path / "out", sid=runs["sid"], er_folds=folds, **given)
+    folds = {fold: runs[fold] for number, fold in enumerate(ER_FOLDS, 1) if number in present}
+    message = refusal(tmp_path / "out", {"sid": runs["sid"], **folds}, given)
     assert "ER needs all five folds" in message
     assert all((f"er_fold{number}" in message) == (number not in present) for number in range(1, 6))
 
 
 def test_refuses_six_folds_and_nothing(runs, tmp_path):
-    six = [runs[fold] for fold in (*ER_FOLDS, "er_fold1")]
-    assert "no er_fold6" in refusal(tmp_path / "out", er_folds=six)
-    assert "nothing to submit" in refusal(tmp_path / "out")
+    assert "no er_fold6" in refusal(tmp_path / "out", {**runs, "er_fold6": runs["er_fold1"]})
+    assert "nothing to submit" in refusal(tmp_path / "out", {})
 
 
 def test_refuses_the_run_of_another_fold(runs, given, tmp_path):
-    folds = [runs[fold] for fold in (*ER_FOLDS[:4], "er_fold4")]
-    message = refusal(tmp_path / "out", er_folds=folds, **given)
+    message = refusal(tmp_path / "out", {**runs, "er_fold5": runs["er_fold4"]}, given)
     reason = "has no test_fold5_predict.txt, but test_fold4_predict.txt"
     assert f"er_fold5: {runs['er_fold4']} {reason}" in message
 
 
 @pytest.mark.parametrize("corpus", ["speech_commands_v0.01", "IEMOCAP"])
 def test_refuses_another_corpus(corpus, runs, corpora, tmp_path):
-    message = refusal(tmp_path / "out", ks=runs["ks"], ks_corpus=corpora / corpus)
+    message = refusal(tmp_path / "out", {"ks": runs["ks"]}, {"ks": corpora / corpus})
     assert f"{corpora / corpus} is not the test set of Speech Commands" in message
 
 
 def test_refuses_a_damaged_split_file(runs, tmp_path):
     split_file = tmp_path / "iden_split.txt"
     split_file.write_text("3 id10001/video/00001.wav\nthree id10001/video/00002.wav\n")
-    assert f"{split_file}, line 2" in refusal(tmp_path / "out", sid=runs["sid"], sid_corpus=split_file)
+    assert f"{split_file}, line 2" in refusal(tmp_path / "out", {"sid": runs["sid"]}, {"sid": split_file})
 
 
-def test_command(runs, given, tmp_path, capsys):
+def test_command(runs, corpora, tmp_path, capsys):
     command = ["submit", "--out", str(tmp_path / "out")]
     for task, run in runs.items():
         command += [f"--{task.replace('_', '-')}", str(run)]
-    for option, corpus in given.items():
-        command += [f"--{option.replace('_', '-')}", str(corpus)]
+    for option, corpus in (("sid", "VoxCeleb1"), ("ks", "."), ("er", "IEMOCAP")):
+        command += [f"--{option}-corpus", str(corpora / corpus)]
     assert main(command) == 0
     assert f"wrote {tmp_path / 'out' / 'predict.zip'}" in capsys.readouterr().out
     assert main(["submit", "--out", str(tmp_path / "none"), "--ks", str(tmp_path / "nowhere")]) == 1
