@@ -48,7 +48,7 @@ class Cell:
         mode: ``frozen`` or ``fine-tuned``.
         upstream: see :class:`Upstream`.
         config: s3prl's config with all overrides applied, but for the fold and the learning rate.
-        overrides: the user's, as given.
+        overrides: the user's, as given, those that the config has a field for.
         corpus: how many utterances the check counted, by split or session.
         learning_rate: of the optimizer; None without training.
         fold: test fold of ER, ``fold1`` to ``fold5``, else None.
@@ -161,7 +161,7 @@ def make_cells(
             :func:`ssamba_upstream.superb.tasks.task_named`.
         fine_tune: train the upstream as well; the configs are then the papers' and not SUPERB's.
         learning_rates: to be searched. Default: LEARNING_RATES.
-        overrides: for all tasks, in the form of s3prl's ``-o``; only fields of ``config``.
+        overrides: in the form of s3prl's ``-o``; only fields of ``config``, for all tasks whose config has the field.
 
     Raises:
         CorpusError: a corpus has problems; lists them.
@@ -177,19 +177,22 @@ def make_cells(
             raise CorpusError(str(report))
         config = _read_yaml(_config_name(name, fine_tune), "downstream")
         _override(config, report.override)
-        _complete(config, overrides, name)
+        applied = _complete(config, overrides, name)
         if task.drops_incomplete_batches:
             _check_batch(config, report)
-        cell = Cell(name, task.downstream, mode, upstream, config, overrides, report.counts, None)
+        cell = Cell(name, task.downstream, mode, upstream, config, applied, report.counts, None)
         cells += [dataclasses.replace(cell, fold=fold, **choice)
                   for fold in task.folds for choice in _choices(task, rates, upstream)]
     for downstream, path in downstreams:
         config = _read_yaml(path, "downstream")
-        _complete(config, overrides, downstream)
-        cells += [Cell(downstream, downstream, mode, upstream, config, overrides, {}, rate) for rate in rates]
+        applied = _complete(config, overrides, downstream)
+        cells += [Cell(downstream, downstream, mode, upstream, config, applied, {}, rate) for rate in rates]
     if not cells:
         raise ValueError("there is nothing to run; give the corpus of one or more of "
                          f"{', '.join(f'--{name}' for name in TASKS)}")
+    taken = {option for cell in cells for option in _options(cell.overrides)}
+    if nowhere := [option for option in _options(overrides) if option not in taken]:
+        raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config")
     return cells
 
 
@@ -210,10 +213,16 @@ def _choices(task: SuperbTask, rates, upstream) -> list[dict]:
     return [{"learning_rate": rate} for rate in rates]
 
 
-def _complete(config, overrides, name):
-    """Apply the user's overrides, and keep the state before the last until the last is whole, or all states."""
-    _override(config, overrides)
-    task, runner = task_named(name), config["runner"]
+def _complete(config, overrides, name) -> str:
+    """Apply the user's overrides that are for this task and return them; keep the states that a campaign needs."""
+    applied = _applicable(config, overrides)
+    _override(config, applied)
+    _keep_states(config["runner"], task_named(name), name)
+    return applied
+
+
+def _keep_states(runner, task, name):
+    """Keep the state before the last until the last is whole, or all states where all are evaluated."""
     if task.searched == "layer":
         return
     if task.best is None:
@@ -238,9 +247,28 @@ def _check_batch(config, report):
                           f"than one batch of {batch}; override config.downstream_expert.datarc.batch_size")
 
 
+def _applicable(config, overrides) -> str:
+    """Those of the user's overrides that a task's config has a field for; below ``downstream_expert`` names differ."""
+    return ",,".join(option for option in _options(overrides)
+                     if not option.startswith("config.downstream_expert.") or _has_field(config, option))
+
+
+def _has_field(config, option):
+    fields = config
+    for name in option.partition("=")[0].strip().split(".")[1:]:
+        if not isinstance(fields, dict) or name not in fields:
+            return False
+        fields = fields[name]
+    return True
+
+
+def _options(overrides) -> list[str]:
+    return [option.strip() for option in overrides.split(",,") if option.strip()]
+
+
 def _override(config, overrides):
     """s3prl's ``-o``: fields separated by ``,,``, their values Python literals or strings."""
-    for option in filter(None, map(str.strip, overrides.split(",,"))):
+    for option in _options(overrides):
         key, equals, value = (part.strip() for part in option.partition("="))
         first, *parents, last = key.split(".")
         if first != "config" or not equals:

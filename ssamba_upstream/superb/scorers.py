@@ -7,6 +7,7 @@ table says what would give it.
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,19 @@ from .cells import Cell
 MEDIANS = (1, 11)  # frames
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 DSCORE_SOURCE = "https://github.com/ftshijt/dscore"
+DSCORE_START = """
+import pathlib, runpy, sys
+import numpy
+
+for kind in (int, float, bool):
+    if kind.__name__ not in vars(numpy):
+        setattr(numpy, kind.__name__, kind)
+del sys.argv[0]
+sys.path[0] = str(pathlib.Path(sys.argv[0]).parent)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""dscore with numpy's old names of Python's types, which numpy has dropped since and dscore uses."""
+
 DECODER = "config.downstream_expert.datarc.decoder_args."
 
 
@@ -42,15 +56,18 @@ class Scorers:
     def __post_init__(self):
         if self.dscore is not None and not (self.dscore / "score.py").is_file():
             raise ValueError(f"--dscore {self.dscore}: has no score.py; give the folder of a clone of {DSCORE_SOURCE}")
+        if self.dscore is not None:
+            _require("--dscore", ("h5py", "intervaltree", "tabulate"), f"h5py -r {self.dscore / 'requirements.txt'}")
+            if shutil.which("perl") is None:
+                raise ValueError("--dscore: there is no perl, in which dscore's md-eval is written")
         for path in self.language_model or ():
             if not path.is_file():
                 raise ValueError(f"--language-model: there is no file {path}; the 4-gram is on "
                                  "https://www.openslr.org/11, the lexicon of letters on "
                                  "https://dl.fbaipublicfiles.com/fairseq/wav2vec/librispeech_lexicon.lst")
-        absent = [name for name in ("kenlm", "flashlight") if importlib.util.find_spec(name) is None]
-        if self.language_model and absent:
-            raise ValueError(f"--language-model: there is no {' and no '.join(absent)}; pip install "
-                             "https://github.com/kpu/kenlm/archive/master.zip flashlight-text flashlight-sequence")
+        if self.language_model:
+            _require("--language-model", ("kenlm", "flashlight"),
+                     "https://github.com/kpu/kenlm/archive/master.zip flashlight-text flashlight-sequence")
 
     def lacking(self, cell: Cell) -> str | None:
         """What has to be there before a cell's scorer can measure, as a sentence; None where all is there."""
@@ -110,7 +127,7 @@ def diarization_error_rate(experiment: Path, reference: Path, dscore: Path) -> f
             hypothesis = scoring / f"hyp_{threshold}_{median}.rttm"
             _run([sys.executable, script, f"--median={median}", f"--threshold={threshold}", f"--frame_shift={hop}",
                   "--subsampling=1", "--sampling_rate=16000", predictions, hypothesis])
-            printed = _run([sys.executable, dscore / "score.py", "-r", reference, "-s", hypothesis])
+            printed = _run([sys.executable, "-c", DSCORE_START, dscore / "score.py", "-r", reference, "-s", hypothesis])
             rates.append(float(_found(r"\*\*\* OVERALL \*\*\*\s+(\S+)", printed, "dscore")))
     return min(rates)
 
@@ -127,6 +144,12 @@ def term_weighted_value(experiment: Path, scoring: Path, ground_truth: str) -> f
     return 100 * float(_found(r"maxTWV:\s+(\S+)", text, SCORER))
 
 
+def _require(option, packages, install):
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ValueError(f"{option}: there is no {' and no '.join(absent)}; pip install {install}")
+
+
 def _reference(cell):
     return Path(cell.config["downstream_expert"]["loaderrc"]["test_dir"]) / "rttm"
 
@@ -139,8 +162,8 @@ def _run(command, cwd=None) -> str:
     done = subprocess.run(list(map(os.fspath, command)), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, errors="replace")
     if done.returncode:
-        raise ScorerError(_message(f"{Path(command[0]).name} {Path(command[1]).name} ended with status "
-                                   f"{done.returncode}", done.stdout + done.stderr))
+        program = next(Path(part) for part in command if Path(part).suffix in (".py", ".sh"))
+        raise ScorerError(_message(f"{program} ended with status {done.returncode}", done.stdout + done.stderr))
     return done.stdout
 
 

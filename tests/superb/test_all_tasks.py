@@ -1,6 +1,7 @@
 """`ssamba superb` for each of the twelve tasks, with a stand-in for s3prl that prints what s3prl's experts print."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
@@ -21,13 +23,14 @@ from ssamba_upstream.superb import campaign, plan
 from ssamba_upstream.superb.scorers import ScorerError, Scorers, diarization_error_rate
 from ssamba_upstream.superb.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 PLACES = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "SNIPS", "ic": "fluent_speech_commands_dataset",
     "sid": "VoxCeleb1", "asv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database", "se": "enhancement",
     "ss": "separation", "er": "IEMOCAP", "ks": ".",
 }
-STEPS = ",,".join(["config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
-                   "config.downstream_expert.datarc.batch_size=4"])
+STEPS = "config.runner.total_steps=4,,config.runner.eval_step=2,,config.runner.save_step=2"
 
 # Trains the better the higher the learning rate is, and evaluates as the checkpoint's downstream does.
 RUNNER = """
@@ -206,6 +209,18 @@ def test_fine_tuning_has_three_tasks(superb, capsys):
     assert "no config for fine-tuning on pr" in capsys.readouterr().err
 
 
+def test_overrides_reach_the_tasks_that_have_the_field(superb, corpora, tmp_path, capsys):
+    """Diarization's data set takes no batch size, and stops at one."""
+    fields = "config.downstream_expert.loaderrc.train_batchsize=3,,config.downstream_expert.datarc.train_batch_size=5"
+    assert superb("sd", "--ic", str(corpora / PLACES["ic"]), "-o", f"{STEPS},,{fields}") == 1  # the stand-in does one
+    configs = {path.parent.name.split("-")[0]: yaml.safe_load(path.read_text())["downstream_expert"]
+               for path in (tmp_path / "out" / "cells").glob("*/config.yaml")}
+    assert configs["sd"]["loaderrc"]["train_batchsize"] == 3 and "batch_size" not in configs["sd"]["datarc"]
+    assert configs["ic"]["datarc"]["train_batch_size"] == 5 and "loaderrc" not in configs["ic"]
+    assert superb("ic", "-o", "config.downstream_expert.datarc.batchsize=3") == 1
+    assert "none of the tasks has this field" in capsys.readouterr().err
+
+
 def test_no_checkpoint_for_verification(superb, capsys):
     assert superb("asv", "-o", f"{STEPS},,config.runner.save_step=5") == 1
     assert "no checkpoint is kept; override config.runner.save_step" in capsys.readouterr().err
@@ -220,6 +235,9 @@ case $2 in *dev) value=0.0$layer;; *eval) value=0.1$layer;; esac
 """
 
 DSCORE = """import sys
+import numpy
+from beside import threshold  # as dscore imports its own modules
+numpy.int(threshold)
 hypothesis = open(sys.argv[sys.argv.index("-s") + 1]).read()
 assert open(sys.argv[sys.argv.index("-r") + 1]).read().startswith("SPEAKER")
 seconds = sum(float(line.split()[4]) for line in hypothesis.splitlines())
@@ -265,6 +283,7 @@ def test_diarization_error_rate(corpora, tmp_path, superb):
     h5py = pytest.importorskip("h5py")
     (tmp_path / "dscore").mkdir()
     (tmp_path / "dscore" / "score.py").write_text(DSCORE)
+    (tmp_path / "dscore" / "beside.py").write_text("threshold = 1.0")
     run = tmp_path / "run"
     (run / "scoring" / "predictions").mkdir(parents=True)
     (run / "frame_shift").write_text("320\n")
@@ -287,6 +306,11 @@ def test_dscore_is_found_or_named(superb, corpora, tmp_path, capsys, monkeypatch
     assert "has no score.py" in capsys.readouterr().err
     (tmp_path / "dscore").mkdir()
     (tmp_path / "dscore" / "score.py").touch()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "intervaltree" else find(name))
+    assert superb("sd", "--dscore", str(tmp_path / "dscore")) == 1
+    assert "there is no intervaltree" in capsys.readouterr().err
+    monkeypatch.setattr(Scorers, "__post_init__", lambda scorers: None)
     monkeypatch.setattr("ssamba_upstream.superb.scorers.diarization_error_rate",
                         lambda experiment, reference, dscore: 5.0 if "lr0.01" in str(experiment) else 7.0)
     assert superb("sd", "--dscore", str(tmp_path / "dscore")) == 0
@@ -294,8 +318,6 @@ def test_dscore_is_found_or_named(superb, corpora, tmp_path, capsys, monkeypatch
 
 
 def test_language_model(superb, tmp_path, capsys, monkeypatch):
-    import importlib.util
-
     assert superb("asr") == 0
     paths = [tmp_path / "4-gram.arpa", tmp_path / "lexicon.lst"]
     assert superb("asr", "--language-model", *map(str, paths)) == 1

@@ -28,7 +28,8 @@ from ssamba_upstream.superb import campaign, cells, plan, results, tasks
 
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
-    "config.downstream_expert.datarc.num_workers=0", "config.downstream_expert.datarc.batch_size=4"])
+    "config.downstream_expert.datarc.num_workers=0"])
+BATCH = {"ks": ",,config.downstream_expert.datarc.batch_size=4", "er": ""}
 MEASURE = plan.measure
 
 # Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
@@ -116,8 +117,8 @@ def calls(control):
 def superb(checkpoint, corpora, tmp_path):
     def run(*arguments, task="ks"):
         return main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), f"--{task}",
-                     str(corpora[task]), "--device", "cpu", "-o", STEPS, "--learning-rates", "1e-2", "1e-3",
-                     *arguments])
+                     str(corpora[task]), "--device", "cpu", "-o", STEPS + BATCH[task],
+                     "--learning-rates", "1e-2", "1e-3", *arguments])
     return run
 
 
@@ -211,7 +212,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
 def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
     (control / "hang-0.001").touch()
     arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
-                 "-o", STEPS, "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
+                 "-o", STEPS + BATCH["ks"], "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
     script = f"""import signal, sys
 from ssamba_upstream.cli import main
 from ssamba_upstream.superb import campaign, plan
