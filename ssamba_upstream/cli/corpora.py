@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from .options import add_out
+from .options import SUPERB_CORPORA, add_out
 
 DATA_SETS = ("audioset20k", "esc50", "speech_commands_v1", "speech_commands_v2", "urban8k_scenes")
 
@@ -13,11 +13,12 @@ def add_commands(commands):
     actions = corpora.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     check = actions.add_parser("check", help="say whether a corpus is laid out as s3prl needs it, and what is missing")
-    check.add_argument("task", choices=("sid", "er", "ks"), help="sid: VoxCeleb1; er: IEMOCAP; ks: Speech Commands")
+    check.add_argument("task", choices=SUPERB_CORPORA,
+                       help="; ".join(f"{task}: {corpus}" for task, corpus in SUPERB_CORPORA.items()))
     check.add_argument("root", type=Path)
-    check.add_argument("second", type=Path, nargs="?", metavar="SPLIT_FILE|METADATA|TEST_ROOT",
-                       help="sid: the split file; er: the metadata folder; ks: the test set's folder. "
-                            "Default: looked for in the corpus's folder")
+    check.add_argument("second", type=Path, nargs="?", metavar="SECOND",
+                       help="pr: the lexicons' folder; sid: the split file; asv: the list of trials; er: the metadata "
+                            "folder; ks: the test set's folder. Default: looked for in the corpus's folder")
     check.set_defaults(run=_check, needs_network=False)
 
     metadata = actions.add_parser("emotion-metadata", help="write the metadata of IEMOCAP's five folds for s3prl")
@@ -25,7 +26,13 @@ def add_commands(commands):
     add_out(metadata, "a folder")
     metadata.set_defaults(run=_write_metadata, needs_network=False)
 
-    synthesise = actions.add_parser("synth", help="make small synthetic corpora in the three official layouts")
+    kaldi = actions.add_parser("kaldi", help="write the lists of wavs that s3prl's enhancement and separation read")
+    kaldi.add_argument("task", choices=("se", "ss"), help="se: Voicebank-DEMAND; ss: Libri2Mix")
+    kaldi.add_argument("root", type=Path, help="the corpus's folder, as it was released or made")
+    add_out(kaldi, "a new folder")
+    kaldi.set_defaults(run=_write_kaldi, needs_network=False)
+
+    synthesise = actions.add_parser("synth", help="make small synthetic corpora in the official layouts of all tasks")
     add_out(synthesise, "a new folder")
     synthesise.add_argument("--seed", type=int, default=0, help="default: 0")
     synthesise.set_defaults(run=_synthesise, needs_network=False)
@@ -51,9 +58,9 @@ def add_commands(commands):
 
 
 def _check(options):
-    from ..corpora.superb_sets import CORPORA
+    from ..corpora.superb_sets import CHECKS
 
-    report = CORPORA[options.task].check(options.root, options.second)
+    report = CHECKS[options.task](options.root, options.second)
     print(report)
     return 0 if report.ok else 1
 
@@ -62,6 +69,13 @@ def _write_metadata(options):
     from ..corpora.iemocap import build_emotion_metadata
 
     build_emotion_metadata(options.root, options.out)
+    print(f"wrote {options.out}")
+
+
+def _write_kaldi(options):
+    from ..corpora.superb_sets import KALDI_WRITERS
+
+    KALDI_WRITERS[options.task](options.root, options.out)
     print(f"wrote {options.out}")
 
 

@@ -4,6 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 SIZES = ("tiny", "small", "base")
+SUPERB_CORPORA = {
+    "pr": "LibriSpeech and its lexicons", "asr": "LibriSpeech", "sf": "Audio SNIPS", "ic": "Fluent Speech Commands",
+    "sid": "VoxCeleb1 and its split file", "asv": "VoxCeleb1 and its trials", "sd": "Libri2Mix in Kaldi's form",
+    "qbe": "QUESST 2014", "se": "Voicebank-DEMAND in Kaldi's form", "ss": "Libri2Mix in Kaldi's form",
+    "er": "IEMOCAP", "ks": "the parent of speech_commands_v0.01",
+}
+"""What the root folder of each of SUPERB's tasks holds."""
+
 INTERRUPTED = 130  # exit status after a signal, by the shell's convention
 
 

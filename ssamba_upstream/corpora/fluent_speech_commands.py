@@ -1,12 +1,68 @@
 """Fluent Speech Commands, by intent: SUPERB's intent classification."""
 
 import csv
+import io
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..files import new_folder, write_text
 from .labelled import join_labels
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    first,
+    override,
+    problems_reported,
+    read_text,
+    require_16_khz_mono,
+    require_folder,
+    require_splits,
+)
+from .utterances import Utterance, write_wav
 
 SLOTS = ("action", "object", "location")
 SPLIT_LISTS = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
+RELEASED = {"train": 23132, "dev": 3118, "test": 3793}
+RELEASED_VALUES = {
+    "action": {"activate", "bring", "change language", "deactivate", "decrease", "increase"},
+    "object": {"Chinese", "English", "German", "Korean", "heat", "juice", "lamp", "lights", "music", "newspaper",
+               "none", "shoes", "socks", "volume"},
+    "location": {"bedroom", "kitchen", "none", "washroom"},
+}
+REMEDY = ("unpack the archive of https://fluent.ai/fluent-speech-commands-a-dataset-for-spoken-language-understanding-"
+          "research/ there")
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check Fluent Speech Commands for s3prl's ``fluent_commands`` downstream.
+
+    Args:
+        root: folder with ``data/train_data.csv``, ``valid_data.csv`` and ``test_data.csv``, whose columns ``path``,
+            relative to root, ``action``, ``object`` and ``location`` s3prl reads.
+
+    Returns:
+        The report, with utterances and intents of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    report = CorpusReport("Fluent Speech Commands (intent classification)", root, override({"datarc.file_path": root}))
+    with problems_reported(report):
+        require_folder(report)
+        rows = {split: read_list(root, split) for split in SPLIT_LISTS}
+        for split, entries in rows.items():
+            intents = {tuple(row[slot] for slot in SLOTS) for row in entries}
+            report.counts[split] = {"utterances": len(entries), "intents": len(intents)}
+        require_splits(report, REMEDY)
+        _check_values(rows, report)
+        paths = [root / row["path"] for entries in rows.values() for row in entries]
+        missing = [str(path) for path in paths if not path.is_file()]
+        if missing:
+            report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings of the lists are not there: "
+                                   f"{first(missing)}; {REMEDY}.")
+        require_16_khz_mono([path for path in paths if path.is_file()], report)
+        compare_utterances(report, RELEASED)
+    return report
 
 
 def labelled_utterances(root: Path):
@@ -15,7 +71,58 @@ def labelled_utterances(root: Path):
     The paths in the lists are relative to the root. An intent is its action, object and location, see
     :func:`join_labels`.
     """
-    for split, name in SPLIT_LISTS.items():
-        with open(root / "data" / name, newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                yield root / row["path"], join_labels([row[slot] for slot in SLOTS]), split
+    for split in SPLIT_LISTS:
+        for row in read_list(root, split):
+            yield root / row["path"], join_labels([row[slot] for slot in SLOTS]), split
+
+
+def read_list(root: Path, split: str) -> list[dict[str, str]]:
+    """The rows of a split's list, by column.
+
+    Raises:
+        CorpusError: it cannot be read, or lacks a column or a value.
+    """
+    path = root / "data" / SPLIT_LISTS[split]
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except CorpusError as error:
+        raise CorpusError(f"{error} To have it, {REMEDY}.") from error
+    for number, row in enumerate(rows, 2):
+        if absent := [column for column in ("path", *SLOTS) if not row.get(column)]:
+            raise CorpusError(f"{path}, row {number}, has no {', '.join(absent)}; {REMEDY}.")
+    return rows
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    return {Path(row["path"]).stem: str(corpus / row["path"]) for row in read_list(corpus, "test")}
+
+
+def write_fluent_speech_commands(out, utterances: Iterable[Utterance]) -> None:
+    """Write Fluent Speech Commands: wavs and the three lists.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: with "<action>,<object>,<location>" as labels.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    rows = {split: [] for split in SPLIT_LISTS}
+    with new_folder(out) as folder:
+        for number, utterance in enumerate(utterances):
+            path = f"wavs/speakers/{utterance.speaker}/{number:08x}-0000-11e9-0000-000000000000.wav"
+            write_wav(folder / path, utterance.samples)
+            rows[utterance.split].append(f"{path},{utterance.label}\n")
+        for split, name in SPLIT_LISTS.items():
+            write_text("".join([f"path,{','.join(SLOTS)}\n", *rows[split]]), folder / "data" / name)
+
+
+def _check_values(rows: dict[str, list[dict]], report: CorpusReport):
+    """s3prl numbers the values that it meets in train, and stops at others."""
+    for slot in SLOTS:
+        known = {row[slot] for row in rows["train"]}
+        for split in ("dev", "test"):
+            if unknown := sorted({row[slot] for row in rows[split]} - known):
+                report.problems.append(f"{SPLIT_LISTS[split]} has the {slot} {first(unknown)}, which "
+                                       f"{SPLIT_LISTS['train']} lacks, and s3prl stops at it; {REMEDY}.")

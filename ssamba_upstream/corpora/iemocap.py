@@ -45,7 +45,8 @@ def check(root, metadata=None) -> CorpusReport:
     """
     root = absolute(root)
     metadata = absolute(metadata) if metadata else root / "meta_data"
-    report = CorpusReport("IEMOCAP (emotion recognition)", root, override(root=root, meta_data=metadata))
+    report = CorpusReport("IEMOCAP (emotion recognition)", root, override({
+        "datarc.root": root, "datarc.meta_data": metadata}))
     with problems_reported(report):
         require_folder(report)
         turns = {}
@@ -148,6 +149,11 @@ def find_test_set(corpus: Path, session: str) -> dict[str, str]:
 
 def write_iemocap(out, utterances: Iterable[Utterance]) -> None:
     """Write IEMOCAP's wavs and emotion labels, and the metadata that s3prl needs in ``OUT/meta_data``.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: with emotions ``neu``, ``hap``, ``exc``, ``ang``, ``sad`` or another of IEMOCAP's as labels,
+            speakers such as ``Ses01F`` and scenes such as ``impro01``.
 
     Raises:
         CorpusError: a session has no utterance, so that there are no five folds.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..audio import AudioError, read_header
+from ..audio import SAMPLE_RATE, AudioError, read_header
 
 SAMPLED_FILES = 40
 
@@ -98,7 +98,8 @@ def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) 
         try:
             headers.append((path, read_header(path)))
         except AudioError as error:
-            report.problems.append(f"{error}; restore it from the archive.")
+            problem = f"{error}; restore it from the archive."
+            report.problems += [problem] if problem not in report.problems else []
     return headers
 
 
@@ -111,15 +112,45 @@ def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int
         report.notes.append(f"This is not the whole released corpus, which has {counts} utterances.")
 
 
-def override(**paths: Path) -> str:
-    """Options for s3prl's -o, which splits at ',,' and '=' and evaluates the values if they are Python."""
-    options = []
-    for key, path in paths.items():
-        value = str(path)
-        if not re.fullmatch(r"[\w./-]+", value):
-            value = repr(value).replace("=", r"\x3d").replace(",", r"\x2c")
-        options.append(f"config.downstream_expert.datarc.{key}={value}")
-    return ",,".join(options)
+def override(fields: dict) -> str:
+    """Options for s3prl's -o, which splits at ',,' and '=' and evaluates the values if they are Python.
+
+    Args:
+        fields: paths, or lists of them, by the names of fields below ``config.downstream_expert``, such as
+            "datarc.root".
+    """
+    return ",,".join(f"config.downstream_expert.{field}={_literal(value)}" for field, value in fields.items())
+
+
+def _literal(value):
+    if isinstance(value, list):
+        return f"[{', '.join(map(_quoted, value))}]"
+    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else _quoted(value)
+
+
+def _quoted(path):
+    return repr(str(path)).replace("=", r"\x3d").replace(",", r"\x2c")
+
+
+def require_16_khz_mono(paths: list[Path], report: CorpusReport):
+    """See, by an even sample, that recordings are as s3prl needs a corpus that it neither resamples nor mixes down."""
+    for path, header in read_headers(paths, report):
+        if header.rate != SAMPLE_RATE or header.channels != 1:
+            report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), and s3prl neither "
+                                   f"resamples nor mixes down this corpus; convert all of it to {SAMPLE_RATE} Hz mono.")
+            break
+
+
+def require_splits(report: CorpusReport, remedy: str):
+    """Make a problem of every split without an utterance; the remedy is an advice, without its end."""
+    for split, counts in report.counts.items():
+        if not counts["utterances"]:
+            report.problems.append(f"{report.root} has no utterance for {split}; {remedy}.")
+
+
+def compare_utterances(report: CorpusReport, released: dict[str, int]):
+    """Note whether the utterances of the splits are as many as in the released corpus."""
+    compare(report, {split: counts["utterances"] for split, counts in report.counts.items()}, released)
 
 
 def first(items: list, count: int = 3) -> str:

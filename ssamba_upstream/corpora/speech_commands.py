@@ -60,7 +60,9 @@ def check(root, test_root=None) -> CorpusReport:
     train_root = root / f"speech_commands_{version}" if version else root
     test_root = absolute(test_root) if test_root else root / f"speech_commands_test_set_{version or 'v0.01'}"
     report = CorpusReport("Speech Commands (keyword spotting)", root,
-                          override(speech_commands_root=train_root, speech_commands_test_root=test_root))
+                          override({
+                              "datarc.speech_commands_root": train_root,
+                              "datarc.speech_commands_test_root": test_root}))
     with problems_reported(report):
         require_folder(report)
         backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))

@@ -1,11 +1,33 @@
-"""SUPERB's corpora of whole utterances as labelled sets, of the utterances and splits that s3prl uses."""
+"""SUPERB's corpora: their checks by task, and those of whole utterances as labelled sets, as s3prl uses them."""
 
 from pathlib import Path
 
-from . import fluent_speech_commands, iemocap, speech_commands, voxceleb1
+from . import (
+    audio_snips,
+    diarization_mixtures,
+    fluent_speech_commands,
+    iemocap,
+    libri2mix,
+    librispeech,
+    quesst14,
+    speech_commands,
+    voicebank_demand,
+    voxceleb1,
+    voxceleb1_trials,
+)
 from .labelled import LabelledSet, LabelledSetError
 
 CORPORA = {"sid": voxceleb1, "er": iemocap, "ks": speech_commands, "ic": fluent_speech_commands}
+
+CHECKS = {
+    "pr": librispeech.check_phone_recognition, "asr": librispeech.check_speech_recognition, "sf": audio_snips.check,
+    "ic": fluent_speech_commands.check, "sid": voxceleb1.check, "asv": voxceleb1_trials.check,
+    "sd": diarization_mixtures.check, "qbe": quesst14.check, "se": voicebank_demand.check, "ss": libri2mix.check,
+    "er": iemocap.check, "ks": speech_commands.check,
+}
+"""The check of a task's corpus: of its folder and, where there is one, a second path, or None for its default."""
+
+KALDI_WRITERS = {"se": voicebank_demand.write_kaldi, "ss": libri2mix.write_kaldi}
 
 
 def read_superb(task, root) -> LabelledSet:

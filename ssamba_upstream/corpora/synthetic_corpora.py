@@ -1,33 +1,49 @@
-"""Small synthetic corpora in the three layouts of SUPERB's utterance-level tasks, for demonstrations and tests."""
+"""Small synthetic corpora in the layouts of all of SUPERB's tasks, for demonstrations and tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..audio import SAMPLE_RATE
 from ..files import new_folder
+from . import libri2mix, voicebank_demand
+from .audio_snips import SPEAKERS, write_audio_snips
+from .diarization_mixtures import Mixture, write_diarization_mixtures
+from .fluent_speech_commands import write_fluent_speech_commands
 from .iemocap import write_iemocap
+from .librispeech import write_librispeech
+from .quesst14 import write_quesst14
 from .speech_commands import KEYWORDS, hash_split, write_speech_commands
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
 from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
+from .voxceleb1_trials import write_voxceleb1_trials
+
+UTTERANCES = {"train": 12, "dev": 4, "test": 4}  # of the corpora beside Speech Commands, VoxCeleb1 and IEMOCAP
+VOWELS = {"iy", "ih", "eh", "ae", "ah", "aa", "ao", "uw", "er", "ow", "ay", "aw"}
 
 
 def synthesise_corpora(out, seed: int = 0) -> None:
-    """Make a small synthetic corpus for each of SUPERB's three utterance-level tasks.
+    """Make a small synthetic corpus for each of SUPERB's twelve tasks.
 
     Writes ``OUT/speech_commands_v0.01`` and ``OUT/speech_commands_test_set_v0.01`` (20 voices for training, 4 for
     development and 4 for testing say every keyword three times and three other words), ``OUT/VoxCeleb1`` (10
-    voices, 20 utterances each) and ``OUT/IEMOCAP`` (5 sessions of two voices, ten utterances per emotion).
+    voices, 20 utterances each) and ``OUT/IEMOCAP`` (5 sessions of two voices, ten utterances per emotion); and, of 12
+    utterances for training and 4 each for development and testing, ``OUT/LibriSpeech`` with lexicons, ``OUT/SNIPS``,
+    ``OUT/fluent_speech_commands_dataset``, ``OUT/VoxCeleb1_trials``, ``OUT/quesst14Database`` (4 queries each, 12
+    documents; no scorer), ``OUT/Voicebank`` and ``OUT/Libri2Mix`` with ``OUT/enhancement`` and ``OUT/separation``,
+    their Kaldi form, and ``OUT/diarization``. The lists of these three have absolute paths.
 
     Args:
         out: a folder that does not exist yet or is empty.
-        seed: equal seeds give byte-identical files on one machine.
+        seed: equal seeds give files on one machine that are equal but for these paths.
 
     Raises:
         FileExistsError: ``out`` exists and is not empty.
     """
+    out = Path(out)
     with new_folder(out) as folder:
         commands = np.random.default_rng([seed, 0])
         backgrounds = {name: 0.02 * noise(8 * SAMPLE_RATE, colour, commands)
@@ -35,6 +51,18 @@ def synthesise_corpora(out, seed: int = 0) -> None:
         write_speech_commands(folder, _synthetic_commands(commands), backgrounds)
         write_voxceleb1(folder / "VoxCeleb1", _synthetic_speakers(np.random.default_rng([seed, 1])))
         write_iemocap(folder / "IEMOCAP", _synthetic_emotions(np.random.default_rng([seed, 2])))
+        write_librispeech(folder / "LibriSpeech", _synthetic_sentences(np.random.default_rng([seed, 3])), _lexicon())
+        write_audio_snips(folder / "SNIPS", _synthetic_slots(np.random.default_rng([seed, 4])), ["keyword", "number"])
+        write_fluent_speech_commands(folder / "fluent_speech_commands_dataset",
+                                     _synthetic_intents(np.random.default_rng([seed, 5])))
+        write_voxceleb1_trials(folder / "VoxCeleb1_trials", _synthetic_trials(np.random.default_rng([seed, 6])))
+        write_quesst14(folder / "quesst14Database", _synthetic_queries(np.random.default_rng([seed, 7])))
+        voicebank_demand.write_voicebank(folder / "Voicebank", _synthetic_noisy(np.random.default_rng([seed, 8])))
+        libri2mix.write_libri2mix(folder / "Libri2Mix", _synthetic_pairs(np.random.default_rng([seed, 9])))
+    # These name files by their places, and so are written when all is in its place.
+    voicebank_demand.write_kaldi(out / "Voicebank", out / "enhancement")
+    libri2mix.write_kaldi(out / "Libri2Mix", out / "separation")
+    write_diarization_mixtures(out / "diarization", _synthetic_turns(np.random.default_rng([seed, 10])))
 
 
 def _synthetic_commands(rng: np.random.Generator) -> Iterator[Utterance]:
@@ -79,6 +107,106 @@ def _synthetic_emotions(rng: np.random.Generator) -> Iterator[Utterance]:
             for style, names in labels.items():
                 yield Utterance(_record_sentence(voice, STYLES[style], rng), names[number % len(names)],
                                 speaker, recording=f"impro{1 + number % 2:02d}")
+
+
+def _splits() -> Iterator[tuple[str, int]]:
+    """Split and number of the utterances of one of the smaller corpora."""
+    return ((split, number) for split, count in UTTERANCES.items() for number in range(count))
+
+
+def _voices(rng: np.random.Generator) -> dict:
+    """Two voices for every split."""
+    return {split: [draw_voice(rng, high=bool(number)) for number in range(2)] for split in UTTERANCES}
+
+
+def _lexicon() -> dict[str, str]:
+    """The words in capitals, with the phones of the synthesis in LibriSpeech's alphabet."""
+    def name(phone):
+        return f"{phone.upper()}1" if phone in VOWELS else "HH" if phone == "h" else phone.upper()
+    return {word.upper(): " ".join(map(name, phones.split())) for word, phones in WORDS.items()}
+
+
+def _synthetic_sentences(rng: np.random.Generator) -> Iterator[Utterance]:
+    voices = _voices(rng)
+    for split, number in tqdm(list(_splits()), desc="LibriSpeech", unit="utterance"):
+        words = _draw_words(rng)
+        speaker = 10 * list(UTTERANCES).index(split) + number % 2 + 1
+        yield Utterance(_say(words, voices[split][number % 2], rng), " ".join(words).upper(), str(speaker), "7", split)
+
+
+def _synthetic_slots(rng: np.random.Generator) -> Iterator[Utterance]:
+    numbers = ("two", "five", "six", "seven")
+    voices = _voices(rng)
+    for split, number in tqdm(list(_splits()), desc="Audio SNIPS", unit="utterance"):
+        words = [str(rng.choice(KEYWORDS)), "house", str(rng.choice(numbers))]
+        label = f"BOS {' '.join(words).upper()} EOS\tO keyword O number Synthetic"
+        yield Utterance(_say(words, voices[split][number % 2], rng), label, SPEAKERS[split][number % 2], split=split)
+
+
+def _synthetic_intents(rng: np.random.Generator) -> Iterator[Utterance]:
+    actions, places = {"on": "activate", "off": "deactivate"}, {"house": "kitchen", "bed": "bedroom"}
+    voices = _voices(rng)
+    for split, number in tqdm(list(_splits()), desc="Fluent Speech Commands", unit="utterance"):
+        words = [list(actions)[number % 2], list(places)[number // 2 % 2]]
+        label = f"{actions[words[0]]},lights,{places[words[1]]}"
+        yield Utterance(_say(words, voices[split][number % 2], rng), label, f"{split}{number % 2}", split=split)
+
+
+def _synthetic_trials(rng: np.random.Generator) -> Iterator[Utterance]:
+    for speaker in tqdm(range(5), desc="VoxCeleb1, trials", unit="voice"):
+        voice, split = draw_voice(rng, high=speaker % 2 == 0), "train" if speaker < 3 else "test"
+        for number in range(4 if split == "train" else 2):
+            speech = np.concatenate([_say(_draw_words(rng), voice, rng) for _ in range(4)])
+            yield Utterance(speech, f"id{10001 + speaker}", recording=f"video{number}", split=split)
+
+
+def _synthetic_queries(rng: np.random.Generator) -> Iterator[Utterance]:
+    voices = {part: draw_voice(rng, high=part == "documents") for part in ("dev", "test", "documents")}
+    for part, voice in voices.items():
+        for word in KEYWORDS[:4]:
+            yield Utterance(_say([word], voice, rng), "nnenglish", split=part)
+            if part == "documents":
+                for _ in range(2):
+                    yield Utterance(_say([*_draw_words(rng), word], voice, rng), "nnenglish", split=part)
+
+
+def _synthetic_noisy(rng: np.random.Generator) -> Iterator[tuple]:
+    speakers = {"train": "p228", "dev": "p226", "test": "p232"}
+    voices = _voices(rng)
+    for split, number in tqdm(list(_splits()), desc="Voicebank-DEMAND", unit="utterance"):
+        clean = _say(_draw_words(rng), voices[split][number % 2], rng)
+        noisy = clean + np.std(clean) * 10 ** (-rng.uniform(0, 15) / 20) * noise(len(clean), 1, rng)
+        yield split, f"{speakers[split]}_{number:03d}", noisy, clean
+
+
+def _synthetic_pairs(rng: np.random.Generator) -> Iterator[tuple]:
+    voices = _voices(rng)
+    for split, number in tqdm(list(_splits()), desc="Libri2Mix", unit="mixture"):
+        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices[split])
+        length = min(len(one), len(other))
+        yield split, f"{number:04d}_{number:04d}", one[:length] + other[:length], one[:length], other[:length]
+
+
+def _synthetic_turns(rng: np.random.Generator) -> Iterator[Mixture]:
+    voices = _voices(rng)
+    for split, _ in tqdm(list(_splits()), desc="Libri2Mix, diarization", unit="mixture"):
+        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices[split])
+        starts = [0, int(rng.uniform(0.5, 1) * len(one))]
+        samples = 0.001 * noise(starts[1] + len(other) + len(one), 0, rng)
+        turns = []
+        for speaker, start, speech in zip("ab", starts, (one, other)):
+            samples[start:start + len(speech)] += speech
+            turns.append((f"{split}_{speaker}", start / SAMPLE_RATE, (start + len(speech)) / SAMPLE_RATE))
+        yield Mixture(samples, turns, split)
+
+
+def _draw_words(rng: np.random.Generator) -> list[str]:
+    return [str(word) for word in rng.choice(list(WORDS), rng.integers(3, 6))]
+
+
+def _say(words: list[str], voice, rng: np.random.Generator) -> np.ndarray:
+    """A recording in which a voice says some words; all of them are in it."""
+    return record(speak(words, voice, STYLES["neutral"], rng), rng)
 
 
 def _record_sentence(voice, style, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..audio import SAMPLE_RATE
 from ..files import new_folder
 from .report import (
     CorpusError,
@@ -17,8 +16,8 @@ from .report import (
     first,
     override,
     problems_reported,
-    read_headers,
     read_text,
+    require_16_khz_mono,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -43,7 +42,7 @@ def check(root, split_file=None) -> CorpusReport:
     root = absolute(root)
     split_file = absolute(split_file or find_split_file(root))
     report = CorpusReport("VoxCeleb1 (speaker identification)", root,
-                          override(file_path=root, meta_data=split_file))
+                          override({"datarc.file_path": root, "datarc.meta_data": split_file}))
     with problems_reported(report):
         require_folder(report)
         utterances = _check_split_file(split_file, report)
@@ -54,12 +53,7 @@ def check(root, split_file=None) -> CorpusReport:
             report.problems.append(f"{len(missing):,} of the {len(listed):,} utterances in {split_file} are "
                                    f"not under {root}/*/wav/: {first(missing)}; unpack the archives they "
                                    "are in (dev, test).")
-        for path, header in read_headers([found[path] for path in listed if path in found], report):
-            if header.rate != SAMPLE_RATE or header.channels != 1:
-                report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), "
-                                       "and s3prl neither resamples nor mixes down this corpus; convert all "
-                                       f"of it to {SAMPLE_RATE} Hz mono.")
-                break
+        require_16_khz_mono([found[path] for path in listed if path in found], report)
         compare(report, {split: len(paths) for split, paths in utterances.items()}, RELEASED)
     return report
 
@@ -121,6 +115,10 @@ def find_test_set(corpus: Path) -> dict[str, str]:
 
 def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
     """Write VoxCeleb1: ``OUT/dev/wav/<speaker>/<video>/<n>.wav`` and the split file ``OUT/veri_test_class.txt``.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: with speakers ``id10001`` to ``id11251`` as labels.
 
     Raises:
         FileExistsError: ``out`` exists and is not empty.

@@ -1,0 +1,138 @@
+"""Audio SNIPS, by words and slots: SUPERB's slot filling."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..files import new_folder, write_text
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    first,
+    override,
+    problems_reported,
+    read_text,
+    require_16_khz_mono,
+    require_folder,
+    require_splits,
+)
+from .utterances import Utterance, write_wav
+
+TRANSCRIPTS = "all.iob.snips.txt"
+SLOTS = "slots.txt"
+FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
+SPEAKERS = {
+    "train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
+    "dev": ("Aditi", "Amy", "Geraint", "Nicole"),
+    "test": ("Brian", "Emma", "Raveena", "Russell"),
+}
+RELEASED = {"train": 104672, "dev": 2800, "test": 2800}
+REMEDY = ("unpack s3prl's preprocessed Audio SNIPS there, whose address is under SF in "
+          "https://github.com/s3prl/s3prl/blob/main/s3prl/downstream/docs/superb.md")
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check Audio SNIPS for s3prl's ``ctc`` downstream, with characters and slots.
+
+    Args:
+        root: folder with ``train``, ``valid`` and ``test``, each of ``<speaker>-....wav``; ``all.iob.snips.txt``, lines
+            "<utterance> BOS <words> EOS", a tab and a tag for each of these; and ``slots.txt``, a slot a line
+            after the first.
+
+    Returns:
+        The report, with utterances and speakers of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    report = CorpusReport("Audio SNIPS (slot filling)", root,
+                          override({"corpus.path": root, "text.slots_file": root / SLOTS}))
+    with problems_reported(report):
+        require_folder(report)
+        transcripts = _check_transcripts(report)
+        recordings = [path for split in FOLDERS for path in _check_split(split, transcripts, report)]
+        require_splits(report, REMEDY)
+        require_16_khz_mono(recordings, report)
+        compare_utterances(report, RELEASED)
+    return report
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    transcripts = _transcripts(corpus)
+    found = {path.stem: str(path) for path in _recordings(corpus, "test") if path.stem in transcripts}
+    if not found:
+        raise CorpusError(f"{corpus} holds no test/<speaker>-....wav of {', '.join(SPEAKERS['test'])}; give the folder "
+                          "of Audio SNIPS.")
+    return found
+
+
+def write_audio_snips(out, utterances: Iterable[Utterance], slots: list[str]) -> None:
+    """Write Audio SNIPS: wavs, transcripts and slots.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: with lines of the transcripts as labels, without the utterance's name; of the split's speakers.
+        slots: their names.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    lines = []
+    with new_folder(out) as folder:
+        for utterance in utterances:
+            name = f"{utterance.speaker}-{utterance.split}-{len(lines):05d}"
+            write_wav(folder / FOLDERS[utterance.split] / f"{name}.wav", utterance.samples)
+            lines.append(f"{name} {utterance.label}\n")
+        write_text("".join(lines), folder / TRANSCRIPTS)
+        write_text("\n".join(["O", *slots]), folder / SLOTS)
+
+
+def _check_transcripts(report: CorpusReport) -> dict[str, str]:
+    """The transcripts by utterance; malformed ones and unknown slots go into the report."""
+    transcripts, malformed, tags = _transcripts(report.root), [], set()
+    for utterance, line in transcripts.items():
+        words, tab, tagged = line.partition("\t")
+        words, tagged = words.split(" "), tagged.split(" ")
+        if tab and len(words) == len(tagged) > 2 and (words[0], words[-1]) == ("BOS", "EOS"):
+            tags.update(tagged[1:-1])
+        else:
+            malformed.append(utterance)
+    if malformed:
+        report.problems.append(f"{report.root / TRANSCRIPTS} has lines that are not '<utterance> BOS <words> EOS', a "
+                               f"tab and as many tags: {first(malformed)}; {REMEDY}.")
+    if unknown := sorted(tags - {"O", *_slots(report.root)}):
+        report.problems.append(f"{report.root / SLOTS} lacks slots of {TRANSCRIPTS}: {first(unknown)}; {REMEDY}.")
+    return transcripts
+
+
+def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) -> list[Path]:
+    recordings = _recordings(report.root, split)
+    without = [str(path) for path in recordings if path.stem not in transcripts]
+    if without:
+        report.notes.append(f"{len(without):,} recordings of {split} have no line in {TRANSCRIPTS}, and s3prl leaves "
+                            f"them out: {first(without)}.")
+    used = [path for path in recordings if path.stem in transcripts]
+    speakers = {speaker for speaker in SPEAKERS[split] if any(path.stem.startswith(speaker) for path in used)}
+    report.counts[split] = {"utterances": len(used), "speakers": len(speakers)}
+    return used
+
+
+def _recordings(root: Path, split: str) -> list[Path]:
+    return [path for path in sorted((root / FOLDERS[split]).rglob("*.wav")) if path.stem.startswith(SPEAKERS[split])]
+
+
+def _transcripts(root: Path) -> dict[str, str]:
+    lines = _read(root / TRANSCRIPTS).splitlines()
+    return {utterance: text for utterance, _, text in (line.strip().partition(" ") for line in lines) if utterance}
+
+
+def _slots(root: Path) -> list[str]:
+    return re.split(r"\r?\n", _read(root / SLOTS))[1:]
+
+
+def _read(path):
+    try:
+        return read_text(path)
+    except CorpusError as error:
+        raise CorpusError(f"{error} To have it, {REMEDY}.") from error

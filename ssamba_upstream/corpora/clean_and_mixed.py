@@ -1,0 +1,63 @@
+"""What speech enhancement and separation share: for every kind of signal a ``wav.scp`` of the same utterances."""
+
+from pathlib import Path
+
+from ..files import new_folder
+from .kaldi import read_wav_scp, write_wav_scp
+from .report import CorpusReport, first, read_headers, require_16_khz_mono, require_folder, require_splits
+
+
+def check_signals(report: CorpusReport, folders: dict[str, Path], kinds: tuple[str, ...], remedy: str):
+    """Check ``<folder>/<kind>/wav.scp`` of every split and kind; counts and flaws go into the report.
+
+    Args:
+        report: of the corpus.
+        folders: of the splits.
+        kinds: the mixture first, then what it is to be separated into.
+        remedy: how to have the files, without the end of the sentence.
+
+    Raises:
+        CorpusError: a file is missing or malformed.
+    """
+    require_folder(report)
+    for split, folder in folders.items():
+        signals = {kind: read_wav_scp(folder / kind / "wav.scp", remedy, report) for kind in kinds}
+        utterances = set.intersection(*(set(recordings) for recordings in signals.values()))
+        report.counts[split] = {"utterances": len(utterances)}
+        for kind, recordings in signals.items():
+            if alone := sorted(recordings.keys() - utterances):
+                report.problems.append(f"{len(alone):,} utterances of {folder / kind} are not in all of "
+                                       f"{', '.join(kinds)}: {first(alone)}; {remedy}.")
+            require_16_khz_mono([path for path in recordings.values() if path.is_file()], report)
+        _check_lengths(folder, signals, utterances, report)
+    require_splits(report, remedy)
+
+
+def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
+    """Write ``OUT/<split>/<kind>/wav.scp``.
+
+    Args:
+        sets: recordings by split, kind and utterance.
+        out: a folder that does not exist yet or is empty.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    with new_folder(out) as folder:
+        for split, signals in sets.items():
+            for kind, recordings in signals.items():
+                write_wav_scp(recordings, folder / split / kind / "wav.scp")
+
+
+def _check_lengths(folder, signals, utterances, report):
+    """Mixture and sources must be of one length: the loss compares their spectra frame by frame."""
+    mixed, *sources = signals.values()
+    names = [name for name in sorted(utterances) if all(signal[name].is_file() for signal in signals.values())]
+    lengths = {path: header.samples for path, header in read_headers([mixed[name] for name in names], report)}
+    for name in names:
+        for source in sources:
+            if mixed[name] in lengths and \
+                    any(header.samples != lengths[mixed[name]] for _, header in read_headers([source[name]], report)):
+                report.problems.append(f"{source[name]} is not as long as {mixed[name]}, of which it is a part; make "
+                                       f"the recordings of {folder} anew.")
+                return

@@ -1,0 +1,134 @@
+"""Libri2Mix in Kaldi's form, by who speaks when: SUPERB's speaker diarization."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..audio import SAMPLE_RATE
+from ..files import new_folder, write_text
+from .kaldi import read_table, read_wav_scp
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    first,
+    override,
+    problems_reported,
+    require_16_khz_mono,
+    require_folder,
+    require_splits,
+)
+from .utterances import write_wav
+
+SPLITS = ("train", "dev", "test")
+SPEAKERS = 2  # in a mixture
+RELEASED = {"train": 13900, "dev": 3000, "test": 3000}
+REMEDY = "write the folder with generate_librimix_sd.sh and prepare_diarization.py of https://github.com/s3prl/LibriMix"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Some people who speak, and when.
+
+    Attributes:
+        samples: (n,) float array at 16 kHz, between -1 and 1.
+        turns: (speaker, start, end) in seconds.
+        split: ``train``, ``dev`` or ``test``.
+    """
+
+    samples: np.ndarray
+    turns: list[tuple[str, float, float]]
+    split: str
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check Libri2Mix in Kaldi's form for s3prl's ``diarization`` downstream.
+
+    Args:
+        root: folder with ``train``, ``dev`` and ``test``, each with ``wav.scp``, ``segments``, ``utt2spk``,
+            ``spk2utt`` and ``reco2dur``, and in ``test`` the ``rttm`` that dscore compares with.
+
+    Returns:
+        The report, with mixtures and speakers of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    report = CorpusReport("Libri2Mix (speaker diarization)", root,
+                          override({f"loaderrc.{split}_dir": root / split for split in SPLITS}))
+    with problems_reported(report):
+        require_folder(report)
+        recordings = []
+        for split in SPLITS:
+            with problems_reported(report):
+                recordings += _check_split(split, report)
+        require_splits(report, REMEDY)
+        require_16_khz_mono([path for path in recordings if path.is_file()], report)
+        if not os.path.isfile(root / "test" / "rttm"):
+            report.notes.append(f"{root / 'test' / 'rttm'} is missing, without which dscore cannot give the "
+                                "diarization error rate; predictions for the leaderboard do not need it.")
+        if len(report.counts) == len(SPLITS):
+            compare_utterances(report, RELEASED)
+    return report
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """Mixtures of the test set -> where the corpus has them; ``corpus`` may be the test set's folder."""
+    folder = corpus / "test" if (corpus / "test").is_dir() else corpus
+    mixtures = read_table(folder / "wav.scp", 2, REMEDY)
+    if not mixtures:
+        raise CorpusError(f"{folder / 'wav.scp'} is empty; {REMEDY}.")
+    return {name: path for name, (path,) in mixtures.items()}
+
+
+def write_diarization_mixtures(out, mixtures: Iterable[Mixture]) -> None:
+    """Write mixtures in Kaldi's form, the wavs in a folder of their split.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    out = absolute(out)
+    files = defaultdict(list)
+    with new_folder(out) as folder:
+        for number, mixture in enumerate(mixtures):
+            name, split, place = f"mix{number:04d}", folder / mixture.split, out / mixture.split
+            write_wav(split / "wav" / f"{name}.wav", mixture.samples)
+            files[split / "wav.scp"].append(f"{name} {place / 'wav' / name}.wav")
+            files[split / "reco2dur"].append(f"{name} {len(mixture.samples) / SAMPLE_RATE}")
+            for turn, (speaker, start, end) in enumerate(mixture.turns):
+                utterance = f"{name}_{turn}"
+                files[split / "segments"].append(f"{utterance} {name} {start:.3f} {end:.3f}")
+                files[split / "utt2spk"].append(f"{utterance} {speaker}")
+                files[split / "spk2utt"].append(f"{speaker} {utterance}")
+                files[split / "rttm"].append(f"SPEAKER\t{name}\t1\t{start:.3f}\t{end - start:.3f}\t<NA>\t<NA>\t"
+                                             f"{speaker}\t<NA>")
+        for path, lines in files.items():
+            write_text("".join(f"{line}\n" for line in lines), path)
+
+
+def _check_split(split: str, report: CorpusReport) -> list[Path]:
+    """The recordings of a split; counts and flaws go into the report."""
+    folder = report.root / split
+    recordings = read_wav_scp(folder / "wav.scp", REMEDY, report)
+    segments = read_table(folder / "segments", 4, REMEDY)
+    speakers = {utterance: rest[0] for utterance, rest in read_table(folder / "utt2spk", 2, REMEDY).items()}
+    durations = read_table(folder / "reco2dur", 2, REMEDY)
+    read_table(folder / "spk2utt", 2, REMEDY)
+    report.counts[split] = {"utterances": len(recordings), "speakers": len(set(speakers.values()))}
+    heard = defaultdict(set)
+    for utterance, (recording, _, _) in segments.items():
+        heard[recording].add(speakers.get(utterance))
+    flaws = {
+        "no duration in reco2dur": recordings.keys() - durations.keys(),
+        "no segment": recordings.keys() - heard.keys(),
+        "a segment whose speaker utt2spk does not name": {name for name, who in heard.items() if None in who},
+        f"more than {SPEAKERS} speakers": {name for name, who in heard.items() if len(who) > SPEAKERS},
+    }
+    for flaw, names in flaws.items():
+        if names:
+            report.problems.append(f"{len(names):,} mixtures of {folder} have {flaw}: {first(sorted(names))}; "
+                                   f"{REMEDY}.")
+    return list(recordings.values())

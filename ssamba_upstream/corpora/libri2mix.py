@@ -1,0 +1,89 @@
+"""Libri2Mix, mixtures and their two speakers: SUPERB's speech separation."""
+
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .clean_and_mixed import check_signals, write_signals
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    override,
+    problems_reported,
+)
+from .utterances import write_wav
+
+KINDS = ("mix_clean", "s1", "s2")
+FOLDERS = {"train": "train-100", "dev": "dev", "test": "test"}
+RELEASED = {"train": 13900, "dev": 1000, "test": 3000}
+REMEDY = ("write it with `ssamba corpora kaldi ss LIBRI2MIX --out FOLDER`, of the mixtures that "
+          "generate_librimix_ss.sh of https://github.com/s3prl/LibriMix makes")
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check Libri2Mix in Kaldi's form for s3prl's ``separation_stft`` downstream.
+
+    Args:
+        root: folder with ``train``, ``dev`` and ``test``, each with ``mix_clean/wav.scp``, ``s1/wav.scp`` and
+            ``s2/wav.scp``, as :func:`write_kaldi` writes it.
+
+    Returns:
+        The report, with mixtures of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    folders = {split: root / split for split in FOLDERS}
+    report = CorpusReport("Libri2Mix (speech separation)", root,
+                          override({f"loaderrc.{split}_dir": folder for split, folder in folders.items()}))
+    with problems_reported(report):
+        check_signals(report, folders, KINDS, REMEDY)
+        compare_utterances(report, RELEASED)
+    return report
+
+
+def write_kaldi(root, out) -> None:
+    """Write the lists of the corpus's wavs that s3prl reads.
+
+    Of dev those 1000 mixtures are taken that s3prl's subsample.py takes, with its seed.
+
+    Args:
+        root: Libri2Mix's folder of one rate and mode, ``wav16k/min``, with ``train-100``, ``dev`` and ``test``; or a
+            folder that holds ``wav16k/min``.
+        out: a folder that does not exist yet or is empty.
+
+    Raises:
+        CorpusError: a split lacks wavs of one kind.
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    root = absolute(root)
+    root = next((folder for folder in (root / "wav16k" / "min", root) if os.path.isdir(folder)), root)
+    sets = {split: {kind: _recordings(root / name / kind) for kind in KINDS} for split, name in FOLDERS.items()}
+    chosen = sorted(sets["dev"]["s1"])
+    random.Random(7).shuffle(chosen)
+    for kind, recordings in sets["dev"].items():
+        sets["dev"][kind] = {name: recordings[name] for name in sorted(chosen[:RELEASED["dev"]]) if name in recordings}
+    write_signals(sets, out)
+
+
+def write_libri2mix(out, mixtures: Iterable[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Write wavs as Libri2Mix has them.
+
+    Args:
+        out: folder.
+        mixtures: "train", "dev" or "test", a mixture's name, its samples and those of its two speakers.
+    """
+    for split, name, *signals in mixtures:
+        for kind, samples in zip(KINDS, signals):
+            write_wav(Path(out) / "wav16k" / "min" / FOLDERS[split] / kind / f"{name}.wav", samples)
+
+
+def _recordings(folder):
+    paths = sorted(folder.glob("*.wav"))
+    if not paths:
+        raise CorpusError(f"{folder} holds no wav; make the mixtures with generate_librimix_ss.sh of "
+                          "https://github.com/s3prl/LibriMix, in the mode min at 16 kHz.")
+    return {path.stem: path for path in paths}

@@ -1,0 +1,149 @@
+"""LibriSpeech, by transcript: SUPERB's phone recognition and speech recognition."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..configs import configs_folder
+from ..files import new_folder, write_text
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    first,
+    override,
+    problems_reported,
+    read_text,
+    require_16_khz_mono,
+    require_folder,
+    require_splits,
+)
+from .utterances import Utterance, write_wav
+
+SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
+RELEASED = {"train": 28539, "dev": 2703, "test": 2620}
+SOURCE = "https://www.openslr.org/12"
+LEXICONS = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
+LEXICON_SOURCE = "https://huggingface.co/datasets/s3prl/g2p/tree/main/lexicon"
+
+
+def check_speech_recognition(root, _=None) -> CorpusReport:
+    """Check LibriSpeech for s3prl's ``asr`` downstream.
+
+    Args:
+        root: folder with ``train-clean-100``, ``dev-clean`` and ``test-clean``, each with
+            ``<speaker>/<chapter>/<utterance>.flac`` and ``<speaker>-<chapter>.trans.txt`` beside them.
+
+    Returns:
+        The report, with utterances and words of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    report = CorpusReport("LibriSpeech (speech recognition)", root, override({"datarc.libri_root": root}))
+    with problems_reported(report):
+        _check_recordings(report)
+    return report
+
+
+def check_phone_recognition(root, lexicons=None) -> CorpusReport:
+    """Check LibriSpeech and its lexicons for s3prl's ``ctc`` downstream, with phones.
+
+    Args:
+        root: see :func:`check_speech_recognition`.
+        lexicons: folder of SUPERB's two lexicons, see ``LEXICONS``. Default: root.
+
+    Returns:
+        The report, with utterances and words of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    lexicons = [absolute(lexicons or root) / name for name in LEXICONS]
+    report = CorpusReport("LibriSpeech (phone recognition)", root,
+                          override({"corpus.path": root, "corpus.lexicon": lexicons}))
+    with problems_reported(report):
+        words = _check_recordings(report)
+        _check_lexicons(lexicons, words, report)
+    return report
+
+
+def find_test_set(corpus: Path) -> dict[str, str]:
+    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    recordings = _recordings(corpus / SPLITS["test"])
+    if not recordings:
+        raise CorpusError(f"{corpus} holds no {SPLITS['test']}/<speaker>/<chapter>/*.flac; give LibriSpeech's folder.")
+    return {path.stem: str(path) for path in recordings}
+
+
+def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, str]) -> None:
+    """Write LibriSpeech's flacs and transcripts, and the two lexicons beside the splits.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: transcripts in capitals as labels; ``speaker`` and ``recording``, the chapter, are digits.
+        lexicon: phones by word, separated by spaces; all of it goes into the first of the two files.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    transcripts = {}
+    with new_folder(out) as folder:
+        for utterance in utterances:
+            chapter = folder / SPLITS[utterance.split] / utterance.speaker / utterance.recording
+            lines = transcripts.setdefault(chapter / f"{utterance.speaker}-{utterance.recording}.trans.txt", [])
+            name = f"{utterance.speaker}-{utterance.recording}-{len(lines):04d}"
+            write_wav(chapter / f"{name}.flac", utterance.samples)
+            lines.append(f"{name} {utterance.label}\n")
+        for path, lines in transcripts.items():
+            write_text("".join(lines), path)
+        write_text("".join(f"{word} {phones}\n" for word, phones in lexicon.items()), folder / LEXICONS[0])
+        write_text("", folder / LEXICONS[1])
+
+
+def _check_recordings(report: CorpusReport) -> set[str]:
+    """Counts and flaws of the three splits go into the report; returns the words of all transcripts."""
+    require_folder(report)
+    words, recordings = set(), []
+    for split, name in SPLITS.items():
+        found, transcripts = _recordings(report.root / name), _transcripts(report.root / name)
+        without = [str(path) for path in found if not transcripts.get(path.stem)]
+        if without:
+            report.problems.append(f"{len(without):,} of the {len(found):,} recordings of {name} are in no .trans.txt "
+                                   f"beside them: {first(without)}; unpack {name} anew.")
+        spoken = [word for path in found for word in transcripts.get(path.stem, "").split()]
+        report.counts[split] = {"utterances": len(found), "words": len(spoken)}
+        words.update(spoken)
+        recordings += found
+    require_splits(report, f"unpack {', '.join(SPLITS.values())} of {SOURCE} there")
+    require_16_khz_mono(recordings, report)
+    compare_utterances(report, RELEASED)
+    return words
+
+
+def _check_lexicons(lexicons: list[Path], words: set[str], report: CorpusReport):
+    absent = [path for path in lexicons if not os.path.isfile(path)]
+    if absent:
+        raise CorpusError(f"The lexicon {first(absent)} is missing; save {' and '.join(LEXICONS)} of {LEXICON_SOURCE} "
+                          f"in {absent[0].parent}, or give their folder as second path.")
+    pronunciations = {}
+    for path in lexicons:
+        for line in read_text(path).splitlines():
+            word, *phones = line.split() or [""]
+            pronunciations.setdefault(word, phones)
+    missing = sorted(words - pronunciations.keys())
+    if missing:
+        report.problems.append(f"{len(missing):,} words of the transcripts are in neither lexicon: {first(missing)}; "
+                               f"save both of {LEXICON_SOURCE} anew.")
+    vocabulary = set(read_text(configs_folder("downstream") / "vocabularies" / "phonemes.txt").split())
+    used = {phone for word in words for phone in pronunciations.get(word, ())}
+    if unknown := sorted(used - vocabulary):
+        report.problems.append(f"The lexicons have phones that the config's vocabulary lacks: {first(unknown)}; "
+                               f"save both lexicons of {LEXICON_SOURCE} anew.")
+
+
+def _recordings(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*/*.flac"))
+
+
+def _transcripts(folder: Path) -> dict[str, str]:
+    lines = (line.partition(" ") for path in sorted(folder.glob("*/*/*.trans.txt"))
+             for line in read_text(path).splitlines())
+    return {utterance: text.strip() for utterance, _, text in lines}

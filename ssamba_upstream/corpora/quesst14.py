@@ -1,0 +1,110 @@
+"""QUESST 2014, queries and the recordings that may hold them: SUPERB's query by example."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..files import new_folder, write_text
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    read_text,
+    require_folder,
+)
+from .utterances import Utterance, write_wav
+
+LISTS = {"dev": "language_key_dev.lst", "test": "language_key_eval.lst", "documents": "language_key_utterances.lst"}
+GROUND_TRUTHS = {"dev": "groundtruth_quesst14_dev", "test": "groundtruth_quesst14_eval"}
+SCORER = "score-TWV-Cnxe.sh"
+LANGUAGE = "nnenglish"
+REMEDY = "unpack https://speech.fit.vutbr.cz/files/quesst14Database.tgz"
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check QUESST 2014 for s3prl's ``quesst14_dtw`` downstream.
+
+    Args:
+        root: ``quesst14Database``, with ``scoring/language_key_dev.lst``, ``language_key_eval.lst`` and
+            ``language_key_utterances.lst``, lines "quesst14Database/<path below root> <language>". s3prl takes the
+            English ones.
+
+    Returns:
+        The report, with queries and documents. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    report = CorpusReport("QUESST 2014 (query by example)", root, override({"datarc.dataset_root": root}))
+    with problems_reported(report):
+        require_folder(report)
+        for part in LISTS:
+            with problems_reported(report):
+                _check_part(part, report)
+        absent = [name for name in (SCORER, *GROUND_TRUTHS.values()) if not os.path.exists(root / "scoring" / name)]
+        if absent:
+            report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, without which MediaEval's scorer "
+                                f"cannot give the MTWV by which the layer is chosen; {REMEDY}.")
+    return report
+
+
+def read_list(root: Path, part: str) -> list[Path]:
+    """The English recordings of the dev queries, the test queries or the documents.
+
+    Raises:
+        CorpusError: the list cannot be read, is malformed or has none.
+    """
+    path = root / "scoring" / LISTS[part]
+    try:
+        lines = read_text(path).splitlines()
+    except CorpusError as error:
+        raise CorpusError(f"{error} To have it, {REMEDY}.") from error
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) != 2:
+            raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not '<recording> <language>'; {REMEDY}.")
+        name, language = line.split()
+        recordings += [root / re.sub(r"^.*?/", "", name)] * (language == LANGUAGE)
+    if not recordings:
+        raise CorpusError(f"{path} has no recording in {LANGUAGE}; {REMEDY}.")
+    return recordings
+
+
+def find_test_set(corpus: Path) -> tuple[list[str], list[str]]:
+    """s3prl's names of the test queries, and of the documents."""
+    return tuple([path.with_suffix("").name for path in read_list(corpus, part)] for part in ("test", "documents"))
+
+
+def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
+    """Write QUESST 2014's recordings and lists.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        utterances: of "dev", "test" or "documents" as split, with the language as label.
+
+    Raises:
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    lines = {part: [] for part in LISTS}
+    folders = {"dev": "dev_queries/quesst14_dev", "test": "eval_queries/quesst14_eval", "documents": "Audio/quesst14"}
+    with new_folder(out) as folder:
+        for utterance in utterances:
+            part = lines[utterance.split]
+            name = f"{folders[utterance.split]}_{1 + len(part):04d}.wav"
+            write_wav(folder / name, utterance.samples)
+            part.append(f"quesst14Database/{name} {utterance.label}\n")
+        for part, name in LISTS.items():
+            write_text("".join(lines[part]), folder / "scoring" / name)
+
+
+def _check_part(part: str, report: CorpusReport):
+    recordings = read_list(report.root, part)
+    report.counts[part] = {"recordings": len(recordings)}
+    missing = [str(path) for path in recordings if not path.is_file()]
+    if missing:
+        report.problems.append(f"{len(missing):,} of the {len(recordings):,} recordings of {LISTS[part]} are not "
+                               f"there: {first(missing)}; {REMEDY}.")
+    read_headers([path for path in recordings if path.is_file()], report)

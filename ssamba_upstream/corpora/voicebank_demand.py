@@ -1,0 +1,84 @@
+"""Voicebank-DEMAND, noisy and clean: SUPERB's speech enhancement."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .clean_and_mixed import check_signals, write_signals
+from .report import (
+    CorpusError,
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    override,
+    problems_reported,
+)
+from .utterances import write_wav
+
+KINDS = ("noisy", "clean")
+SPLITS = ("train", "dev", "test")
+RELEASED = {"train": 10802, "dev": 770, "test": 824}
+DEV_SPEAKERS = ("p226", "p287")  # of the 28 for training
+WAV_FOLDERS = {"train": "trainset_28spk_wav_16k", "dev": "trainset_28spk_wav_16k", "test": "testset_wav_16k"}
+SOURCE = "https://datashare.ed.ac.uk/handle/10283/2791"
+REMEDY = f"write it with `ssamba corpora kaldi se VOICEBANK --out FOLDER`, of the wavs of {SOURCE} at 16 kHz"
+
+
+def check(root, _=None) -> CorpusReport:
+    """Check Voicebank-DEMAND in Kaldi's form for s3prl's ``enhancement_stft`` downstream.
+
+    Args:
+        root: folder with ``train``, ``dev`` and ``test``, each with ``noisy/wav.scp`` and ``clean/wav.scp``, as
+            :func:`write_kaldi` writes it.
+
+    Returns:
+        The report, with utterances of each split. Nothing about the corpus raises.
+    """
+    root = absolute(root)
+    folders = {split: root / split for split in SPLITS}
+    report = CorpusReport("Voicebank-DEMAND (speech enhancement)", root,
+                          override({f"loaderrc.{split}_dir": folder for split, folder in folders.items()}))
+    with problems_reported(report):
+        check_signals(report, folders, KINDS, REMEDY)
+        compare_utterances(report, RELEASED)
+    return report
+
+
+def write_kaldi(root, out) -> None:
+    """Write the lists of the corpus's wavs that s3prl reads.
+
+    Args:
+        root: folder with ``noisy_trainset_28spk_wav_16k``, ``clean_trainset_28spk_wav_16k``,
+            ``noisy_testset_wav_16k`` and ``clean_testset_wav_16k``.
+        out: a folder that does not exist yet or is empty.
+
+    Raises:
+        CorpusError: one of the four holds no wav.
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    root = absolute(root)
+    write_signals({split: {kind: _recordings(root, kind, split) for kind in KINDS} for split in SPLITS}, out)
+
+
+def write_voicebank(out, pairs: Iterable[tuple[str, str, np.ndarray, np.ndarray]]) -> None:
+    """Write wavs as Voicebank-DEMAND at 16 kHz has them.
+
+    Args:
+        out: folder.
+        pairs: "train", "dev" or "test", an utterance's name such as ``p226_001``, noisy and clean samples.
+    """
+    for split, name, *signals in pairs:
+        for kind, samples in zip(KINDS, signals):
+            write_wav(Path(out) / f"{kind}_{WAV_FOLDERS[split]}" / f"{name}.wav", samples)
+
+
+def _recordings(root, kind, split):
+    folder = root / f"{kind}_{WAV_FOLDERS[split]}"
+    paths = [path for path in sorted(folder.glob("*.wav"))
+             if split == "test" or (split == "dev") == path.name.startswith(DEV_SPEAKERS)]
+    if not paths:
+        state = "is missing" if not os.path.isdir(folder) else f"has no wav for {split}"
+        raise CorpusError(f"{folder} {state}; download the corpus of {SOURCE}, and convert it to 16 kHz.")
+    return {path.stem: path for path in paths}
