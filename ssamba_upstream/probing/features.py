@@ -19,10 +19,8 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
     """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
 
     A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
-    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``. The frames
-    are those that s3prl's Featurizer keeps: of n samples round(n / hop), without the last one of the
-    upstream's ceil(n / hop) where less than half of it is there. (It keeps none of a recording shorter than
-    half a hop, whose average is then NaN; here it has its only frame.)
+    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``. All
+    ceil(n / hop) of n samples count, as s3prl's Featurizer hands them on under ``ssamba run-downstream``.
 
     Args:
         model: a SsambaModel, on any device; computes in eval mode, and is left in the mode it was in.
@@ -154,10 +152,7 @@ def _excerpt(recording):
 def _averages(encoder, wavs):
     """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
     layers, index = encoder.tokens(wavs)
-    counts = [max(1, round(len(wav) / encoder.windowing.hop)) for wav in wavs]
-    counts = send(torch.tensor(counts), index.device).unsqueeze(1)
-    ended = torch.arange(index.shape[1], device=index.device) >= counts
-    index = index.masked_fill(ended.unsqueeze(2), -1)
+    counts = send(torch.tensor([encoder.windowing.frames(len(wav)) for wav in wavs]), index.device).unsqueeze(1)
     sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
     return torch.stack([total / counts for total in sums], dim=1).cpu()
 
