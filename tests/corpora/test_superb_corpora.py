@@ -14,6 +14,8 @@ from ssamba_upstream.corpora.report import CorpusError
 from ssamba_upstream.corpora.superb_sets import CHECKS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 
+pytestmark = pytest.mark.slow  # the corpora take seconds to make
+
 PLACES = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "SNIPS", "ic": "fluent_speech_commands_dataset",
     "asv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database", "se": "enhancement", "ss": "separation",

@@ -90,7 +90,7 @@ def test_s3prl_loads_it_from_the_hub(installed, checkpoint, tmp_path):
     assert f"0. {hidden_set.PACKAGE}==" in run.stdout
     hub, local = ((tmp_path / name / "test_predict.txt").read_text() for name in ("hub", "local"))
     assert hub == local and hub.count("\n") == 36
-    assert write_submission(tmp_path, ks=tmp_path / "hub", ks_corpus=tmp_path).utterances == {"ks": 36}
+    assert write_submission(tmp_path, {"ks": tmp_path / "hub"}, {"ks": tmp_path}).predictions == {"ks": 36}
 
 
 # What is in the folder

@@ -12,6 +12,8 @@ from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS
 
+pytestmark = pytest.mark.slow  # the corpora take seconds to make
+
 SUBMIT = {  # of s3prl's submit/submit.py: option: file in the run's folder, file in the task's folder of the zip
     "pr": ("test-hyp.ark", "predict.ark"), "sid": ("test_predict.txt", "predict.txt"),
     "ks": ("test_predict.txt", "predict.txt"), "ic": ("test_predict.csv", "predict.csv"),
