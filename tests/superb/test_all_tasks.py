@@ -306,9 +306,9 @@ def test_dscore_is_found_or_named(superb, corpora, tmp_path, capsys, monkeypatch
     assert "has no score.py" in capsys.readouterr().err
     (tmp_path / "dscore").mkdir()
     (tmp_path / "dscore" / "score.py").touch()
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "intervaltree" else find(name))
-    assert superb("sd", "--dscore", str(tmp_path / "dscore")) == 1
+    with monkeypatch.context() as lacking:
+        lacking.setattr(importlib.util, "find_spec", lambda name: None if name == "intervaltree" else pytest.__spec__)
+        assert superb("sd", "--dscore", str(tmp_path / "dscore")) == 1
     assert "there is no intervaltree" in capsys.readouterr().err
     monkeypatch.setattr(Scorers, "__post_init__", lambda scorers: None)
     monkeypatch.setattr("ssamba_upstream.superb.scorers.diarization_error_rate",
