@@ -4,31 +4,33 @@
 #       with a network: gathers what else is needed, for 3.12 and all of it by default; what is there is left alone later
 #   scripts/gpu_check.sh right|kernels|programs|all OUT [WHEELS]
 # Each part ends within 9 minutes, each of its steps within a time of its own, whatever happens in them; "all" is the
-# three parts one after the other. OUT/summary.md says what passed, what failed and what was left out, and why; beside
-# it are each step's output, tables, JSON and pictures.
+# three parts one after the other. OUT/summary.md says what passed, what failed and what was left out, and why, and has
+# the tables; beside it are each step's output, JSON and pictures.
 # TOY=1 runs every step on a CPU at toy size, the kernels through Triton's interpreter: it tries this script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:?right, kernels, programs, all or collect}
 out=$(realpath -m "${2:?a folder for the results}")
 
-PACKAGES=(torchaudio omegaconf antlr4-python3-runtime==4.9.3 soundfile cffi pycparser webdataset braceexpand tensorboardX
+PACKAGES=(s3prl==0.4.18 torchaudio "omegaconf>=2.4" soundfile cffi pycparser webdataset braceexpand tensorboardX
     librosa==0.11.0 audioread pooch soxr decorator msgpack platformdirs joblib lazy_loader pyyaml protobuf
-    pytest iniconfig pluggy pygments packaging setuptools tqdm scikit-learn scipy threadpoolctl numba llvmlite
+    requests urllib3 idna certifi charset-normalizer tqdm setuptools
+    pytest pytest-xdist execnet iniconfig pluggy pygments packaging
+    scikit-learn scipy threadpoolctl numba llvmlite
     matplotlib contourpy cycler fonttools kiwisolver pyparsing pillow python-dateutil six)
-SDISTS=(s3prl==0.4.18 antlr4-python3-runtime==4.9.3)  # of which there are no wheels
 
 if [ "$part" = collect ]; then
     version=${3:-3.12}
-    (($# > 3)) && PACKAGES=("${@:4}") && SDISTS=(s3prl==0.4.18)
-    python3 -m pip wheel -q --no-deps -w "$out" "${SDISTS[@]}"
+    (($# > 3)) && PACKAGES=("${@:4}")
+    status=0
+    python3 -m pip wheel -q --no-deps -w "$out" s3prl==0.4.18 || status=1  # of which there is no wheel
     for package in "${PACKAGES[@]}"; do
         python3 -m pip download -q --no-deps --only-binary=:all: --find-links "$out" --python-version "$version" \
-            --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any -d "$out" "$package" ||
-            echo "could not get $package" >&2
+            --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \
+            --platform any -d "$out" "$package" || { echo "could not get $package" >&2 && status=1; }
     done
     du -sh "$out"
-    exit
+    exit $status
 fi
 if [ "$part" = all ]; then
     status=0
@@ -46,7 +48,7 @@ fi
 logs=$out/$part
 mkdir -p "$logs"
 : > "$logs/steps.tsv"
-deadline=$((SECONDS + ${PART_SECONDS:-540}))
+deadline=$((SECONDS + (toy == 1 ? 1800 : 540)))
 python=${PYTHON:-$out/venv/bin/python}
 ssamba="$python -m ssamba_upstream"
 steps="$python scripts/gpu_steps.py --device $device --out $out"
@@ -83,26 +85,37 @@ with_tool() {
     step "$name" "$3" $tool "${@:4}"
 }
 
+is_there() { "$python" -c "import importlib.metadata as m; m.version('${1%%[=>]*}')" 2> /dev/null; }
+
+# install WHEELS PACKAGE...: what lacks of the packages, and this one, into an environment that sees what python3 sees.
+# python3 may be an environment itself, to which --system-site-packages would be blind.
 install() {
-    [ -x "$python" ] || python3 -m venv --system-site-packages --without-pip "$out/venv" || return 1
-    local wheels=() file name
-    for file in "${1:-/nowhere}"/*.whl; do
-        [ -e "$file" ] || continue
-        name=$(basename "$file" | cut -d- -f1)
-        "$python" -c "import importlib.metadata as m; m.version('$name')" 2> /dev/null || wheels+=("$file")
+    if [ ! -x "$python" ]; then
+        python3 -m venv --without-pip "$out/venv" || return 1
+        python3 -c "import site; folders = [*site.getsitepackages(), site.getusersitepackages()]
+print(f'import site; [*map(site.addsitedir, {folders})]')" \
+            > "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/what_python3_sees.pth"
+    fi
+    local wheels=() missing=() file package
+    for file in "$1"/*.whl; do
+        [ ! -e "$file" ] || is_there "$(basename "$file" | cut -d- -f1)" || wheels+=("$file")
     done
-    echo "lacking here, taken from ${1:-nowhere}: ${wheels[*]:-nothing}"
+    echo "lacking here, taken from $1: ${wheels[*]:-nothing}"
     [ ${#wheels[@]} = 0 ] || "$python" -m pip install -q --no-index --no-deps "${wheels[@]}" || return 1
-    "$python" -c "import importlib.metadata as m; m.version('ssamba-upstream')" 2> /dev/null ||
-        "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||
+    for package in "${@:2}"; do is_there "$package" || missing+=("$package"); done
+    [ ${#missing[@]} = 0 ] || echo "lacking still; where there is a network: scripts/gpu_check.sh collect WHEELS" \
+        "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" "${missing[*]}"
+    is_there ssamba-upstream || "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||
         echo "ssamba-upstream cannot be installed, and is used from the checkout, without its CPU kernel"
     "$python" -c "import ssamba_upstream, s3prl, soundfile"
 }
-export -f install
+export -f install is_there
 export out python
 
 describe() {
     nvidia-smi || true
+    # Triton builds its launcher with them, once.
+    cc --version | head -n 1 && "$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' | xargs ls -d
     $ssamba info --system
     "$python" -m pip list 2> /dev/null
 }
@@ -110,12 +123,11 @@ export -f describe
 export ssamba
 
 right() {
-    step install 120 bash -c 'install "$1"' _ "${wheels:-}" || return
     step machine 30 bash -c describe
     step against-the-cpu 120 $steps against-the-cpu
     step graph 60 $steps graph
     step compile 120 $steps compile
-    local tests=(-m "gpu or triton")
+    local tests=(-n 8 -m "gpu or triton")  # most of the time is the compiler's
     [ "$toy" = 1 ] && tests=(tests/ops/test_triton_scan.py -k "softplus or nothing")
     step tests 300 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider --junitxml "$logs/tests.xml" "${tests[@]}"
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # or an access beyond a tensor could meet another one
@@ -128,15 +140,23 @@ kernels() {
     [ "$toy" = 1 ] && rounds=1
     step ceilings 60 $steps ceilings
     step launches 90 $steps launches
-    step scan 240 $steps scan --rounds $rounds
-    step sweeps 150 $steps sweeps --rounds $rounds
-    with_tool "ncu --set full -k regex:scan --launch-count 4 -f -o $logs/ncu" ncu 90 $steps one-pass
+    step scan 180 $steps scan --rounds $rounds
+    with_tool "ncu --set full --clock-control none -k regex:scan --page details -f -o $logs/ncu" ncu 60 $steps scan-pass
+    step sweeps 240 $steps sweeps --rounds $rounds
+}
+
+# pretrain NAME SECONDS FIELD=VALUE...
+pretrain() {
+    rm -rf "$run-$1"
+    # shellcheck disable=SC2086
+    step "pretrain-$1" "$2" $ssamba pretrain tiny_400 --out "$run-$1" --device $device \
+        --set $changes $sizes steps=$long warmup_steps=2 join_short=true "${@:3}"
 }
 
 programs() {
-    local corpora=$out/corpora words=$out/corpora/speech_commands_v0.01 tokens="512 1024 4096 16384 65536" run=$out/run
+    local corpora=$out/corpora words=$out/corpora/speech_commands_v0.01 tokens="512 1024 4096 22528 65536" run=$out/run
     local changes="train=$out/train.jsonl validation=$out/validation.jsonl workers=8 log_every=20 validate_every=100000"
-    local long=200 sizes="batch_size=64 save_every=50"
+    local long=100 sizes="batch_size=64 save_every=50"
     if [ "$toy" = 1 ]; then
         tokens=128 long=4
         sizes="batch_size=2 save_every=2 model.num_hidden_layers=2 model.pretraining_frames=64 model.masked_patches=20"
@@ -146,13 +166,8 @@ programs() {
     [ -d "$corpora" ] || step corpora 60 $ssamba corpora synth --out "$corpora"
     step manifests 30 $ssamba manifest "$words" --out "$out/train.jsonl"
     step manifest 30 $ssamba manifest "$corpora/VoxCeleb1" --out "$out/validation.jsonl"
-    for precision in float32 tf32 bfloat16 bfloat16-compiled; do
-        rm -rf "$run-$precision"
-        local more=(precision=${precision%-compiled})
-        [ $precision = bfloat16-compiled ] && more+=(compile=true)
-        [ "$toy$precision" = 1bfloat16-compiled ] && more=(precision=bfloat16)
-        step "pretrain-$precision" 75 $ssamba pretrain tiny_400 --out "$run-$precision" --device $device \
-            --set $changes $sizes steps=$long warmup_steps=2 join_short=true "${more[@]}"
+    for precision in float32 tf32 bfloat16; do
+        pretrain $precision 75 precision=$precision
     done
     rm -rf "$run-stopped"
     local goes_on=($ssamba pretrain tiny_400 --out "$run-stopped" --device $device --resume
@@ -172,13 +187,14 @@ programs() {
         -d speech_commands -c keyword_spotting -p "$out/keyword_spotting" --device $device \
         -o "$data.speech_commands_root=$words,,$data.speech_commands_test_root=$corpora/speech_commands_test_set_v0.01,,$data.num_workers=0,,config.runner.total_steps=10,,config.runner.log_step=5,,config.runner.eval_step=10,,config.runner.save_step=10,,config.runner.eval_dataloaders=['dev']"
     # shellcheck disable=SC2086
-    step efficiency 150 $steps efficiency $tokens
+    step efficiency 120 $steps efficiency $tokens
+    pretrain bfloat16-compiled 150 precision=bfloat16 compile=true
     $steps speeds "$run"-* > "$logs/speeds.txt" 2>&1
 }
 
 main() {
     wheels=${3:+$(realpath "$3")}
-    "$part"
+    step install 120 bash -c 'install "$@"' _ "${wheels:-/nowhere}" "${PACKAGES[@]}" && "$part"
     python3 scripts/gpu_steps.py --out "$out" summary
     ! grep -q FAILED "$logs/steps.tsv"
     exit

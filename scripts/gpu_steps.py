@@ -1,4 +1,4 @@
-"""The steps of gpu_check.sh that are no command of the package. Each writes OUT/<step>.json.
+"""The steps of gpu_check.sh that are no command of the package. Each writes OUT/<step>.json, and a table as .md.
 
 On a CPU everything is of toy size, and Triton's kernels run through its interpreter.
 """
@@ -6,6 +6,7 @@ On a CPU everything is of toy size, and Triton's kernels run through its interpr
 import argparse
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     steps = parser.add_subparsers(dest="step", required=True)
-    for name in ("against-the-cpu", "graph", "compile", "one-pass", "ceilings", "launches", "summary"):
+    for name in ("against-the-cpu", "graph", "compile", "one-pass", "ceilings", "launches", "scan-pass", "summary"):
         steps.add_parser(name)
     steps.add_parser("efficiency").add_argument("tokens", type=int, nargs="+")
     for name in ("scan", "sweeps"):
@@ -31,6 +32,7 @@ def main():
     options = parser.parse_args()
     if options.device == "cpu":
         make_trials_short()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was measured is written
     result = globals()[options.step.replace("-", "_")](options)
     if result is not None:
         print(_save(result, options))
@@ -77,6 +79,7 @@ def graph(options):
             replay, found = (lambda: None), expected
         else:
             stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(3):
                     model(inputs)
@@ -86,7 +89,7 @@ def graph(options):
                 found = model(inputs).last_hidden_state
             replay = captured.replay
         replay()
-        times = _race({"eager": lambda: model(inputs), "graph": replay}, options.device)
+        times = _milliseconds({"eager": lambda: model(inputs), "graph": replay}, options.device)
     return _checked({"largest difference": (found - expected).abs().max().item(), "ms": times},
                     not torch.allclose(found, expected, rtol=1e-4, atol=1e-4))
 
@@ -151,7 +154,7 @@ def launches(options):
             rows.append({
                 "input": name, "launches": sum(n for key, n in counted.items() if "LaunchKernel" in key),
                 "waits": sum(n for key, n in counted.items() if "StreamSynchronize" in key),
-                "ms": _race({"pass": lambda: encoder(wavs)}, options.device)["pass"],  # noqa: B023
+                "ms": _milliseconds({"pass": lambda: encoder(wavs)}, options.device)["pass"],  # noqa: B023
             })
     return rows
 
@@ -159,23 +162,29 @@ def launches(options):
 def scan(options):
     """`ssamba bench scan` without its peers, which take minutes to compile; at toy size on a CPU."""
     from ssamba_upstream.benchmark import scan as benchmark
-    from ssamba_upstream.benchmark.timing import write_table
 
     benchmark._peers = dict
     if options.device == "cpu":
         benchmark.SCAN_SHAPES = ((1, 8, 33),)
-    rows = benchmark.bench_scan(options.device, options.rounds)
-    (options.out / "scan.md").write_text(write_table(rows, options.out / "scan.csv") + "\n")
-    return rows
+    return benchmark.bench_scan(options.device, options.rounds)
+
+
+def scan_pass(options):
+    """The scan and its gradients, the second time with nothing left to compile, for tools that count."""
+    from ssamba_upstream.ops import triton
+
+    inputs = _inputs(*((8, 768, 4096) if options.device == "cuda" else (1, 4, 20)))
+    for _ in range(2):
+        _scan_and_gradients(triton.selective_scan_triton, inputs, False, options.device)
 
 
 def efficiency(options):
     """`ssamba bench efficiency`; on a CPU of networks of two blocks."""
     from ssamba_upstream.benchmark.efficiency import DEPTHS
-    from ssamba_upstream.benchmark.efficiency_report import study
+    from ssamba_upstream.benchmark.efficiency_report import write_study
 
     rounds, depths = (3, DEPTHS) if options.device == "cuda" else (1, (2, 2))
-    print(study(options.out / "bench", options.device, rounds, "tiny", options.tokens, depths))
+    print(write_study(options.out / "bench", options.device, rounds, "tiny", options.tokens, depths))
 
 
 def sweeps(options):
@@ -184,30 +193,31 @@ def sweeps(options):
 
     from ssamba_upstream.ops import triton
 
-    values = {"WARPS_PER_MULTIPROCESSOR": (8, 16, 24), "SHORTEST_CHUNK": (32, 64, 128, 256), "TILE": (8, 16, 32)}
+    values = {"FORWARD_WARPS": (8, 16, 24), "BACKWARD_WARPS": (4, 8, 16), "SHORTEST_CHUNK": (32, 64, 128, 256),
+              "TILE": (8, 16, 32)}
     shapes, dtypes = ((8, 768, 512), (8, 768, 4096), (1, 384, 1189)), (torch.float32, torch.bfloat16)
     if options.device == "cpu":
         values = {name: tried[:1] for name, tried in values.items()}
         shapes, dtypes = ((1, 4, 20),), dtypes[:1]
     rows = []
     for name, tried in values.items():
-        if not hasattr(triton, name):
-            print(f"left out: there is no {name}")
-            continue
         default = getattr(triton, name)
         for value in tried:
             setattr(triton, name, value)
             for shape in shapes:
                 for dtype in dtypes:
-                    given = {key: tensor if key == "A" else tensor.to(dtype) for key, tensor in _inputs(*shape).items()}
-                    inputs = {key: tensor.to(options.device).requires_grad_() for key, tensor in given.items()}
-                    row = {"constant": name, "value": value, "default": value == default, "shape": shape,
-                           "dtype": str(dtype)}
+                    with torch.device(options.device):
+                        given = _inputs(*shape)
+                    inputs = {key: (tensor if key == "A" else tensor.to(dtype)).detach().requires_grad_()
+                              for key, tensor in given.items()}
+                    row = {"constant": name, "value": value, "default": "yes" if value == default else "",
+                           "shape": " x ".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch.")}
+                    passes, error = _passes(triton.selective_scan_triton, inputs), ""
                     try:
-                        rows.append(row | _race(_passes(triton.selective_scan_triton, inputs), options.device,
-                                                options.rounds))
-                    except Exception as error:  # one value that does not compile leaves the others
-                        rows.append(row | {"error": f"{type(error).__name__}: {error}"[:200]})
+                        measured = _milliseconds(passes, options.device, options.rounds)
+                    except Exception as reason:  # one value that does not compile leaves the others
+                        measured, error = dict.fromkeys(passes, ""), f"{type(reason).__name__}: {reason}"[:200]
+                    rows.append(row | measured | {"error": error})
                     _save(rows, options)  # what there is when the step's time is over
         setattr(triton, name, default)
     return rows
@@ -239,7 +249,7 @@ def speeds(options):
 
 
 def summary(options):
-    """summary.md: all steps of the parts that have run."""
+    """summary.md: all steps of the parts that have run, and their tables."""
     lines = ["| part | step | | seconds | |", "| --- | --- | --- | --- | --- |"]
     for part in PARTS:
         file = options.out / part / "steps.tsv"
@@ -248,13 +258,19 @@ def summary(options):
             continue
         for line in file.read_text().splitlines():
             lines.append(f"| {part} | {' | '.join(line.split(chr(9)))} |")
-    (options.out / "summary.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+    tables = [*sorted(options.out.glob("*.md")), *sorted(options.out.glob("bench/*.md"))]
+    lines += [f"\n## {table.stem}\n\n{table.read_text()}" for table in tables if table.stem != "summary"]
+    (options.out / "summary.md").write_text("\n".join(lines) + "\n")
 
 
 def _save(result, options):
     text = json.dumps(result, indent=2)
     (options.out / f"{options.step}.json").write_text(text)
+    if result and isinstance(result, list):
+        from ssamba_upstream.benchmark.timing import markdown
+
+        (options.out / f"{options.step}.md").write_text(markdown(result) + "\n")
     return text
 
 
@@ -313,10 +329,10 @@ def _backend(device):
     return ops.forced_backend("triton") if device == "cuda" else contextlib.nullcontext()
 
 
-def _race(calls, device, rounds=5):
-    from ssamba_upstream.benchmark.timing import race
+def _milliseconds(calls, device, rounds=5):
+    from ssamba_upstream.benchmark.timing import median_times
 
-    return race(calls, rounds if device == "cuda" else 1, device)
+    return median_times(calls, rounds if device == "cuda" else 1, device)
 
 
 def _checked(result, wrong):

@@ -1,6 +1,6 @@
 """What Triton's compiler makes of the scan's kernels for a GPU that need not be there.
 
-``python triton_resources.py 90 [bfloat16]`` prints registers, instructions, loads and spills of each as JSON.
+``python triton_resources.py 90 [bfloat16]`` prints the resources of each as JSON.
 
 A process of its own, since Triton reads once whether it is to interpret kernels. The host code runs as it is, on CPU
 tensors, against a stand-in for the driver: kernels are compiled, not launched.
@@ -22,6 +22,7 @@ from triton.runtime import driver
 from ssamba_upstream.ops import triton as scan
 
 SHAPE = 1, 384, 1024, 16  # batch, channels, length, states
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class StandInDriver:
@@ -75,23 +76,31 @@ def _mean_arguments(dtype):
     ], sequence(channels)
 
 
+def assemblers_know(capability):
+    """Whether this triton comes with an assembler for such a GPU."""
+    return any(f"sm_{capability}" in _output(assembler, "--help") for assembler in TOOLS.glob("ptxas*"))
+
+
 def resources(kernel):
-    """Of a thread: registers, instructions, loads from global memory, and accesses to registers spilled to memory."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    """Of a thread: registers, instructions, loads from global memory, and accesses to registers spilled to memory; of
+    a program: bytes of shared memory."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(kernel.asm["cubin"])
-        usage, listing = (
-            subprocess.run([tools / tool, option, cubin], check=True, capture_output=True, text=True).stdout
-            for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "--print-code"))
-        )
+        usage = _output(TOOLS / "cuobjdump", "--dump-resource-usage", cubin)
+        listing = _output(TOOLS / "nvdisasm", "--print-code", cubin)
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)", listing)
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "instructions": sum(name != "NOP" for name in names),
         "loads": names.count("LDG"),
         "spills": names.count("STL") + names.count("LDL"),
+        "shared": kernel.metadata.shared,
     }
+
+
+def _output(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":
