@@ -84,7 +84,7 @@ class _Pretraining(Run):
         fbank = batch_to_fbank(batch, self.log_mel, config.pretraining_frames)
         masks = [
             cluster_mask(len(fbank), *config.position_grid, config.masked_patches, generator,
-                         recipe.masking == "published")
+                         recipe.masking == "published", config.cluster_sides)
             for _ in range(2 if recipe.objective == "two_pass" else 1)
         ]
         with self.autocast():
