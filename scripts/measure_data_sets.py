@@ -14,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import tarfile
 import tempfile
 import time
@@ -24,6 +25,7 @@ import numpy as np
 import soundfile
 import torch
 
+from ssamba_upstream.corpora.manifest import read_manifest
 from ssamba_upstream.pretraining.batches import training_batches
 from ssamba_upstream.training import batches as reading
 
@@ -39,7 +41,8 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measured = {"manifest": measure_manifest(Path(folder), options.files, options.workers),
+        measured = {"published manifest": measure_published_manifest(Path(folder), options.files),
+                    "manifest": measure_manifest(Path(folder), options.files, options.workers),
                     "shards": measure_shards(Path(folder), options.shards, options.workers)}
     measured["torch"] = torch.__version__
     text = json.dumps({"arguments": {name: vars(options)[name] for name in ("files", "shards", "workers")}, **measured},
@@ -49,13 +52,29 @@ def main():
         options.out.write_text(text)
 
 
+def measure_published_manifest(folder, files):
+    """Seconds that a manifest of the published format takes to read, and memory: at the most, and then."""
+    manifest, before = folder / "made_up.json", memory()
+    with manifest.open("w") as file:
+        file.write('{"data": [' + json.dumps({"wav": path_of(0), "labels": "/m/09x0r,/m/04rlf"}))
+        file.writelines(",\n" + json.dumps({"wav": path_of(i), "labels": "/m/09x0r,/m/04rlf"}) for i in range(1, files))
+        file.write("]}")
+    paths, seconds = timed(lambda: read_manifest(manifest))
+    assert len(paths) == files
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"reading": seconds, "MiB, at the most": round(most - before), "MiB, read": memory() - before}
+
+
+def path_of(number):
+    return f"/corpora/audioset/unbalanced_train/part{number % 100:02d}/Y{number:011d}.flac"
+
+
 def measure_manifest(folder, files, workers):
     """Seconds until the first batch of a run and of a resumed one, and of a shuffle; memory after an epoch's walk."""
     manifest = folder / "made_up.jsonl"
     with manifest.open("w") as file:
         file.writelines(json.dumps({
-            "path": f"/corpora/audioset/unbalanced_train/part{i % 100:02d}/Y{i:011d}.flac", "duration": 10.0,
-            "rate": 16000, "channels": 1}) + "\n" for i in range(files))
+            "path": path_of(i), "duration": 10.0, "rate": 16000, "channels": 1}) + "\n" for i in range(files))
     reading.read_clip = lambda *arguments: torch.zeros(SAMPLES)
     before = memory()
     measured = {"MiB, before": before}
