@@ -20,6 +20,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests have recorded, such as the resources of the Triton kernels."""
+    recorded = [record for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+                if report.when == "call" for record in report.user_properties]
+    if recorded:
+        terminalreporter.section("recorded")
+    for name, value in recorded:
+        terminalreporter.write_line(f"{name}: {value}")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

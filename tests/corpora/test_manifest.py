@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -142,6 +143,18 @@ def test_the_published_and_the_fairseq_format_are_read(tmp_path):
     assert read_manifest(str(fairseq)) == ["/root/x/1 a.wav", "/root/2.wav"]
 
 
+def test_a_published_manifest_is_never_in_memory_as_objects(tmp_path):
+    """The content of its entries takes eight times the file's size; with their paths alone it is less than four."""
+    entries = [{"wav": f"/a/{i:06d}.flac", "labels": "/m/0"} for i in range(10_000)]
+    (tmp_path / "m.json").write_text(json.dumps({"data": entries}))
+    tracemalloc.start()
+    try:
+        assert len(read_manifest(tmp_path / "m.json")) == 10_000
+        assert tracemalloc.get_traced_memory()[1] < 5 * (tmp_path / "m.json").stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("m.jsonl", '{"path": "/a"}\n\n{"path": ', "m.jsonl, line 3: not JSON"),
     ("m.jsonl", '{"path": "/a"}\n{"wav": "/b"}', 'm.jsonl, line 2: expected an object whose "path" is the path'),
@@ -149,6 +162,7 @@ def test_the_published_and_the_fairseq_format_are_read(tmp_path):
     ("m.jsonl", "\n", "m.jsonl: lists no audio file; `ssamba manifest"),
     ("m.json", '{"data": [\n{"wav": "/a"},]}', "m.json, line 2: not JSON"),
     ("m.json", '{"data": [{"wav": "/a"}, {"wav": 3}]}', 'm.json, entry 2 of data: expected an object whose "wav"'),
+    ("m.json", '{"data": ["/a.wav"]}', "m.json, entry 1 of data: expected an object"),
     ("m.json", '[{"wav": "/a"}]', "m.json: expected {\"data\""),
     ("m.json", '{"data": []}', "m.json: lists no audio file"),
     ("m.tsv", "/root\na.wav\t3\nb.wav 3\n", "m.tsv, line 3: expected a path below '/root', a tab and a number of"),
