@@ -46,10 +46,14 @@ def forced_backend(name):
 
 def choose_backend(tensor):
     """The backend that "auto" means for such a tensor."""
-    kind = tensor.device.type, tensor.dtype
+    return _forced or _best_backend(tensor.device.type, tensor.dtype)
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot follow how a backend finds out whether it can serve
+def _best_backend(*kind):
     if kind not in _best:
         _best[kind] = next(name for name in BACKENDS if unavailable_reason(name, *kind) is None)
-    return _forced or _best[kind]
+    return _best[kind]
 
 
 def unavailable_reason(backend, device="cpu", dtype=torch.float32):

@@ -218,6 +218,19 @@ def test_triton_comes_before_mamba_ssm(monkeypatch):
     assert next(name for name in ops.BACKENDS if ops.unavailable_reason(name, "cuda") is None) == "triton"
 
 
+def test_torch_compile_does_not_follow_how_a_backend_is_chosen(monkeypatch):
+    """On a GPU that leads where it cannot go, in some versions through importlib."""
+    monkeypatch.setattr(ops, "_best", {})
+    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: torch._dynamo.graph_break() or "it does not serve")
+
+    def add_if_torch(x):
+        return x + 1 if ops.choose_backend(x) == "torch" else x
+
+    compiled = torch.compile(add_if_torch, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(3)).tolist() == [1, 1, 1]
+    assert ops._best == {("cpu", torch.float32): "torch"}
+
+
 def test_what_mamba_ssm_cannot_do_is_refused():
     inputs = scan_inputs(1, 8, 4, 3, dtype=torch.float32, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient of the last state"):
