@@ -1,14 +1,59 @@
-"""The scripts that measure, at toy size: what they call is there, or the first hour on a GPU would find that it is not.
-"""
+"""Scripts: SLURM's among stand-ins for its commands; those that measure at toy size, so that what they call is there."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from helpers.paths import CHECKOUT
+
+SRUN = """#!/usr/bin/env bash
+env | grep -E "SRUN_CPUS|SHUTDOWN" > "$0.environment"
+trap 'exit 143' TERM
+touch "$0.runs"
+if [ "$FINISHES" = 1 ]; then exit 0; fi
+while true; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Starts a script among stand-ins for SLURM's commands, which write down what they were given."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "scontrol").write_text('#!/usr/bin/env bash\necho "$@" | tee -a "$0.arguments"\n')
+    for command in ("srun", "scontrol"):
+        (tmp_path / command).chmod(0o755)
+
+    def start(script, **variables):
+        environment = os.environ | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "12", "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3",
+            **variables}
+        return subprocess.Popen(["bash", CHECKOUT / "scripts" / script, "recipe"], env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize("script", ["pretrain.slurm", "superb.slurm"])
+def test_slurm_s_steps_have_the_job_s_processors(slurm, tmp_path, script):
+    assert slurm(script, FINISHES="1").wait() == 0
+    environment = (tmp_path / "srun.environment").read_text().split()
+    assert "SRUN_CPUS_PER_TASK=12" in environment
+    if script == "pretrain.slurm":
+        (patience,) = [line.partition("=")[2] for line in environment if "SHUTDOWN_TIMEOUT" in line]
+        assert 60 < int(patience) < 300  # SLURM signals so many seconds before the end
+
+
+def test_a_job_that_is_signalled_queues_itself_again(slurm, tmp_path):
+    job = slurm("pretrain.slurm", FINISHES="0")
+    while not (tmp_path / "srun.runs").exists():
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait() == 0
+    assert (tmp_path / "scontrol.arguments").read_text().splitlines()[-1] == "requeue 77"
 
 
 @pytest.mark.slow

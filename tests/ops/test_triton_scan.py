@@ -207,8 +207,8 @@ def test_compiler_s_registers_spills_and_loads(capability, dtype, record_propert
         assert {name: number for name, number in found[kernel].items() if number > bounds[name]} == {}, kernel
 
 
-def test_launches_of_tiny_without_asking_the_device():
-    """Batch 1: launches are what it is bound by, and a graph can hold no question to the device."""
+def launches_of_tiny(inputs):
+    """Names of all that a forward pass of tiny would launch on a GPU, with chunks of 64 steps."""
     launches = []
 
     class Record(TorchDispatchMode):
@@ -223,9 +223,25 @@ def test_launches_of_tiny_without_asking_the_device():
         mock.patch.object(scan, "_chunk_length", lambda *_: 64), ops.forced_backend("triton"),
         product.forced(("torch",) * 3), Record(),
     ):
-        model(torch.zeros(1, 1024, 128))
+        model(inputs)
+    return launches
+
+
+def test_launches_of_tiny_without_asking_the_device():
+    """Batch 1: launches are what it is bound by, and a graph can hold no question to the device."""
+    launches = launches_of_tiny(torch.zeros(1, 1024, 128))
     assert 200 < len(launches) <= 300
     assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"} & set(map(str, launches))
+
+
+def test_windows_of_many_lengths_are_launched_as_one():
+    """All that is launched for each length works out places, on the CPU."""
+    equal = launches_of_tiny([torch.zeros(64, 128)] * 8)
+    unequal = launches_of_tiny([torch.zeros(64 + 16 * i, 128) for i in range(8)])
+    on_the_cpu = {"aten::arange", "aten::add", "aten::mul", "aten::cat", "aten::cumsum"}
+    for found in (equal, unequal):
+        found[:] = [launch for launch in found if launch not in on_the_cpu]
+    assert len(equal) == len(unequal) <= 320
 
 
 def test_last_state_and_output_may_be_used_alone(chunk_length):
