@@ -1,4 +1,4 @@
-"""Scripts: SLURM's among stand-ins for its commands; those that measure at toy size, so that what they call is there."""
+"""SLURM's scripts among stand-ins for its commands; those that measure at toy size, so that what they call is there."""
 
 import json
 import os
