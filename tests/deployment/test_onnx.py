@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel
+from ssamba_upstream import (
+    SsambaConfig,
+    SsambaFeatureExtractor,
+    SsambaForAudioClassification,
+    SsambaForAudioFrameClassification,
+    SsambaModel,
+)
 from ssamba_upstream.checkpoint import save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
@@ -34,8 +40,8 @@ def save(tmp_path):
 
 @pytest.fixture
 def save_clip_classifier(tmp_path):
-    def save(max_length=128, **fields):
-        model = SsambaForAudioClassification(SsambaConfig(**{**SMALL, **LABELS, **fields}))
+    def save(max_length=128, model_class=SsambaForAudioClassification, **fields):
+        model = model_class(SsambaConfig(**{**SMALL, **LABELS, **fields}))
         extractor = SsambaFeatureExtractor(max_length=max_length, mean=-6.6, std=5.4)
         write_classifier(model, extractor, tmp_path / "classifier")
         return tmp_path / "classifier", model.eval(), extractor
@@ -104,11 +110,28 @@ def test_logits_of_a_classifier(tmp_path, save_clip_classifier, fields):
     for utterances, seconds in ((1, 0.001), (8, 0.1), (2, 1.295), (1, 30.0)):
         wavs = wavs_of(utterances, seconds)
         with torch.no_grad():
-            expected = model(extractor(list(wavs), return_tensors="pt")["input_values"]).logits
+            expected = model(extractor(list(wavs), return_tensors="pt", truncation=True)["input_values"]).logits
         found = run(tmp_path / "out.onnx", "waveform", wavs)["logits"]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
     assert json.loads(properties["ssamba"])["labels"] == ["dog", "rain", "sea"]
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"final_norm_twice": True, "block_order": "paired", "time_stride": 10, "frequency_stride": 10},
+], ids=["default", "as published"])
+def test_logits_of_seconds(tmp_path, save_clip_classifier, fields):
+    folder, model, extractor = save_clip_classifier(350, SsambaForAudioFrameClassification, **fields)
+    export(folder, tmp_path / "out.onnx")
+    for utterances, seconds in ((1, 0.5), (2, 3.4), (1, 10.0)):
+        wavs = wavs_of(utterances, seconds)
+        with torch.no_grad():
+            expected = model(extractor(list(wavs), return_tensors="pt", truncation=True)["input_values"]).logits
+        found = run(tmp_path / "out.onnx", "waveform", wavs)["logits"]
+        assert found.shape == (utterances, 3, 3)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ExportError, match="seconds, and .* depend on the length of the log-mel"):
+        export(folder, tmp_path / "log_mel.onnx", reads="log_mel")
 
 
 def test_log_mel_of_a_classifier(tmp_path, save_clip_classifier):
