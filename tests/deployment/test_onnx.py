@@ -81,7 +81,7 @@ def test_hidden_states_of_a_waveform(tmp_path, save, fields, options):
 
 def test_embedding_is_the_mean_over_time(tmp_path, save):
     checkpoint = save()
-    assert main(["export", str(checkpoint), str(tmp_path / "out.onnx")]) == 0
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out.onnx")]) == 0
     wavs = wavs_of(3, 2.5)
     found = run(tmp_path / "out.onnx", "waveform", wavs)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_graph_is_valid_and_does_not_grow(tmp_path, save):
 
 def test_int8(tmp_path, save):
     checkpoint = save(hidden_size=64)
-    assert main(["export", str(checkpoint), str(tmp_path / "int8.onnx"), "--int8"]) == 0
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "int8.onnx"), "--int8"]) == 0
     float32 = export(checkpoint, tmp_path / "float32.onnx")
     assert (tmp_path / "int8.onnx").stat().st_size < 0.7 * float32.size
     model = onnx.load(tmp_path / "int8.onnx")

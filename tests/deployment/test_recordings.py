@@ -169,7 +169,7 @@ def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
 
     before = (tmp_path / "out.csv").read_bytes()
     assert main(command) == 1
-    assert "2 were there, 1 are left out" in capsys.readouterr().out
+    assert "there already: 2, left out: 1" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
