@@ -203,8 +203,10 @@ class _Classifier:
         seconds = [len(self._seconds())] if self.of_seconds else []
         self.output_shapes = {"logits": ["batch", *seconds, model.config.num_labels]}
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        self.metadata = {"sampling_rate": self.extractor.sampling_rate, "labels": labels,
-                         "problem_type": model.config.problem_type}
+        self.metadata = {
+            "sampling_rate": self.extractor.sampling_rate, "labels": labels, "problem_type": model.config.problem_type,
+            "clip_samples": self.extractor.front_end.samples_of(self.extractor.max_length),
+        }
 
     def nodes(self, graph, value):
         from . import onnx_graph
