@@ -34,7 +34,8 @@ def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
         samples, rate = config.front_end.samples_of(config.pretraining_frames), config.sampling_rate
         waveforms = torch.rand(PRETRAINING_CLIPS, samples, device=device) - 0.5
         fbank = torch.stack(log_mel(list(waveforms)))
-        masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches).to(device).chunk(2)
+        masks = cluster_mask(2 * len(fbank), *config.position_grid, config.masked_patches,
+                             sides=config.cluster_sides).to(device).chunk(2)
         parameters = list(model.parameters())
 
         def step(masks):

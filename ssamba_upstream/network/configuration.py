@@ -6,6 +6,8 @@ from types import NoneType
 
 from transformers import PretrainedConfig
 
+from .masking import PUBLISHED_SIDES
+
 HIDDEN_SIZES = {"tiny": 192, "small": 384, "base": 768}
 
 
@@ -127,7 +129,11 @@ class SsambaConfig(PretrainedConfig):
             published code; the representation is the final norm once, either way.
         masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
             grid.
+        cluster_sides: smallest and largest side, in patches, of the squares that are masked.
         reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
+        negatives: what a masked patch is told from: "clip", the clip's other masked patches, or "batch", those of all
+            clips that a process sends through the network at once.
+        normalised_targets: predict each patch less its mean and over its deviation (MAE, arXiv 2111.06377, section 3).
         pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
         clip_frames: length in fbank frames to which the feature extractor brings clips. Default: the pretraining
             clips'.
@@ -171,7 +177,10 @@ class SsambaConfig(PretrainedConfig):
         time_step_floor=1e-4,
         final_norm_twice=False,
         masked_patches=None,
+        cluster_sides=PUBLISHED_SIDES,
         reconstruction_weight=10.0,
+        negatives="clip",
+        normalised_targets=False,
         pooling="avgtok",
         clip_frames=None,
         **kwargs,
@@ -209,7 +218,10 @@ class SsambaConfig(PretrainedConfig):
         self.final_norm_twice = final_norm_twice
         rows, columns = self.position_grid
         self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
+        self.cluster_sides = list(cluster_sides)
         self.reconstruction_weight = reconstruction_weight
+        self.negatives = negatives
+        self.normalised_targets = normalised_targets
         self.pooling = pooling
         self.clip_frames = clip_frames
         self._check()
@@ -265,6 +277,7 @@ class SsambaConfig(PretrainedConfig):
             "block_order": ("sequential", "paired"),
             "norm": ("layer_norm", "rms_norm"),
             "pooling": ("avgtok", "cls"),
+            "negatives": ("clip", "batch"),
             "problem_type": (None, "single_label_classification", "multi_label_classification"),
         }
         for name, allowed in choices.items():
@@ -275,6 +288,9 @@ class SsambaConfig(PretrainedConfig):
             stride = getattr(self, name)
             if not isinstance(stride, int) or not 1 <= stride <= patch:
                 raise ValueError(f"{name} must be a whole number from 1 to the patch's size, {patch}; got {stride!r}")
+        if len(self.cluster_sides) != 2 or not 1 <= self.cluster_sides[0] <= self.cluster_sides[1]:
+            raise ValueError("cluster_sides must be the smallest and the largest side of a square, such as [3, 5]; "
+                             f"got {self.cluster_sides}")
         if self.block_order == "paired" and self.num_hidden_layers % 2:
             raise ValueError(f"paired blocks need an even num_hidden_layers; got {self.num_hidden_layers}")
         if min(self.position_grid) < 1:

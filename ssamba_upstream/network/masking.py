@@ -1,16 +1,16 @@
 """Which patches of a clip are masked: square clusters, drawn for a whole batch at once.
 
-A side of 3, 4 or 5 patches is drawn for each clip, and squares of that side are laid down until enough patches are
-covered (SSAST, arXiv 2110.09784, section 2.3).
+A side, of 3, 4 or 5 patches by default, is drawn for each clip, and squares of that side are laid down until enough
+patches are covered (SSAST, arXiv 2110.09784, section 2.3).
 """
 
 import torch
 import torch.nn.functional as F
 
-SIDES = (3, 4, 5)
+PUBLISHED_SIDES = (3, 5)
 
 
-def cluster_mask(batch, rows, columns, masked, generator=None, published=False):
+def cluster_mask(batch, rows, columns, masked, generator=None, published=False, sides=PUBLISHED_SIDES):
     """Draw masks.
 
     By default every patch is equally likely to be masked: squares may reach over the edges, where they are cut off,
@@ -24,6 +24,7 @@ def cluster_mask(batch, rows, columns, masked, generator=None, published=False):
         rows, columns: the grid of patches, frequency and time.
         masked: patches to be masked in each clip.
         generator: torch.Generator on the CPU. Default: torch's global one.
+        sides: smallest and largest side of a square; (1, 1) draws patches one by one.
 
     Returns:
         (batch, rows * columns) of bool on the CPU, frequency-major, exactly ``masked`` true in each row.
@@ -35,10 +36,11 @@ def cluster_mask(batch, rows, columns, masked, generator=None, published=False):
     maskable = patches - 2 if published else patches
     if not 1 <= masked <= maskable:
         raise ValueError(f"masked patches must be from 1 to {maskable}, of {patches}; got {masked}")
-    sides = torch.randint(SIDES[0], SIDES[-1] + 1, (batch, 1, 1), generator=generator)
+    smallest, largest = sides
+    drawn = torch.randint(smallest, largest + 1, (batch, 1, 1), generator=generator)
     if published:
-        return _lowest(_published_cover(sides, rows, columns, generator), masked)
-    cover = _cover(sides, rows, columns, generator)
+        return _lowest(_published_cover(drawn, largest, rows, columns, generator), masked)
+    cover = _cover(drawn, largest, rows, columns, generator)
     last = cover.sort(dim=1).values[:, masked - 1, None]
     # Of the last square, chance decides which patches are kept.
     order = torch.where(cover == last, last + torch.rand(cover.shape, generator=generator), cover)
@@ -49,20 +51,20 @@ def cluster_mask(batch, rows, columns, masked, generator=None, published=False):
 # Each place therefore gets a random time, and a patch is covered at the earliest time of the squares that contain it.
 
 
-def _cover(sides, rows, columns, generator):
+def _cover(sides, largest, rows, columns, generator):
     """(batch, patches): when each patch is covered by squares that may begin before the first row and column."""
-    margin = SIDES[-1] - 1
+    margin = largest - 1
     times = torch.rand(len(sides), rows + margin, columns + margin, generator=generator, dtype=torch.float64)
-    times = _earliest([times[:, margin - i : margin - i + rows] for i in range(SIDES[-1])], sides)
-    times = _earliest([times[:, :, margin - j : margin - j + columns] for j in range(SIDES[-1])], sides)
+    times = _earliest([times[:, margin - i : margin - i + rows] for i in range(largest)], sides)
+    times = _earliest([times[:, :, margin - j : margin - j + columns] for j in range(largest)], sides)
     return times.flatten(1)
 
 
-def _published_cover(sides, rows, columns, generator):
+def _published_cover(sides, largest, rows, columns, generator):
     """(batch, patches): when each patch is covered by squares that run on from a row's end into the next."""
     times = torch.rand(len(sides), 1, rows * columns, generator=generator, dtype=torch.float64)
     for step in (columns, 1):
-        shifted = [F.pad(times, (i * step, 0), value=torch.inf)[..., : rows * columns] for i in range(SIDES[-1])]
+        shifted = [F.pad(times, (i * step, 0), value=torch.inf)[..., : rows * columns] for i in range(largest)]
         times = _earliest(shifted, sides)
     times[..., 0] = torch.inf
     return times.squeeze(1)

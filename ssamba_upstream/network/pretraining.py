@@ -19,7 +19,7 @@ class SsambaForPreTrainingOutput(ModelOutput):
     """
     Attributes:
         loss: contrastive loss + ``reconstruction_weight`` x reconstruction loss.
-        contrastive_loss: InfoNCE of the masked patches of a clip among one another.
+        contrastive_loss: InfoNCE of the masked patches, of a clip or of the batch, among one another.
         contrastive_accuracy: see :func:`contrastive`; no gradient.
         reconstruction_loss: mean squared error of the masked patches.
     """
@@ -34,7 +34,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
     """SSAMBA with the joint objective of its pretraining (arXiv 2405.11831, section 2.3; SSAST, arXiv 2110.09784).
 
     Masked patches are replaced by a learned embedding; from what the encoder makes of them, one head predicts the
-    patch that is to be told from the clip's other masked patches, and another reconstructs it.
+    patch that is to be told from the other masked ones, and another reconstructs it.
     """
 
     def __init__(self, config):
@@ -72,12 +72,15 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         patches = self.patches(input_values)
         if mask is None:
             grid = self.config.num_patch_rows, self.config.columns(input_values.shape[1])
-            mask = cluster_mask(len(patches), *grid, self.config.masked_patches)
-        targets = _select(patches, mask)
+            mask = cluster_mask(len(patches), *grid, self.config.masked_patches, sides=self.config.cluster_sides)
+        targets = self.targets(_select(patches, mask))
         hidden = self.masked_tokens(input_values, mask)
-        contrastive_loss, accuracy = contrastive(self.contrastive_head(hidden), targets)
+        told_apart = self.contrastive_head(hidden), targets
+        if self.config.negatives == "batch":
+            told_apart = (patches_of_clips.flatten(0, 1).unsqueeze(0) for patches_of_clips in told_apart)
+        contrastive_loss, accuracy = contrastive(*told_apart)
         if reconstruction_mask is not None:
-            targets = _select(patches, reconstruction_mask)
+            targets = self.targets(_select(patches, reconstruction_mask))
             hidden = self.masked_tokens(input_values, reconstruction_mask)
         reconstruction_loss = F.mse_loss(self.reconstruction_head(hidden).float(), targets)
         return SsambaForPreTrainingOutput(
@@ -89,18 +92,28 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
 
     def reconstruct(self, input_values, mask):
         """(batch, frames, mel) and a mask -> (batch, patches, pixels): the clip's patches, the masked ones replaced
-        by their reconstructions."""
+        by their reconstructions; where targets are normalised, with each patch's own mean and deviation."""
         patches = self.patches(input_values)
         predictions = self.reconstruction_head(self.masked_tokens(input_values, mask))
+        if self.config.normalised_targets:
+            mean, deviation = _mean_and_deviation(_select(patches, mask))
+            predictions = predictions * deviation + mean
         return patches.masked_scatter(mask.unsqueeze(2), predictions.to(patches.dtype))
 
     def patches(self, input_values):
         """(batch, frames, mel) -> (batch, patches, pixels): the raw patches, frequency-major, and in each of them the
-        pixels likewise; what the heads predict."""
+        pixels likewise."""
         config = self.config
         stride = (config.frequency_stride, config.time_stride)
         image = input_values.transpose(1, 2).unsqueeze(1)
         return F.unfold(image, tuple(config.patch_size), stride=stride).transpose(1, 2)
+
+    def targets(self, patches):
+        """(..., pixels) of masked patches -> what the heads are to predict of them."""
+        if not self.config.normalised_targets:
+            return patches
+        mean, deviation = _mean_and_deviation(patches)
+        return (patches - mean) / deviation
 
     def masked_tokens(self, input_values, mask):
         """What the encoder makes of the masked patches, (batch, masked patches, E)."""
@@ -141,6 +154,12 @@ def contrastive(predictions, targets):
     log_probabilities = scores.log_softmax(dim=2)
     loss = F.nll_loss(log_probabilities.flatten(0, 1), own.flatten())
     return loss, (log_probabilities.detach().argmax(dim=1) == own).float().mean()
+
+
+def _mean_and_deviation(patches):
+    """Of each patch, (..., 1); the deviation of a patch of one value, such as of padding, is kept from zero."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
 
 
 def _select(tokens, mask):

@@ -39,7 +39,7 @@ def show_masks(model, recording, out, seed=0):
     fbank = fbank[: columns * config.patch_size[1]].unsqueeze(0)
     rows = config.num_patch_rows
     masked = round(config.masked_patches * columns / config.position_grid[1])
-    mask = cluster_mask(1, rows, columns, masked, torch.Generator().manual_seed(seed))
+    mask = cluster_mask(1, rows, columns, masked, torch.Generator().manual_seed(seed), sides=config.cluster_sides)
     patches, found = model.patches(fbank), model.reconstruct(fbank, mask)
     pictures = {
         "log-mel": patches,

@@ -9,10 +9,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..corpora.labelled import read_labelled
+from ..figures import load_pyplot
 from ..frontend import LogMel
 from ..network.masking import cluster_mask
 from ..network.pretraining import SsambaForPreTraining
 from ..probing.features import time_averages
+from ..probing.geometry import effective_rank
 from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
@@ -20,7 +22,11 @@ from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
 from ..training.run_folder import check_continuation, describe_run
 from ..training.training_state import TrainingError
 from .batches import training_batches, validation_batches
+from .curves import draw_curves
 from .model_card import save_result
+
+COLLAPSED = 1.5  # effective rank of representations that hardly differ
+CLIPS_OF_RANK = 512  # more change little of it
 
 
 def pretrain(recipe, out, resume=False, device=None):
@@ -30,7 +36,7 @@ def pretrain(recipe, out, resume=False, device=None):
         recipe: a PretrainingRecipe.
         out: the run's folder. Written there: ``best`` and ``last``, checkpoints by validation accuracy and by time;
             ``run.json``, the recipe, the manifests' hashes and the environment; ``states``, what ``resume`` needs;
-            ``log.jsonl`` and ``tensorboard``.
+            ``log.jsonl`` and ``tensorboard``; and at the end ``curves.png``.
         resume: go on from the newest state in ``out``, or begin where there is none.
         device: "cpu" or "cuda". Default: CUDA where there is one.
 
@@ -62,6 +68,7 @@ class _Pretraining(Run):
         average = None
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        load_pyplot()  # lest the end of the run find out that it is missing
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
@@ -84,7 +91,7 @@ class _Pretraining(Run):
         fbank = batch_to_fbank(batch, self.log_mel, config.pretraining_frames)
         masks = [
             cluster_mask(len(fbank), *config.position_grid, config.masked_patches, generator,
-                         recipe.masking == "published")
+                         recipe.masking == "published", config.cluster_sides)
             for _ in range(2 if recipe.objective == "two_pass" else 1)
         ]
         with self.autocast():
@@ -112,14 +119,18 @@ class _Pretraining(Run):
             self._probe(step)
 
     def end(self):
-        self.log.say(f"done; the checkpoints are {self.out / 'best'} and {self.out / 'last'}")
+        if self.processes.first:
+            draw_curves(self.out / "log.jsonl", self.out / "curves.png")
+        self.log.say(f"done; the checkpoints are {self.out / 'best'} and {self.out / 'last'}, the curves "
+                     f"{self.out / 'curves.png'}")
 
     @torch.no_grad()
     def _validate(self, step):
-        """Losses on the validation clips under masks that are the same every time; keeps the best network."""
+        """Losses on the validation clips under masks that are the same every time, and the effective rank of what the
+        encoder makes of the clips; keeps the best network."""
         recipe, processes, model = self.recipe, self.processes, self._evaluated()
         model.eval()
-        totals = torch.zeros(len(self.LOSSES) + 1, dtype=torch.float64)
+        totals, averages = torch.zeros(len(self.LOSSES) + 1, dtype=torch.float64), []
         generator = torch.Generator().manual_seed(seed_of(recipe.seed, VALIDATION, 0, processes.rank))
         clips = clips_at_once(recipe, processes.world_size)
         batches = validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
@@ -131,11 +142,17 @@ class _Pretraining(Run):
             output = self.forward(model, batch, generator)
             values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
             totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
+            if len(averages) * clips < CLIPS_OF_RANK // processes.world_size:
+                averages.append(self._averages(model, batch))
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
             raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")
         values = {name: total / count for name, total in zip(self.LOSSES, sums)}
+        values["effective_rank"] = effective_rank(torch.cat(sum(processes.gather(averages), [])))
         self.log.record(step, "validation", clips=int(count), **values)
+        if count > 1 and values["effective_rank"] < COLLAPSED:
+            self.log.say(f"step {step}: the network has collapsed, it makes nearly the same of every clip (effective "
+                         f"rank {values['effective_rank']:.2f}); a lower learning rate or a longer warm-up may help")
         accuracy = values["contrastive_accuracy"]
         if recipe.schedule == "plateau" and step > recipe.warmup_steps:
             self.plateau.step(accuracy)
@@ -143,6 +160,12 @@ class _Pretraining(Run):
             self.progress["best"] = accuracy
             self._save_result("best", step, values)
         self._save_result("last", step, values)
+
+    def _averages(self, model, batch):
+        """(clips, E) on the CPU: the mean over the patches of each whole clip, nothing masked, after the final norm."""
+        fbank = batch_to_fbank(batch, self.log_mel, model.config.pretraining_frames)
+        with self.autocast():
+            return model.ssamba(fbank).last_hidden_state[:, 1:].mean(1).float().cpu()
 
     def _probe(self, step):
         """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""

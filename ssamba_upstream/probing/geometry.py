@@ -1,4 +1,6 @@
-"""The geometry of the layers: the norms of their time averages, and how similar two layers are, by linear CKA."""
+"""The geometry of the layers: norms and effective rank of their time averages, and linear CKA of two layers."""
+
+import math
 
 import torch
 
@@ -10,6 +12,27 @@ MOST_UTTERANCES = 1000
 def norms(features):
     """Mean Euclidean norm of each layer's time averages: (layers, utterances, features) -> (layers,)."""
     return torch.stack([layer.float().norm(dim=1).mean() for layer in features])
+
+
+@torch.no_grad()
+def effective_rank(features):
+    """How many directions a set of representations uses: 1 where all are equal, at most as many as there are.
+
+    The exponential of the entropy of the singular values, each over their sum (Roy and Vetterli, "The effective rank",
+    2007; RankMe, arXiv 2210.02885). The mean is not subtracted: that of a network that has collapsed, which makes the
+    same of everything, would leave nothing but rounding.
+
+    Args:
+        features: (utterances, features).
+
+    Returns:
+        a float; NaN where a feature is not finite.
+    """
+    if not features.isfinite().all():
+        return math.nan
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum()
+    return torch.special.entr(shares).sum().exp().item()
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ class RunLog:
         if not active:
             return
         self.file, self.clips = Path(folder) / "log.jsonl", clips
+        self.shown = {}
         self._drop_after(step)
         self.curves = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
         self.progress = tqdm(initial=step * clips, total=steps * clips, unit="clip", smoothing=0.05, dynamic_ncols=True)
@@ -35,7 +36,10 @@ class RunLog:
             self.progress.update(self.clips)
 
     def record(self, step, kind, **values):
-        """Write a line of numbers, and a curve for each; ``kind`` is "training", "validation", "probe" or "event"."""
+        """Write a line of numbers, and a curve for each; ``kind`` is "training", "validation", "probe" or "event".
+
+        The progress bar shows those of training beside the last accuracy of a probe.
+        """
         if not self.active:
             return
         with self.file.open("a") as file:
@@ -45,8 +49,11 @@ class RunLog:
                 self.curves.add_scalar(f"{kind}/{name}", value, step)
         shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
         if kind == "training":
-            self.progress.set_postfix(shown, refresh=False)
+            self.shown |= shown
+            self.progress.set_postfix(self.shown, refresh=False)
         else:
+            if kind == "probe":
+                self.shown = {"probe": shown["test_accuracy"], **self.shown}
             self.say(f"step {step} {kind}: {', '.join(f'{name} {value}' for name, value in shown.items())}")
 
     def say(self, sentence):

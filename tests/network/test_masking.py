@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from helpers.paths import DATA
 from ssamba_upstream.network.masking import cluster_mask
@@ -83,3 +84,16 @@ def test_masks_are_clusters():
     share = grid.mean()
     assert (grid[:, :, 1:] * grid[:, :, :-1]).mean() > 3 * share**2
     assert (grid[:, 1:] * grid[:, :-1]).mean() > 3 * share**2
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_sides_of_the_squares(published):
+    """Of single patches, neighbours are masked together as often as chance has it; of 2 x 2, an inner patch never by
+    itself."""
+    generator = torch.Generator().manual_seed(0)
+    single = cluster_mask(500, ROWS, COLUMNS, 64, generator, published, sides=(1, 1)).view(-1, ROWS, COLUMNS).float()
+    assert (single[:, :, 1:] * single[:, :, :-1]).mean().item() == pytest.approx(64 / 512 * 63 / 511, rel=0.1)
+    square = cluster_mask(500, ROWS, COLUMNS, 64, generator, published, sides=(2, 2)).view(-1, ROWS, COLUMNS).float()
+    neighbours = F.conv2d(square.unsqueeze(1), torch.tensor([[[[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]]]))[:, 0]
+    alone = square[:, 1:-1, 1:-1].bool() & (neighbours < 2)
+    assert alone.flatten(1).sum(1).max() <= 4  # of the last square, a part is kept

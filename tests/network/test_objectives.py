@@ -70,6 +70,39 @@ def test_contrastive_and_its_gradient_against_a_loop():
     torch.testing.assert_close(found, *torch.autograd.grad(expected, predictions))
 
 
+def test_negatives_of_the_whole_batch():
+    model, fbank = small_model(negatives="batch").eval(), torch.randn(3, 128, 128)
+    mask = torch.zeros(3, 64, dtype=torch.bool).scatter_(1, torch.rand(3, 64).topk(20).indices, True)
+    output = model(fbank, mask)
+    predictions = model.contrastive_head(model.masked_tokens(fbank, mask)).flatten(0, 1)
+    scores = model.patches(fbank)[mask] @ predictions.T
+    torch.testing.assert_close(output.contrastive_loss, F.cross_entropy(scores, torch.arange(60)))
+    model.config.negatives = "clip"
+    assert output.contrastive_loss > model(fbank, mask).contrastive_loss
+
+
+def test_normalised_targets():
+    model, fbank = small_model(normalised_targets=True).eval(), 3 * torch.randn(2, 128, 128) + 5
+    fbank[:, :16] = 0  # patches of one value
+    mask = torch.arange(64).expand(2, -1) < 20
+    output = model(fbank, mask)
+    patches = model.patches(fbank)[mask].double()
+    targets = (patches - patches.mean(1, True)) / (patches.var(1, keepdim=True) + 1e-6).sqrt()
+    found = model.reconstruction_head(model.masked_tokens(fbank, mask)).flatten(0, 1)
+    torch.testing.assert_close(output.reconstruction_loss, F.mse_loss(found, targets.float()))
+    assert output.loss.isfinite()
+    reconstructed = model.reconstruct(fbank, mask)[mask]
+    expected = found * (patches.var(1, keepdim=True) + 1e-6).sqrt() + patches.mean(1, True)
+    torch.testing.assert_close(reconstructed, expected.float(), **CLOSE)
+
+
+@pytest.mark.parametrize("wrong", [{"negatives": "all"}, {"cluster_sides": [5, 3]}, {"cluster_sides": [0, 3]},
+                                   {"cluster_sides": [3]}])
+def test_objectives_that_there_are_not(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        small_model(**wrong)
+
+
 def test_a_second_mask_means_a_second_pass():
     model, fbank = small_model().eval(), torch.randn(2, 128, 128)
     first, second = torch.zeros(2, 2, 64, dtype=torch.bool).unbind()

@@ -106,6 +106,8 @@ def test_a_run_and_its_checkpoints(tmp_path, recipe, changes):
         assert description["recipe"]["batch_size"] == 4 and list(description["manifests"].values())[0]
     assert main(["info", str(tmp_path / "run" / "best")]) == 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert all(1 < rank <= 12 for _, rank in logged(tmp_path / "run", "effective_rank", kind="validation"))
 
 
 def test_the_upstream_reads_the_result(tmp_path, recipe):
@@ -157,13 +159,29 @@ def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatc
     assert "goes on with torch for the output" in capsys.readouterr().out
 
 
+def test_a_network_that_makes_the_same_of_every_clip_is_told_of(tmp_path, recipe, capsys, monkeypatch):
+    pretrain(recipe(steps=1), tmp_path / "sound")
+    assert "collapsed" not in capsys.readouterr().out
+    monkeypatch.setattr(trainer, "SsambaForPreTraining", constant_network)
+    pretrain(recipe(steps=1), tmp_path / "collapsed")
+    assert "the network has collapsed" in capsys.readouterr().out
+
+
+def constant_network(config):
+    """A network that reads nothing of its patches."""
+    model = SsambaForPreTraining(config)
+    torch.nn.init.zeros_(model.ssamba.patch_embed.proj.weight)
+    return model
+
+
 @pytest.mark.slow
-def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio):
+def test_a_probe_shows_progress_and_changes_nothing(tmp_path, recipe, audio, capfd):
     rows = [f"{audio / f'{i:02d}.wav'},{'ab'[i % 2]}" for i in range(12)]
     (tmp_path / "labelled.csv").write_text("\n".join(["path,label", *rows]))
     pretrain(recipe(probe=str(tmp_path / "labelled.csv"), probe_every=4), tmp_path / "probed")
     accuracies = logged(tmp_path / "probed", "test_accuracy", kind="probe")
     assert [step for step, _ in accuracies] == [4, 6] and all(0 <= accuracy <= 1 for _, accuracy in accuracies)
+    assert f"probe={accuracies[0][1]:.4g}" in capfd.readouterr().err
     pretrain(recipe(), tmp_path / "plain")
     assert_same_run(tmp_path / "probed", tmp_path / "plain")
 

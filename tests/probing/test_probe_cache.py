@@ -1,6 +1,7 @@
 """Averages over time on disk: exact, resumable, never stale; and what is said of the layers' geometry."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing import cache, features
 from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
-from ssamba_upstream.probing.geometry import linear_cka, norms
+from ssamba_upstream.probing.geometry import effective_rank, linear_cka, norms
 
 STRIDES = {"time_stride": 10, "frequency_stride": 10}
 
@@ -257,6 +258,16 @@ def test_cka_is_the_unbiased_estimate_of_its_source():
     assert found[0, 1].item() == pytest.approx(expected.item(), abs=1e-4)
     many = torch.randn(1, 1500, 4)
     assert linear_cka(torch.cat([many, many])).allclose(torch.ones(2, 2), atol=1e-4)
+
+
+def test_effective_rank():
+    orthogonal = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64)).Q
+    assert effective_rank(orthogonal) == pytest.approx(40)
+    assert effective_rank(torch.randn(1, 7).expand(40, 7)) == pytest.approx(1, abs=1e-4)
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    found = effective_rank((orthogonal[:, :3] * shares) @ torch.linalg.qr(torch.randn(3, 3).double()).Q)
+    assert found == pytest.approx(2 ** 1.5)  # an entropy of 1.5 bits
+    assert math.isnan(effective_rank(torch.full((3, 3), torch.nan)))
 
 
 def test_norms():

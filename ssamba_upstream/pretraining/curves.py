@@ -1,0 +1,34 @@
+"""A picture of a run's log: losses, accuracy of the contrastive task, effective rank and probe over the steps."""
+
+import json
+
+from ..figures import load_pyplot, save_figure
+
+PANELS = {
+    "contrastive_loss": "contrastive loss",
+    "reconstruction_loss": "reconstruction loss",
+    "contrastive_accuracy": "contrastive accuracy",
+    "effective_rank": "effective rank",
+    "test_accuracy": "accuracy of the probe",
+}
+
+
+def draw_curves(log, out):
+    """Draw ``log.jsonl`` of a pretraining run, a panel for each figure there is.
+
+    Args:
+        log: the file.
+        out: a picture file, .png, .pdf or .svg.
+    """
+    curves = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        for name in PANELS.keys() & line.keys():
+            curves.setdefault(name, {}).setdefault(line["kind"], []).append((line["step"], line[name]))
+    panels = [name for name in PANELS if name in curves]
+    figure, axes = load_pyplot().subplots(1, len(panels), figsize=(4 * len(panels), 3.5), layout="constrained")
+    for axis, name in zip(axes, panels):
+        for kind, points in curves[name].items():
+            axis.plot(*zip(*points), "-" if kind == "training" else "o-", markersize=3, label=kind)
+        axis.set(xlabel="step", title=PANELS[name])
+        axis.legend()
+    save_figure(figure, out)
