@@ -184,7 +184,11 @@ def test_windows_of_longer_recordings(problem_type, probability):
     model = classifier(problem_type=problem_type).double()
     fbank, lengths = torch.randn(2, 18 * 64, 128, dtype=torch.float64), torch.full((2, 18), 5)
     lengths[0, 17], lengths[1, 1:] = 2, 0
+    at_once = []
+    hook = model.ssamba.register_forward_pre_hook(lambda module, inputs: at_once.append(len(inputs[0])))
     output = model(fbank, window_lengths=lengths)
+    hook.remove()
+    assert at_once == [16, 3]
     windows = torch.stack([probability(model(window).logits) for window in fbank.split(64, dim=1)], dim=1)
     expected = (lengths[..., None] * windows).sum(dim=1) / lengths.sum(dim=1, keepdim=True)
     torch.testing.assert_close(probability(output.logits), expected)
