@@ -1,10 +1,12 @@
 """SsambaFeatureExtractor: waveforms -> what the classifiers read, by transformers' conventions."""
 
+import itertools
 from functools import lru_cache
 from numbers import Real
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .frontend import LogMel, check_waveforms
@@ -13,14 +15,19 @@ from .network.configuration import FrontEnd
 MOST_CHANNELS = 8
 """Clips of so few samples are the channels of a recording, as soundfile lays them out."""
 
+CLIPS_AT_ONCE = 16
+"""Whose log-mel is computed at once, which bounds the memory for long recordings."""
+
 
 class SsambaFeatureExtractor(SequenceFeatureExtractor):
     """Normalised log-mel of clips brought to one length, see :meth:`ssamba_upstream.frontend.LogMel.fixed_length`.
 
+    A recording that is longer is cut into windows of that length, without overlap; the last one is padded as clips are.
+
     Args:
         sampling_rate: of the waveforms, in Hz.
         num_mel_bins: mel bands.
-        max_length: of what is returned, in frames; by default 1024 of 10 ms, 10.24 s.
+        max_length: of clips, and of the windows of longer recordings, in frames; by default 1024 of 10 ms, 10.24 s.
         mean, std: of the log-mel of the data. Default: of the pretraining data; fine-tuning usually takes those of its
             own, such as -6.6268077 and 5.358466 of ESC-50, or -6.845978 and 5.5654526 of Speech Commands.
         lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation: see
@@ -86,7 +93,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
     def register_for_auto_class(cls, auto_class="AutoFeatureExtractor"):
         """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
 
-    def __call__(self, raw_speech, sampling_rate=None, return_tensors=None):
+    def __call__(self, raw_speech, sampling_rate=None, return_tensors=None, truncation=False):
         """
         Args:
             raw_speech: mono waveforms in [-1, 1] at the extractor's sampling rate: one, (samples,), as an array, a
@@ -94,9 +101,14 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
                 or (1, samples), of any lengths. int16 is divided by 32768.
             sampling_rate: at which they were sampled, in Hz. Default: taken to be the extractor's.
             return_tensors: "pt" for a tensor. Default: a numpy array.
+            truncation: whether a recording longer than ``max_length`` is cut at its end, as for training, and not into
+                windows.
 
         Returns:
-            BatchFeature with ``input_values``, (clips, max_length, mel), float32.
+            BatchFeature with ``input_values``, (clips, max_length, mel), float32. Where a recording is longer,
+            ``input_values`` are (clips, windows * max_length, mel), the windows one after the other, and beside them
+            are ``window_lengths``, (clips, windows): how many samples of the recording each window holds, 0 where a
+            recording has fewer windows. :class:`SsambaForAudioClassification` takes both.
 
         Raises:
             ValueError: another sampling rate, no waveform, or an empty, stereo, NaN or infinite one.
@@ -105,8 +117,24 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
                              "audio first")
         wavs = check_waveforms([torch.as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
-        clips = _log_mel(self.front_end).fixed_length(wavs, self.max_length)
-        return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
+        samples = self.front_end.samples_of(self.max_length)
+        windows = [[wav[:samples]] if truncation else wav.split(samples) for wav in wavs]
+        counts = [len(run) for run in windows]
+        clips = self._log_mel_of(list(itertools.chain.from_iterable(windows)))
+        if max(counts) == 1:
+            return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
+        lengths = [torch.tensor([len(window) for window in run]) for run in windows]
+        features = {
+            "input_values": pad_sequence(clips.split(counts), batch_first=True).flatten(1, 2).numpy(),
+            "window_lengths": pad_sequence(lengths, batch_first=True).numpy(),
+        }
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _log_mel_of(self, wavs):
+        """list of (samples,) -> (clips, max_length, mel)"""
+        log_mel = _log_mel(self.front_end)
+        parts = [wavs[i : i + CLIPS_AT_ONCE] for i in range(0, len(wavs), CLIPS_AT_ONCE)]
+        return torch.cat([log_mel.fixed_length(part, self.max_length) for part in parts])
 
 
 # Not an attribute, as those are what the extractor's JSON holds.

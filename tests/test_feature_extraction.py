@@ -31,14 +31,16 @@ def recipe(wav, frames, mean=-4.2677393, std=4.5689974):
 @pytest.mark.parametrize("frames", [64, 100, 512])
 def test_the_recipe(frames, statistics):
     wavs = [torch.randn(n) * 0.1 for n in (400, 16000, 16240, 50000)]
-    found = SsambaFeatureExtractor(max_length=frames, **statistics)(wavs, 16000, return_tensors="pt")
+    found = SsambaFeatureExtractor(max_length=frames, **statistics)(
+        wavs, 16000, return_tensors="pt", truncation=True)
+    assert list(found) == ["input_values"]
     assert found.input_values.shape == (4, frames, 128) and found.input_values.dtype == torch.float32
     for clip, wav in zip(found.input_values, wavs):
         torch.testing.assert_close(clip, recipe(wav, frames, **statistics), rtol=0, atol=1e-5)
 
 
 def test_real_speech(speech):
-    found = SsambaFeatureExtractor(max_length=40)(speech, return_tensors="pt").input_values
+    found = SsambaFeatureExtractor(max_length=40)(speech, return_tensors="pt", truncation=True).input_values
     for clip, features, wav in zip(found, LogMel()(speech), speech, strict=True):
         assert torch.equal(clip[: len(features)], features[:40])
         torch.testing.assert_close(clip, recipe(wav, 40), rtol=0, atol=1e-5)
@@ -60,6 +62,20 @@ def test_a_clip_shorter_than_a_frame_is_still_heard():
     whole = torch.nn.functional.pad(wav, (0, 300))
     torch.testing.assert_close(found[:1], LogMel()([whole])[0])
     assert (found[1:] == found[1, 0]).all() and (found[0] != found[1, 0]).any()
+
+
+@pytest.mark.parametrize("normalisation", ["data", "clip"])
+def test_longer_recordings_are_windows(normalisation):
+    extract = SsambaFeatureExtractor(max_length=50, normalisation=normalisation)
+    window = 49 * 160 + 400
+    wavs = [torch.randn(length) for length in (40 * window + 100, window, 2 * window + 1)]
+    found = extract(wavs, return_tensors="pt")
+    assert found.input_values.shape == (3, 41 * 50, 128) and found.window_lengths.shape == (3, 41)
+    for wav, clips, lengths in zip(wavs, found.input_values.unflatten(1, (41, 50)), found.window_lengths):
+        parts = wav.split(window)
+        assert lengths.tolist() == [len(part) for part in parts] + [0] * (41 - len(parts))
+        for clip, part in zip(clips, parts):
+            torch.testing.assert_close(clip, extract(part, return_tensors="pt").input_values[0])
 
 
 def test_what_a_waveform_may_be():

@@ -4,10 +4,13 @@ What computes is imported when a command runs, and not before: help and errors a
 """
 
 import argparse
+import os
+import select
 import sys
 
 from ..training import TrainingError
 from . import bench, checkpoints, corpora, deployment, probing, superb, training
+from .options import OUTPUT_CLOSED
 
 GROUPS = (checkpoints, corpora, training, probing, deployment, bench, superb)
 
@@ -21,7 +24,16 @@ def main(arguments=None):
     Returns:
         its exit status.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:  # also where argparse ends the process
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        return _status_of_broken_pipe(error)
+
+
+def _run(arguments):
     if arguments[:1] == ["run-downstream"]:
         return superb.run_downstream(arguments[1:])
     if arguments[:1] == ["s3prl"]:
@@ -31,12 +43,25 @@ def main(arguments=None):
         if options.needs_network:
             from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
         return options.run(options) or 0
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, TrainingError) as error:
         print(f"ssamba: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         print(f"ssamba: {error}; install this package's extras superb, pretraining, "
               "finetuning, probing and onnx", file=sys.stderr)
     return 1
+
+
+def _status_of_broken_pipe(error):
+    output, states = sys.__stdout__.fileno(), select.poll()
+    states.register(output, 0)
+    if not states.poll(0):
+        print(f"ssamba: {error}", file=sys.stderr)
+        return 1
+    # Whoever read the output, such as head, has gone: what is left must not be written when the process ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return OUTPUT_CLOSED
 
 
 def _parser():

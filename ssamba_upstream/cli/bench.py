@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .options import INTERRUPTED, SIZES, add_out
+from .options import INTERRUPTED, SIZES, add_out, counted
 
 
 def add_commands(commands):
@@ -54,7 +54,7 @@ def _write(rows, options):
 
     path = options.out / f"{options.subject}.csv"
     print(write_table(rows, path))
-    print(f"\n{options.rounds} rounds, medians, {torch.get_num_threads()} threads; wrote {path}")
+    print(f"\n{options.rounds} rounds, medians, {counted(torch.get_num_threads(), 'thread')}; wrote {path}")
 
 
 def _bench_efficiency(options):

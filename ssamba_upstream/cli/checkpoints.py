@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .options import SIZES, add_out
+from .options import SIZES, add_out, counted
 
 OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 
@@ -96,7 +96,7 @@ def _print_system():
 
     from .. import ops
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, compiled CPU kernels for "
+    print(f"torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}, compiled CPU kernels for "
           f"{ops.cpu.instruction_set or 'no instruction set'}")
     libraries, why = ops.product.choice()
     products = ", ".join(f"{library} for the {name}" for library, name in zip(libraries, ops.product.PRODUCTS))

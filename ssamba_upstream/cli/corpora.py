@@ -1,9 +1,10 @@
 """``ssamba corpora``, ``manifest`` and ``prepare``."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
-from .options import SUPERB_CORPORA, add_out
+from .options import SUPERB_CORPORA, add_out, counted, name_left_out
 
 DATA_SETS = ("audioset20k", "esc50", "speech_commands_v1", "speech_commands_v2", "urban8k_scenes")
 
@@ -89,8 +90,9 @@ def _synthesise(options):
 def _arrange_fsdd(options):
     from ..corpora.fsdd import arrange_fsdd
 
-    arrange_fsdd(options.recordings, options.out)
+    unreadable = arrange_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
+    return name_left_out(unreadable)
 
 
 def _manifest(options):
@@ -98,17 +100,20 @@ def _manifest(options):
 
     front_end = None if options.statistics is None else _front_end(options.statistics)
     found = write_manifest(options.folders, options.out)
-    print(f"wrote {options.out}: {found.files} files, {found.hours:.2f} hours")
+    print(f"wrote {options.out}: {counted(found.files, 'file')}, {found.hours:.2f} hours")
+    status = 0
     if found.unreadable:
-        print(f"{len(found.unreadable)} files cannot be read, see {options.out}.unreadable.txt")
+        print(f"left out: {counted(len(found.unreadable), 'unreadable path')}, see {options.out}.unreadable.txt",
+              file=sys.stderr)
+        status = 1
     if front_end is not None:
         from ..corpora.statistics import measure_statistics
 
         measured = measure_statistics(read_manifest(options.out), front_end)
         print(f"log-mel of {measured.frames} frames: log_mel_mean={measured.mean:.7g} "
               f"log_mel_std={measured.deviation:.7g}")
-        for line in measured.unreadable:
-            print(f"left out: {line}")
+        status |= name_left_out(measured.unreadable)
+    return status
 
 
 def _front_end(settings):
@@ -128,5 +133,7 @@ def _front_end(settings):
 def _prepare(options):
     from ..corpora.preparation import prepare
 
-    print(prepare(options.set, options.root, options.out))
+    report = prepare(options.set, options.root, options.out)
+    print(report)
     print(f"wrote {options.out}")
+    return name_left_out(report.unreadable)

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config, find_recordings, upstream_options
+from .options import add_device, add_out, add_upstream_config, counted, find_recordings, upstream_options
 
 
 def add_commands(commands):
     export = commands.add_parser("export", help="write a checkpoint as an ONNX file, compared with the network first")
     export.add_argument("checkpoint", type=Path)
-    export.add_argument("out", type=Path, metavar="OUT.onnx")
+    add_out(export, "the file", "OUT.onnx")
     export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform", help="default: waveform")
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
                         help="default: logits of a classifier, else embedding, the mean over time")
@@ -52,8 +52,8 @@ def _classify(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
                                  choose_device(options.device), report=lambda line: print(line, file=sys.stderr))
-    print(f"wrote {options.out}: {written} recordings; "
-          f"{len(recordings) - written - left_out} were there, {left_out} are left out")
+    print(f"wrote {options.out}: {counted(written, 'recording')}; there already: "
+          f"{len(recordings) - written - left_out}, left out: {left_out}")
     for line in unreadable_folders:
         print(f"cannot be searched: {line}", file=sys.stderr)
     return 1 if left_out or unreadable_folders else 0

@@ -1,5 +1,6 @@
 """Arguments that several commands have."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ SUPERB_CORPORA = {
 }
 """What the root folder of each of SUPERB's tasks holds."""
 
-INTERRUPTED = 130  # exit status after a signal, by the shell's convention
+INTERRUPTED, OUTPUT_CLOSED = 130, 141  # exit statuses, by the shell's convention of signals: SIGINT, SIGPIPE
 
 
 def add_out(parser, what, metavar="OUT", default=None):
@@ -38,6 +39,18 @@ def upstream_options(options):
     from ..frames import UpstreamOptions
 
     return asdict(UpstreamOptions.read(options.upstream_config))
+
+
+def counted(number, noun):
+    """ "1 recording", "2 recordings", of a noun whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def name_left_out(lines):
+    """Print what a job over many files has left out; returns its exit status, 1 where there is anything."""
+    for line in lines:
+        print(f"left out: {line}", file=sys.stderr)
+    return 1 if lines else 0
 
 
 def find_recordings(sources):

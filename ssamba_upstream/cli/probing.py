@@ -3,7 +3,15 @@
 import sys
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config, find_recordings, upstream_options
+from .options import (
+    add_device,
+    add_out,
+    add_upstream_config,
+    counted,
+    find_recordings,
+    name_left_out,
+    upstream_options,
+)
 
 MOST_SEEDS = 10
 
@@ -74,8 +82,8 @@ def _extract(options):
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
         choose_device(options.device), **upstream_options(options),
     )
-    print(f"wrote {written} files below {options.out}; {len(recordings) - written - left_out} were there, "
-          f"{left_out} recordings are left out")
+    print(f"wrote {counted(written, 'file')} below {options.out}; there already: "
+          f"{len(recordings) - written - left_out}, left out: {left_out}")
     for line in unreadable_folders:
         print(f"cannot be searched: {line}", file=sys.stderr)
     return 1 if left_out or unreadable_folders else 0
@@ -119,9 +127,7 @@ def _summarise(results, out):
     """Print the report's summary and what is left out; returns the exit status."""
     summary = (out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
     print(f"{summary}\n\nwrote {out}")
-    for sentence in results["unreadable"]:
-        print(f"left out: {sentence}", file=sys.stderr)
-    return 1 if results["unreadable"] else 0
+    return name_left_out(results["unreadable"])
 
 
 def _layer_weights(options):

@@ -110,8 +110,8 @@ def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) 
     recordings = _recordings(report.root, split)
     without = [str(path) for path in recordings if path.stem not in transcripts]
     if without:
-        report.notes.append(f"{len(without):,} recordings of {split} have no line in {TRANSCRIPTS}, and s3prl leaves "
-                            f"them out: {first(without)}.")
+        report.notes.append(f"{len(without):,} of the {len(recordings):,} recordings of {split} have no line in "
+                            f"{TRANSCRIPTS}, and s3prl leaves them out: {first(without)}.")
     used = [path for path in recordings if path.stem in transcripts]
     speakers = {speaker for speaker in SPEAKERS[split] if any(path.stem.startswith(speaker) for path in used)}
     report.counts[split] = {"utterances": len(used), "speakers": len(speakers)}

@@ -82,5 +82,4 @@ which everyone has to get for themselves. Give the folder ROOT with
 and the clips of ten seconds, at any depth, as wav, flac, ogg, mp3 or aiff, named by the video's id, such as
 -0RWZT-miFs:
   -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, -0RWZT-miFs_420.wav, -0RWZT-miFs_420000.wav, -0RWZT-miFs_420.000_430.000.wav""",
-    gaps=True,
 )

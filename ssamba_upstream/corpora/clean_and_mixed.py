@@ -26,8 +26,8 @@ def check_signals(report: CorpusReport, folders: dict[str, Path], kinds: tuple[s
         report.counts[split] = {"utterances": len(utterances)}
         for kind, recordings in signals.items():
             if alone := sorted(recordings.keys() - utterances):
-                report.problems.append(f"{len(alone):,} utterances of {folder / kind} are not in all of "
-                                       f"{', '.join(kinds)}: {first(alone)}; {remedy}.")
+                report.problems.append(f"{len(alone):,} of the {len(recordings):,} utterances of {folder / kind} are "
+                                       f"not in all of {', '.join(kinds)}: {first(alone)}; {remedy}.")
             require_16_khz_mono([path for path in recordings.values() if path.is_file()], report)
         _check_lengths(folder, signals, utterances, report)
     require_splits(report, remedy)

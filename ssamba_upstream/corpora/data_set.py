@@ -23,7 +23,6 @@ class DataSet:
         released: number of recordings in each split of the released set.
         classes: number of classes in the released set.
         layout: where it comes from, and what has to lie in the root.
-        gaps: leave out what cannot be read, and say so; otherwise that is an error.
         scenes: mix the recordings, which are short excerpts, to scenes with a label for every second.
     """
 
@@ -33,7 +32,6 @@ class DataSet:
     released: dict[str, int]
     classes: int
     layout: str
-    gaps: bool = False
     scenes: bool = False
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..audio import read_clip
+from ..audio import AudioError, read_clip
 from ..files import new_folder
+from .report import CorpusError, first
 from .speech_commands import KEYWORDS, write_speech_commands
 from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
 
 
-def arrange_fsdd(recordings, out) -> None:
+def arrange_fsdd(recordings, out) -> list[str]:
     """Arrange the Free Spoken Digit Dataset as Speech Commands and as VoxCeleb1, resampled to 16 kHz.
 
     In ``OUT/speech_commands_v0.01`` digit d stands for the d-th keyword (0 for yes, 9 for go); there is no
@@ -27,11 +28,15 @@ def arrange_fsdd(recordings, out) -> None:
         recordings: the dataset's folder of files ``{digit}_{speaker}_{take}.wav``.
         out: a folder that does not exist yet or is empty.
 
+    Returns:
+        a sentence for each recording that cannot be read, and is left out.
+
     Raises:
         FileNotFoundError: ``recordings`` holds no such file.
+        CorpusError: none of them can be read.
         FileExistsError: ``out`` exists and is not empty.
     """
-    digits = _read_fsdd(Path(recordings))
+    digits, unreadable = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})
     commands = (
         Utterance(samples, KEYWORDS[digit], _hash(f"{digit}_{speaker}_{take}"),
@@ -44,20 +49,27 @@ def arrange_fsdd(recordings, out) -> None:
     with new_folder(out) as folder:
         write_speech_commands(folder, commands, backgrounds={})
         write_voxceleb1(folder / "VoxCeleb1", identities)
+    return unreadable
 
 
 def _hash(name: str) -> str:
     return hashlib.sha1(name.encode()).hexdigest()[:8]
 
 
-def _read_fsdd(recordings: Path) -> list[tuple[int, str, int, np.ndarray]]:
-    """(digit, speaker, take, samples at 16 kHz) of every recording, in the order of the file names."""
+def _read_fsdd(recordings: Path) -> tuple[list[tuple[int, str, int, np.ndarray]], list[str]]:
+    """(digit, speaker, take, samples at 16 kHz) of every recording, in the order of the file names; and a sentence for
+    each that cannot be read."""
     paths = [path for path in sorted(recordings.glob("*.wav")) if re.fullmatch(r"\d_.+_\d+", path.stem)]
     if not paths:
         raise FileNotFoundError(f"{recordings} holds no files {{digit}}_{{speaker}}_{{take}}.wav; give the "
                                 "folder 'recordings' of the Free Spoken Digit Dataset.")
-    digits = []
+    digits, unreadable = [], []
     for path in tqdm(paths, desc="Free Spoken Digit Dataset", unit="file"):
         digit, speaker, take = path.stem.split("_")
-        digits.append((int(digit), speaker, int(take), read_clip(path).numpy()))
-    return digits
+        try:
+            digits.append((int(digit), speaker, int(take), read_clip(path).numpy()))
+        except AudioError as error:
+            unreadable.append(str(error))
+    if not digits:
+        raise CorpusError(f"none of {len(paths)} recordings can be read: {first(unreadable)}")
+    return digits, unreadable

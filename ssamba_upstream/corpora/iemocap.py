@@ -208,8 +208,8 @@ def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: Corpus
             missing.update(wav for wav in unknown if not os.path.isfile(report.root / wav))
             as_built = as_built and content == expected
     if missing:
-        report.problems.append(f"{len(missing):,} utterances of the metadata in {metadata} are not in "
-                               f"{report.root}: {first(sorted(missing))}; unpack them, or build the "
+        report.problems.append(f"Utterances of the metadata in {metadata} are not in {report.root}: "
+                               f"{first(sorted(missing))}; unpack them, or build the "
                                f"metadata anew: {remedy}.")
     elif not as_built:
         report.notes.append("The metadata differs, in order at least, from what `ssamba corpora "

@@ -69,7 +69,7 @@ class LabelledSet:
         _check_splits(self.splits)
         twice = [path for path, count in Counter(self.paths).items() if count > 1]
         if twice:
-            raise LabelledSetError(f"{len(twice)} recordings are there more than once: {first(twice)}")
+            raise LabelledSetError(f"recordings are there more than once: {first(twice)}")
         missing = [path for path in self.paths if not Path(path).is_file()]
         if missing:
             raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "

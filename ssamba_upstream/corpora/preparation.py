@@ -38,6 +38,7 @@ class PreparationReport:
         counts: recordings in each split.
         classes: number of classes in them.
         notes: sentences worth reading.
+        unreadable: a sentence for each recording that cannot be read, and is left out.
     """
 
     title: str
@@ -45,6 +46,7 @@ class PreparationReport:
     counts: dict[str, int]
     classes: int
     notes: list[str]
+    unreadable: list[str]
 
     def __str__(self):
         width = max(map(len, self.counts))
@@ -59,7 +61,7 @@ def prepare(name, root, out) -> PreparationReport:
     """Write a downloaded data set as a labelled set, see :func:`ssamba_upstream.corpora.labelled.read_labelled`.
 
     A part of the set, such as a few of its classes, is as good as the whole, and the report says what it is. The
-    headers of all recordings are read.
+    headers of all recordings are read; those that cannot be are left out.
 
     Args:
         name: one of SETS.
@@ -84,10 +86,10 @@ def prepare(name, root, out) -> PreparationReport:
         recordings, notes = data_set.read(root)
         if not recordings:
             raise PreparationError("no recording is listed")
-        recordings = _readable(recordings, data_set, notes)
+        recordings, unreadable = _readable(recordings)
         counts, classes = _compare(recordings, data_set, notes)
         if data_set.scenes:
-            recordings = mix_scenes(recordings, out.with_suffix(""))
+            recordings = mix_scenes(recordings, out.with_suffix(""), report=unreadable.append)
             scenes = Counter(fold for _, _, fold in recordings)
             notes.append(f"They make {len(recordings):,} scenes of {SCENE_SECONDS} s: "
                          + ", ".join(f"{count} of {fold}" for fold, count in scenes.items()) + ".")
@@ -95,25 +97,22 @@ def prepare(name, root, out) -> PreparationReport:
     except ValueError as error:
         raise PreparationError(f"{data_set.title} in {root}: {error}\n\n{data_set.layout}") from None
     _write(out, recordings)
-    return PreparationReport(data_set.title, root, counts, classes, notes)
+    return PreparationReport(data_set.title, root, counts, classes, notes, list(map(str, unreadable)))
 
 
-def _readable(recordings, data_set, notes):
-    """The recordings whose headers can be read."""
-    unreadable, kept = [], []
+def _readable(recordings):
+    """The recordings whose headers can be read, and the AudioErrors of the others."""
+    kept, unreadable = [], []
     for recording in tqdm(recordings, "reading headers", unit=" files"):
         try:
             read_header(recording[0])
         except AudioError as error:
-            unreadable.append(f"{recording[0]}: {error.reason}")
+            unreadable.append(error)
         else:
             kept.append(recording)
-    if unreadable:
-        problem = f"{len(unreadable):,} of {len(recordings):,} recordings cannot be read: {first(unreadable)}"
-        if not data_set.gaps or not kept:
-            raise PreparationError(problem)
-        notes.append(f"{problem}. They are left out.")
-    return kept
+    if not kept:
+        raise PreparationError(f"none of {len(recordings):,} recordings can be read: {first(unreadable)}")
+    return kept, unreadable
 
 
 def _compare(recordings, data_set, notes):

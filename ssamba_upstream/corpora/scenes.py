@@ -16,7 +16,7 @@ LARGEST_CUT = SAMPLE_RATE // 10
 """Samples at an excerpt's end that are not worth a second of their own; those meant to last 4 s run a little over."""
 
 
-def mix_scenes(excerpts, folder, seed=0):
+def mix_scenes(excerpts, folder, seed=0, report=None):
     """Join the excerpts of each fold to scenes of one minute, and write them as FLAC, 16 kHz, mono, 16 bits.
 
     The excerpts of a fold follow each other in the order of the SHA-256 of the seed and their file name. Each is
@@ -30,6 +30,7 @@ def mix_scenes(excerpts, folder, seed=0):
         excerpts: (path, class, fold) of each.
         folder: for the scenes, ``{fold}_{number}.flac``, the number of three digits or more.
         seed: of the order.
+        report: called with the AudioError of each excerpt that cannot be read, and is left out. Default: it is raised.
 
     Returns:
         (path, label, fold) of each scene; the label is the classes of its seconds, see
@@ -47,7 +48,7 @@ def mix_scenes(excerpts, folder, seed=0):
         for fold, members in by_fold.items():
             members.sort(key=lambda member: hashlib.sha256(f"{seed} {member[0].name}".encode()).digest())
             before = len(scenes)
-            for number, (samples, classes) in enumerate(_minutes(members, progress)):
+            for number, (samples, classes) in enumerate(_minutes(members, progress, report)):
                 path = folder / f"{fold}_{number:03d}.flac"
                 _write(path, samples)
                 scenes.append((path, join_labels(classes), fold))
@@ -57,14 +58,20 @@ def mix_scenes(excerpts, folder, seed=0):
     return scenes
 
 
-def _minutes(members, progress):
+def _minutes(members, progress, report):
     """Yields (samples, classes of the seconds) of whole scenes."""
     seconds, classes = [], []
     for path, label in members:
-        found = _read_seconds(path)
+        progress.update()
+        try:
+            found = _read_seconds(path)
+        except AudioError as error:
+            if report is None:
+                raise
+            report(error)
+            continue
         seconds.extend(found)
         classes.extend([label] * len(found))
-        progress.update()
         while len(seconds) >= SCENE_SECONDS:
             yield np.concatenate(seconds[:SCENE_SECONDS]), classes[:SCENE_SECONDS]
             del seconds[:SCENE_SECONDS], classes[:SCENE_SECONDS]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio import read_header
+from ..audio import AudioError, read_header
 from ..files import new_folder
 from .data_set import DataSet, PreparationError, audio_of_folders
 from .labelled import Excerpt
@@ -106,13 +106,20 @@ def labelled_utterances(root: Path):
         if word != BACKGROUND_NOISE and split != "discarded":
             yield Excerpt(path, gain=KEYWORD_GAIN), word if word in CLASSES else "_unknown_", split
     for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
-        header = read_header(path)
-        for second in range(header.samples // header.rate):
-            start = second * header.rate
-            piece = Excerpt(path, start, start + header.rate, KEYWORD_GAIN)
-            yield piece, "_silence_", "train" if second % PIECES_PER_DEV_PIECE else "dev"
+        for number, piece in enumerate(_seconds_of(path)):
+            yield piece, "_silence_", "train" if number % PIECES_PER_DEV_PIECE else "dev"
     for path in sorted(test_root.glob("*/*.wav")):
         yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test"
+
+
+def _seconds_of(noise: Path) -> list[Excerpt]:
+    """Every second of a background noise; of one that cannot be read the whole, so that who reads it can name it."""
+    try:
+        header = read_header(noise)
+    except AudioError:
+        return [Excerpt(noise, gain=KEYWORD_GAIN)]
+    starts = range(0, header.samples - header.rate + 1, header.rate)
+    return [Excerpt(noise, start, start + header.rate, KEYWORD_GAIN) for start in starts]
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
@@ -211,7 +218,7 @@ def _read_speech_commands(root):
         elif name.split("/")[0] in folders:
             missing.append(name)
     if missing:
-        raise PreparationError(f"{len(missing):,} recordings that the two lists name are missing: {first(missing)}")
+        raise PreparationError(f"recordings that the two lists name are missing: {first(missing)}")
     return [(path, path.parent.name, split) for path, split in zip(words, splits.values())], []
 
 

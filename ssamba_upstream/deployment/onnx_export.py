@@ -13,7 +13,7 @@ from ..feature_extraction import SsambaFeatureExtractor
 from ..files import replacing
 from ..frames import FrameEncoder, UpstreamOptions
 from ..frontend import LogMel
-from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..network.classification import SsambaClassifier, SsambaForAudioFrameClassification, columns_of_seconds
 from ..windows import encode, token_index, tokens_to_frames
 
 READS = ("waveform", "log_mel")
@@ -60,22 +60,19 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
     ``hidden_states`` an encoder: (depth + 1, batch, frames, D), and ``last_hidden_state`` (batch, frames, D), as
                       :class:`ssamba_upstream.frames.FrameEncoder` gives them, by windows where the input is longer
     ``embedding``     an encoder: (batch, D), the mean of ``last_hidden_state`` over time
-    ``logits``        a classifier of clips: (batch, classes), before softmax or sigmoid
+    ``logits``        a classifier: (batch, classes), or of seconds (batch, seconds, classes), before softmax or sigmoid
     ================= =======================================================================================
 
     Args:
         checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
         out: the file; one that is there is replaced.
         reads: "waveform", ``waveform`` (batch, samples) of at least one sample in [-1, 1] at the network's sampling
-            rate;
-            or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time
-            stride) frames
-            of the latter. A classifier cuts or pads waveforms as its feature extractor does, and takes log-mel from one
-            patch to the length of its clips.
+            rate; or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time
+            stride) frames of the latter. A classifier cuts waveforms at the length of its clips or pads them to it,
+            and takes log-mel from one patch to that length.
         writes: "hidden_states", "embedding" or "logits". Default: "logits" of a classifier, else "embedding".
         int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
-            rounded to
-            as many when the graph runs (onnxruntime's dynamic quantisation).
+            rounded to as many when the graph runs (onnxruntime's dynamic quantisation).
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
 
     Returns:
@@ -83,8 +80,7 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
 
     Raises:
         ExportError: what is asked for does not go with the checkpoint, or the file computes something else; then
-        nothing is
-            written.
+            nothing is written.
         CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
         ModuleNotFoundError: the extra ``onnx`` is not installed.
     """
@@ -200,13 +196,17 @@ class _Classifier:
                               "the folder that fine-tuning wrote")
         self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
         self.input_name, self.input_shape = _input(reads, model.config)
-        self.output_shapes = {"logits": ["batch", model.config.num_labels]}
-        if reads == "log_mel" and model.config.positions == "published":
-            raise ExportError('positions="published" depend on the length of the log-mel, which is not fixed; export '
-                              "what reads the waveform, whose clips all have one length")
+        self.of_seconds = isinstance(model, SsambaForAudioFrameClassification)
+        if reads == "log_mel" and (self.of_seconds or model.config.positions == "published"):
+            raise ExportError('seconds, and positions="published", depend on the length of the log-mel, which is not '
+                              "fixed; export what reads the waveform, whose clips all have one length")
+        seconds = [len(self._seconds())] if self.of_seconds else []
+        self.output_shapes = {"logits": ["batch", *seconds, model.config.num_labels]}
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        self.metadata = {"sampling_rate": self.extractor.sampling_rate, "labels": labels,
-                         "problem_type": model.config.problem_type}
+        self.metadata = {
+            "sampling_rate": self.extractor.sampling_rate, "labels": labels, "problem_type": model.config.problem_type,
+            "clip_samples": self.extractor.front_end.samples_of(self.extractor.max_length),
+        }
 
     def nodes(self, graph, value):
         from . import onnx_graph
@@ -218,11 +218,14 @@ class _Classifier:
         tokens = network(value)[-1]
         if model.config.final_norm_twice:
             tokens = network.norm(model.ssamba.norm_f, tokens)
-        if model.config.pooling == "cls":
+        head = model.frame_classifier if self.of_seconds else model.classifier
+        if self.of_seconds:
+            features = graph("MatMul", self._seconds(), network.patches(tokens))
+        elif model.config.pooling == "cls":
             features = graph("Squeeze", graph.cut(tokens, 1, 0, 1), 1)
         else:
             features = graph("ReduceMean", network.patches(tokens), 1, keepdims=0)
-        return [network.linear(model.classifier, network.norm(model.classifier.norm, features))]
+        return [network.linear(head, network.norm(head.norm, features))]
 
     @torch.no_grad()
     def compute(self, batch):
@@ -241,12 +244,20 @@ class _Classifier:
     def _log_mel(self):
         return LogMel(self.extractor.front_end)
 
+    def _seconds(self):
+        """(seconds, patches): what each patch of a clip has in the mean of each second."""
+        config, frames = self.model.config, self.extractor.max_length
+        counts = columns_of_seconds(config, frames)
+        weights = torch.zeros(len(counts), config.num_patch_rows, config.columns(frames))
+        ends = np.cumsum(counts)
+        for second, (count, end) in enumerate(zip(counts, ends)):
+            weights[second, :, end - count : end] = 1 / (count * config.num_patch_rows)
+        return weights.flatten(1)
+
 
 def _subject(checkpoint, reads, writes, options):
     model = load_model(checkpoint, model_class=None)
-    if isinstance(model, SsambaForAudioFrameClassification):
-        raise ExportError(f"{checkpoint} is a classifier of seconds; those of clips and encoders can be exported")
-    classifies = isinstance(model, SsambaForAudioClassification)
+    classifies = isinstance(model, SsambaClassifier)
     writes = writes or ("logits" if classifies else "embedding")
     if writes not in WRITES:
         raise ExportError(f"an ONNX graph writes one of {', '.join(WRITES)}; got {writes!r}")

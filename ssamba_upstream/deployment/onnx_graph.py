@@ -1,10 +1,9 @@
 """The network, and the front end before it, as an ONNX graph of operators that onnxruntime has on every processor.
 
 The selective scan is ONNX's Scan operator, one for each direction of a block, so that the graph does not grow with its
-input.
-What a step needs of its decays is computed within the step: that was faster at every length measured, from 128 to 2048
-tokens, than decays computed for all steps first, and than chunks scanned side by side. Windows of long recordings are
-the turns of a Loop; the weights lie once in the file, outside of it.
+input. What a step needs of its decays is computed within the step: that was faster at every length measured, from 128
+to 2048 tokens, than decays computed for all steps first, and than chunks scanned side by side. Windows of long
+recordings are the turns of a Loop; the weights lie once in the file, outside of it.
 """
 
 import itertools
@@ -22,8 +21,7 @@ LINEAR = "linear"
 """How the names of those nodes begin that are products with a weight of a linear layer."""
 
 # log(1 + s) = 2 r + 2 r^3 (1/3 + ...) with r = s / (2 + s), for s from 0 to 1: the series in r^2, highest power first,
-# as in
-# ops/cpu/kernel.c. onnxruntime's Softplus takes four times as long.
+# as in ops/cpu/kernel.c. onnxruntime's Softplus takes four times as long.
 LOGARITHM = 0.14012232422828674, 0.13999569416046143, 0.20010849833488464, 0.3333320617675781
 
 

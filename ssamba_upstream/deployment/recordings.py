@@ -1,12 +1,12 @@
 """Classifiers and embeddings over recordings of any length, by windows: memory is bounded by a window's length.
 
 A recording is cut into windows of equal length, of which one begins every so many seconds; the last one is the first
-that
-reaches the recording's end, and may be shorter. Windows overlap where they are longer than that distance.
+that reaches the recording's end, and may be shorter. Windows overlap where they are longer than that distance.
 """
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from ..audio import AudioError, read_clip, read_header
 from ..checkpoint import CheckpointError, content_hash, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_text
-from ..network.classification import MULTI, SsambaForAudioClassification
+from ..network.classification import (
+    MULTI,
+    WINDOWS_AT_ONCE,
+    SsambaClassifier,
+    SsambaForAudioFrameClassification,
+)
 
 COLUMNS = ("file", "start", "end", "label", "score")
-WINDOWS_AT_ONCE = 16
 THRESHOLD = 0.5
 """From which score on a classifier for several labels at once is taken to have heard one."""
 
@@ -45,30 +49,30 @@ def window_starts(duration, window, every, first=0):
 
 
 class WindowClassifier:
-    """A fine-tuned classifier, and how it reads a recording.
+    """A fine-tuned classifier, of clips or of seconds, and how it reads a recording.
 
     Args:
         folder: of the classifier, as fine-tuning writes it.
         every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the
-            clips
-            of the classifier's feature extractor.
+            clips of the classifier's feature extractor, or the whole seconds in it.
         device: on which the network computes.
 
     Attributes:
         labels: names of the classes.
         window, every: in seconds.
-        several: whether a window can have several labels, each with a probability of its own.
+        span: what is scored, in seconds: a window, or, by a classifier of seconds, one second of it.
+        several: whether a span can have several labels, each with a probability of its own.
 
     Raises:
-        ClassificationError: the folder holds no classifier of clips, or ``every`` is not above 0.
+        ClassificationError: the folder holds no classifier, or ``every`` is not above 0.
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
     """
 
     def __init__(self, folder, every=None, device="cpu"):
         model = load_model(folder, model_class=None)
-        if not isinstance(model, SsambaForAudioClassification):
+        if not isinstance(model, SsambaClassifier):
             raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a "
-                                      "SsambaForAudioClassification")
+                                      "SsambaForAudioClassification or SsambaForAudioFrameClassification")
         if not (Path(folder) / "preprocessor_config.json").is_file():
             raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
                                   "the folder that fine-tuning wrote")
@@ -76,8 +80,13 @@ class WindowClassifier:
         self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.problem_type == MULTI
-        self.samples = self.extractor.front_end.samples_of(self.extractor.max_length)
-        self.window = self.samples / self.extractor.sampling_rate
+        front_end, frames = self.extractor.front_end, self.extractor.max_length
+        of_seconds = isinstance(model, SsambaForAudioFrameClassification)
+        self.samples = front_end.samples_of(frames)
+        if of_seconds:
+            self.samples = int(front_end.seconds_of(frames)) * front_end.sampling_rate
+        self.window = self.samples / front_end.sampling_rate
+        self.span = 1.0 if of_seconds else self.window
         self.every = self.window if every is None else every
         if not self.every > 0:
             raise ClassificationError(f"every must be above 0 seconds; got {every}")
@@ -90,8 +99,9 @@ class WindowClassifier:
             first: the number of the first window wanted, from 0.
 
         Yields:
-            a list of (start, end) in seconds, and the probabilities (windows, classes) of float32 on the CPU: softmax
-            over the classes, or a sigmoid of each where a window can have several.
+            how many windows these are, a list of (start, end) in seconds of what is scored in them, see ``span``, and
+            the probabilities (spans, classes) of float32 on the CPU: softmax over the classes, or a sigmoid of each
+            where a span can have several.
 
         Raises:
             AudioError: the file cannot be read, or not to its end.
@@ -101,20 +111,31 @@ class WindowClassifier:
         for i in range(0, len(starts), WINDOWS_AT_ONCE):
             batch = starts[i : i + WINDOWS_AT_ONCE]
             wavs = [_read(path, start, self.samples, header.rate, self.extractor.sampling_rate) for start in batch]
-            yield [(start, min(start + self.window, header.duration)) for start in batch], self._probabilities(wavs)
+            spans = [self._spans(start, header.duration) for start in batch]
+            scores = [window[: len(run)] for window, run in zip(self._probabilities(wavs), spans)]
+            yield len(batch), list(itertools.chain.from_iterable(spans)), torch.cat(scores)
 
     def recording_scores(self, path):
-        """(classes,): the mean of the probabilities of a file's windows; see :meth:`scores`."""
-        count, total = 0, 0.0
-        for spans, probabilities in self.scores(path):
-            count, total = count + len(spans), total + probabilities.sum(dim=0)
-        return total / count
+        """(classes,): the mean of the probabilities of a file's spans, weighted by their lengths, of which the last
+        may be shorter; see :meth:`scores`."""
+        seconds, total = 0.0, 0.0
+        for _, spans, probabilities in self.scores(path):
+            lengths = torch.tensor([end - start for start, end in spans])
+            seconds, total = seconds + lengths.sum(), total + lengths @ probabilities
+        return total / seconds
+
+    def _spans(self, start, duration):
+        """(start, end) of what is scored in the window from ``start`` on, in a recording of so many seconds."""
+        starts = [start + i * self.span for i in range(round(self.window / self.span))]
+        return [(begin, min(begin + self.span, duration)) for begin in starts if begin < duration]
 
     @torch.no_grad()
     def _probabilities(self, wavs):
+        """list of (samples,) -> (windows, spans in each, classes)"""
         inputs = self.extractor(wavs, return_tensors="pt")["input_values"]
         logits = self.model(inputs.to(self.device)).logits.float()
-        return (logits.sigmoid() if self.several else logits.softmax(dim=-1)).cpu()
+        probabilities = logits.sigmoid() if self.several else logits.softmax(dim=-1)
+        return probabilities.reshape(len(wavs), -1, len(self.labels)).cpu()
 
 
 @torch.no_grad()
@@ -126,12 +147,11 @@ def embed_recording(encoder, path, every=None):
             :class:`ssamba_upstream.frames.UpstreamOptions`.
         path: the file.
         every: from the start of one window to that of the next, in seconds. Default: the windows' length, without
-        overlap.
+            overlap.
 
     Returns:
         (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by
-        itself;
-        a frame that lies in several counts as often.
+        itself; a frame that lies in several counts as often.
 
     Raises:
         AudioError: the file cannot be read, or not to its end.
@@ -154,11 +174,10 @@ def embed_recording(encoder, path, every=None):
 def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
     """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
 
-    A line is a label of a window, from ``start`` to ``end`` in seconds, with its probability. Lines are there as soon
-    as
-    windows are heard; ``OUT.progress`` says how far it got, so that a run that was interrupted goes on in the middle
-    of a
-    recording, and recordings that are done are not heard again.
+    A line is a label of a window, or, by a classifier of seconds, of one second of it, from ``start`` to ``end`` in
+    seconds, with its probability. Lines are there as soon as windows are heard; ``OUT.progress`` says how far it got,
+    so that a run that was interrupted goes on in the middle of a recording, and recordings that are done are not heard
+    again.
 
     Args:
         model: folder of a classifier, see :class:`WindowClassifier`.
@@ -166,11 +185,10 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
         out: the CSV, new or of an earlier run with the same classifier and settings.
         every: from the start of one window to that of the next, in seconds. Default: the windows' length.
         all_labels: a line for every label. Default: for the best one; where a window can have several, for those from
-        0.5.
+            0.5.
         device: on which the network computes.
         report: called with a sentence about each recording that cannot be read to its end; the windows before stay,
-            and the
-            other recordings are heard.
+            and the other recordings are heard.
 
     Returns:
         the number of recordings heard to their end, and of those that could not be.
@@ -191,10 +209,10 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
             if finished:
                 continue
             try:
-                for spans, probabilities in classifier.scores(recording, windows):
-                    windows += len(spans)
+                for count, spans, probabilities in classifier.scores(recording, windows):
+                    windows += count
                     table.append(recording, windows, _lines(recording, spans, probabilities, classifier, all_labels))
-                    progress.update(len(spans))
+                    progress.update(count)
             except AudioError as error:
                 report(f"{recording} is left out from window {windows} on: {error.reason}")
                 left_out += 1
@@ -210,8 +228,8 @@ def _read(path, start, samples, rate, sampling_rate):
 
 
 def _lines(recording, spans, probabilities, classifier, all_labels):
-    for (start, end), window in zip(spans, probabilities.tolist()):
-        found = sorted(zip(window, classifier.labels), reverse=True)
+    for (start, end), scores in zip(spans, probabilities.tolist()):
+        found = sorted(zip(scores, classifier.labels), reverse=True)
         if not all_labels:
             found = [pair for pair in found if pair[0] >= THRESHOLD] if classifier.several else found[:1]
         yield from ((recording, f"{start:.3f}", f"{end:.3f}", label, f"{score:.4f}") for score, label in found)

@@ -9,6 +9,9 @@ from ..ops import linear
 from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
 
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
+WINDOWS_AT_ONCE = 16
+"""Windows of long recordings sent through the network at once, which bounds its memory."""
+
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
@@ -69,11 +72,12 @@ class SsambaForAudioClassification(SsambaClassifier):
         self.classifier = ClassificationHead(config)
         self.post_init()
 
-    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None):
+    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see
-                :class:`ssamba_upstream.feature_extraction.SsambaFeatureExtractor`.
+                :class:`ssamba_upstream.feature_extraction.SsambaFeatureExtractor`; or, with ``window_lengths``,
+                (batch, windows * frames, mel), the windows of longer recordings one after the other.
             labels: what is to be found. With the problem type "single_label_classification": (batch,) indices of
                 classes, or (batch, classes) probabilities of floating point, such as mixup makes; the loss is the
                 cross-entropy. With "multi_label_classification": (batch, classes) of floating point from 0 to 1; the
@@ -81,19 +85,44 @@ class SsambaForAudioClassification(SsambaClassifier):
                 the second for floating point.
             output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
             return_dict: whether to return a ``SequenceClassifierOutput`` or a tuple.
+            window_lengths: (batch, windows), how much of the recording each window holds, in any unit; 0 where a
+                recording has fewer windows than others. The logits are those of a recording's probabilities, see
+                :func:`pool_windows`.
 
         Returns:
             ``loss``, where there are labels, ``logits`` (batch, classes) and ``hidden_states``.
 
         Raises:
-            ValueError: inputs or labels of another shape or type, or labels out of range.
+            ValueError: inputs or labels of another shape or type, labels out of range, or hidden states asked for of
+                windows.
         """
-        tokens, hidden_states = self._encode(input_values, output_hidden_states)
-        features = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        logits = self.classifier(features)
+        if window_lengths is None:
+            logits, hidden_states = self._classify(input_values, output_hidden_states)
+        else:
+            if output_hidden_states:
+                raise ValueError("hidden states are returned of clips, not of the windows of longer recordings")
+            logits, hidden_states = self._classify_windows(input_values, window_lengths), None
         loss = None if labels is None else clip_loss(logits, labels, self.config.problem_type)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return self._returned(output, return_dict)
+
+    def _classify(self, input_values, output_hidden_states):
+        """(logits, hidden states or None) of clips"""
+        tokens, hidden_states = self._encode(input_values, output_hidden_states)
+        features = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
+        return self.classifier(features), hidden_states
+
+    def _classify_windows(self, input_values, lengths):
+        """(batch, windows * frames, mel) and (batch, windows) -> (batch, classes)"""
+        if lengths.dim() != 2 or len(lengths) != len(input_values) or input_values.shape[1] % lengths.shape[1]:
+            raise ValueError("window_lengths must be (batch, windows), and input_values (batch, windows * frames, mel)"
+                             f"; got {tuple(lengths.shape)} and {tuple(input_values.shape)}")
+        there = lengths > 0
+        windows = input_values.unflatten(1, (lengths.shape[1], -1))[there]
+        found = torch.cat([self._classify(part, False)[0] for part in windows.split(WINDOWS_AT_ONCE)])
+        logits = found.new_zeros(*lengths.shape, found.shape[1])
+        logits[there] = found
+        return pool_windows(logits, lengths, self.config.problem_type == MULTI)
 
 
 class SsambaForAudioFrameClassification(SsambaClassifier):
@@ -161,6 +190,31 @@ def columns_of_seconds(config, frames):
         raise ValueError(f"second {counts.index(0)} holds the centre of no patch; patches of {config.patch_size[1]} "
                          f"frames every {config.time_stride} frames are too long to label seconds")
     return counts
+
+
+def pool_windows(logits, lengths, several):
+    """Logits of recordings: their probabilities are the mean of those of the windows, weighted by the lengths.
+
+    Args:
+        logits: of windows, (batch, windows, classes).
+        lengths: (batch, windows), 0 where there is no such window; each recording has one at least.
+        several: whether a probability is the sigmoid of a logit, as of classes that can be heard together, or a
+            softmax over all of them.
+
+    Returns:
+        (batch, classes); after a softmax these are logarithms of probabilities.
+    """
+    scores = _at_least_float32(logits)
+    weights = lengths.to(scores.dtype).log().unsqueeze(2)
+
+    def pool(logarithms):
+        return (logarithms + weights).logsumexp(dim=1) - weights.logsumexp(dim=1)
+
+    if several:
+        pooled = pool(F.logsigmoid(scores)) - pool(F.logsigmoid(-scores))
+    else:
+        pooled = pool(scores.log_softmax(dim=2))
+    return pooled.to(logits.dtype)
 
 
 def clip_loss(logits, labels, problem_type=None):

@@ -43,8 +43,8 @@ def markdown(results):
     lines = [
         f"# Probes of {results['set'] or 'a labelled set'}", "",
         f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the "
-        f"{results['unit']} ({counts}). Test accuracy in percent: of linear probes, mean and 95 % confidence interval "
-        f"over {results['options']['seeds']} random starts, in the layer with the lowest loss on dev"
+        f"{results['unit']} ({counts}). Test accuracy in percent: of linear probes, {_starts(results['options'])}, in "
+        "the layer with the lowest loss on dev"
         + ("; and of SUPERB's weighted sum of the layers, from one start." if _has_heads(results) else ".")
         + (ALONE if "Alone" in dict(columns) else ""), "",
         f"| {' | '.join(name for name, _ in summary)} |", "| --- |" + " ---: |" * (len(summary) - 1),
@@ -59,6 +59,12 @@ def markdown(results):
             number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else layer["layer"]
             lines.append(f"| {number} | {' | '.join(value(layer) for _, value in columns)} |")
     return "\n".join(lines) + "\n"
+
+
+def _starts(options):
+    if options["seeds"] == 1:
+        return "from one random start"
+    return f"mean and 95 % confidence interval over {options['seeds']} random starts"
 
 
 def _has_heads(results):

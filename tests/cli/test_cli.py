@@ -1,6 +1,7 @@
 """The ``ssamba`` command, as its user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -44,6 +45,36 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("ssamba: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments, buffered", [
+    (["--help"], True), (["corpora", "check", "ks", "nowhere"], True), (["corpora", "check", "ks", "nowhere"], False),
+    pytest.param(["layer-weights", "weights.ckpt"], True, marks=pytest.mark.slow),
+], ids=str)
+def test_who_reads_the_output_may_go(tmp_path, arguments, buffered):
+    """As ``head`` does: no traceback, and the exit status of the shell's convention."""
+    torch.save({"Downstream": {}, "Featurizer": {"weights": torch.zeros(25)}}, tmp_path / "weights.ckpt")
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", "import sys; from ssamba_upstream.cli import main; sys.exit(main())", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(program, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (options.OUTPUT_CLOSED, "")
+
+
+def test_another_broken_pipe_is_an_error(tmp_path, capsys, monkeypatch):
+    def check(options):
+        raise BrokenPipeError(32, "Broken pipe", "a program that reads no more")
+
+    monkeypatch.setattr(corpora, "_check", check)
+    assert main(["corpora", "check", "ks", "nowhere"]) == 1
+    assert capsys.readouterr().err == "ssamba: [Errno 32] Broken pipe: 'a program that reads no more'\n"
+
+
+@pytest.mark.parametrize("number, expected", [(0, "0 files"), (1, "1 file"), (2, "2 files")])
+def test_nouns_agree_with_their_number(number, expected):
+    assert options.counted(number, "file") == expected
 
 
 @pytest.mark.parametrize("task", options.SUPERB_CORPORA)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from helpers.paths import SHARED_AUDIO
+from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import report
 from ssamba_upstream.corpora.fsdd import arrange_fsdd
 from ssamba_upstream.corpora.iemocap import (
@@ -364,7 +365,7 @@ def test_emotion_reports_missing_parts(iemocap, tmp_path):
     shutil.rmtree(iemocap / "Session2")
     report = check_emotion(iemocap)
     assert_problem(report, "Session2", "is missing", others=1)
-    assert_problem(report, "utterances of the metadata", "are not in", others=1)
+    assert_problem(report, "Utterances of the metadata", "are not in", others=1)
     with pytest.raises(CorpusError, match="Session2"):
         build_emotion_metadata(iemocap, tmp_path / "metadata")
     assert not (tmp_path / "metadata").exists()
@@ -382,7 +383,7 @@ def test_emotion_reports_metadata(iemocap):
     report = check_emotion(iemocap)
     assert report.ok and "in order at least" in str(report)
     write(meta_data=content["meta_data"] + [content["meta_data"][0] | {"path": "Session1/gone.wav"}])
-    assert_problem(check_emotion(iemocap), "1 utterances of the metadata", "Session1/gone.wav")
+    assert_problem(check_emotion(iemocap), "Utterances of the metadata", "Session1/gone.wav")
     write(meta_data=[])
     assert_problem(check_emotion(iemocap), str(path), "lists 0 utterances")
     write(labels={"neu": 1})
@@ -493,6 +494,23 @@ def test_fsdd_is_resampled(digits):
     assert error < 0.02 * np.abs(original).max()
     power = np.abs(np.fft.rfft(candidates[nearest][0])) ** 2
     assert power[len(power) * 53 // 100:].sum() < 1e-3 * power.sum()  # no images above the old 4 kHz
+
+
+def test_fsdd_with_a_damaged_recording(tmp_path, capsys):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for name in ("0_ann_0", "1_ann_0", "1_bob_7", "1_bob_20"):
+        soundfile.write(recordings / f"{name}.wav", noise(), 8000)
+    (recordings / "1_ann_0.wav").write_bytes(b"no audio")
+    assert main(["corpora", "fsdd", str(recordings), "--out", str(tmp_path / "arranged")]) == 1
+    assert f"left out: {recordings / '1_ann_0.wav'} cannot be read as audio: " in capsys.readouterr().err
+    listed = (tmp_path / "arranged" / "VoxCeleb1" / "veri_test_class.txt").read_text().splitlines()
+    assert [line.rpartition("/")[0] for line in sorted(listed)] == [
+        "1 id10002/digit1", "2 id10002/digit1", "3 id10001/digit0"]
+    for path in recordings.iterdir():
+        path.write_bytes(b"no audio")
+    with pytest.raises(CorpusError, match="none of 4 recordings can be read: .*0_ann_0.wav"):
+        arrange_fsdd(recordings, tmp_path / "nothing")
 
 
 def test_fsdd_needs_recordings(tmp_path):

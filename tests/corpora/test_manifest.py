@@ -13,6 +13,7 @@ import soundfile
 from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import read_clip
+from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import manifest
 from ssamba_upstream.corpora.manifest import ManifestError, Paths, read_manifest, write_manifest
 from ssamba_upstream.files import file_hash
@@ -52,6 +53,20 @@ def test_scan_lists_every_readable_file_once_and_sorted(folder, tmp_path):
     assert report[0].startswith(f"{folder / 'b' / 'damaged.wav'}: ")
     assert report[1] == f"{folder / 'b' / 'empty.wav'}: holds no samples"
     assert read_manifest(tmp_path / "new" / "out.jsonl") == [line["path"] for line in lines]
+
+
+def test_the_command_names_what_it_leaves_out(folder, tmp_path, capsys):
+    command = ["manifest", str(folder), "--out", str(tmp_path / "out.jsonl")]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "5 files, 0.00 hours" in printed.out
+    assert f"left out: 2 unreadable paths, see {tmp_path / 'out.jsonl.unreadable.txt'}" in printed.err
+    for name in ("damaged.wav", "empty.wav", "c.mp3", "one sample.wav"):
+        (folder / "b" / name).unlink()
+    (folder / "a.ogg").unlink()
+    (folder / "z.flac").unlink()
+    assert main(command) == 0
+    assert "1 file, 0.00 hours" in capsys.readouterr().out
 
 
 def test_what_the_size_cannot_hold_is_unreadable_and_what_a_pipe_left_is_read(tmp_path):

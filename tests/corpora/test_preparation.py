@@ -10,12 +10,12 @@ import pytest
 import soundfile
 
 from helpers.paths import SHARED_AUDIO
-from ssamba_upstream.audio import read_clip
+from ssamba_upstream.audio import AudioError, read_clip
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import preparation
 from ssamba_upstream.corpora.fsdd import arrange_fsdd
 from ssamba_upstream.corpora.labelled import read_labelled, split_labels
-from ssamba_upstream.corpora.preparation import PreparationError, prepare
+from ssamba_upstream.corpora.preparation import SETS, PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
 from ssamba_upstream.corpora.superb_sets import read_superb
 
@@ -104,16 +104,27 @@ def test_a_folder_of_something_else_gets_instructions(tmp_path, capsys, name):
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_esc50_with_recordings_missing_or_damaged(esc50, tmp_path):
-    (esc50 / "audio" / "1-100-A-0.wav").unlink()
-    (esc50 / "audio" / "2-100-A-0.wav").write_bytes(b"RIFF, but nothing of the kind")
-    soundfile.write(esc50 / "audio" / "5-100-A-0.wav", np.zeros(0), 44100)
-    (tmp_path / "out.csv").write_text("of a call before")
-    with pytest.raises(PreparationError, match="3 of 6 recordings cannot be read: ") as error:
+def test_what_is_missing_or_damaged_is_left_out_and_named(esc50, tmp_path, capsys):
+    damaged = [esc50 / "audio" / name for name in ("1-100-A-0.wav", "2-100-A-0.wav", "5-100-A-0.wav")]
+    damaged[0].unlink()
+    damaged[1].write_bytes(b"RIFF, but nothing of the kind")
+    soundfile.write(damaged[2], np.zeros(0), 44100)
+    command = ["prepare", "esc50", str(esc50), "--out", str(tmp_path / "out.csv")]
+    with pytest.raises(PreparationError, match="all 3 recordings are labelled 'chirping_birds'"):
         prepare("esc50", esc50, tmp_path / "out.csv")
-    for reason in ("1-100-A-0.wav: does not exist", "2-100-A-0.wav: ", "5-100-A-0.wav: holds no samples"):
-        assert reason in str(error.value)
-    assert (tmp_path / "out.csv").read_text() == "of a call before"
+    write_audio(damaged[2], rate=44100)
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "4 recordings, 2 classes\n  1       1\n  2       1\n  5       2\n" in printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("left out: ")]
+    assert [line.split(" cannot be read as audio: ")[0] for line in lines] == [f"left out: {p}" for p in damaged[:2]]
+    assert len(members(tmp_path / "out.csv", esc50 / "audio")) == 4
+    before = (tmp_path / "out.csv").read_text()
+    for file in (esc50 / "audio").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(PreparationError, match="none of 6 recordings can be read: "):
+        prepare("esc50", esc50, tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == before
 
 
 @pytest.mark.parametrize("columns, rows, message", [
@@ -124,7 +135,7 @@ def test_esc50_with_recordings_missing_or_damaged(esc50, tmp_path):
     (ESC50_COLUMNS, [["1-100-A-0.wav", 1, 0, "dog"], ["2-101-A-14.wav", 2, 14, "chirping_birds"]],
      "the splits are 1, 2; expected"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", fold, 0, name] for fold, name in ((1, "dog"), (2, "cat"), (3, "cow"))],
-     "1 recordings are there more than once"),
+     "recordings are there more than once: .*1-100-A-0.wav"),
 ])
 def test_tables_that_do_not_fit(esc50, tmp_path, columns, rows, message):
     write_table(esc50 / "meta" / "esc50.csv", columns, rows)
@@ -193,7 +204,7 @@ def test_speech_commands_in_the_folder_of_its_archive(commands, tmp_path):
 
 def test_speech_commands_with_files_missing(commands, tmp_path):
     (commands / "yes" / "bb_nohash_0.wav").unlink()
-    with pytest.raises(PreparationError, match="1 recordings that the two lists name are missing: yes/bb_nohash_0.wav"):
+    with pytest.raises(PreparationError, match="recordings that the two lists name are missing: yes/bb_nohash_0.wav"):
         prepare("speech_commands_v1", commands, tmp_path / "out.csv")
     (commands / "testing_list.txt").unlink()
     with pytest.raises(PreparationError, match="testing_list.txt is missing"):
@@ -311,11 +322,8 @@ def test_damaged_clips_are_left_out_and_reported(audioset, tmp_path):
     (audioset / "audio" / "eval" / "4-abcdefghi.wav").write_bytes(b"<html>This video is private</html>")
     report = prepare("audioset20k", audioset, tmp_path / "out.csv")
     assert report.counts == {"train": 3, "test": 1}
-    assert "1 of 5 recordings cannot be read: " in report.notes[-1] and report.notes[-1].endswith("They are left out.")
-    for file in audioset.glob("audio/*/*"):
-        file.write_bytes(b"")
-    with pytest.raises(PreparationError, match="5 of 5 recordings cannot be read"):
-        prepare("audioset20k", audioset, tmp_path / "out.csv")
+    (sentence,) = report.unreadable
+    assert sentence.startswith(f"{audioset / 'audio' / 'eval' / '4-abcdefghi.wav'} cannot be read as audio: ")
 
 
 def test_no_clips_of_a_split(audioset, tmp_path):
@@ -464,11 +472,24 @@ def test_urban_sound_that_cannot_be_mixed(urban, tmp_path):
         write_tone(path, "siren", 1)
     with pytest.raises(PreparationError, match="the 30 excerpts of fold10 last less than one scene of 60 s"):
         prepare("urban8k_scenes", root, tmp_path / "out.csv")
-    damaged = root / "audio" / "fold1" / "1000-0-0-0.wav"
-    soundfile.write(damaged, np.full(100, np.nan), 16000, subtype="FLOAT")
-    with pytest.raises(PreparationError, match="1000-0-0-0.wav cannot be read as audio: .* not finite"):
-        prepare("urban8k_scenes", root, tmp_path / "out.csv")
-    damaged.unlink()
-    with pytest.raises(PreparationError, match="1 of 100 recordings cannot be read: .*1000-0-0-0.wav: does not exist"):
-        prepare("urban8k_scenes", root, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_damaged_excerpts_are_in_no_scene(urban, tmp_path):
+    """Those that their header does not tell, too."""
+    root = tmp_path / "UrbanSound8K"
+    shutil.copytree(urban, root)
+    damaged, missing = (root / "audio" / "fold1" / name for name in ("1000-0-0-0.wav", "1001-1-0-0.wav"))
+    soundfile.write(damaged, np.full(100, np.nan), 16000, subtype="FLOAT")
+    missing.unlink()
+    report = prepare("urban8k_scenes", root, tmp_path / "out.csv")
+    assert [sentence.split(" cannot be read as audio: ")[0] for sentence in report.unreadable] == [
+        str(missing), str(damaged)]
+    without = [(path, label, fold) for path, label, fold in SETS["urban8k_scenes"].read(root)[0]
+               if path not in (damaged, missing)]
+    expected = mix_scenes(without, tmp_path / "expected")
+    data = read_labelled(tmp_path / "out.csv")
+    assert data.labels == [label for _, label, _ in expected]
+    assert [p.read_bytes() for p in data.paths] == [p.read_bytes() for p, _, _ in expected]
+    with pytest.raises(AudioError, match="1000-0-0-0.wav cannot be read as audio: .* not finite"):
+        mix_scenes([(damaged, "siren", "fold1")], tmp_path / "scenes")

@@ -210,7 +210,7 @@ def test_audio_snips_reports_speakers(corpus):
     replace(root / "all.iob.snips.txt", "Brian-test", "Bryan-test")
     report = CHECKS["sf"](root)
     assert report.ok and report.counts["test"] == {"utterances": 3, "speakers": 2}
-    assert "1 recordings of test have no line" in str(report)
+    assert "recordings of test have no line" in str(report)
     shutil.rmtree(root / "valid")
     problem("sf", root, "no utterance for dev")
 

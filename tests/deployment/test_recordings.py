@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import pipeline
 
-from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, SsambaForAudioClassification, SsambaModel
+from ssamba_upstream import (
+    SsambaConfig,
+    SsambaFeatureExtractor,
+    SsambaForAudioClassification,
+    SsambaForAudioFrameClassification,
+    SsambaModel,
+)
 from ssamba_upstream.checkpoint import save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.deployment import recordings
@@ -20,11 +27,10 @@ WINDOW = (98 * 160 + 240) / 16000  # seconds that 98 frames reach over
 
 @pytest.fixture
 def save_clip_classifier(tmp_path):
-    def save(**fields):
-        fields = {**SMALL, "id2label": {0: "dog", 1: "rain", 2: "sea"}, **fields}
-        folder = tmp_path / "classifier"
-        model = SsambaForAudioClassification(SsambaConfig(**fields))
-        write_classifier(model, SsambaFeatureExtractor(max_length=98), folder)
+    def save(model_class=SsambaForAudioClassification, max_length=98, **fields):
+        fields = {**SMALL, "id2label": {0: "dog", 1: "rain", 2: "sea"}, "clip_frames": max_length, **fields}
+        config, folder = SsambaConfig(**fields), tmp_path / "classifier"
+        write_classifier(model_class(config), SsambaFeatureExtractor.for_config(config), folder)
         return folder
 
     return save
@@ -59,16 +65,58 @@ def test_windows_cover_a_recording_and_none_hears_only_what_was_heard(duration, 
 def test_scores_are_those_of_each_window_by_itself(save_clip_classifier, write_wav):
     folder, path = save_clip_classifier(), write_wav("long.wav", 20)
     classifier = WindowClassifier(folder, every=0.5)
-    spans, probabilities = zip(*classifier.scores(path))
+    counts, spans, probabilities = zip(*classifier.scores(path))
     spans, probabilities = sum(spans, []), torch.cat(probabilities)
-    assert len(spans) == 1 + np.ceil((20 - WINDOW) / 0.5) > recordings.WINDOWS_AT_ONCE
+    assert sum(counts) == len(spans) == 1 + np.ceil((20 - WINDOW) / 0.5) > recordings.WINDOWS_AT_ONCE
     wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     for (start, end), found in zip(spans, probabilities):
         part = wav[round(start * 16000) : round(end * 16000)]
         inputs = classifier.extractor(part, return_tensors="pt")["input_values"]
         with torch.no_grad():
             torch.testing.assert_close(found, classifier.model(inputs).logits[0].softmax(0), rtol=0, atol=1e-5)
-    torch.testing.assert_close(classifier.recording_scores(path), probabilities.mean(dim=0))
+    lengths = torch.tensor([[end - start] for start, end in spans])
+    expected = (lengths * probabilities).sum(dim=0) / lengths.sum()
+    torch.testing.assert_close(classifier.recording_scores(path), expected)
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"problem_type": "multi_label_classification"}, {"normalisation": "clip", "positions": "published"},
+], ids=["one label", "several", "normalised by the clip"])
+def test_a_pipeline_hears_a_recording_longer_than_the_positions(save_clip_classifier, write_wav, fields):
+    """30 s, by a network of 10 s, as :class:`WindowClassifier` does."""
+    folder, path = save_clip_classifier(max_length=1024, **fields), write_wav("long.wav", 30)
+    wav = soundfile.read(path, dtype="float32")[0]
+    classify = pipeline("audio-classification", model=str(folder))
+    expected = WindowClassifier(folder).recording_scores(path).tolist()
+    for answers in (classify(wav), *classify([wav, wav[:350_000]], batch_size=2)[:1]):
+        found = {answer["label"]: answer["score"] for answer in answers}
+        assert found == pytest.approx(dict(zip(("dog", "rain", "sea"), expected)), abs=1e-5)
+    start = {answer["label"]: answer["score"] for answer in classify(wav[: 10 * 16000])}
+    assert found != pytest.approx(start, abs=1e-4)
+
+
+def test_seconds_of_a_recording(save_clip_classifier, write_wav):
+    folder = save_clip_classifier(SsambaForAudioFrameClassification, max_length=300)
+    path, classifier = write_wav("long.wav", 7.4), WindowClassifier(folder)
+    assert (classifier.window, classifier.every, classifier.span) == (3, 3, 1)
+    (count, spans, probabilities), = classifier.scores(path)
+    assert count == 3
+    assert spans == [(second, min(second + 1, 7.4)) for second in range(8)]
+    wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    inputs = classifier.extractor(list(wav.split(48000)), return_tensors="pt")["input_values"]
+    with torch.no_grad():
+        expected = classifier.model(inputs).logits.softmax(-1).flatten(0, 1)[:8]
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-5)
+    weighted = (torch.tensor([[1.0]] * 7 + [[0.4]]) * expected).sum(dim=0) / 7.4
+    torch.testing.assert_close(classifier.recording_scores(path), weighted, rtol=0, atol=1e-5)
+
+
+def test_the_table_of_seconds(tmp_path, save_clip_classifier, write_wav):
+    folder = save_clip_classifier(SsambaForAudioFrameClassification, max_length=200)
+    path = write_wav("a.wav", 3.5)
+    assert main(["classify", str(folder), str(path), "--every", "1.5", "--out", str(tmp_path / "out.csv")]) == 0
+    spans = [(line["start"], line["end"]) for line in read(tmp_path / "out.csv")]
+    assert spans == [("0.000", "1.000"), ("1.000", "2.000"), ("1.500", "2.500"), ("2.500", "3.500")]
 
 
 def test_memory_is_bounded_by_windows(save_clip_classifier, write_wav, monkeypatch):
@@ -115,13 +163,13 @@ def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
         (str(paths[0]), "0.000", f"{WINDOW:.3f}"), (str(paths[0]), "1.500", f"{1.5 + WINDOW:.3f}"),
         (str(paths[0]), "3.000", "3.400"), (str(paths[1]), "0.000", "0.300"),
     ]
-    best = torch.cat([p for _, p in WindowClassifier(folder, 1.5).scores(paths[0])]).max(dim=1)
+    best = torch.cat([p for _, _, p in WindowClassifier(folder, 1.5).scores(paths[0])]).max(dim=1)
     for line, score, label in zip(lines, *best):
         assert line["label"] == ("dog", "rain", "sea")[label] and abs(float(line["score"]) - score) < 1e-4
 
     before = (tmp_path / "out.csv").read_bytes()
     assert main(command) == 1
-    assert "2 were there, 1 are left out" in capsys.readouterr().out
+    assert "there already: 2, left out: 1" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_bytes() == before
 
 

@@ -176,6 +176,34 @@ def test_every_parameter_learns(block_order, pooling, model_class):
     assert without == (remembering[block_order] if pooling == "cls" else set())
 
 
+@pytest.mark.parametrize("problem_type, probability", [
+    ("single_label_classification", lambda logits: logits.softmax(-1)),
+    ("multi_label_classification", torch.sigmoid),
+])
+def test_windows_of_longer_recordings(problem_type, probability):
+    model = classifier(problem_type=problem_type).double()
+    fbank, lengths = torch.randn(2, 18 * 64, 128, dtype=torch.float64), torch.full((2, 18), 5)
+    lengths[0, 17], lengths[1, 1:] = 2, 0
+    at_once = []
+    hook = model.ssamba.register_forward_pre_hook(lambda module, inputs: at_once.append(len(inputs[0])))
+    output = model(fbank, window_lengths=lengths)
+    hook.remove()
+    assert at_once == [16, 3]
+    windows = torch.stack([probability(model(window).logits) for window in fbank.split(64, dim=1)], dim=1)
+    expected = (lengths[..., None] * windows).sum(dim=1) / lengths.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(probability(output.logits), expected)
+    assert output.loss is None and output.hidden_states is None
+
+
+def test_windows_that_cannot_be_classified():
+    model, fbank = classifier(), torch.randn(2, 128, 128)
+    for lengths in (torch.ones(2), torch.ones(1, 2), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match=r"window_lengths must be \(batch, windows\).*got .*\(2, 128, 128\)"):
+            model(fbank, window_lengths=lengths)
+    with pytest.raises(ValueError, match="hidden states are returned of clips"):
+        model(fbank, window_lengths=torch.ones(2, 2), output_hidden_states=True)
+
+
 def slow_seconds(tokens, config, frames):
     """Every patch is asked for its centre."""
     rows, columns = config.num_patch_rows, config.columns(frames)

@@ -98,7 +98,9 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoint
     results = results_of(out)
     assert sum(results["recordings"].values()) == 30 and len(results["unreadable"]) == 2
     assert all(model["layers"][model["best_layer"]]["test_accuracy"] == 1 for model in results["models"])
-    assert main(command) == 1
+    assert "mean and 95 % confidence interval over 2 random starts, in the" in (out / "results.md").read_text()
+    assert main([*command, "--seeds", "1"]) == 1
+    assert "of linear probes, from one random start, in the layer" in (out / "results.md").read_text()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import compat
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing.cache import cached_time_averages
+from ssamba_upstream.probing.features import log_mel_averages
 from ssamba_upstream.probing.superb_head import (
     BATCH_SIZE,
     GRADIENT_CLIPPING,
@@ -297,6 +298,11 @@ def test_superbs_sets(tmp_path):
     assert [path.start for path, _ in silence] == [16000 * i for i in range(20)]
     assert [split for _, split in silence].count("dev") == 2
     assert {path.gain for path in found.paths} == {-3.0}
+    noise, unreadable = tmp_path / "speech_commands_v0.01" / "_background_noise_" / "hum.wav", []
+    noise.write_bytes(b"no audio")
+    damaged = read_superb("ks", tmp_path)
+    log_mel_averages(damaged.paths, report=unreadable.append)  # by which a probe names it, and goes on
+    assert len(damaged.paths) == len(found.paths) - 19 and [error.file.path for error in unreadable] == [noise]
 
     write_voxceleb1(tmp_path / "VoxCeleb1", [
         Utterance(tone(300, number), f"id1000{speaker}", recording="video",
