@@ -53,11 +53,12 @@ def slot_filling(root):
 
 def intent_classification(root):
     for split in ("train", "valid", "test"):
-        lines = ["path,action,object,location\n"]
+        lines = [",path,speakerId,transcription,action,object,location\n"]
         for number in range(6):
-            path = f"wavs/speakers/{split}/{number}.wav"
+            path = f"wavs/speakers/{split}/{split}-{number}.wav"
             write_noise(root / path, number)
-            lines.append(f"{path},{('activate', 'increase')[number % 2]},lights,{('none', 'kitchen')[number % 2]}\n")
+            slots = ("activate,lights,none", "increase,lights,kitchen")[number % 2]
+            lines.append(f"{number},{path},{split},Words,{slots}\n")
         (root / "data").mkdir(exist_ok=True)
         (root / "data" / f"{split}_data.csv").write_text("".join(lines))
     return {"datarc.file_path": root, "datarc.train_batch_size": 3, "datarc.num_workers": 0}
@@ -78,10 +79,27 @@ def speaker_verification(root):
             "modelrc.input_dim": 16}
 
 
+def s3prl_speaker_verification(root, cache):
+    """VoxCeleb1 as s3prl's SuperbASV has it, with the two lists that it would download in ``cache``."""
+    splits, tests = [], []
+    for speaker in ("id10001", "id10002", "id10270", "id10271"):
+        part = "dev" if speaker < "id10270" else "test"  # the speakers that s3prl takes for tests
+        for number in range(3):
+            name = f"{speaker}/video/{number:05d}.wav"
+            write_noise(root / part / "wav" / name, number + 2, 2.2 if part == "dev" else None)
+            splits.append(f"1 {name}\n")
+            tests += [name] * (part == "test")
+    trials = [f"{int(one[:7] == other[:7])} {one} {other}\n"
+              for place, one in enumerate(tests) for other in tests[:place]]
+    cache.mkdir()
+    (cache / "iden_split.txt").write_text("".join(splits))
+    (cache / "voxceleb1_test_v2.txt").write_text("".join(trials))
+
+
 def speaker_diarization(root):
     for split in ("train", "dev", "test"):
         folder, files = root / split, {"wav.scp": [], "segments": [], "utt2spk": [], "spk2utt": [], "reco2dur": []}
-        for number in range(4):
+        for number in range(6):
             path, name, seconds = folder / "wav" / f"{number}.wav", f"rec{number}", SECONDS[number]
             write_noise(path, number)
             files["wav.scp"].append(f"{name} {path}")
@@ -101,7 +119,7 @@ def query_by_example(root):
     for name, lines in lists.items():
         for number in range(4):
             path = f"Audio/{name.split('_')[-1][:-4]}_{number}.wav"
-            write_noise(root / path, number, 2.0 if "utterances" in name else None)
+            write_noise(root / path, number + 2, 2.0 if "utterances" in name else None)
             lines.append(f"quesst14Database/{path} {'nnenglish' if number < 3 else 'czech'}\n")
         (root / "scoring").mkdir(exist_ok=True)
         (root / "scoring" / name).write_text("".join(lines))

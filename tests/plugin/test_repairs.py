@@ -10,7 +10,7 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.plugin.repairs import ctc_corpora, downstreams
-from ssamba_upstream.plugin.repairs.frames import RunError, check_hop, check_split
+from ssamba_upstream.plugin.repairs.frames import RunError, check_hop, check_split, report_alignments_of_downstream
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +83,66 @@ def test_layers_and_features_that_there_are_not(encoder):
     with pytest.raises(RunError, match="-s nonsense.*hidden_states"):
         featurizer(encoder, feature_selection="nonsense")
     assert featurizer(encoder, layer_selection=1).output_dim == featurizer(encoder).output_dim
+
+
+# CTC
+
+
+class Recogniser(torch.nn.Module):
+    """What ``ctc`` and ``asr`` are to the report: a CTC loss, and metrics that are logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.objective = torch.nn.CTCLoss(zero_infinity=True)
+
+    def log_records(self, split):
+        return split
+
+    def loss(self, *transcripts, frames):
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in transcripts], batch_first=True)
+        scores = torch.zeros(max(frames), len(transcripts), 5).log_softmax(dim=-1)
+        return self.objective(scores, tokens, torch.tensor(frames), torch.tensor(list(map(len, transcripts))))
+
+
+@pytest.fixture
+def recogniser():
+    class Owner(Recogniser):
+        __init__, log_records = Recogniser.__init__, Recogniser.log_records
+
+    report_alignments_of_downstream(types.SimpleNamespace(DownstreamExpert=Owner))
+    return Owner()
+
+
+@pytest.mark.parametrize("tokens, frames", [([1], 0), ([1, 2, 3], 2), ([1, 1], 2), ([1, 1, 2, 2, 2], 7)])
+def test_ctc_without_enough_frames_is_counted(recogniser, capsys, tokens, frames):
+    assert recogniser.loss(tokens, frames=[frames + 1]) > 0
+    recogniser.log_records("train")
+    assert "more tokens" not in capsys.readouterr().out
+    assert recogniser.loss(tokens, [1, 2], frames=[frames, 2]) > 0
+    assert recogniser.log_records("train") == "train"
+    assert "train: 1 of 2 utterances have more tokens than frames" in capsys.readouterr().out
+
+
+def test_ctc_that_learns_from_nothing_is_refused_in_training_only(recogniser, capsys):
+    assert recogniser.loss([1, 2], [3, 3], frames=[1, 2]) == 0
+    recogniser.eval()
+    recogniser.loss([1, 2], frames=[1])
+    recogniser.log_records("dev")
+    assert "dev: 1 of 1" in capsys.readouterr().out
+    with pytest.raises(RunError, match="All of the last 2 utterances.*-g hop_20ms"):
+        recogniser.log_records("train")
+
+
+def test_ctc_of_the_newer_recipes_is_counted():
+    pytest.importorskip("editdistance")
+    pytest.importorskip("sentencepiece")
+    from s3prl.dataio.encoder.tokenizer import default_phoneme_tokenizer
+    from s3prl.task.speech2text_ctc_task import Speech2TextCTCTask
+
+    task = Speech2TextCTCTask(torch.nn.Identity(), default_phoneme_tokenizer())
+    task.criterion(torch.zeros(2, 1, 5), torch.tensor([[1, 2, 3]]), torch.tensor([2]), torch.tensor([3]))
+    with pytest.raises(RunError, match="time_stride"):
+        task.reduction("train", [])
 
 
 # Messages

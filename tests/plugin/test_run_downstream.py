@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from helpers.paths import CHECKOUT
+from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import configs_folder
@@ -35,8 +37,12 @@ pytestmark = [pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=
               for name in ("librosa", "tensorboardX")]
 
 
-def tone(pitch, number, seconds=0.4):
-    samples = np.arange(int(16000 * seconds))
+SECONDS = (0.4, 0.05, 0.3, 0.0125)
+"""Lengths of recordings, one after the other: unequal ones, and two that are shorter than a frame."""
+
+
+def tone(pitch, number, seconds=None):
+    samples = np.arange(int(16000 * (seconds or SECONDS[number % len(SECONDS)])))
     noise = np.random.default_rng(number).standard_normal(len(samples))
     return 0.3 * np.sin(2 * np.pi * pitch * samples / 16000) + 0.02 * noise
 
@@ -132,7 +138,10 @@ def load_states(path):
 def test_trains_evaluates_and_resumes(downstream, corpora, upstream, tmp_path):
     train = ["-m", "train", *upstream, "-d", downstream, "-c", TASKS[downstream], "-p", "run"]
     steps = dict(log_step=5, eval_step=10, save_step=20, gradient_accumulate_steps=1)
-    run_downstream(*train, *overrides(corpora[downstream], total_steps=20, **steps), folder=tmp_path)
+    printed, losses = run([*train, *overrides(corpora[downstream], total_steps=20, **steps)], folder=tmp_path)
+    assert losses is not None, printed
+    assert len(losses) == 20 and all(math.isfinite(loss) and loss != 0 for loss in losses), losses
+    assert sum(losses[-5:]) < sum(losses[:5]), losses
     log = (tmp_path / "run" / "log.log").read_text()
     best_step = re.findall(r"New best on dev at step (\d+)", log)[-1]
     accuracy = re.search(rf"test at step {best_step}: (.*)", log)[1]

@@ -1,10 +1,19 @@
 """``ssamba s3prl``: s3prl's newer recipes with our entries."""
 
+import importlib.util
+import math
+import os
+import re
+import subprocess
 import sys
 
 import pytest
+import yaml
 
-from ssamba_upstream import cli
+from helpers import superb_corpora
+from helpers.paths import CHECKOUT
+from ssamba_upstream import SsambaConfig, SsambaModel, cli
+from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.plugin import runner
 
 
@@ -23,3 +32,46 @@ def test_a_recipe_whose_package_is_missing_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3prl.problem", None)
     with pytest.raises(SystemExit, match="superb-all"):
         runner.run_s3prl_main(["SuperbSID"])
+
+
+# A recipe from the corpus to its result
+
+
+def run_recipe(name, folder, *arguments):
+    """Four steps of a recipe in a process of its own: the losses of training, and the results of testing."""
+    save_model(SsambaModel(SsambaConfig(num_hidden_layers=1)), folder / "tiny")
+    options = {"target_dir": "run", "cache_dir": "cache", "device": "cpu", "num_workers": 0,
+               "prepare_data.dataset_root": "corpus", "build_batch_sampler.train.batch_size": 3,
+               "build_upstream.name": "ssamba_tiny", "build_upstream.path_or_url": "tiny",
+               "train.total_steps": 4, "train.log_step": 1, "train.save_step": 2}
+    command = [sys.executable, "-m", "ssamba_upstream", "s3prl", name, *arguments]
+    command += [str(part) for option, value in options.items() for part in (f"--{option}", value)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = re.findall(r"train at step \d+\n.*\| loss: (\S+)", done.stdout + done.stderr)
+    results = sorted((folder / "run" / "evaluate").rglob("result.yaml"))
+    return list(map(float, losses)), [yaml.safe_load(path.read_text()) for path in results]
+
+
+needs_superb_all = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("tensorboard", "sed_eval", "pandas", "pkg_resources")),
+    reason="s3prl.problem needs the extra superb-all")
+
+
+@pytest.mark.slow
+@needs_superb_all
+def test_intent_classification(tmp_path):
+    superb_corpora.intent_classification(tmp_path / "corpus")
+    losses, results = run_recipe("SuperbIC", tmp_path, "--train.eval_step", "2")
+    assert len(losses) == 4 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert len(results) == 1 and math.isfinite(results[0]["loss"]) and 0 <= results[0]["accuracy"] <= 1
+
+
+@pytest.mark.slow
+@needs_superb_all
+def test_speaker_verification(tmp_path):
+    superb_corpora.s3prl_speaker_verification(tmp_path / "corpus", tmp_path / "cache")
+    losses, results = run_recipe("SuperbASV", tmp_path)
+    assert len(losses) == 4 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert len(results) == 2 and all(0 <= result["EER"] <= 1 for result in results)

@@ -2,16 +2,13 @@
 
 import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from helpers import superb_corpora
-from helpers.paths import CHECKOUT
+from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 
@@ -30,24 +27,6 @@ pytestmark = [pytest.mark.slow] + [
     pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"s3prl needs {name}: superb-all")
     for name in ("librosa", "tensorboardX", "editdistance", "pandas", "h5py", "dtw", "lxml", "asteroid", "sklearn")]
 
-LOSSES = """
-import json, sys
-import torch
-from ssamba_upstream.plugin.runner import main
-
-backward, losses = torch.Tensor.backward, []
-
-def noted(loss, *args, **kwargs):
-    losses.append(loss.item())
-    return backward(loss, *args, **kwargs)
-
-torch.Tensor.backward = noted
-for arguments in json.loads(sys.argv[1]):
-    main([*arguments, "--device", "cpu"])
-print("losses", json.dumps(losses))
-"""
-
-
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
@@ -56,21 +35,9 @@ def upstream(tmp_path_factory):
     return ["-u", "ssamba_tiny", "-k", str(checkpoint)]
 
 
-def run(*runs, folder):
-    """Several runs of the runner in a process of their own: what it prints, and the losses."""
-    import json
-
-    command = [sys.executable, "-c", LOSSES, json.dumps(runs)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "hub")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return done.stdout + done.stderr, None
-    printed, losses = done.stdout.rsplit("losses ", 1)
-    return printed + done.stderr, json.loads(losses)
-
-
-def overrides(values, **runner):
+def overrides(values, learning_rate=None, **runner):
     values = {f"downstream_expert.{name}": value for name, value in values.items()}
+    values |= {} if learning_rate is None else {"optimizer.lr": learning_rate}
     values |= {f"runner.{name}": value for name, value in runner.items()}
     return ["-o", ",,".join(f"config.{name}={value}" for name, value in values.items())]
 
@@ -80,15 +47,17 @@ def test_trains_resumes_and_evaluates(name, upstream, tmp_path):
     downstream, hop, split, left = TASKS[name]
     values = getattr(superb_corpora, name)(tmp_path / "corpus")
     train = ["-m", "train", *upstream, "-d", downstream, "-c", name, "-p", "run"]
-    steps = dict(log_step=1, eval_step=4, save_step=2, gradient_accumulate_steps=1)
+    steps = dict(log_step=1, eval_step=14, save_step=2, gradient_accumulate_steps=1)
     printed, losses = run(
-        [*train, *overrides(values, total_steps=4, **steps)],
-        [*train, "-a", *overrides({}, total_steps=6, **steps)],
-        ["-m", "evaluate", "-t", split, "-e", "run/states-6.ckpt"], folder=tmp_path)
+        [*train, *overrides(values, learning_rate=3e-3, total_steps=14, **steps)],
+        [*train, "-a", *overrides({}, total_steps=16, **steps)],
+        ["-m", "evaluate", "-t", split, "-e", "run/states-16.ckpt"], folder=tmp_path)
     assert losses is not None, printed
-    assert len(losses) == 6 and all(math.isfinite(loss) and loss != 0 for loss in losses), losses
+    assert len(losses) == 16 and all(math.isfinite(loss) and loss != 0 for loss in losses), losses
+    assert sum(losses[-4:]) < sum(losses[:4]), losses
+    assert ("utterances have more tokens than frames" in printed) == (downstream in ("ctc", "asr"))
     assert f"downsample rate is {hop}" in printed
-    assert "Resume from run/states-4.ckpt" in printed
+    assert "Resume from run/states-14.ckpt" in printed
     assert (tmp_path / "run" / left).stat().st_size > 0
 
 

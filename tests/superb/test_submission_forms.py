@@ -133,7 +133,7 @@ def test_s3prl_writes_what_is_taken(given, corpora, tmp_path):
                           loss=[1.0])
     expert = SimpleNamespace(expdir=tmp_path / "pr", metrics=["per"], save_best_on=["dev"], best_score=torch.ones(1),
                              metric_higher_better=False, _get_task_name=lambda: "ctc")
-    Ctc.log_records(expert, "test", records, logger, 0)
+    Ctc.log_records.__wrapped__(expert, "test", records, logger, 0)  # s3prl's own: this expert has no loss to count for
     submission = write_submission(tmp_path / "out", {name: tmp_path / name for name in names}, given)
     assert submission.predictions == {"pr": 4, "ic": 4}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import soundfile
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ...configs import configs_folder
 from . import ctc_corpora
@@ -118,18 +119,51 @@ def _fingerprint(roots) -> str:
 # Short utterances
 
 
+def _lengthen(frames: torch.Tensor) -> torch.Tensor:
+    """Frames (T, D), repeated up to 16 where there are fewer: an x-vector takes 14 away, and averages two or more."""
+    return frames.repeat(-(-16 // len(frames)), 1) if len(frames) < 16 else frames
+
+
 def lengthen_for_x_vectors(module):
-    """The x-vector's layers take 14 frames away, and its statistics need two: shorter utterances are repeated."""
+    """``sv_voxceleb1`` fails for utterances that are shorter than its x-vector's context: they are repeated."""
     forward = module.DownstreamExpert.forward
 
     @functools.wraps(forward)
     def forward_of_long_enough(self, mode, features, *others, **named):
         if self.modelrc["module"] == "XVector":
-            features = [feature.repeat(-(-16 // len(feature)), 1) if len(feature) < 16 else feature
-                        for feature in features]
+            features = [_lengthen(feature) for feature in features]
         return forward(self, mode, features, *others, **named)
 
     module.DownstreamExpert.forward = forward_of_long_enough
+
+
+def lengthen_for_superb_x_vectors(module):
+    """The same of s3prl's newer recipe, SuperbASV."""
+    forward = module.SuperbXvector.forward
+
+    @functools.wraps(forward)
+    def forward_of_long_enough(self, x, x_len):
+        utterances = [_lengthen(frames[:length]) for frames, length in zip(x, x_len, strict=True)]
+        lengths = torch.tensor([len(frames) for frames in utterances])
+        return forward(self, pad_sequence(utterances, batch_first=True), lengths)
+
+    module.SuperbXvector.forward = forward_of_long_enough
+
+
+def leave_out_frameless(module):
+    """Diarization's evaluation ends at a recording that is shorter than a frame of labels: it is left out."""
+    build = module.DiarizationDataset.__init__
+
+    @functools.wraps(build)
+    def build_with_frames(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        if self.mode != "test":
+            return
+        self.rec_list = [name for name, chunks in self.chunk_indices.items() if chunks]
+        if frameless := sorted(self.chunk_indices.keys() - self.rec_list):
+            print(f"left out {len(frameless)} recordings that are shorter than a frame: {', '.join(frameless[:5])}")
+
+    module.DiarizationDataset.__init__ = build_with_frames
 
 
 # Code for a GPU, run on a CPU

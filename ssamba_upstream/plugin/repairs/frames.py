@@ -3,6 +3,8 @@
 import functools
 import math
 
+import torch
+
 from ...frames import FrameEncoder
 
 LONGEST_HOPS = {
@@ -111,3 +113,78 @@ def keep_frames(module):
     module.Featurizer.__init__ = build_and_check
     module.Featurizer._select_feature = select_existing
     module.Featurizer.tolist = tolist
+
+
+# CTC
+
+
+class _CTCAlignments:
+    """Counts the utterances that a CTC loss cannot align, which it gives a loss of 0 (``zero_infinity``).
+
+    Args:
+        objective: the loss, which is counted from now on.
+    """
+
+    def __init__(self, objective):
+        self._counts = {"train": [0, 0], "evaluation": [0, 0]}  # of those with too few frames, and of all
+        objective.register_forward_pre_hook(self._count)
+
+    def _count(self, objective, arguments):
+        _, tokens, frames, lengths = arguments
+        counts = self._counts["train" if objective.training else "evaluation"]
+        counts[0] += int(_have_too_few_frames(tokens, frames, lengths).sum())
+        counts[1] += len(lengths)
+
+    def report(self, split):
+        """Print how many there were since the last report, if any.
+
+        Raises:
+            RunError: in training there was no other.
+        """
+        counts = self._counts["train" if split == "train" else "evaluation"]
+        short, total = counts
+        counts[:] = 0, 0
+        if not short:
+            return
+        print(f"{split}: {short} of {total} utterances have more tokens than frames; CTC gives them a loss of 0, and "
+              "nothing is learnt from them.")
+        if split == "train" and short == total:
+            raise RunError(f"All of the last {total} utterances have more tokens than frames: the CTC loss is 0, and "
+                           "nothing is learnt. Take frames that are closer together (-g hop_20ms; in s3prl's newer "
+                           "recipes --build_upstream.extra_conf \"{'time_stride': 2}\"), or other transcripts.")
+
+
+def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
+    """Whether an utterance (N,) has fewer frames than CTC needs: one a token, one more between equal neighbours."""
+    tokens, frames, lengths = tokens.cpu(), frames.cpu(), lengths.cpu()
+    within = torch.arange(1, tokens.shape[1]) < lengths[:, None]
+    repeats = ((tokens[:, 1:] == tokens[:, :-1]) & within).sum(dim=1)
+    return frames < lengths + repeats
+
+
+def _report_alignments(owner, objective, report_name):
+    """Have ``owner`` count for its loss, the attribute ``objective``, and say so where it reports its metrics."""
+    build, report = owner.__init__, getattr(owner, report_name)
+
+    @functools.wraps(build)
+    def build_and_count(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self._alignments = _CTCAlignments(getattr(self, objective))
+
+    @functools.wraps(report)
+    def report_both(self, split, *args, **kwargs):
+        self._alignments.report(split)
+        return report(self, split, *args, **kwargs)
+
+    owner.__init__ = build_and_count
+    setattr(owner, report_name, report_both)
+
+
+def report_alignments_of_downstream(module):
+    """``ctc`` and ``asr``: utterances with more tokens than frames are counted, and refused if there is no other."""
+    _report_alignments(module.DownstreamExpert, "objective", "log_records")
+
+
+def report_alignments_of_task(module):
+    """The same of s3prl's newer recipes."""
+    _report_alignments(module.Speech2TextCTCTask, "criterion", "reduction")
