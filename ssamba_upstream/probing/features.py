@@ -15,7 +15,7 @@ from ..windows import tokens_to_frames
 LOG_MELS_AT_ONCE = 16
 
 
-def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None):
+def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None, deviations=False):
     """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
 
     A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
@@ -29,17 +29,20 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
         batch_secs: seconds of audio sent through the network at once; recordings of like lengths go together.
         report: called with the AudioError of each recording that cannot be read, whose averages are then NaN. Default:
             it is raised.
+        deviations: append the standard deviation over the frames to each average, as :func:`log_mel_averages` does.
 
     Returns:
-        (depth + 1, recordings, rows * E) in float32 on the CPU, the layers in the order of the network.
+        (depth + 1, recordings, rows * E), or 2 * rows * E with deviations, in float32 on the CPU, the layers in the
+        order of the network.
 
     Raises:
         AudioError: a recording cannot be read.
         ValueError: no recordings, or windows that the positions learned do not reach.
     """
     encoder = FrameEncoder(model, window_secs).to(model.device)
-    averages = torch.full((len(recordings), *averages_shape(encoder)), torch.nan)
-    for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report):
+    layers, width = averages_shape(encoder)
+    averages = torch.full((len(recordings), layers, width * (1 + deviations)), torch.nan)
+    for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report, deviations):
         averages[batch] = found
     return averages.transpose(0, 1)
 
@@ -50,14 +53,14 @@ def averages_shape(encoder):
 
 
 @torch.no_grad()
-def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None):
+def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None, deviations=False):
     """:func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
 
     Yields:
         the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
     for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
-        yield [*wavs], _averages(encoder, [*wavs.values()])
+        yield [*wavs], _averages(encoder, [*wavs.values()], deviations)
 
 
 def iterate_waveforms(encoder, recordings, batch_secs, report=None):
@@ -149,12 +152,22 @@ def _excerpt(recording):
     return recording if isinstance(recording, Excerpt) else Excerpt(recording)
 
 
-def _averages(encoder, wavs):
-    """Waveforms, list of (samples,) -> (utterances, depth + 1, width)."""
+def _averages(encoder, wavs, deviations):
+    """Waveforms, list of (samples,) -> (utterances, depth + 1, width); with deviations twice that width."""
     layers, index = encoder.tokens(wavs)
     counts = send(torch.tensor([encoder.windowing.frames(len(wav)) for wav in wavs]), index.device).unsqueeze(1)
-    sums = (tokens_to_frames(tokens, index, encoder.frequency_pooling).sum(dim=1) for tokens in layers[:-1])
-    return torch.stack([total / counts for total in sums], dim=1).cpu()
+    frames_of_layers = (tokens_to_frames(tokens, index, encoder.frequency_pooling) for tokens in layers[:-1])
+    return torch.stack([_average(frames, counts, deviations) for frames in frames_of_layers], dim=1).cpu()
+
+
+def _average(frames, counts, deviations):
+    """(utterances, frames, width), zero from an utterance's count of frames on -> (utterances, width or 2 * width)."""
+    mean = frames.sum(dim=1) / counts
+    if not deviations:
+        return mean
+    inside = torch.arange(frames.shape[1], device=frames.device) < counts
+    squares = (frames - mean.unsqueeze(1)).square() * inside.unsqueeze(2)
+    return torch.cat([mean, (squares.sum(dim=1) / counts).sqrt()], dim=1)
 
 
 def _check_any(recordings):

@@ -204,6 +204,8 @@ def test_time_averages_are_the_mean_of_the_upstream_s_frames(checkpoint, recordi
     window_secs = strides.pop("window_secs")
     model = load_model(checkpoint, **strides)
     found = time_averages(model, recordings, window_secs)
+    both = time_averages(model, recordings, window_secs, deviations=True)
+    torch.testing.assert_close(both[..., :found.shape[2]], found)
     for i, path in enumerate(recordings):
         with torch.no_grad():
             wav = read_waveform(path)
@@ -211,6 +213,8 @@ def test_time_averages_are_the_mean_of_the_upstream_s_frames(checkpoint, recordi
         assert found.shape == (3, len(recordings), states[0].shape[2])
         for layer, state in enumerate(states):
             torch.testing.assert_close(found[layer, i], state[0].mean(0), rtol=1e-5, atol=1e-5)
+            deviation = state[0].double().std(0, correction=0).float()
+            torch.testing.assert_close(both[layer, i, found.shape[2]:], deviation, rtol=1e-4, atol=1e-5)
 
 
 def test_time_averages_do_not_depend_on_batching_or_order(checkpoint, recordings):

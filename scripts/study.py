@@ -1,0 +1,181 @@
+"""Compares recipes of pretraining on real recordings, by probes with few labels.
+
+    python scripts/study.py AUDIO OUT [RECIPE.yaml...]      # the recipes; default: scripts/study/*.yaml
+
+AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
+pretrained in OUT/RECIPE, without labels, on the digits but for takes 0 to 6 (0 to 4 are the test set), and on ESC-10.
+Frozen, its layers are read at a hop of 40 ms, as averages over time and as averages and standard deviations; and so
+are the log-mel and the network before its first step. An interrupted study goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+
+from ssamba_upstream.checkpoint import load_model
+from ssamba_upstream.files import write_json, write_text
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
+from ssamba_upstream.pretraining.recipe import PretrainingRecipe
+from ssamba_upstream.pretraining.trainer import pretrain
+from ssamba_upstream.probing.features import log_mel_averages, time_averages
+from ssamba_upstream.training.recipe import read_recipe
+
+RECIPES = Path(__file__).parent / "study"
+DRAWS = 10
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean diagonal of the Gram matrix
+LABELS = (3, 10)  # of each class
+TEST, CHOOSING, VALIDATION, READ = range(5), range(5, 10), range(5, 7), range(30)  # takes of a digit and speaker
+HOP = 4  # log-mel frames
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audio", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("recipes", type=Path, nargs="*", default=sorted(RECIPES.glob("*.yaml")))
+    options = parser.parse_args()
+    audio, out = options.audio.resolve(), options.out
+    out.mkdir(parents=True, exist_ok=True)
+    digits, sounds = sorted(audio.glob("fsdd/recordings/*.wav")), sorted(audio.glob("esc10/*/*.ogg"))
+    if not digits or not sounds:
+        parser.error(f"{audio} holds no fsdd/recordings/*.wav, or no esc10/*/*.ogg")
+    manifests = write_manifests(out, audio, digits, sounds)
+    sets = [digit for digit in digits if take(digit) in READ], sounds
+    compared = {"log-mel": log_mel_averages}
+    for path in options.recipes:
+        recipe = read_recipe(path, PretrainingRecipe, manifests)
+        compared[f"{path.stem}, random weights"] = lambda recordings, recipe=recipe: read_layers(
+            untrained(recipe), recordings)
+        compared[path.stem] = lambda recordings, recipe=recipe, run=out / path.stem: read_layers(
+            pretrained(recipe, run), recordings)
+    table = []
+    for name, read in compared.items():
+        rows = remembered(out / "results" / f"{name}.json", lambda read=read: measure(*map(read, sets), *sets))
+        table += [{"recipe": name, **row} for row in rows]
+    write_table(out / "results.md", table)
+    print(f"wrote {out / 'results.md'}")
+
+
+def take(digit):
+    """The number of a recording among those of its digit and speaker."""
+    return int(digit.stem.split("_")[2])
+
+
+def write_manifests(out, audio, digits, sounds):
+    """Manifests of what is pretrained and validated on, as overrides of a recipe."""
+    validation = [digit for digit in digits if take(digit) in VALIDATION] + sounds[::20]
+    train = [file for file in digits + sounds if file not in validation and (file in sounds or take(file) not in TEST)]
+    overrides = []
+    for name, files in (("train", train), ("validation", validation)):
+        lines = "".join(f"{file.relative_to(audio)}\t0\n" for file in files)
+        write_text(f"{audio}\n{lines}", out / f"{name}.tsv")
+        overrides.append(f"{name}={out / name}.tsv")
+    return overrides
+
+
+def untrained(recipe):
+    config = recipe.config()
+    config.time_stride = HOP
+    torch.manual_seed(recipe.seed)
+    return SsambaForPreTraining(config).ssamba
+
+
+def pretrained(recipe, run):
+    if not pretrain(recipe, run, resume=True):
+        raise SystemExit("interrupted; the same command goes on")
+    return load_model(run / "last", time_stride=HOP)
+
+
+def read_layers(model, recordings):
+    return time_averages(model, recordings, deviations=True)
+
+
+def measure(digit_features, sound_features, digits, sounds):
+    """Accuracies in percent by averages alone, and with deviations: a dict each."""
+    rows = []
+    for pooling in ("mean", "mean and deviation"):
+        parts = 2 if pooling == "mean" else 1
+        row = {"pooling": pooling}
+        features = digit_features[..., :digit_features.shape[2] // parts]
+        for task, field in (("digits", 0), ("speakers", 1)):
+            labels = [digit.stem.split("_")[field] for digit in digits]
+            for count in LABELS:
+                row[f"{task}, {count} labels"] = few_labels(features, labels, [take(digit) for digit in digits], count)
+        features = sound_features[..., :sound_features.shape[2] // parts]
+        row["ESC-10, folds"] = cross_validate(features, [s.parent.name for s in sounds], [s.name[0] for s in sounds])
+        rows.append(row)
+    return rows
+
+
+def few_labels(features, labels, takes, count):
+    """Mean over the draws of ``count`` training recordings of each class."""
+    choosing = [i for i, number in enumerate(takes) if number in CHOOSING]
+    test = [i for i, number in enumerate(takes) if number in TEST]
+    accuracies = []
+    for draw in range(DRAWS):
+        drawn, train = {}, []
+        for i in torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw)).tolist():
+            if takes[i] not in TEST and takes[i] not in CHOOSING and drawn.get(labels[i], 0) < count:
+                drawn[labels[i]] = drawn.get(labels[i], 0) + 1
+                train.append(i)
+        accuracies.append(probe(features, labels, train, choosing, test))
+    return 100 * mean(accuracies)
+
+
+def cross_validate(features, labels, folds):
+    """Mean over the folds, each once the test set, the next of which chooses."""
+    names = sorted(set(folds))
+    accuracies = []
+    for test, choosing in zip(names, names[1:] + names[:1]):
+        members = [[i for i, fold in enumerate(folds) if fold in kept]
+                   for kept in (set(names) - {test, choosing}, {choosing}, {test})]
+        accuracies.append(probe(features, labels, *members))
+    return 100 * mean(accuracies)
+
+
+def probe(features, labels, train, choosing, test):
+    """Test accuracy of the layer and penalty that are best on the recordings that choose.
+
+    Ridge regression onto the classes, in the space of the training recordings: exact in a moment, where there are few.
+    """
+    classes = sorted(set(labels))
+    targets = torch.tensor([classes.index(label) for label in labels])
+    deviation, average = torch.std_mean(features[:, train], dim=1, keepdim=True, correction=0)
+    deviation = deviation.masked_fill(deviation <= 1e-6 * average.abs(), torch.inf)
+    known, *asked = ((features[:, part] - average) / deviation for part in (train, choosing, test))
+    gram = (known @ known.mT).double()
+    scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    wanted = F.one_hot(targets[train], len(classes)).double()
+    share = wanted.mean(0)
+    found = []
+    for penalty in PENALTIES:
+        ridge = penalty * scale * torch.eye(len(train), dtype=torch.float64)
+        weights = torch.linalg.solve(gram + ridge, (wanted - share).expand(len(gram), -1, -1))
+        scores = ((part @ known.mT).double() @ weights + share for part in asked)
+        found.append([(score.argmax(2) == targets[part]).double().mean(1)
+                      for score, part in zip(scores, (choosing, test))])
+    choice, result = (torch.stack(accuracies).flatten() for accuracies in zip(*found))
+    return result[choice.argmax()].item()
+
+
+def remembered(file, compute):
+    """What was computed before, from its file, or what is computed now."""
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_json(compute(), file)
+    return json.loads(file.read_text())
+
+
+def write_table(file, rows):
+    columns = list(rows[0])
+    cells = [[f"{row[name]:.1f}" if isinstance(row[name], float) else row[name] for name in columns] for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
+    write_text("\n".join(lines) + "\n", file)
+
+
+if __name__ == "__main__":
+    main()
