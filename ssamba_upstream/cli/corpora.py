@@ -43,6 +43,12 @@ def add_commands(commands):
     add_out(fsdd, "a new folder")
     fsdd.set_defaults(run=_arrange_fsdd)
 
+    joined = actions.add_parser("fsdd-joined", help="join three of its digits at a time, as Fluent Speech Commands and "
+                                                    "LibriSpeech")
+    joined.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
+    add_out(joined, "a new folder")
+    joined.set_defaults(run=_join_fsdd)
+
     manifest = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
     manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     add_out(manifest, "the manifest", "OUT.jsonl")
@@ -91,6 +97,14 @@ def _arrange_fsdd(options):
     from ..corpora.fsdd import arrange_fsdd
 
     unreadable = arrange_fsdd(options.recordings, options.out)
+    print(f"wrote {options.out}")
+    return name_left_out(unreadable)
+
+
+def _join_fsdd(options):
+    from ..corpora.fsdd import join_fsdd
+
+    unreadable = join_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
     return name_left_out(unreadable)
 

@@ -1,7 +1,8 @@
-"""The Free Spoken Digit Dataset, arranged as keyword spotting and speaker identification."""
+"""The Free Spoken Digit Dataset: as keyword spotting and speaker identification; joined, as intents and transcripts."""
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,30 @@ from tqdm import tqdm
 
 from ..audio import AudioError, read_clip
 from ..files import new_folder
+from .fluent_speech_commands import write_fluent_speech_commands
+from .librispeech import write_librispeech
 from .report import CorpusError, first
 from .speech_commands import KEYWORDS, write_speech_commands
 from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
+
+LEXICON = {  # in the order of the digits; LibriSpeech's phones
+    "ZERO": "Z IH1 R OW0",
+    "ONE": "W AH1 N",
+    "TWO": "T UW1",
+    "THREE": "TH R IY1",
+    "FOUR": "F AO1 R",
+    "FIVE": "F AY1 V",
+    "SIX": "S IH1 K S",
+    "SEVEN": "S EH1 V AH0 N",
+    "EIGHT": "EY1 T",
+    "NINE": "N AY1 N",
+}
+WORDS = list(LEXICON)
+COMMAND_SLOTS = (range(4), range(4, 7), range(7, 10))  # the digits that are an action, an object, a location
+TRANSCRIPT_SLOTS = (range(10),) * 3
+JOINED = {"train": 600, "dev": 120, "test": 300}  # utterances
+CHAPTERS = {"train": "1", "dev": "2", "test": "3"}
 
 
 def arrange_fsdd(recordings, out) -> list[str]:
@@ -39,17 +60,73 @@ def arrange_fsdd(recordings, out) -> list[str]:
     digits, unreadable = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})
     commands = (
-        Utterance(samples, KEYWORDS[digit], _hash(f"{digit}_{speaker}_{take}"),
-                  split="test" if take < 5 else "train")
+        Utterance(samples, KEYWORDS[digit], _hash(f"{digit}_{speaker}_{take}"), split=_split(take))
         for digit, speaker, take, samples in digits)
     identities = (
-        Utterance(samples, f"id{10001 + speakers.index(speaker)}", recording=f"digit{digit}",
-                  split="test" if take < 5 else "dev" if take < 10 else "train")
+        Utterance(samples, f"id{10001 + speakers.index(speaker)}", recording=f"digit{digit}", split=_split(take))
         for digit, speaker, take, samples in digits)
     with new_folder(out) as folder:
         write_speech_commands(folder, commands, backgrounds={})
         write_voxceleb1(folder / "VoxCeleb1", identities)
     return unreadable
+
+
+def join_fsdd(recordings, out) -> list[str]:
+    """Join recordings of one speaker, three at a time and end to end, as Fluent Speech Commands and as LibriSpeech.
+
+    ``OUT/fluent_speech_commands_dataset`` has 36 intents: an action of zero to three, an object of four to six, a
+    location of seven to nine, said in this order. ``OUT/LibriSpeech`` has three digits of ten, transcripts such as
+    ``SEVEN THREE ONE``, and a lexicon of the ten words. Each has 600 utterances for training, 120 for development and
+    300 for testing, drawn with a fixed seed. Splits share the speakers but no recording: takes 0 to 4 of every digit
+    and speaker, the dataset's own test split, are test, takes 5 to 9 dev.
+
+    Args:
+        recordings: see :func:`arrange_fsdd`.
+        out: a folder that does not exist yet or is empty.
+
+    Returns:
+        a sentence for each recording that cannot be read, and is left out.
+
+    Raises:
+        FileNotFoundError: ``recordings`` holds no recording of the dataset.
+        CorpusError: none of them can be read, or a speaker lacks a digit in one of the splits.
+        FileExistsError: ``out`` exists and is not empty.
+    """
+    digits, unreadable = _read_fsdd(Path(recordings))
+    takes = {}
+    for digit, speaker, take, samples in digits:
+        takes.setdefault((_split(take), speaker, digit), []).append(samples)
+    speakers = sorted({speaker for _, speaker, _, _ in digits})
+    for split in JOINED:
+        for speaker in speakers:
+            if absent := [str(digit) for digit in range(10) if (split, speaker, digit) not in takes]:
+                raise CorpusError(f"{recordings} has no readable recording of {speaker} saying {', '.join(absent)} for "
+                                  f"{split}; restore it, or take away all of {speaker}.")
+    commands = (
+        Utterance(samples, ",".join(words).lower(), speaker, split=split)
+        for split, speaker, words, samples in _join(takes, speakers, COMMAND_SLOTS, np.random.default_rng([0, 0])))
+    sentences = (
+        Utterance(samples, " ".join(words), str(1 + speakers.index(speaker)), CHAPTERS[split], split)
+        for split, speaker, words, samples in _join(takes, speakers, TRANSCRIPT_SLOTS, np.random.default_rng([0, 1])))
+    with new_folder(out) as folder:
+        write_fluent_speech_commands(folder / "fluent_speech_commands_dataset", commands)
+        write_librispeech(folder / "LibriSpeech", sentences, LEXICON)
+    return unreadable
+
+
+def _join(takes, speakers, slots, rng: np.random.Generator) -> Iterator[tuple[str, str, list[str], np.ndarray]]:
+    """Split, speaker, words and samples of the joined utterances; the speakers take turns."""
+    for split, count in JOINED.items():
+        for number in range(count):
+            speaker = speakers[number % len(speakers)]
+            digits = [int(rng.choice(slot)) for slot in slots]
+            recordings = [takes[split, speaker, digit] for digit in digits]
+            samples = [choices[rng.integers(len(choices))] for choices in recordings]
+            yield split, speaker, [WORDS[digit] for digit in digits], np.concatenate(samples)
+
+
+def _split(take: int) -> str:
+    return "test" if take < 5 else "dev" if take < 10 else "train"
 
 
 def _hash(name: str) -> str:

@@ -13,7 +13,8 @@ import soundfile
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import report
-from ssamba_upstream.corpora.fsdd import arrange_fsdd
+from ssamba_upstream.corpora.fluent_speech_commands import check as check_intent_classification, read_list
+from ssamba_upstream.corpora.fsdd import COMMAND_SLOTS, JOINED, LEXICON, arrange_fsdd, join_fsdd
 from ssamba_upstream.corpora.iemocap import (
     EMOTIONS,
     SESSIONS,
@@ -21,6 +22,7 @@ from ssamba_upstream.corpora.iemocap import (
     check as check_emotion,
     write_iemocap,
 )
+from ssamba_upstream.corpora.librispeech import SPLITS, check_phone_recognition
 from ssamba_upstream.corpora.report import CorpusError
 from ssamba_upstream.corpora.speech_commands import (
     CLASSES,
@@ -516,3 +518,73 @@ def test_fsdd_with_a_damaged_recording(tmp_path, capsys):
 def test_fsdd_needs_recordings(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no files"):
         arrange_fsdd(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """A stand-in for the dataset: takes 0, 5 and 10 of two speakers, each recording a constant of its own."""
+    recordings = tmp_path_factory.mktemp("tones") / "recordings"
+    recordings.mkdir()
+    levels = {}
+    for number, name in enumerate(f"{digit}_{speaker}_{take}" for speaker in ("ann", "bob") for take in (0, 5, 10)
+                                  for digit in range(10)):
+        levels[name] = (number + 1) / 100
+        soundfile.write(recordings / f"{name}.wav", np.full(400, levels[name]), 16000)
+    return recordings, levels
+
+
+@pytest.fixture(scope="module")
+def joined(tones, tmp_path_factory):
+    out = tmp_path_factory.mktemp("joined") / "corpora"
+    assert join_fsdd(tones[0], out) == []
+    return out
+
+
+def joined_recordings(path, levels):
+    """(digit, speaker, take) of the three recordings in a file, by their constants."""
+    samples, rate = soundfile.read(path)
+    assert rate == 16000 and len(samples) == 3 * 400
+    names = [min(levels, key=lambda name: abs(levels[name] - part.mean())) for part in np.split(samples, 3)]
+    return list(zip(*(name.split("_") for name in names)))
+
+
+@pytest.mark.slow
+def test_joined_fsdd_as_fluent_speech_commands(tones, joined):
+    root = joined / "fluent_speech_commands_dataset"
+    report = check_intent_classification(root)
+    assert report.ok, report
+    assert {split: counts["utterances"] for split, counts in report.counts.items()} == JOINED
+    assert report.counts["train"]["intents"] == 36
+    for split, take in ("train", "10"), ("dev", "5"), ("test", "0"):
+        for row in read_list(root, split):
+            digits, speakers, takes = joined_recordings(root / row["path"], tones[1])
+            assert [row["action"], row["object"], row["location"]] == [list(LEXICON)[int(d)].lower() for d in digits]
+            assert all(int(digit) in slot for digit, slot in zip(digits, COMMAND_SLOTS))
+            assert len(set(speakers)) == 1 and set(takes) == {take}
+
+
+@pytest.mark.slow
+def test_joined_fsdd_as_librispeech(tones, joined):
+    root = joined / "LibriSpeech"
+    report = check_phone_recognition(root)
+    assert report.ok, report
+    assert report.counts == {split: {"utterances": count, "words": 3 * count} for split, count in JOINED.items()}
+    for split, take in ("train", "10"), ("dev", "5"), ("test", "0"):
+        transcripts = {name: words for path in (root / SPLITS[split]).rglob("*.trans.txt")
+                       for name, _, words in (line.partition(" ") for line in path.read_text().splitlines())}
+        spoken = set()
+        for path in (root / SPLITS[split]).rglob("*.flac"):
+            digits, speakers, takes = joined_recordings(path, tones[1])
+            assert transcripts[path.stem] == " ".join(list(LEXICON)[int(digit)] for digit in digits)
+            assert set(speakers) == {("ann", "bob")[int(path.stem.split("-")[0]) - 1]} and set(takes) == {take}
+            spoken.update(digits)
+        assert len(spoken) == 10
+
+
+def test_joined_fsdd_needs_every_digit_in_every_split(tones, tmp_path, capsys):
+    recordings = tmp_path / "recordings"
+    shutil.copytree(tones[0], recordings)
+    (recordings / "7_bob_5.wav").write_bytes(b"no audio")
+    assert main(["corpora", "fsdd-joined", str(recordings), "--out", str(tmp_path / "out")]) == 1
+    assert "has no readable recording of bob saying 7 for dev" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
