@@ -57,6 +57,7 @@ def test_a_job_that_is_signalled_queues_itself_again(slurm, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("SSAMBA_TEST_GPU_CHECK" not in os.environ, reason="minutes; SSAMBA_TEST_GPU_CHECK=1 runs it")
 @pytest.mark.parametrize("part, table", [("right", "against-the-cpu"), ("kernels", "sweeps")])
 def test_steps_for_a_gpu_run_on_a_cpu(tmp_path, part, table):
     pytest.importorskip("triton", reason="triton is not installed")
