@@ -31,6 +31,7 @@ SPEAKERS = {
 RELEASED = {"train": 104672, "dev": 2800, "test": 2800}
 REMEDY = ("unpack s3prl's preprocessed Audio SNIPS there, whose address is under SF in "
           "https://github.com/s3prl/s3prl/blob/main/s3prl/downstream/docs/superb.md")
+ADVICE = f"To have it, {REMEDY}."
 
 
 def check(root, _=None) -> CorpusReport:
@@ -123,16 +124,9 @@ def _recordings(root: Path, split: str) -> list[Path]:
 
 
 def _transcripts(root: Path) -> dict[str, str]:
-    lines = _read(root / TRANSCRIPTS).splitlines()
+    lines = read_text(root / TRANSCRIPTS, ADVICE).splitlines()
     return {utterance: text for utterance, _, text in (line.strip().partition(" ") for line in lines) if utterance}
 
 
 def _slots(root: Path) -> list[str]:
-    return re.split(r"\r?\n", _read(root / SLOTS))[1:]
-
-
-def _read(path):
-    try:
-        return read_text(path)
-    except CorpusError as error:
-        raise CorpusError(f"{error} To have it, {REMEDY}.") from error
+    return re.split(r"\r?\n", read_text(root / SLOTS, ADVICE))[1:]

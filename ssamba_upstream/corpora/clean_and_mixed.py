@@ -4,21 +4,44 @@ from pathlib import Path
 
 from ..files import new_folder
 from .kaldi import read_wav_scp, write_wav_scp
-from .report import CorpusReport, first, read_headers, require_16_khz_mono, require_folder, require_splits
+from .report import (
+    CorpusReport,
+    absolute,
+    compare_utterances,
+    first,
+    override,
+    problems_reported,
+    read_headers,
+    require_16_khz_mono,
+    require_folder,
+    require_splits,
+)
 
 
-def check_signals(report: CorpusReport, folders: dict[str, Path], kinds: tuple[str, ...], remedy: str):
-    """Check ``<folder>/<kind>/wav.scp`` of every split and kind; counts and flaws go into the report.
+def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str, int], remedy: str) -> CorpusReport:
+    """Check ``<root>/<split>/<kind>/wav.scp`` of every split and kind.
 
     Args:
-        report: of the corpus.
-        folders: of the splits.
+        corpus: its name and its task.
+        root: folder of the splits.
         kinds: the mixture first, then what it is to be separated into.
+        released: utterances of the released corpus by split.
         remedy: how to have the files, without the end of the sentence.
 
-    Raises:
-        CorpusError: a file is missing or malformed.
+    Returns:
+        The report, with utterances of each split. Nothing about the corpus raises.
     """
+    root = absolute(root)
+    folders = {split: root / split for split in released}
+    report = CorpusReport(corpus, root,
+                          override({f"loaderrc.{split}_dir": folder for split, folder in folders.items()}))
+    with problems_reported(report):
+        _check_splits(folders, kinds, remedy, report)
+        compare_utterances(report, released)
+    return report
+
+
+def _check_splits(folders: dict[str, Path], kinds: tuple[str, ...], remedy: str, report: CorpusReport):
     require_folder(report)
     for split, folder in folders.items():
         signals = {kind: read_wav_scp(folder / kind / "wav.scp", remedy, report) for kind in kinds}

@@ -17,6 +17,7 @@ from .report import (
     problems_reported,
     read_text,
     require_16_khz_mono,
+    require_files,
     require_folder,
     require_splits,
 )
@@ -56,11 +57,7 @@ def check(root, _=None) -> CorpusReport:
         require_splits(report, REMEDY)
         _check_values(rows, report)
         paths = [root / row["path"] for entries in rows.values() for row in entries]
-        missing = [str(path) for path in paths if not path.is_file()]
-        if missing:
-            report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings of the lists are not there: "
-                                   f"{first(missing)}; {REMEDY}.")
-        require_16_khz_mono([path for path in paths if path.is_file()], report)
+        require_16_khz_mono(require_files(paths, "the lists", REMEDY, report), report)
         compare_utterances(report, RELEASED)
     return report
 
@@ -83,10 +80,7 @@ def read_list(root: Path, split: str) -> list[dict[str, str]]:
         CorpusError: it cannot be read, or lacks a column or a value.
     """
     path = root / "data" / SPLIT_LISTS[split]
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    except CorpusError as error:
-        raise CorpusError(f"{error} To have it, {REMEDY}.") from error
+    rows = list(csv.DictReader(io.StringIO(read_text(path, f"To have it, {REMEDY}."), newline="")))
     for number, row in enumerate(rows, 2):
         if absent := [column for column in ("path", *SLOTS) if not row.get(column)]:
             raise CorpusError(f"{path}, row {number}, has no {', '.join(absent)}; {REMEDY}.")

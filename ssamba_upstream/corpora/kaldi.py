@@ -1,10 +1,9 @@
 """Kaldi's folders of text files, a recording or an utterance a line, as s3prl reads mixtures."""
 
-import os
 from pathlib import Path
 
 from ..files import write_text
-from .report import CorpusError, CorpusReport, first, read_text
+from .report import CorpusError, CorpusReport, read_text, require_files
 
 
 def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
@@ -18,12 +17,8 @@ def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
     Raises:
         CorpusError: the file cannot be read, or a line has another number of fields.
     """
-    try:
-        lines = read_text(path).splitlines()
-    except CorpusError as error:
-        raise CorpusError(f"{error} To have it, {remedy}.") from error
     table = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, f"To have it, {remedy}.").splitlines(), 1):
         name, *rest = line.split(maxsplit=fields - 1) or [""]
         if len(rest) != fields - 1:
             raise CorpusError(f"{path}, line {number}: {line[:60]!r} has not {fields} fields; {remedy}.")
@@ -34,10 +29,7 @@ def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
 def read_wav_scp(path: Path, remedy: str, report: CorpusReport) -> dict[str, Path]:
     """Recordings by utterance, of ``wav.scp``; those that are not there become a problem of the report."""
     recordings = {name: Path(rest[0]) for name, rest in read_table(path, 2, remedy).items()}
-    missing = [str(recording) for recording in recordings.values() if not os.path.isfile(recording)]
-    if missing:
-        report.problems.append(f"{len(missing):,} of the {len(recordings):,} recordings of {path} are not there: "
-                               f"{first(missing)}; write {path.name} anew where they are.")
+    require_files(list(recordings.values()), path, f"write {path.name} anew where they are", report)
     return recordings
 
 

@@ -10,11 +10,11 @@ from .report import (
     CorpusError,
     CorpusReport,
     absolute,
-    first,
     override,
     problems_reported,
     read_headers,
     read_text,
+    require_files,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -58,12 +58,8 @@ def read_list(root: Path, part: str) -> list[Path]:
         CorpusError: the list cannot be read, is malformed or has none.
     """
     path = root / "scoring" / LISTS[part]
-    try:
-        lines = read_text(path).splitlines()
-    except CorpusError as error:
-        raise CorpusError(f"{error} To have it, {REMEDY}.") from error
     recordings = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, f"To have it, {REMEDY}.").splitlines(), 1):
         if len(line.split()) != 2:
             raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not '<recording> <language>'; {REMEDY}.")
         name, language = line.split()
@@ -103,8 +99,4 @@ def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
 def _check_part(part: str, report: CorpusReport):
     recordings = read_list(report.root, part)
     report.counts[part] = {"recordings": len(recordings)}
-    missing = [str(path) for path in recordings if not path.is_file()]
-    if missing:
-        report.problems.append(f"{len(missing):,} of the {len(recordings):,} recordings of {LISTS[part]} are not "
-                               f"there: {first(missing)}; {REMEDY}.")
-    read_headers([path for path in recordings if path.is_file()], report)
+    read_headers(require_files(recordings, LISTS[part], REMEDY, report), report)

@@ -82,13 +82,18 @@ def absolute(path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def read_text(path: Path) -> str:
-    """A file's text; raises CorpusError where it cannot be read."""
+def find_named(root: Path, names: tuple[str, ...]) -> Path:
+    """The file in a folder that has one of some names; where there is none, the place of the first."""
+    return root / next((name for name in names if os.path.isfile(root / name)), names[0])
+
+
+def read_text(path: Path, advice: str = "") -> str:
+    """A file's text; raises CorpusError, which ends in the advice, a sentence, where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         problem = f"{path} cannot be read ({error.strerror}); restore it or its permissions."
-        raise CorpusError(problem) from error
+        raise CorpusError(f"{problem} {advice}".rstrip()) from error
 
 
 def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) -> list[tuple]:
@@ -130,6 +135,17 @@ def _literal(value):
 
 def _quoted(path):
     return repr(str(path)).replace("=", r"\x3d").replace(",", r"\x2c")
+
+
+def require_files(paths: list[Path], where: str, remedy: str, report: CorpusReport) -> list[Path]:
+    """The recordings that are there, of those that ``where`` lists; the others become a problem of the report."""
+    there, missing = [], []
+    for path in paths:
+        (there if os.path.isfile(path) else missing).append(path)
+    if missing:
+        report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings of {where} are not there: "
+                               f"{first(missing)}; {remedy}.")
+    return there
 
 
 def require_16_khz_mono(paths: list[Path], report: CorpusReport):

@@ -13,6 +13,7 @@ from .report import (
     CorpusReport,
     absolute,
     compare,
+    find_named,
     first,
     override,
     problems_reported,
@@ -60,8 +61,7 @@ def check(root, split_file=None) -> CorpusReport:
 
 def find_split_file(root: Path) -> Path:
     """VoxCeleb1's split file in a folder, under either of its names; the first where there is neither."""
-    name = next((name for name in SPLIT_FILES if os.path.isfile(root / name)), SPLIT_FILES[0])
-    return root / name
+    return find_named(root, SPLIT_FILES)
 
 
 def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[int, str]]:
@@ -74,12 +74,9 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
     Raises:
         CorpusError: the file cannot be read.
     """
-    try:
-        lines = read_text(split_file).splitlines()
-    except CorpusError as error:
-        raise CorpusError(f"{error} The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
-                          f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
-                          f"{split_file.parent} or pass its path.") from error
+    lines = read_text(split_file, "The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
+                                  f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
+                                  f"{split_file.parent} or pass its path.").splitlines()
     utterances = {split: {} for split in SPLITS_BY_DIGIT.values()}
     malformed = {}
     for number, line in enumerate(lines, 1):
@@ -94,8 +91,7 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
 def labelled_utterances(root: Path):
     """Yields path, speaker and split of every utterance in the split file."""
     files = {name.split("/wav/", 1)[1]: root / name for name in glob.iglob("*/wav/*/*/*", root_dir=root)}
-    split_file = next(filter(Path.is_file, (root / name for name in SPLIT_FILES)), root / SPLIT_FILES[0])
-    for line in split_file.read_text().splitlines():
+    for line in find_split_file(root).read_text().splitlines():
         digit, name = line.split()
         yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit]
 

@@ -12,6 +12,7 @@ from .report import (
     CorpusReport,
     absolute,
     compare,
+    find_named,
     first,
     override,
     problems_reported,
@@ -56,8 +57,7 @@ def check(root, trial_list=None) -> CorpusReport:
 
 def find_trial_list(root: Path) -> Path:
     """The list of trials in a folder, under any of its names; the first where there is none."""
-    name = next((name for name in TRIAL_LISTS if os.path.isfile(root / name)), TRIAL_LISTS[0])
-    return root / name
+    return find_named(root, TRIAL_LISTS)
 
 
 def read_trials(path: Path) -> tuple[dict[int, tuple[str, str, str]], dict[int, str]]:
@@ -66,11 +66,7 @@ def read_trials(path: Path) -> tuple[dict[int, tuple[str, str, str]], dict[int, 
     Raises:
         CorpusError: the file cannot be read.
     """
-    try:
-        lines = read_text(path).splitlines()
-    except CorpusError as error:
-        raise CorpusError(f"{error} The list of trials is {SOURCE}; save it in {path.parent} or pass its "
-                          "path.") from error
+    lines = read_text(path, f"The list of trials is {SOURCE}; save it in {path.parent} or pass its path.").splitlines()
     recording = r"(id\d{5}/[^/\s]+/[^/\s]+\.wav)"
     matches = {number: re.fullmatch(rf"([01])\s+{recording}\s+{recording}\s*", line)
                for number, line in enumerate(lines, 1)}

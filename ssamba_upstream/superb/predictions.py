@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from ..corpora.report import first
+
 
 class SubmissionError(ValueError):
     """Predictions that must not be submitted; names files and lines, and what was expected there."""
@@ -75,8 +77,7 @@ class Lines:
         refuse(path, problems)
         warnings = warn_of_training(path)
         if len(predictions) != self.released:
-            warnings.insert(0, f"the released test set for {name} has {self.released:,} utterances, that of {corpus} "
-                               f"{len(predictions):,}, and the leaderboard scores the released one.")
+            warnings.insert(0, _unlike_released(name, "utterances", self.released, corpus, len(predictions)))
         if corpus is None:
             check = ("Form, number and labels are right. Not checked: that they are those of the official test set, "
                      f"which needs {corpus_option(name)}.")
@@ -131,7 +132,7 @@ class Lines:
         if not missing:
             return []
         return [f"{last}: {len(missing):,} of the {len(test_set):,} utterances of the test set are missing: "
-                f"{_first(missing)}"]
+                f"{first(missing)}"]
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,7 @@ class SpeakerActivities:
         files = {f"scoring/predictions/{path.name}": path.read_bytes() for path in paths}
         warnings = ()
         if len(paths) != self.released:
-            warnings = (f"the released test set for {name} has {self.released:,} mixtures, that of {corpus} "
-                        f"{len(paths):,}, and the leaderboard scores the released one.",)
+            warnings = (_unlike_released(name, "mixtures", self.released, corpus, len(paths)),)
         return Checked({**files, "frame_shift": frame_shift.read_bytes()}, len(paths), check, warnings)
 
     @staticmethod
@@ -355,13 +355,13 @@ def _differences(path, what, found, expected) -> list[str]:
     if isinstance(found, Counter):
         problems += [f"{path}: {name} is there {times} times as a {what}" for name, times in found.items() if times > 1]
     if missing := sorted(expected - set(found)):
-        problems.append(f"{path}: {len(missing):,} of {len(expected):,} are missing, as a {what}: {_first(missing)}")
+        problems.append(f"{path}: {len(missing):,} of {len(expected):,} are missing, as a {what}: {first(missing)}")
     return problems
 
 
-def _first(items, shown=3):
-    more = f" and {len(items) - shown:,} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
+def _unlike_released(name, what, released, corpus, found) -> str:
+    return (f"the released test set for {name} has {released:,} {what}, that of {corpus} {found:,}, and the "
+            "leaderboard scores the released one.")
 
 
 def _number(text) -> float | None:
