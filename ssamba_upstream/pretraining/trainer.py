@@ -68,7 +68,8 @@ class _Pretraining(Run):
         average = None
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-        load_pyplot()  # lest the end of the run find out that it is missing
+        if processes.first:
+            load_pyplot()  # lest the end of the run find out that it is missing
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
@@ -87,8 +88,14 @@ class _Pretraining(Run):
         )
 
     def forward(self, network, batch, generator):
+        return self._losses(network, self._fbank(batch), generator)
+
+    def _fbank(self, batch):
+        """(clips, frames, mel)"""
+        return batch_to_fbank(batch, self.log_mel, self.model.config.pretraining_frames)
+
+    def _losses(self, network, fbank, generator):
         config, recipe = self.model.config, self.recipe
-        fbank = batch_to_fbank(batch, self.log_mel, config.pretraining_frames)
         masks = [
             cluster_mask(len(fbank), *config.position_grid, config.masked_patches, generator,
                          recipe.masking == "published", config.cluster_sides)
@@ -139,11 +146,12 @@ class _Pretraining(Run):
             self.unreadable += batch.unreadable
             if not len(batch.lengths):
                 continue
-            output = self.forward(model, batch, generator)
+            fbank = self._fbank(batch)
+            output = self._losses(model, fbank, generator)
             values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
             totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
             if len(averages) * clips < CLIPS_OF_RANK // processes.world_size:
-                averages.append(self._averages(model, batch))
+                averages.append(self._averages(model, fbank))
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
             raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")
@@ -161,9 +169,8 @@ class _Pretraining(Run):
             self._save_result("best", step, values)
         self._save_result("last", step, values)
 
-    def _averages(self, model, batch):
+    def _averages(self, model, fbank):
         """(clips, E) on the CPU: the mean over the patches of each whole clip, nothing masked, after the final norm."""
-        fbank = batch_to_fbank(batch, self.log_mel, model.config.pretraining_frames)
         with self.autocast():
             return model.ssamba(fbank).last_hidden_state[:, 1:].mean(1).float().cpu()
 

@@ -50,11 +50,11 @@ class RunLog:
         shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
         if kind == "training":
             self.shown |= shown
-            self.progress.set_postfix(self.shown, refresh=False)
         else:
             if kind == "probe":
-                self.shown = {"probe": shown["test_accuracy"], **self.shown}
+                self.shown["probe"] = shown["test_accuracy"]
             self.say(f"step {step} {kind}: {', '.join(f'{name} {value}' for name, value in shown.items())}")
+        self.progress.set_postfix(self.shown, refresh=False)
 
     def say(self, sentence):
         """Print a sentence beside the progress bar."""
