@@ -9,7 +9,7 @@ are the log-mel and the network before its first step. An interrupted study goes
 """
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from ssamba_upstream.checkpoint import load_model
-from ssamba_upstream.files import write_json, write_text
+from ssamba_upstream.corpora.labelled import members_of_splits, rotate_folds
+from ssamba_upstream.files import write_text
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
+from ssamba_upstream.probing.cache import remembered
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.training.recipe import read_recipe
 
@@ -44,17 +46,16 @@ def main():
     if not digits or not sounds:
         parser.error(f"{audio} holds no fsdd/recordings/*.wav, or no esc10/*/*.ogg")
     manifests = write_manifests(out, audio, digits, sounds)
-    sets = [digit for digit in digits if take(digit) in READ], sounds
-    compared = {"log-mel": log_mel_averages}
+    compared = [("log-mel", None, lambda: log_mel_averages)]
     for path in options.recipes:
         recipe = read_recipe(path, PretrainingRecipe, manifests)
-        compared[f"{path.stem}, random weights"] = lambda recordings, recipe=recipe: read_layers(
-            untrained(recipe), recordings)
-        compared[path.stem] = lambda recordings, recipe=recipe, run=out / path.stem: read_layers(
-            pretrained(recipe, run), recordings)
+        compared += [(f"{path.stem}, random weights", recipe.to_dict(), partial(untrained, recipe)),
+                     (path.stem, recipe.to_dict(), partial(pretrained, recipe, out / path.stem))]
+    read = [digit for digit in digits if take(digit) in READ]
     table = []
-    for name, read in compared.items():
-        rows = remembered(out / "results" / f"{name}.json", lambda read=read: measure(*map(read, sets), *sets))
+    for name, recipe, reader in compared:
+        rows = remembered(out / "results", {"compared": name, "recipe": recipe},
+                          lambda reader=reader: measure(reader(), read, sounds))
         table += [{"recipe": name, **row} for row in rows]
     write_table(out / "results.md", table)
     print(f"wrote {out / 'results.md'}")
@@ -78,25 +79,23 @@ def write_manifests(out, audio, digits, sounds):
 
 
 def untrained(recipe):
+    """What reads the layers of a recipe's network before its first step: of recordings, returns their averages."""
     config = recipe.config()
     config.time_stride = HOP
     torch.manual_seed(recipe.seed)
-    return SsambaForPreTraining(config).ssamba
+    return partial(time_averages, SsambaForPreTraining(config).ssamba, deviations=True)
 
 
 def pretrained(recipe, run):
+    """The same of the network that a run has pretrained, or goes on pretraining now."""
     if not pretrain(recipe, run, resume=True):
         raise SystemExit("interrupted; the same command goes on")
-    return load_model(run / "last", time_stride=HOP)
+    return partial(time_averages, load_model(run / "last", time_stride=HOP), deviations=True)
 
 
-def read_layers(model, recordings):
-    return time_averages(model, recordings, deviations=True)
-
-
-def measure(digit_features, sound_features, digits, sounds):
+def measure(read, digits, sounds):
     """Accuracies in percent by averages alone, and with deviations: a dict each."""
-    rows = []
+    digit_features, sound_features, rows = read(digits), read(sounds), []
     for pooling in ("mean", "mean and deviation"):
         parts = 2 if pooling == "mean" else 1
         row = {"pooling": pooling}
@@ -128,13 +127,7 @@ def few_labels(features, labels, takes, count):
 
 def cross_validate(features, labels, folds):
     """Mean over the folds, each once the test set, the next of which chooses."""
-    names = sorted(set(folds))
-    accuracies = []
-    for test, choosing in zip(names, names[1:] + names[:1]):
-        members = [[i for i, fold in enumerate(folds) if fold in kept]
-                   for kept in (set(names) - {test, choosing}, {choosing}, {test})]
-        accuracies.append(probe(features, labels, *members))
-    return 100 * mean(accuracies)
+    return 100 * mean(probe(features, labels, *members_of_splits(splits).values()) for _, splits in rotate_folds(folds))
 
 
 def probe(features, labels, train, choosing, test):
@@ -160,14 +153,6 @@ def probe(features, labels, train, choosing, test):
                       for score, part in zip(scores, (choosing, test))])
     choice, result = (torch.stack(accuracies).flatten() for accuracies in zip(*found))
     return result[choice.argmax()].item()
-
-
-def remembered(file, compute):
-    """What was computed before, from its file, or what is computed now."""
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        write_json(compute(), file)
-    return json.loads(file.read_text())
 
 
 def write_table(file, rows):
