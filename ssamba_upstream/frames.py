@@ -8,12 +8,13 @@ import yaml
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from .checkpoint import load_model
+from .checkpoint import load_config, load_model
 from .configs import find_config
 from .devices import send
 from .frontend import LogMel, check_waveforms
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
+PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of patches downstream, in mel bands and fbank frames (SSAST, section 3.1)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,9 +25,11 @@ class UpstreamOptions:
     Attributes:
         window_secs: length of the windows that the network reads. Default: 10 s, or that of the pretraining clips if
             they were shorter.
-        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, 1 to 16. Default:
-            10, a frame every 100 ms.
-        frequency_stride: distance of patches in mel bands, 1 to 16. Default: 10, 12 patches in a column.
+        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, from 1 to the width
+            of its patches. Default: 10, a frame every 100 ms, of patches 16 wide as the published ones are; of others,
+            that width.
+        frequency_stride: distance of patches in mel bands, from 1 to the height of the patches. Default: 10, 12 patches
+            in a column, of patches 16 high; of others, that height.
         frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
             "mean", their mean, E wide.
         positions: "physical" (default) or "published", see :mod:`ssamba_upstream.network.positions`.
@@ -39,8 +42,8 @@ class UpstreamOptions:
     """
 
     window_secs: float | None = None
-    time_stride: int = 10
-    frequency_stride: int = 10
+    time_stride: int | None = None
+    frequency_stride: int | None = None
     frequency_pooling: str = "concat"
     positions: str = "physical"
     padding: str = "none"
@@ -160,8 +163,10 @@ class FrameEncoder(nn.Module):
 def load_encoder(checkpoint, options):
     """The network of a checkpoint with the strides and positions of UpstreamOptions, and without stochastic depth, so
     that frozen features are the same in train mode; see :func:`ssamba_upstream.checkpoint.load_model`."""
+    sides = load_config(checkpoint).patch_size
+    height, width = (PUBLISHED_STRIDE if side == PUBLISHED_SIDE else side for side in sides)
     return load_model(
-        checkpoint, time_stride=options.time_stride, frequency_stride=options.frequency_stride,
+        checkpoint, frequency_stride=options.frequency_stride or height, time_stride=options.time_stride or width,
         positions=options.positions, drop_path_rate=0.0,
     )
 

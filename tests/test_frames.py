@@ -32,6 +32,18 @@ def test_the_upstream_is_the_encoder(checkpoint, options, width):
     assert torch.equal(output.last_hidden_state, theirs["last_hidden_state"])
 
 
+@pytest.mark.parametrize("patch_size, strides, frames, width", [
+    ([16, 16], (10, 10), 2, 12 * 8), ([16, 8], (10, 8), 3, 12 * 8), ([64, 4], (64, 4), 5, 2 * 8),
+    ([128, 2], (128, 2), 10, 8),
+])
+def test_only_the_published_patches_overlap_by_default(tmp_path, patch_size, strides, frames, width):
+    network = SsambaModel(SsambaConfig(hidden_size=8, num_hidden_layers=1, patch_size=patch_size))
+    save_model(network, tmp_path / "network")
+    encoder = FrameEncoder.from_checkpoint(tmp_path / "network")
+    assert (encoder.model.config.frequency_stride, encoder.model.config.time_stride) == strides
+    assert encoder([torch.randn(3200)]).last_hidden_state.shape == (1, frames, width)
+
+
 class Waits(TorchDispatchMode):
     """Notes when the content of a tensor decides how to go on: where a GPU would be waited for."""
 
@@ -73,7 +85,7 @@ def test_a_gpu_is_waited_for_once(checkpoint):
 
 def test_options_come_from_a_file_or_by_name(tmp_path):
     assert UpstreamOptions.read() == UpstreamOptions()
-    assert UpstreamOptions.read("default", window_secs=None) == UpstreamOptions()
+    assert UpstreamOptions.read("default") == UpstreamOptions()
     assert UpstreamOptions.read("hop_20ms", window_secs=1.0) == UpstreamOptions(window_secs=1.0, time_stride=2)
     (tmp_path / "mine.yaml").write_text("- time_stride\n")
     with pytest.raises(ValueError, match="must hold options, one 'name: value' a line; it holds list"):

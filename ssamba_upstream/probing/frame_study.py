@@ -6,7 +6,7 @@ from pathlib import Path
 from ..checkpoint import load_config
 from ..corpora.alignments import draw_frames
 from ..files import json_hash
-from ..frames import UpstreamOptions
+from ..frames import PUBLISHED_STRIDE, UpstreamOptions
 from ..network.configuration import PUBLISHED_FRONT_END
 from .cache import cached_frames, cached_log_mel_frames
 from .geometry import MOST_UTTERANCES
@@ -46,7 +46,8 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
         ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
             :func:`ssamba_upstream.corpora.alignments.draw_frames`.
     """
-    stride = UpstreamOptions(**options).time_stride
+    stride = UpstreamOptions(**options).time_stride or PUBLISHED_STRIDE
+    options["time_stride"] = stride
     out = Path(out)
     cache = Path(cache or out / "cache")
     drawn = draw_frames(aligned, _hop(checkpoints, stride), most_frames)
