@@ -4,7 +4,7 @@
 
 AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
 pretrained in OUT/RECIPE, without labels, on the digits but for takes 0 to 6 (0 to 4 are the test set), and on ESC-10.
-Frozen, its layers are read at a hop of 40 ms, as averages over time and as averages and standard deviations; and so
+Frozen, its layers are read at a hop of 20 ms, as averages over time and as averages and standard deviations; and so
 are the log-mel and the network before its first step. An interrupted study goes on where it was.
 """
 
@@ -31,7 +31,7 @@ DRAWS = 10
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean diagonal of the Gram matrix
 LABELS = (3, 10)  # of each class
 TEST, CHOOSING, VALIDATION, READ = range(5), range(5, 10), range(5, 7), range(30)  # takes of a digit and speaker
-HOP = 4  # log-mel frames
+HOP = 2  # log-mel frames
 
 
 def main():
@@ -81,7 +81,7 @@ def write_manifests(out, audio, digits, sounds):
 def untrained(recipe):
     """What reads the layers of a recipe's network before its first step: of recordings, returns their averages."""
     config = recipe.config()
-    config.time_stride = HOP
+    config.time_stride = min(HOP, config.patch_size[1])
     torch.manual_seed(recipe.seed)
     return partial(time_averages, SsambaForPreTraining(config).ssamba, deviations=True)
 
@@ -90,7 +90,8 @@ def pretrained(recipe, run):
     """The same of the network that a run has pretrained, or goes on pretraining now."""
     if not pretrain(recipe, run, resume=True):
         raise SystemExit("interrupted; the same command goes on")
-    return partial(time_averages, load_model(run / "last", time_stride=HOP), deviations=True)
+    hop = min(HOP, recipe.config().patch_size[1])
+    return partial(time_averages, load_model(run / "last", time_stride=hop), deviations=True)
 
 
 def measure(read, digits, sounds):
