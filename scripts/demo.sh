@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# From a clean clone to a first SUPERB result: pretrains a small network on synthetic speech, and trains keyword spotting
-# on it, frozen. Everything is written below the folder given, result/demo by default, which must be new.
+# From a clean clone to a first SUPERB result: probes the layers of the checkpoint that comes with the package, pretrains
+# a small network on synthetic speech, and trains keyword spotting on it, frozen. Everything is written below the folder given, result/demo by default, which must be new.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-result/demo}
 
-scripts/setup.sh superb,pretraining
+scripts/setup.sh superb,pretraining,probing
 ssamba=.venv/bin/ssamba
 $ssamba corpora synth --out "$out/corpora"
+$ssamba probe "$out/corpora" ssamba_starter --corpus ks --head-steps 200 --seeds 2 --device cpu --out "$out/probe"
 words=$out/corpora/speech_commands_v0.01
 $ssamba manifest "$words" --out "$out/train.jsonl"
 $ssamba manifest "$out/corpora/VoxCeleb1" --out "$out/validation.jsonl"
@@ -26,5 +27,6 @@ data=config.downstream_expert.datarc
 echo
 echo "Test accuracy over 12 classes: $(tail -n 1 "$out/keyword_spotting/log.log")"
 echo "Corpora      $out/corpora"
+echo "Probes       $out/probe (layers.png, results.md)"
 echo "Pretraining  $out/pretraining (best, last, log.jsonl, TensorBoard curves)"
 echo "Downstream   $out/keyword_spotting (dev-best.ckpt, log.log, test_predict.txt, TensorBoard curves)"

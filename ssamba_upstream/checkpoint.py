@@ -25,6 +25,9 @@ from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
 
+STARTER = "ssamba_starter"
+STARTER_FOLDER = Path(__file__).parent / "starter"
+
 ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
 # What a model has beside the encoder; a checkpoint's class is told by it.
 HEADS = {
@@ -59,15 +62,23 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
 
 
+def find_checkpoint(path):
+    """The Path of a checkpoint, as given; the name "ssamba_starter", where there is no such path, is that of the small
+    checkpoint that comes with the package."""
+    path = Path(path)
+    return STARTER_FOLDER if str(path) == STARTER and not path.exists() else path
+
+
 def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     """Load a checkpoint of any format.
 
     Args:
         path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
-            the published code's. In a file the weights may lie under "state_dict" or "model", beside an optimizer or
-            what else a training loop keeps, and may all have "module.", "model." or "_orig_mod." before their names,
-            as DataParallel, Lightning and torch.compile put it there. Where they are this package's but without its
-            configuration, the encoder is read, of 128 mel bands or ``num_mel_bins``.
+            the published code's; or "ssamba_starter", see :func:`find_checkpoint`. In a file the weights may lie under
+            "state_dict" or "model", beside an optimizer or what else a training loop keeps, and may all have "module.",
+            "model." or "_orig_mod." before their names, as DataParallel, Lightning and torch.compile put it there.
+            Where they are this package's but without its configuration, the encoder is read, of 128 mel bands or
+            ``num_mel_bins``.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
             which do not say, "paired", the order in which they were trained. This package's weights without a
             configuration do not say either, and are read with a block_order only.
@@ -102,7 +113,9 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
 
 def load_config(path, **overrides):
     """The SsambaConfig of a checkpoint, see :func:`load_model`."""
-    return SsambaConfig(**{**_read(path)[0].to_dict(), **overrides})
+    path = find_checkpoint(path)
+    config = _read_folder_config(path) if path.is_dir() else _read(path)[0]
+    return SsambaConfig(**{**config.to_dict(), **overrides})
 
 
 def save_model(model, path):
@@ -211,7 +224,7 @@ def write_classifier(model, feature_extractor, folder):
 def content_hash(path):
     """SHA-256 of what a checkpoint is: of a folder in this package's format, of its configuration and weights; of
     another folder, of all files in it and their names; or of a file."""
-    path = Path(path)
+    path = find_checkpoint(path)
     files = [path / "config.json", path / "model.safetensors"]
     if not all(file.is_file() for file in files):
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -229,7 +242,7 @@ def _class_of(state):
 
 def _read(path, block_order=None, num_mel_bins=None):
     """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
-    path = Path(path)
+    path = find_checkpoint(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
@@ -261,8 +274,12 @@ def _without_wrappers(state):
 
 
 def _read_folder(folder):
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    for file in (config, weights):
+    return _read_folder_config(folder), _read_safetensors(folder / "model.safetensors")[1]
+
+
+def _read_folder_config(folder):
+    config = folder / "config.json"
+    for file in (config, folder / "model.safetensors"):
         if not file.is_file():
             raise CheckpointError(f"{folder} is no checkpoint: it has no {file.name}")
     try:
@@ -272,7 +289,7 @@ def _read_folder(folder):
     if fields.get("model_type") != SsambaConfig.model_type:
         raise CheckpointError(f"{folder} holds a {fields.get('model_type')!r} model; expected "
                               f"{SsambaConfig.model_type!r}")
-    return SsambaConfig(**fields), _read_safetensors(weights)[1]
+    return SsambaConfig(**fields)
 
 
 def _read_safetensors(file):

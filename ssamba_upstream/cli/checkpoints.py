@@ -10,10 +10,12 @@ OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 def add_commands(commands):
     init = commands.add_parser("init", help="write a checkpoint with random weights, for trying things out")
     add_out(init, OUT)
-    init.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
-    init.add_argument("--block-order", choices=("sequential", "paired"), default="sequential",
-                      help="default: sequential")
-    init.add_argument("--norm", choices=("layer_norm", "rms_norm"), default="layer_norm", help="default: layer_norm")
+    shape = init.add_mutually_exclusive_group()
+    shape.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    shape.add_argument("--like", metavar="CHECKPOINT",
+                       help="with the configuration of a checkpoint, as what its probes are compared with")
+    init.add_argument("--block-order", choices=("sequential", "paired"), help="default: sequential")
+    init.add_argument("--norm", choices=("layer_norm", "rms_norm"), help="default: layer_norm")
     init.add_argument("--seed", type=int, default=0, help="default: 0")
     init.set_defaults(run=_init)
 
@@ -22,6 +24,9 @@ def add_commands(commands):
     add_out(convert, OUT)
     convert.add_argument("--block-order", choices=("paired", "sequential"),
                          help="default: what the checkpoint says; paired for the published code's")
+    convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                         help="of the weights in the file; a checkpoint is read into float32 either way. "
+                              "Default: float32")
     convert.set_defaults(run=_convert)
 
     info = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
@@ -34,22 +39,29 @@ def add_commands(commands):
 def _init(options):
     import torch
 
-    from ..checkpoint import save_model
+    from ..checkpoint import load_config, save_model
     from ..network.configuration import SsambaConfig
     from ..network.modeling import SsambaModel
 
     torch.manual_seed(options.seed)
-    config = SsambaConfig.from_size(options.size, block_order=options.block_order, norm=options.norm)
+    chosen = {"block_order": options.block_order, "norm": options.norm}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    config = load_config(options.like, **chosen) if options.like else SsambaConfig.from_size(options.size, **chosen)
     save_model(SsambaModel(config), options.out)
-    print(f"wrote {options.out}: {options.size}, random weights, seed {options.seed}")
+    print(f"wrote {options.out}: {options.like or options.size}, random weights, seed {options.seed}")
 
 
 def _convert(options):
-    from ..checkpoint import load_model, save_model
+    import torch
+
+    from ..checkpoint import CheckpointError, load_model, save_model
 
     model = load_model(options.checkpoint, block_order=options.block_order, model_class=None)
+    model.to(getattr(torch, options.dtype))
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise CheckpointError(f"{options.checkpoint} has weights that are not finite in {options.dtype}")
     save_model(model, options.out)
-    print(f"wrote {options.out}: {type(model).__name__}, {_count(model):,} parameters")
+    print(f"wrote {options.out}: {type(model).__name__}, {_count(model):,} parameters in {options.dtype}")
 
 
 def _info(options):

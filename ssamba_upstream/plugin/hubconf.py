@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import STARTER, CheckpointError
 from ..downloads import MASKED_PATCHES, download_repository, download_url, find_published
 from ..network.configuration import HIDDEN_SIZES
 from .expert import UpstreamExpert
@@ -16,6 +16,11 @@ def _published(name, ckpt=None, model_config=None, refresh=False, **options):
         found = expert.model.config.size or f"hidden size {expert.model.config.hidden_size}"
         raise CheckpointError(f"{ckpt} is {found}, and -u {name} asks for {size}; use -u ssamba_local for any size")
     return expert
+
+
+def ssamba_starter(ckpt=None, model_config=None, refresh=False, **options):
+    """The small checkpoint that comes with the package, or, with ``ckpt``, another of any size."""
+    return UpstreamExpert(ckpt or STARTER, model_config, **options)
 
 
 def ssamba_local(ckpt=None, model_config=None, refresh=False, **options):
@@ -45,6 +50,7 @@ ENTRIES = {
         f"ssamba_{size}_{masked}": partial(_published, f"ssamba_{size}_{masked}")
         for size in HIDDEN_SIZES for masked in MASKED_PATCHES
     },
+    "ssamba_starter": ssamba_starter,
     "ssamba_local": ssamba_local,
     "ssamba_url": ssamba_url,
     "ssamba_hub": ssamba_hub,

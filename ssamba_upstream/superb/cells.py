@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ..checkpoint import content_hash, load_model
+from ..checkpoint import STARTER, content_hash, find_checkpoint, load_config, load_model
 from ..configs import config_names, find_config
 from ..corpora.report import CorpusError
 from ..corpora.superb_sets import CHECKS
@@ -125,7 +125,7 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
         name = str(checkpoint)
         if name not in ENTRIES:
             return Upstream(name, options=options)
-        path = find_published(name)
+        path = find_checkpoint(name) if name == STARTER else find_published(name)
     name = name or "ssamba_local"
     if name in ENTRIES:
         _check_checkpoint(path)
@@ -140,7 +140,7 @@ def _check_checkpoint(path):
 def count_layers(upstream: Upstream) -> int:
     """Number of an upstream's hidden states: of ours by its configuration, else by trying one second of silence."""
     if upstream.name in ENTRIES:
-        return load_model(upstream.checkpoint).config.num_hidden_layers + 1
+        return load_config(upstream.checkpoint).num_hidden_layers + 1
     import torch
     from s3prl import hub
 

@@ -22,6 +22,11 @@ def test_init_info_convert(tmp_path, capsys, official_checkpoint):
     assert main(["init", "--size", "tiny", "--out", str(tmp_path / "tiny")]) == 1
     assert "is not an empty folder" in capsys.readouterr().err
 
+    assert main(["init", "--like", str(official_checkpoint), "--out", str(tmp_path / "like.ckpt")]) == 0
+    like, original = load_model(tmp_path / "like.ckpt"), load_model(official_checkpoint)
+    assert like.config.to_dict() == original.config.to_dict()
+    assert not torch.equal(like.layers[0].mixer.in_proj.weight, original.layers[0].mixer.in_proj.weight)
+
     assert main(["convert", str(official_checkpoint), "--out", str(tmp_path / "converted")]) == 0
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["block_order"] == "paired"
     assert main(["convert", str(tmp_path / "converted"), "--block-order", "sequential", "--out",

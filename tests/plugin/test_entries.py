@@ -5,7 +5,7 @@ import torch
 
 import ssamba_upstream
 from ssamba_upstream import SsambaConfig, SsambaModel
-from ssamba_upstream.checkpoint import save_model
+from ssamba_upstream.checkpoint import STARTER, load_config, save_model
 from ssamba_upstream.network.configuration import HIDDEN_SIZES
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
@@ -37,7 +37,9 @@ def upstream(request, checkpoints, monkeypatch):
         monkeypatch.setattr(f"ssamba_upstream.plugin.hubconf.{download}", lambda name, refresh: checkpoints / "own")
     paths = {"ssamba_local": checkpoints / "own", "ssamba_hub": "user/own", "ssamba_url": "https://somewhere/own.ckpt"}
     path = paths.get(request.param)
-    return S3PRLUpstream(request.param, path_or_url=path and str(path))
+    made = S3PRLUpstream(request.param, path_or_url=path and str(path))
+    made.upstream_name = request.param
+    return made
 
 
 def states_of(upstream, seed=0, **lengths):
@@ -54,9 +56,10 @@ def test_hidden_states_are_deterministic_and_as_many_in_every_mode(upstream):
     states = states_of(upstream)
     for again, state in zip(states_of(upstream), states):
         assert torch.equal(again, state)
-    assert len(states) == len(states_of(upstream, seed=1)) == LAYERS + 1
+    layers = 1 + (load_config(STARTER).num_hidden_layers if upstream.upstream_name == STARTER else LAYERS)
+    assert len(states) == len(states_of(upstream, seed=1)) == layers
     upstream.train()
-    assert {len(states_of(upstream, seed=seed)) for seed in (1, 2)} == {LAYERS + 1}
+    assert {len(states_of(upstream, seed=seed)) for seed in (1, 2)} == {layers}
 
 
 @pytest.mark.slow

@@ -1,0 +1,106 @@
+"""The checkpoint that comes with the package."""
+
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from helpers.paths import CHECKOUT, SHARED_AUDIO
+from ssamba_upstream.checkpoint import (
+    STARTER,
+    STARTER_FOLDER,
+    CheckpointError,
+    content_hash,
+    find_checkpoint,
+    load_model,
+)
+from ssamba_upstream.cli import main
+from ssamba_upstream.downloads import find_published
+from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
+from ssamba_upstream.network.modeling import SsambaModel
+from ssamba_upstream.network.pretraining import SsambaForPreTraining
+from ssamba_upstream.probing.features import time_averages
+
+
+def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint(STARTER) == STARTER_FOLDER
+    assert content_hash(STARTER) == content_hash(STARTER_FOLDER)
+    (tmp_path / STARTER).mkdir()
+    assert find_checkpoint(STARTER) == (tmp_path / STARTER).relative_to(tmp_path)
+    with pytest.raises(CheckpointError, match="ssamba_starter is no checkpoint"):
+        load_model(STARTER)
+
+
+def test_is_small_in_half_precision_and_computes_in_single():
+    weights = STARTER_FOLDER / "model.safetensors"
+    assert weights.stat().st_size <= 16 * 2**20
+    with safe_open(weights, framework="pt") as stored:
+        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"F16"}
+    model = load_model(STARTER, model_class=None)
+    assert isinstance(model, SsambaForPreTraining)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_its_card_says_what_it_is():
+    card = ModelCard.load(STARTER_FOLDER / "README.md")
+    assert card.data.license == "cc-by-sa-4.0"
+    for said in ("Free Spoken Digit Dataset", "ESC-10", "no substitute for the published"):
+        assert said in " ".join(card.text.split())
+    listed = CHECKOUT / "setup.cfg"
+    assert re.search(r"^ssamba_upstream = starter/\*$", listed.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("options, hop", [({}, None), ({"config": "hop_20ms"}, 320), ({"config": "hop_40ms"}, 640)])
+def test_every_preset_s_frames(options, hop):
+    encoder = FrameEncoder.from_checkpoint(STARTER, UpstreamOptions.read(**options)).eval()
+    with torch.no_grad():
+        states = encoder([torch.randn(40000)]).hidden_states
+    assert len(states) == encoder.model.config.num_hidden_layers + 1
+    assert hop in (None, encoder.windowing.hop)
+    assert states[0].shape[1] == -(-40000 // encoder.windowing.hop)
+
+
+@pytest.mark.parametrize("name", ["ssamba_tiny", "ssamba_tiny_400", "ssamba_base_250"])
+def test_never_stands_in_for_a_published_checkpoint(name, monkeypatch):
+    monkeypatch.delenv("SSAMBA_CHECKPOINTS", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=f"no checkpoint {name}"):
+        find_published(name)
+
+
+def test_half_precision_is_refused_where_weights_are_too_large(tmp_path, capsys):
+    model = load_model(STARTER)
+    with torch.no_grad():
+        model.cls_token.fill_(1e5)
+    model.save_pretrained(tmp_path / "large")
+    convert = ["convert", str(tmp_path / "large"), "--dtype", "float16", "--out", str(tmp_path / "half")]
+    assert main(convert) == 1
+    assert "not finite in float16" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+
+
+@pytest.mark.slow
+def test_its_layers_tell_spoken_digits_apart_better_than_random_ones():
+    """By nearest centroid of ten takes each, of one speaker who is not in them: far above a network before training."""
+    recordings = SHARED_AUDIO / "fsdd" / "recordings"
+    if not recordings.is_dir():
+        pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
+    trained = load_model(STARTER)
+    torch.manual_seed(0)
+    untrained = SsambaModel(trained.config).eval()
+    files = [recordings / f"{digit}_{speaker}_{take}.wav"
+             for digit in range(10) for speaker in ("george", "jackson", "lucas", "theo") for take in range(5)]
+    digits = torch.tensor([int(file.name[0]) for file in files])
+    heldout = torch.tensor([file.stem.split("_")[1] == "theo" for file in files])
+    accuracies = []
+    for model in (trained, untrained):
+        features = time_averages(model, files, deviations=True)
+        features = (features - features.mean(1, keepdim=True)) / (features.std(1, keepdim=True) + 1e-6)
+        centroids = torch.stack([features[:, ~heldout & (digits == digit)].mean(1) for digit in range(10)], dim=1)
+        found = torch.cdist(features[:, heldout], centroids).argmin(2)
+        accuracies.append((found == digits[heldout]).float().mean(1).max().item())
+    assert accuracies[0] > accuracies[1] + 0.1
