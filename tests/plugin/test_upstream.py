@@ -187,7 +187,7 @@ def test_every_entry_is_registered():
     from s3prl.nn import S3PRLUpstream
 
     names = [f"ssamba_{size}{masked}" for size in ("tiny", "small", "base") for masked in ("", "_250", "_300", "_400")]
-    assert sorted(ENTRIES) == sorted([*names, "ssamba_local", "ssamba_url", "ssamba_hub"])
+    assert sorted(ENTRIES) == sorted([*names, "ssamba_starter", "ssamba_local", "ssamba_url", "ssamba_hub"])
     assert set(ENTRIES) <= set(S3PRLUpstream.available_names()) and all(hasattr(hub, name) for name in ENTRIES)
 
 
