@@ -145,6 +145,12 @@ def empty_checkpoints(directions, x, offsets, states):
     return empty(x, directions, tiles, states, -(-channels // WIDEST) * WIDEST)
 
 
+def cleared(checkpoints, x, offsets):
+    """The checkpoints, zero where there are places that no tile or channel will fill: equal inputs then have equal
+    outputs, whatever the vectors' width."""
+    return checkpoints.zero_() if x.shape[1] % WIDEST or offsets is not None else checkpoints
+
+
 def empty(like, *shape):
     """An empty float32 tensor where another lies."""
     return like.new_empty(shape, dtype=torch.float32)

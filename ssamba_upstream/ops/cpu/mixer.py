@@ -14,6 +14,7 @@ from .convolution import convolve, convolve_backward
 from .library import (
     GROUP,
     add_up,
+    cleared,
     count_sequences,
     empty,
     empty_checkpoints,
@@ -44,7 +45,7 @@ def mix_forward(
     x, z = _halves(channels_and_gate)
     states, rank = A_log[0].shape[1], step_weight[0].shape[1]
     output, found = empty_sequence(x), places(x, offsets)
-    checkpoints = empty_checkpoints(len(reverse), x, offsets, states) if keep else None
+    checkpoints = cleared(empty_checkpoints(len(reverse), x, offsets, states), x, offsets) if keep else None
 
     def mix_one(i):  # a function, so that its convolved channels are gone before the next direction's come
         u, = convolve(x, convolution[i : i + 1], convolution_bias[i : i + 1], offsets, reverse[i : i + 1])

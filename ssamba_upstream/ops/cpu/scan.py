@@ -8,6 +8,7 @@ from ..registration import register_scan, split
 from .library import (
     GROUP,
     add_up,
+    cleared,
     count_sequences,
     empty,
     empty_checkpoints,
@@ -26,6 +27,8 @@ def scan_forward(
     output, last_state, checkpoints = _outputs(
         u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
     )
+    if keep_checkpoints:
+        cleared(checkpoints, u[0], offsets)
     A, D, delta_bias = (_contiguous(tensors, len(u)) for tensors in (A, D, delta_bias))
     directions = [
         scan_direction(
