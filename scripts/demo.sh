@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a clean clone to a first SUPERB result: probes the layers of the checkpoint that comes with the package, pretrains
-# a small network on synthetic speech, and trains keyword spotting on it, frozen. Everything is written below the folder given, result/demo by default, which must be new.
+# a small network on synthetic speech, and trains keyword spotting on it, frozen. Everything is written below the folder
+# given, result/demo by default, which must be new.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-result/demo}

@@ -81,7 +81,7 @@ def write_manifests(out, audio, digits, sounds):
 def untrained(recipe):
     """What reads the layers of a recipe's network before its first step: of recordings, returns their averages."""
     config = recipe.config()
-    config.time_stride = min(HOP, config.patch_size[1])
+    config.time_stride = hop_of(config)
     torch.manual_seed(recipe.seed)
     return partial(time_averages, SsambaForPreTraining(config).ssamba, deviations=True)
 
@@ -90,8 +90,13 @@ def pretrained(recipe, run):
     """The same of the network that a run has pretrained, or goes on pretraining now."""
     if not pretrain(recipe, run, resume=True):
         raise SystemExit("interrupted; the same command goes on")
-    hop = min(HOP, recipe.config().patch_size[1])
-    return partial(time_averages, load_model(run / "last", time_stride=hop), deviations=True)
+    network = load_model(run / "last", time_stride=hop_of(recipe.config()))
+    return partial(time_averages, network, deviations=True)
+
+
+def hop_of(config):
+    """HOP, or the width of a network's patches where that is less."""
+    return min(HOP, config.patch_size[1])
 
 
 def measure(read, digits, sounds):
