@@ -1,5 +1,6 @@
 """``ssamba run-downstream``, ``s3prl``, ``superb``, ``submit`` and ``export-hidden-set``."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -92,11 +93,14 @@ def run_s3prl(arguments):
 
 
 def _superb(options):
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's, treated as Ctrl-C
     try:
         return _run_superb(options)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_superb(options):

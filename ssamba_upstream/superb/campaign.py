@@ -13,8 +13,6 @@ import os
 import queue
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -27,19 +25,12 @@ from ..checkpoint import content_hash
 from ..files import write_json, write_text
 from ..plugin import compat
 from .cells import Cell
+from .processes import CellError, Processes, run_s3prl
 from .scorers import Scorers
 from .tasks import Metric, SuperbTask, task_named
 
-RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
-"""The command that trains and evaluates; s3prl's arguments follow."""
-
 EXPERIMENT = "s3prl"
 RESULT = "result.json"
-SHOWN = 12  # lines of the log of a cell that failed
-
-
-class CellError(RuntimeError):
-    """A cell failed; says why, with the last lines of its log."""
 
 
 def prepare(cells: list[Cell], out) -> None:
@@ -68,17 +59,19 @@ def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
 def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> dict[str, str]:
     """Run the cells that have not finished, ``jobs`` at once; on GPUs, each job on the next of them.
 
+    An interruption ends s3prl's processes, too, and is passed on.
+
     Returns:
         By the name of a cell that failed, why. The others have their results.
     """
-    slots = queue.SimpleQueue()
+    slots, processes = queue.SimpleQueue(), Processes()
     for _, gpu in zip(range(jobs), itertools.cycle(gpus(device))):
         slots.put(gpu)
 
     def run(cell):
         gpu = slots.get()
         try:
-            return run_cell(cell, out, device, gpu, scorers)
+            return run_cell(cell, out, device, gpu, scorers, processes)
         finally:
             slots.put(gpu)
 
@@ -94,12 +87,16 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
             except Exception as error:  # whatever it is, the other cells go on
                 failures[cell.name] = outcome = f"FAILED: {type(error).__name__}: {error}"
             print(f"{number}/{len(waiting)} {cell.name}: {outcome}", flush=True)
+    except BaseException:
+        processes.end()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return failures
 
 
-def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | None = None) -> dict:
+def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | None = None,
+             processes: Processes | None = None) -> dict:
     """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
 
     A task without training is evaluated on dev and test; one without a dev set at all checkpoints. What a scorer
@@ -109,10 +106,10 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | Non
         CellError: training or evaluation failed, or the checkpoint is no longer the one of the cell.
         ScorerError: the scorer failed; the rest of the result is recorded.
     """
-    folder, scorers = cell_folder(cell, out), scorers or Scorers()
+    folder, scorers, processes = cell_folder(cell, out), scorers or Scorers(), processes or Processes()
     with _locked(folder) as lock:
         def run(arguments):
-            return run_s3prl(folder, [*arguments, "--device", device], gpu, lock)
+            return run_s3prl(processes, folder, [*arguments, "--device", device], gpu, lock)
 
         if not (folder / RESULT).is_file():
             result = _evaluate(cell, folder, run)
@@ -208,31 +205,6 @@ def training_arguments(cell: Cell) -> list[str]:
     """s3prl's arguments; ``-a`` goes on from the last states, if there are any."""
     arguments = ["-m", "train", "-a", *upstream_arguments(cell), "-p", EXPERIMENT]
     return arguments + (["-f"] if cell.mode == "fine-tuned" else [])
-
-
-def run_s3prl(folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> str:
-    """Run s3prl in a cell's folder, where its relative paths begin, so that OUT may be moved between runs.
-
-    Returns:
-        What it printed.
-
-    Raises:
-        CellError: it ended with another status than 0.
-    """
-    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join(filter(None, path))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path}
-    with open(folder / "log.txt", "ab") as log, open(folder / "printed.txt", "ab") as printed:
-        before = printed.tell()
-        # When this process is killed s3prl goes on, and with the lock's file open it keeps the cell.
-        status = subprocess.run(
-            [*RUNNER, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=printed,
-            stderr=log, pass_fds=[] if lock is None else [lock]).returncode
-    if status:
-        lines = re.split(r"[\r\n]+", (folder / "log.txt").read_text(errors="replace").strip())
-        raise CellError("\n    ".join([f"s3prl's {arguments[1]} ended with status {status}; its log ends:",
-                                       *lines[-SHOWN:]]))
-    return (folder / "printed.txt").read_bytes()[before:].decode(errors="replace")
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..files import write_json
-from .campaign import EXPERIMENT, CellError, cell_folder, gpus, is_finished, prepare, run_s3prl, training_arguments
+from .campaign import EXPERIMENT, cell_folder, gpus, is_finished, prepare, training_arguments
 from .cells import Cell
+from .processes import CellError, Processes, run_s3prl
 from .scorers import Scorers
 
 TRIAL_STEPS = 4
@@ -66,7 +67,7 @@ def measure(cell: Cell, out, device: str) -> tuple[float, float]:
             trial_cell = dataclasses.replace(cell, config=config)
             prepare([trial_cell], trial)
             folder, began = cell_folder(trial_cell, trial), time.time()
-            run_s3prl(folder, [*training_arguments(trial_cell), "--device", device], gpus(device)[0])
+            run_s3prl(Processes(), folder, [*training_arguments(trial_cell), "--device", device], gpus(device)[0])
             # s3prl tells no times, but writes its states after half of the steps and after all of them.
             after_half = (folder / EXPERIMENT / f"states-{half}.ckpt").stat().st_mtime
             after_all = (folder / EXPERIMENT / f"states-{TRIAL_STEPS}.ckpt").stat().st_mtime

@@ -19,7 +19,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.configs import config_names
 from ssamba_upstream.corpora.superb_sets import CHECKS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
-from ssamba_upstream.superb import campaign, plan
+from ssamba_upstream.superb import plan, processes
 from ssamba_upstream.superb.scorers import ScorerError, Scorers, diarization_error_rate
 from ssamba_upstream.superb.tasks import TASKS
 
@@ -107,7 +107,7 @@ def superb(checkpoint, corpora, tmp_path, monkeypatch):
     control.mkdir()
     (control / "runner.py").write_text(RUNNER)
     monkeypatch.setenv("CONTROL", str(control))
-    monkeypatch.setattr(campaign, "RUNNER", (sys.executable, str(control / "runner.py")))
+    monkeypatch.setattr(processes, "RUNNER", (sys.executable, str(control / "runner.py")))
     monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
 
     def run(name, *arguments, root=None):

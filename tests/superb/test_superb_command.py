@@ -24,7 +24,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.superb import campaign, cells, plan, results, tasks
+from ssamba_upstream.superb import cells, plan, processes, results, tasks
 
 STEPS = ",,".join([
     "config.runner.total_steps=4", "config.runner.eval_step=2", "config.runner.save_step=2",
@@ -101,7 +101,7 @@ def control(tmp_path, monkeypatch):
         states = {"Downstream": {"best_score": torch.tensor([accuracy])}, "Step": 2}
         torch.save(states, control / f"best-{rate:g}.ckpt")
     monkeypatch.setenv("CONTROL", str(control))
-    monkeypatch.setattr(campaign, "RUNNER", (sys.executable, str(control / "runner.py")))
+    monkeypatch.setattr(processes, "RUNNER", (sys.executable, str(control / "runner.py")))
     monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
     return control
 
@@ -208,18 +208,18 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
     (control / "hang-0.001").touch()
     arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
                  "-o", STEPS + BATCH["ks"], "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
     script = f"""import signal, sys
 from ssamba_upstream.cli import main
-from ssamba_upstream.superb import campaign, plan
+from ssamba_upstream.superb import plan, processes
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would have ignored
 
-campaign.RUNNER = {campaign.RUNNER!r}
+processes.RUNNER = {processes.RUNNER!r}
 plan.measure = lambda *arguments: (1, 1)
 sys.exit(main({arguments!r}))"""
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True,
@@ -230,6 +230,11 @@ sys.exit(main({arguments!r}))"""
     if how == signal.SIGINT:  # as the terminal does, to the whole group
         os.killpg(process.pid, how)
         assert process.wait() == 130
+    elif how == signal.SIGTERM:  # as a batch system does, to the process alone
+        process.terminate()
+        assert process.wait() == 130
+        with pytest.raises(ProcessLookupError):  # nothing of the group is left
+            os.killpg(process.pid, 0)
     else:
         process.kill()
         process.wait()
@@ -259,20 +264,24 @@ def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begi
 
 
 @pytest.mark.slow
-def test_waits_for_a_process_that_runs_the_cell(control, superb, tmp_path):
+def test_waits_for_a_process_that_runs_the_cell(control, superb, tmp_path, capsys):
     superb()
     folder, = (tmp_path / "out" / "cells").glob("*lr0.01*")
     result = (folder / "result.json").read_text()
     (folder / "result.json").unlink()
     calls(control)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=superb)
-        thread.start()
-        thread.join(1)
-        assert thread.is_alive() and not calls(control)
+    lock = open(folder / "lock", "w")
+
+    def finish():
         (folder / "result.json").write_text(result)
-    thread.join()
+        lock.close()
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    other = threading.Timer(2, finish)
+    other.start()
+    superb()
+    other.join()
+    assert "lr0.01" in (said := capsys.readouterr().out) and "waiting for a process that already runs it" in said
     assert not calls(control) and rows(tmp_path)[0]["unfinished"] == 0
 
 
