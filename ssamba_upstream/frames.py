@@ -163,12 +163,16 @@ class FrameEncoder(nn.Module):
 def load_encoder(checkpoint, options):
     """The network of a checkpoint with the strides and positions of UpstreamOptions, and without stochastic depth, so
     that frozen features are the same in train mode; see :func:`ssamba_upstream.checkpoint.load_model`."""
-    sides = load_config(checkpoint).patch_size
-    height, width = (PUBLISHED_STRIDE if side == PUBLISHED_SIDE else side for side in sides)
+    frequency_stride, time_stride = default_strides(load_config(checkpoint))
     return load_model(
-        checkpoint, frequency_stride=options.frequency_stride or height, time_stride=options.time_stride or width,
-        positions=options.positions, drop_path_rate=0.0,
+        checkpoint, frequency_stride=options.frequency_stride or frequency_stride,
+        time_stride=options.time_stride or time_stride, positions=options.positions, drop_path_rate=0.0,
     )
+
+
+def default_strides(config):
+    """The frequency and time strides that UpstreamOptions have by default, of a checkpoint's SsambaConfig."""
+    return [PUBLISHED_STRIDE if side == PUBLISHED_SIDE else side for side in config.patch_size]
 
 
 def _read_options(config):

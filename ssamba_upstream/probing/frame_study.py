@@ -6,7 +6,7 @@ from pathlib import Path
 from ..checkpoint import load_config
 from ..corpora.alignments import draw_frames
 from ..files import json_hash
-from ..frames import PUBLISHED_STRIDE, UpstreamOptions
+from ..frames import PUBLISHED_STRIDE, UpstreamOptions, default_strides
 from ..network.configuration import PUBLISHED_FRONT_END
 from .cache import cached_frames, cached_log_mel_frames
 from .geometry import MOST_UTTERANCES
@@ -46,7 +46,7 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
         ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
             :func:`ssamba_upstream.corpora.alignments.draw_frames`.
     """
-    stride = UpstreamOptions(**options).time_stride or PUBLISHED_STRIDE
+    stride = UpstreamOptions(**options).time_stride or _default_stride(checkpoints)
     options["time_stride"] = stride
     out = Path(out)
     cache = Path(cache or out / "cache")
@@ -74,6 +74,17 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
     })
     write_report(results, out)
     return results
+
+
+def _default_stride(checkpoints):
+    """The time stride that all checkpoints have by default; raises ValueError where they differ."""
+    strides = {checkpoint: default_strides(load_config(checkpoint))[1]
+               for checkpoint in checkpoints if checkpoint != FBANK}
+    if len(set(strides.values())) > 1:
+        found = ", ".join(f"{stride} of {checkpoint}" for checkpoint, stride in strides.items())
+        raise ValueError(f"checkpoints are compared at the same frames, and their time strides are by default {found}; "
+                         "give one for all, as in -g hop_20ms")
+    return next(iter(strides.values()), PUBLISHED_STRIDE)
 
 
 def _hop(checkpoints, stride):

@@ -106,6 +106,16 @@ def test_checkpoints_of_unlike_hops_are_refused(checkpoint, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_s_own_hop_where_none_is_given(checkpoint, tmp_path, capsys):
+    narrow = SsambaConfig(hidden_size=32, num_hidden_layers=2, patch_size=[64, 4])
+    save_model(SsambaModel(narrow), tmp_path / "narrow.safetensors")
+    command = ["probe-frames", write_table(tmp_path, write_tones(tmp_path)), str(tmp_path / "narrow.safetensors")]
+    assert main([*command, "fbank", "--out", str(tmp_path / "out"), *QUICK[2:]]) == 0
+    assert results_of(tmp_path / "out")["options"]["time_stride"] == 4
+    assert main([*command, checkpoint, "--out", str(tmp_path / "both")]) == 1
+    assert f"by default 4 of {command[2]}, 10 of {checkpoint}" in capsys.readouterr().err
+
+
 def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsys):
     """Torn, of two channels at another rate, aligned past its end, or with a class that train lacks."""
     rows = write_tones(tmp_path, rate=22050, channels=2)
