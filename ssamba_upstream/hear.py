@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checkpoint import load_config
 from .downloads import find_published
 from .frames import FrameEncoder, UpstreamOptions
+
+LONGEST_STRIDE = 5  # fbank frames between timestamps, by default
 
 
 class HearModel(nn.Module):
@@ -29,15 +32,16 @@ class HearModel(nn.Module):
         self.lead = config.front_end.samples_of(config.patch_size[1]) // 2
 
 
-def load_model(model_file_path="", time_stride=5):
+def load_model(model_file_path="", time_stride=None):
     """Load a checkpoint.
 
     Args:
         model_file_path: see :func:`ssamba_upstream.checkpoint.load_model`. Default: the published ``ssamba_tiny``.
         time_stride: fbank frames between timestamps. Default: 5, with frames of 10 ms the 50 ms that HEAR suggests at
-            most.
+            most; of patches that are narrower, their width.
     """
     checkpoint = model_file_path or find_published("ssamba_tiny")
+    time_stride = time_stride or min(LONGEST_STRIDE, load_config(checkpoint).patch_size[1])
     return HearModel(FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(time_stride=time_stride))).eval()
 
 

@@ -168,6 +168,12 @@ def test_hear_timestamps(checkpoint, seconds):
     assert hear.get_scene_embeddings(audio, model).shape == (2, model.scene_embedding_size)
 
 
+def test_hear_timestamps_of_narrow_patches(tmp_path):
+    save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, patch_size=[64, 4])), tmp_path / "narrow")
+    _, timestamps = hear.get_timestamp_embeddings(torch.rand(1, 16000), hear.load_model(str(tmp_path / "narrow")))
+    assert timestamps[0].diff().unique().tolist() == [40.0]
+
+
 def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
     """A click moves the embeddings that have read it: those within half a column of it, and their neighbours most."""
     model = hear.load_model(str(checkpoint))
