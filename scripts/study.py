@@ -1,11 +1,12 @@
 """Compares recipes of pretraining on real recordings, by probes with few labels.
 
-    python scripts/study.py AUDIO OUT [RECIPE.yaml...]      # the recipes; default: scripts/study/*.yaml
+    python scripts/study.py AUDIO OUT [RECIPE.yaml...] [--seed N]     # the recipes; default: scripts/study/*.yaml
 
 AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
-pretrained in OUT/RECIPE, without labels, on the digits but for takes 0 to 6 (0 to 4 are the test set), and on ESC-10.
-Frozen, its layers are read at a hop of 20 ms, as averages over time and as averages and standard deviations; and so
-are the log-mel and the network before its first step. An interrupted study goes on where it was.
+pretrained in OUT/RECIPE, or with --seed in OUT/RECIPE-N, without labels, on the digits but for takes 0 to 6 (0 to 4 are
+the test set), and on ESC-10. Frozen, its layers are read at a hop of 20 ms, as averages over time and as averages and
+standard deviations; and so are the log-mel and the network before its first step. An interrupted study goes on where it
+was.
 """
 
 import argparse
@@ -39,18 +40,21 @@ def main():
     parser.add_argument("audio", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("recipes", type=Path, nargs="*", default=sorted(RECIPES.glob("*.yaml")))
+    parser.add_argument("--seed", type=int, help="instead of the recipes' own")
     options = parser.parse_args()
     audio, out = options.audio.resolve(), options.out
     out.mkdir(parents=True, exist_ok=True)
     digits, sounds = sorted(audio.glob("fsdd/recordings/*.wav")), sorted(audio.glob("esc10/*/*.ogg"))
     if not digits or not sounds:
         parser.error(f"{audio} holds no fsdd/recordings/*.wav, or no esc10/*/*.ogg")
-    manifests = write_manifests(out, audio, digits, sounds)
+    overrides, suffix = write_manifests(out, audio, digits, sounds), ""
+    if options.seed is not None:
+        overrides, suffix = [*overrides, f"seed={options.seed}"], f"-{options.seed}"
     compared = [("log-mel", None, lambda: log_mel_averages)]
     for path in options.recipes:
-        recipe = read_recipe(path, PretrainingRecipe, manifests)
-        compared += [(f"{path.stem}, random weights", recipe.to_dict(), partial(untrained, recipe)),
-                     (path.stem, recipe.to_dict(), partial(pretrained, recipe, out / path.stem))]
+        recipe, name = read_recipe(path, PretrainingRecipe, overrides), path.stem + suffix
+        compared += [(f"{name}, random weights", recipe.to_dict(), partial(untrained, recipe)),
+                     (name, recipe.to_dict(), partial(pretrained, recipe, out / name))]
     read = [digit for digit in digits if take(digit) in READ]
     table = []
     for name, recipe, reader in compared:
