@@ -46,11 +46,12 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
         ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
             :func:`ssamba_upstream.corpora.alignments.draw_frames`.
     """
-    stride = UpstreamOptions(**options).time_stride or _default_stride(checkpoints)
+    configs = {checkpoint: load_config(checkpoint) for checkpoint in checkpoints if checkpoint != FBANK}
+    stride = UpstreamOptions(**options).time_stride or _default_stride(configs)
     options["time_stride"] = stride
     out = Path(out)
     cache = Path(cache or out / "cache")
-    drawn = draw_frames(aligned, _hop(checkpoints, stride), most_frames)
+    drawn = draw_frames(aligned, _hop(checkpoints, configs, stride), most_frames)
     results = {
         "set": source,
         "unit": "frames",
@@ -76,10 +77,9 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
     return results
 
 
-def _default_stride(checkpoints):
+def _default_stride(configs):
     """The time stride that all checkpoints have by default; raises ValueError where they differ."""
-    strides = {checkpoint: default_strides(load_config(checkpoint))[1]
-               for checkpoint in checkpoints if checkpoint != FBANK}
+    strides = {checkpoint: default_strides(config)[1] for checkpoint, config in configs.items()}
     if len(set(strides.values())) > 1:
         found = ", ".join(f"{stride} of {checkpoint}" for checkpoint, stride in strides.items())
         raise ValueError(f"checkpoints are compared at the same frames, and their time strides are by default {found}; "
@@ -87,11 +87,11 @@ def _default_stride(checkpoints):
     return next(iter(strides.values()), PUBLISHED_STRIDE)
 
 
-def _hop(checkpoints, stride):
+def _hop(checkpoints, configs, stride):
     """Seconds from frame to frame, of all checkpoints; raises ValueError where they differ, or skip over phones."""
     hops = {}
     for checkpoint in checkpoints:
-        front_end = PUBLISHED_FRONT_END if checkpoint == FBANK else load_config(checkpoint).front_end
+        front_end = configs[checkpoint].front_end if checkpoint in configs else PUBLISHED_FRONT_END
         hops[checkpoint] = front_end.seconds_of(stride)
     if len(set(hops.values())) > 1:
         found = ", ".join(f"{1000 * hop:g} ms of {checkpoint}" for checkpoint, hop in hops.items())

@@ -71,7 +71,7 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
     def run(cell):
         gpu = slots.get()
         try:
-            return run_cell(cell, out, device, gpu, scorers, processes)
+            return run_cell(cell, out, device, processes, gpu, scorers)
         finally:
             slots.put(gpu)
 
@@ -95,8 +95,8 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
     return failures
 
 
-def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | None = None,
-             processes: Processes | None = None) -> dict:
+def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
+             scorers: Scorers | None = None) -> dict:
     """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
 
     A task without training is evaluated on dev and test; one without a dev set at all checkpoints. What a scorer
@@ -106,7 +106,7 @@ def run_cell(cell: Cell, out, device: str, gpu: str = "", scorers: Scorers | Non
         CellError: training or evaluation failed, or the checkpoint is no longer the one of the cell.
         ScorerError: the scorer failed; the rest of the result is recorded.
     """
-    folder, scorers, processes = cell_folder(cell, out), scorers or Scorers(), processes or Processes()
+    folder, scorers = cell_folder(cell, out), scorers or Scorers()
     with _locked(folder) as lock:
         def run(arguments):
             return run_s3prl(processes, folder, [*arguments, "--device", device], gpu, lock)

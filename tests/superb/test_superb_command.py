@@ -264,24 +264,31 @@ def test_checkpoints_cut_off_in_writing(control, superb, tmp_path, cut_off, begi
 
 
 @pytest.mark.slow
-def test_waits_for_a_process_that_runs_the_cell(control, superb, tmp_path, capsys):
+def test_waits_for_a_process_that_runs_the_cell(control, superb, monkeypatch, tmp_path, capsys):
     superb()
     folder, = (tmp_path / "out" / "cells").glob("*lr0.01*")
     result = (folder / "result.json").read_text()
     (folder / "result.json").unlink()
     calls(control)
-    lock = open(folder / "lock", "w")
+    lock, flock, waits = open(folder / "lock", "w"), fcntl.flock, threading.Event()
+    flock(lock, fcntl.LOCK_EX)
+
+    def flock_noted(file, operation):
+        if operation == fcntl.LOCK_EX:
+            waits.set()
+        flock(file, operation)
 
     def finish():
+        waits.wait(60)
         (folder / "result.json").write_text(result)
         lock.close()
 
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    other = threading.Timer(2, finish)
+    monkeypatch.setattr(fcntl, "flock", flock_noted)
+    other = threading.Thread(target=finish)
     other.start()
     superb()
     other.join()
-    assert "lr0.01" in (said := capsys.readouterr().out) and "waiting for a process that already runs it" in said
+    assert waits.is_set() and f"{folder.name}: waiting for a process that already" in capsys.readouterr().out
     assert not calls(control) and rows(tmp_path)[0]["unfinished"] == 0
 
 
