@@ -5,8 +5,8 @@
 AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
 pretrained in OUT/RECIPE, or with --seed in OUT/RECIPE-N, without labels, on the digits but for takes 0 to 6 (0 to 4 are
 the test set), and on ESC-10. Frozen, its layers are read at a hop of 20 ms, as averages over time and as averages and
-standard deviations; and so are the log-mel and the network before its first step. An interrupted study goes on where it
-was.
+standard deviations, frames at the end by the share of them that is audio; and so are the log-mel and the network before
+its first step. An interrupted study goes on where it was.
 """
 
 import argparse
@@ -33,6 +33,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean diagonal of th
 LABELS = (3, 10)  # of each class
 TEST, CHOOSING, VALIDATION, READ = range(5), range(5, 10), range(5, 7), range(30)  # takes of a digit and speaker
 HOP = 2  # log-mel frames
+READING = {"deviations": True, "by_audio": True}  # of time_averages
 
 
 def main():
@@ -58,7 +59,7 @@ def main():
     read = [digit for digit in digits if take(digit) in READ]
     table = []
     for name, recipe, reader in compared:
-        rows = remembered(out / "results", {"compared": name, "recipe": recipe},
+        rows = remembered(out / "results", {"compared": name, "recipe": recipe, "hop": HOP, **READING},
                           lambda reader=reader: measure(reader(), read, sounds))
         table += [{"recipe": name, **row} for row in rows]
     write_table(out / "results.md", table)
@@ -87,7 +88,7 @@ def untrained(recipe):
     config = recipe.config()
     config.time_stride = hop_of(config)
     torch.manual_seed(recipe.seed)
-    return partial(time_averages, SsambaForPreTraining(config).ssamba, deviations=True)
+    return partial(time_averages, SsambaForPreTraining(config).ssamba, **READING)
 
 
 def pretrained(recipe, run):
@@ -95,7 +96,7 @@ def pretrained(recipe, run):
     if not pretrain(recipe, run, resume=True):
         raise SystemExit("interrupted; the same command goes on")
     network = load_model(run / "last", time_stride=hop_of(recipe.config()))
-    return partial(time_averages, network, deviations=True)
+    return partial(time_averages, network, **READING)
 
 
 def hop_of(config):

@@ -88,6 +88,13 @@ class Windowing:
         """Frames of an utterance of so many samples: ceil(samples / hop)."""
         return -(-samples // self.hop)
 
+    def shares_of_audio(self, samples):
+        """(frames,): how much of the width of its patches each frame of an utterance of so many samples has of the
+        utterance, from 1 down to 0: the rest are zeros past the end. Without ``padding``."""
+        fbank_frames = max(1, self.front_end.frames_of(samples))
+        begins = torch.arange(self.frames(samples)) * self.time_stride
+        return (fbank_frames - begins).clamp(0, self.patch_width) / self.patch_width
+
     def cut(self, wavs, log_mel):
         """list of (samples,) -> for each utterance, its windows in order: a list of (fbank frames, mel)."""
         return (self._cut_published if self.padding == "published" else self._cut_running)(wavs, log_mel)

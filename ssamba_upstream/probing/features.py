@@ -15,7 +15,8 @@ from ..windows import tokens_to_frames
 LOG_MELS_AT_ONCE = 16
 
 
-def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None, deviations=False):
+def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None, deviations=False,
+                  by_audio=False):
     """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
 
     A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
@@ -30,6 +31,9 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
         report: called with the AudioError of each recording that cannot be read, whose averages are then NaN. Default:
             it is raised.
         deviations: append the standard deviation over the frames to each average, as :func:`log_mel_averages` does.
+        by_audio: weigh each frame by the share of its patches' width that is audio, instead of all alike. Of short
+            recordings that is the better summary: the last of those ceil(n / hop) frames have read zeros past the end,
+            of 0.43 s at a hop of 20 ms two of 22.
 
     Returns:
         (depth + 1, recordings, rows * E), or 2 * rows * E with deviations, in float32 on the CPU, the layers in the
@@ -42,7 +46,7 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
     encoder = FrameEncoder(model, window_secs).to(model.device)
     layers, width = averages_shape(encoder)
     averages = torch.full((len(recordings), layers, width * (1 + deviations)), torch.nan)
-    for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report, deviations):
+    for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report, deviations, by_audio):
         averages[batch] = found
     return averages.transpose(0, 1)
 
@@ -53,14 +57,14 @@ def averages_shape(encoder):
 
 
 @torch.no_grad()
-def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None, deviations=False):
+def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None, deviations=False, by_audio=False):
     """:func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
 
     Yields:
         the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
     """
     for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
-        yield [*wavs], _averages(encoder, [*wavs.values()], deviations)
+        yield [*wavs], _averages(encoder, [*wavs.values()], deviations, by_audio)
 
 
 def iterate_waveforms(encoder, recordings, batch_secs, report=None):
@@ -152,22 +156,29 @@ def _excerpt(recording):
     return recording if isinstance(recording, Excerpt) else Excerpt(recording)
 
 
-def _averages(encoder, wavs, deviations):
+def _averages(encoder, wavs, deviations, by_audio):
     """Waveforms, list of (samples,) -> (utterances, depth + 1, width); with deviations twice that width."""
     layers, index = encoder.tokens(wavs)
-    counts = send(torch.tensor([encoder.windowing.frames(len(wav)) for wav in wavs]), index.device).unsqueeze(1)
+    weights = torch.zeros(index.shape[:2])
+    for row, wav in zip(weights, wavs):
+        shares = encoder.windowing.shares_of_audio(len(wav))
+        row[:len(shares)] = shares if by_audio else 1.0
+    weights = send(weights / weights.sum(dim=1, keepdim=True), index.device)
     frames_of_layers = (tokens_to_frames(tokens, index, encoder.frequency_pooling) for tokens in layers[:-1])
-    return torch.stack([_average(frames, counts, deviations) for frames in frames_of_layers], dim=1).cpu()
+    return torch.stack([_average(frames, weights, deviations) for frames in frames_of_layers], dim=1).cpu()
 
 
-def _average(frames, counts, deviations):
-    """(utterances, frames, width), zero from an utterance's count of frames on -> (utterances, width or 2 * width)."""
-    mean = frames.sum(dim=1) / counts
+def _average(frames, weights, deviations):
+    """(utterances, frames, width) and (utterances, frames), of sum one -> (utterances, width or 2 * width)."""
+    mean = _weighted_mean(frames, weights)
     if not deviations:
         return mean
-    inside = torch.arange(frames.shape[1], device=frames.device) < counts
-    squares = (frames - mean.unsqueeze(1)).square() * inside.unsqueeze(2)
-    return torch.cat([mean, (squares.sum(dim=1) / counts).sqrt()], dim=1)
+    variance = _weighted_mean((frames - mean.unsqueeze(1)).square(), weights)
+    return torch.cat([mean, variance.sqrt()], dim=1)
+
+
+def _weighted_mean(frames, weights):
+    return (weights.unsqueeze(1) @ frames).squeeze(1)
 
 
 def _check_any(recordings):

@@ -13,6 +13,7 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.corpora.labelled import Excerpt, LabelledSet
+from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
@@ -215,6 +216,24 @@ def test_time_averages_are_the_mean_of_the_upstream_s_frames(checkpoint, recordi
             torch.testing.assert_close(found[layer, i], state[0].mean(0), rtol=1e-5, atol=1e-5)
             deviation = state[0].double().std(0, correction=0).float()
             torch.testing.assert_close(both[layer, i, found.shape[2]:], deviation, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [4, 10, 16])
+def test_time_averages_by_audio_weigh_frames_by_what_they_have_read_of_it(checkpoint, recordings, stride):
+    model = load_model(checkpoint, time_stride=stride, frequency_stride=16)
+    found = time_averages(model, recordings, deviations=True, by_audio=True)
+    for i, path in enumerate(recordings):
+        wav = read_waveform(path)
+        fbank_frames = max(1, 1 + (len(wav) - 400) // 160)
+        with torch.no_grad():
+            states = FrameEncoder(model)([wav]).hidden_states
+        read = [sum(frame < fbank_frames for frame in range(stride * t, stride * t + 16))
+                for t in range(states[0].shape[1])]
+        weights = torch.tensor(read, dtype=torch.float64) / sum(read)
+        for layer, state in enumerate(states):
+            mean = weights @ state[0].double()
+            deviation = (weights @ (state[0].double() - mean).square()).sqrt()
+            torch.testing.assert_close(found[layer, i], torch.cat([mean, deviation]).float(), rtol=1e-4, atol=1e-5)
 
 
 def test_time_averages_do_not_depend_on_batching_or_order(checkpoint, recordings):
