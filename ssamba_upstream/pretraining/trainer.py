@@ -65,6 +65,7 @@ class _Pretraining(Run):
         torch.manual_seed(recipe.seed)
         model = SsambaForPreTraining(config).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
+        model.ssamba.patch_embed.requires_grad_(recipe.patch_embedding == "learned")
         average = None
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))

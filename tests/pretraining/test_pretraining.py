@@ -129,7 +129,7 @@ def test_it_learns(tmp_path, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"workers": 2}, {"log_every": 5},
-    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass"},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass", "patch_embedding": "fixed"},
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
     pretrain(recipe(**changes), tmp_path / "whole")
@@ -137,6 +137,17 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, chang
     training_states(tmp_path / "parts" / "states")[0].unlink()  # as if killed during step 3
     assert pretrain(recipe(**changes), tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("patch_embedding", ["learned", "fixed"])
+def test_a_fixed_patch_embedding_stays_as_it_began(tmp_path, recipe, patch_embedding):
+    chosen = recipe(steps=2, patch_embedding=patch_embedding)
+    torch.manual_seed(chosen.seed)
+    began = SsambaForPreTraining(chosen.config()).state_dict()
+    pretrain(chosen, tmp_path / "run")
+    same = {name for name, tensor in weights(tmp_path / "run" / "last").items() if torch.equal(tensor, began[name])}
+    projection = {f"ssamba.patch_embed.proj.{part}" for part in ("weight", "bias")}
+    assert same == (projection if patch_embedding == "fixed" else set())
 
 
 def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
