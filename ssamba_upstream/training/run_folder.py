@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -47,7 +48,9 @@ def check_continuation(out, description, recipe, resume):
     file = out / RUN
     if file.exists() and resume:
         began = json.loads(file.read_text())
-        _compare(began["recipe"], description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
+        # A field that recipes did not have yet is at its default, which changes nothing.
+        defaults = {item.name: item.default for item in fields(recipe) if item.default is not MISSING}
+        _compare({**defaults, **began["recipe"]}, description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
         _compare(_hashes(began), _hashes(description), (), out)
     elif out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")

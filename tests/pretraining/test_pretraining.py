@@ -354,6 +354,17 @@ def test_the_best_checkpoint_is_the_one_of_the_best_validation(tmp_path, recipe)
     assert json.loads((tmp_path / "run" / "last" / "run.json").read_text())["step"] == 12
 
 
+def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
+    pretrain(recipe(steps=1), tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    description = json.loads(file.read_text())
+    del description["recipe"]["patch_embedding"]
+    file.write_text(json.dumps(description))
+    with pytest.raises(RecipeError, match="began with patch_embedding 'learned', not 'fixed'"):
+        pretrain(recipe(steps=2, patch_embedding="fixed"), tmp_path / "run", resume=True)
+    assert pretrain(recipe(steps=2), tmp_path / "run", resume=True)
+
+
 def test_what_cannot_be_resumed(tmp_path, recipe, audio):
     pretrain(recipe(steps=1), tmp_path / "run")
     with pytest.raises(FileExistsError, match="is not empty; resume the run"):
