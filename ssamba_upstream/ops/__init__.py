@@ -70,6 +70,16 @@ def unavailable_reason(backend, device="cpu", dtype=torch.float32):
     return {"mamba_ssm": cuda, "triton": triton, "cpu": cpu}[backend].unavailable_reason()
 
 
+def why_slow(device="cpu"):
+    """The sentence that says why scans take several times as long as they could on a device ("cpu", "cuda"), where no
+    backend made for it serves; otherwise None."""
+    made_for_it = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    if made_for_it is None or _best_backend(device, torch.float32) not in ("torch", "reference"):
+        return None
+    return (f"scans take several times as long as with the backend {made_for_it!r}, which cannot serve: "
+            f"{unavailable_reason(made_for_it, device)}")
+
+
 def selective_scan(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
     backend="auto",

@@ -17,9 +17,9 @@ class PretrainingRecipe(TrainingRecipe):
         masking: "corrected", or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
         objective: "shared_mask": one pass through the network serves both losses; "two_pass": each has its own masks
             and its own pass, as published.
-        patch_embedding: "learned", as published; or "fixed": it stays the random projection of its first step, as MoCo v3
-            keeps it (arXiv 2104.02057), so that the layers hold details of the log-mel that the objective
-            has no use for.
+        patch_embedding: "learned", as published; or "fixed": it stays the random projection that it begins as, like
+            that of MoCo v3 (arXiv 2104.02057), so that the layers hold details of the log-mel for which the objective
+            has no use.
         join_short: fill up a short recording with further ones instead of padding it.
         schedule: "plateau": halved when the validation accuracy has not grown for ``patience`` validations more than
             allowed; "cosine": falls to zero over the run.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ..ops import product
+from ..ops import product, why_slow
 from .log import RunLog
 from .training_state import TrainingError, load_training_state, save_training_state
 
@@ -111,6 +111,8 @@ class Run:
 
     def _train(self, stopped):
         recipe, processes = self.recipe, self.processes
+        if reason := why_slow(processes.device.type):
+            self.log.say(reason)
         if self.progress["step"]:
             self.log.say(f"going on after step {self.progress['step']}")
         else:

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from helpers.runs import kill_before, logged, torchrun
-from ssamba_upstream import SsambaModel
+from ssamba_upstream import SsambaModel, ops
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.manifest import write_manifest
@@ -168,6 +168,14 @@ def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatc
     with product.forced(["torch"] * 3):
         pretrain(recipe(steps=3), tmp_path / "run", resume=True)
     assert "goes on with torch for the output" in capsys.readouterr().out
+
+
+def test_a_run_without_the_compiled_kernel_says_that_it_is_slow(tmp_path, recipe, capsys, monkeypatch):
+    monkeypatch.setattr(ops, "_best", {})
+    monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: "it was not built")
+    pretrain(recipe(steps=1), tmp_path / "run")
+    told = "scans take several times as long as with the backend 'cpu', which cannot serve: it was not built"
+    assert told in capsys.readouterr().out
 
 
 def test_a_network_that_makes_the_same_of_every_clip_is_told_of(tmp_path, recipe, capsys, monkeypatch):
