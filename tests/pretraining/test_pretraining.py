@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -447,8 +448,18 @@ def test_recipes_of_the_package():
     changed = read_recipe("smoke", PretrainingRecipe, ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
     assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
     assert changed.config().pretraining_frames == 256
+    short = read_recipe("short_clips", PretrainingRecipe)
+    assert (short.patch_embedding, short.config().negatives, short.config().patch_size) == ("fixed", "batch", [64, 4])
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
         read_recipe("huge", PretrainingRecipe)
+
+
+def test_the_recipes_of_the_study_can_be_followed():
+    recipes = sorted((Path(__file__).parents[2] / "scripts" / "study").glob("*.yaml"))
+    assert len(recipes) > 20
+    for file in recipes:
+        recipe = read_recipe(file, PretrainingRecipe, ["train=train.tsv", "validation=validation.tsv"])
+        assert recipe.config().num_hidden_layers == 12
 
 
 def test_a_recipe_of_ones_own_extends_one_of_the_package(tmp_path):
