@@ -25,6 +25,7 @@ BACKENDS = {
     "torch": selective_scan_chunked,
     "reference": selective_scan_reference,
 }
+_PLAIN = ("torch", "reference")  # of torch's own operators: they serve everywhere, several times slower
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
 _MIXERS = {"cpu": cpu.mix_cpu}
@@ -60,7 +61,7 @@ def unavailable_reason(backend, device="cpu", dtype=torch.float32):
     """Why a backend cannot compute on a device ("cpu", "cuda") in a dtype, or None if it can."""
     if backend not in BACKENDS:
         return f"there is no such backend; there are: auto, {', '.join(BACKENDS)}"
-    if backend in ("torch", "reference"):
+    if backend in _PLAIN:
         return None
     home = "cpu" if backend == "cpu" else "cuda"
     if device != home:
@@ -73,9 +74,9 @@ def unavailable_reason(backend, device="cpu", dtype=torch.float32):
 def why_slow(device="cpu"):
     """The sentence that says why scans take several times as long as they could on a device ("cpu", "cuda"), where no
     backend made for it serves; otherwise None."""
-    made_for_it = {"cpu": "cpu", "cuda": "triton"}.get(device)
-    if made_for_it is None or _best_backend(device, torch.float32) not in ("torch", "reference"):
+    if _best_backend(device, torch.float32) not in _PLAIN:
         return None
+    made_for_it = "cpu" if device == "cpu" else "triton"
     return (f"scans take several times as long as with the backend {made_for_it!r}, which cannot serve: "
             f"{unavailable_reason(made_for_it, device)}")
 

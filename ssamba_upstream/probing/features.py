@@ -1,6 +1,7 @@
 """Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..audio import SAMPLE_RATE, AudioError, batches_by_length, expected_seconds, read_clip
@@ -159,11 +160,11 @@ def _excerpt(recording):
 def _averages(encoder, wavs, deviations, by_audio):
     """Waveforms, list of (samples,) -> (utterances, depth + 1, width); with deviations twice that width."""
     layers, index = encoder.tokens(wavs)
-    weights = torch.zeros(index.shape[:2])
-    for row, wav in zip(weights, wavs):
-        shares = encoder.windowing.shares_of_audio(len(wav))
-        row[:len(shares)] = shares if by_audio else 1.0
-    weights = send(weights / weights.sum(dim=1, keepdim=True), index.device)
+    weights = (index[..., 0] >= 0).float()
+    if by_audio:
+        shares = [encoder.windowing.shares_of_audio(len(wav)) for wav in wavs]
+        weights = send(pad_sequence(shares, batch_first=True), index.device)
+    weights /= weights.sum(dim=1, keepdim=True)
     frames_of_layers = (tokens_to_frames(tokens, index, encoder.frequency_pooling) for tokens in layers[:-1])
     return torch.stack([_average(frames, weights, deviations) for frames in frames_of_layers], dim=1).cpu()
 
