@@ -80,7 +80,7 @@ def _extract(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        choose_device(options.device), **upstream_options(options),
+        choose_device(options.device), report=lambda line: print(line, file=sys.stderr), **upstream_options(options),
     )
     print(f"wrote {counted(written, 'file')} below {options.out}; there already: "
           f"{len(recordings) - written - left_out}, left out: {left_out}")

@@ -23,13 +23,13 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
     steps; of a fine-tuned upstream they take less than that. Tasks without training are not estimated. What a scorer
     lacks is said.
     """
+    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
     for number, cell in enumerate(cells):
-        state = "finished" if is_finished(cell, out, scorers) else ""
+        state = "" if cell in waiting else "finished"
         searched = f"{cell.learning_rate:g}" if cell.layer is None else cell.choice
         rows.append(f"{number:4}  {cell.task:16} {cell.mode:10} {cell.fold or '':5} {searched:>7} "
                     f"{cell.steps:7}  {state}".rstrip())
-    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     seconds, steps = 0.0, sum(cell.steps for cell in waiting)
     for cell in {cell.series: cell for cell in cells}.values():
         if lacking := (scorers or Scorers()).lacking(cell):
