@@ -1,9 +1,12 @@
 """FinetuningRecipe: everything that decides what a fine-tuning run computes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 
+from ..checkpoint import load_config
+from ..frames import default_strides
+from ..network.configuration import SsambaConfig
 from ..training.recipe import RecipeError, TrainingRecipe
 
 METRICS = {
@@ -39,10 +42,12 @@ class FinetuningRecipe(TrainingRecipe):
         average_epochs: [first, last]: average the weights at the end of these epochs. The average is what is tested
             where it is better on dev, or where there is no dev.
 
-    The others are those of TrainingRecipe; ``model`` may also hold ``pooling``.
+    The others are those of TrainingRecipe; ``model`` may also hold ``pooling``. Strides that it does not name are those
+    that frames have, too, see :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Raises:
         RecipeError: a value out of range.
+        CheckpointError: the checkpoint cannot be read.
     """
 
     data: str
@@ -66,7 +71,6 @@ class FinetuningRecipe(TrainingRecipe):
     decay_every: int = 5
     decay: float = 0.5
     average_epochs: list | None = None
-    model: dict = field(default_factory=lambda: {"drop_path_rate": 0.1, "time_stride": 10, "frequency_stride": 10})
     weight_decay: float = 5e-7
     warmup_steps: int = 0
 
@@ -80,6 +84,8 @@ class FinetuningRecipe(TrainingRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        frequency_stride, time_stride = default_strides(self.config())
+        self.model = {"frequency_stride": frequency_stride, "time_stride": time_stride, **self.model}
         if self.fold is not None:
             self.fold = str(self.fold)  # YAML reads the usual names of folds as numbers
         if self.metric not in METRICS[self.problem]:
@@ -108,6 +114,13 @@ class FinetuningRecipe(TrainingRecipe):
         if self.average_epochs is not None and not self._are_epochs(self.average_epochs):
             raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}), such as [1, 5]; "
                               f"got {self.average_epochs!r}")
+
+    def config(self):
+        """The configuration of the checkpoint, or of ``size``, with the fields of ``model``."""
+        if self.checkpoint is None:
+            return super().config()
+        found = load_config(self.checkpoint).to_dict()
+        return self._changed(lambda **changes: SsambaConfig(**{**found, **changes}))
 
     def _are_epochs(self, values):
         if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, int) for value in values):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from ..checkpoint import content_hash, load_config, load_model, new_classifier
+from ..checkpoint import content_hash, load_model, new_classifier
 from ..corpora.labelled import read_labelled
 from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
@@ -54,7 +54,7 @@ def finetune(recipe, out, resume=False, device=None):
     out = Path(out)
     labelled = read_labelled(recipe.data)
     folds = _folds(labelled, recipe)
-    front_end = (load_config(recipe.checkpoint, **recipe.model) if recipe.checkpoint else recipe.config()).front_end
+    front_end = recipe.config().front_end
     if front_end.normalisation == "clip" and _statistics(recipe):
         raise RecipeError("mean and std are for data that are normalised together, and the checkpoint's clips are "
                           "normalised each by itself; set both to null")

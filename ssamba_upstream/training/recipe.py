@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -93,8 +94,12 @@ class TrainingRecipe:
 
     def config(self):
         """The network's configuration."""
+        return self._changed(partial(SsambaConfig.from_size, self.size))
+
+    def _changed(self, build):
+        """What ``build`` makes of the fields of ``model``, a SsambaConfig."""
         try:
-            config = SsambaConfig.from_size(self.size, **self.model)
+            config = build(**self.model)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from error
         unknown = [name for name in self.model if name not in SsambaConfig().to_dict()]

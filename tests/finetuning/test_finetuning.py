@@ -1,5 +1,6 @@
 """Fine-tuning runs: what they learn and leave behind, how they go on after an interruption, what stops them."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -716,6 +717,19 @@ def test_what_a_recipe_does_not_say_about_the_network_stays(tmp_path):
     assert read_recipe(tmp_path / "mine.yaml", FinetuningRecipe).model == expected
     assert read_recipe("esc50", FinetuningRecipe).model == {
         "drop_path_rate": 0.1, "time_stride": 10, "frequency_stride": 10}
+
+
+@pytest.mark.parametrize("overrides, strides", [
+    ([], [10, 10]), (["checkpoint=ssamba_starter"], [64, 4]), (["model.patch_size=[128, 2]"], [128, 2]),
+    (["checkpoint=ssamba_starter", "model.time_stride=2"], [64, 2]),
+])
+def test_strides_go_with_the_patches(overrides, strides):
+    """And stay where a fold's recipe is made of the set's."""
+    recipe = read_recipe("esc50", FinetuningRecipe, overrides)
+    for config in (recipe.config(), dataclasses.replace(recipe, fold="1").config()):
+        assert [config.frequency_stride, config.time_stride] == strides
+        assert config.num_hidden_layers == (12 if recipe.checkpoint else 24)
+        assert config.drop_path_rate == 0.1
 
 
 def test_all_recipes_of_the_package_are_compared():
