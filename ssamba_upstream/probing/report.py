@@ -100,6 +100,8 @@ def _columns(results):
 
 
 def _draw_layers(results):
+    from matplotlib.ticker import LogFormatter
+
     names = ["accuracy", *(["weights"] if _has_heads(results) else []), "lengths"]
     figure, axes = load_pyplot().subplots(
         len(names), sharex=True, figsize=(8, 8), height_ratios=(3, 1, 1)[:len(names)], layout="constrained")
@@ -128,6 +130,8 @@ def _draw_layers(results):
     if "weights" in axes:
         axes["weights"].set(ylabel="weight in the sum", ylim=(0, 1.1 * axes["weights"].get_ylim()[1]))
     lengths.set(ylabel="norm", xlabel="layer")
+    lengths.yaxis.set_major_formatter(LogFormatter())
+    lengths.yaxis.set_minor_formatter(LogFormatter())
     return figure
 
 
