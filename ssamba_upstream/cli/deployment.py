@@ -1,9 +1,8 @@
 """``ssamba export`` and ``classify``."""
 
-import sys
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config, counted, find_recordings, upstream_options
+from .options import add_device, add_out, add_upstream_config, counted, find_recordings, upstream_options, warn
 
 
 def add_commands(commands):
@@ -51,9 +50,9 @@ def _classify(options):
 
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
-                                 choose_device(options.device), report=lambda line: print(line, file=sys.stderr))
+                                 choose_device(options.device), report=warn)
     print(f"wrote {options.out}: {counted(written, 'recording')}; there already: "
           f"{len(recordings) - written - left_out}, left out: {left_out}")
     for line in unreadable_folders:
-        print(f"cannot be searched: {line}", file=sys.stderr)
+        warn(f"cannot be searched: {line}")
     return 1 if left_out or unreadable_folders else 0

@@ -46,10 +46,15 @@ def counted(number, noun):
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def warn(line):
+    """Say what a job over many files goes on without."""
+    print(line, file=sys.stderr)
+
+
 def name_left_out(lines):
     """Print what a job over many files has left out; returns its exit status, 1 where there is anything."""
     for line in lines:
-        print(f"left out: {line}", file=sys.stderr)
+        warn(f"left out: {line}")
     return 1 if lines else 0
 
 

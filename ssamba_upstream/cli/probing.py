@@ -1,6 +1,5 @@
 """``ssamba extract``, ``probe``, ``probe-frames`` and ``layer-weights``."""
 
-import sys
 from pathlib import Path
 
 from .options import (
@@ -11,6 +10,7 @@ from .options import (
     find_recordings,
     name_left_out,
     upstream_options,
+    warn,
 )
 
 MOST_SEEDS = 10
@@ -80,12 +80,12 @@ def _extract(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        choose_device(options.device), report=lambda line: print(line, file=sys.stderr), **upstream_options(options),
+        choose_device(options.device), report=warn, **upstream_options(options),
     )
     print(f"wrote {counted(written, 'file')} below {options.out}; there already: "
           f"{len(recordings) - written - left_out}, left out: {left_out}")
     for line in unreadable_folders:
-        print(f"cannot be searched: {line}", file=sys.stderr)
+        warn(f"cannot be searched: {line}")
     return 1 if left_out or unreadable_folders else 0
 
 

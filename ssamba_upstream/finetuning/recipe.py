@@ -1,6 +1,7 @@
 """FinetuningRecipe: everything that decides what a fine-tuning run computes."""
 
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 
@@ -84,7 +85,8 @@ class FinetuningRecipe(TrainingRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        frequency_stride, time_stride = default_strides(self.config())
+        config = self.config()
+        frequency_stride, time_stride = default_strides(config)
         self.model = {"frequency_stride": frequency_stride, "time_stride": time_stride, **self.model}
         if self.fold is not None:
             self.fold = str(self.fold)  # YAML reads the usual names of folds as numbers
@@ -95,7 +97,7 @@ class FinetuningRecipe(TrainingRecipe):
             raise RecipeError(f"{self.problem} has the loss {self._only_loss()}; got {self.loss!r}")
         if self.problem == "per_second" and self.mixup:
             raise RecipeError("labels of seconds cannot be mixed; set mixup to 0")
-        for name, limit in (("frequency_mask", self.config().num_mel_bins), ("time_mask", self.clip_frames)):
+        for name, limit in (("frequency_mask", config.num_mel_bins), ("time_mask", self.clip_frames)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= limit:
                 raise RecipeError(f"{name} must be a whole number from 0 to {limit}; got {value!r}")
@@ -119,8 +121,11 @@ class FinetuningRecipe(TrainingRecipe):
         """The configuration of the checkpoint, or of ``size``, with the fields of ``model``."""
         if self.checkpoint is None:
             return super().config()
-        found = load_config(self.checkpoint).to_dict()
-        return self._changed(lambda **changes: SsambaConfig(**{**found, **changes}))
+        return self._changed(partial(SsambaConfig, **self._checkpoint_config.to_dict()))
+
+    @cached_property
+    def _checkpoint_config(self):
+        return load_config(self.checkpoint)  # of a checkpoint that is one file, that file is read whole for it
 
     def _are_epochs(self, values):
         if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, int) for value in values):

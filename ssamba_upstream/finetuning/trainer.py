@@ -58,8 +58,8 @@ def finetune(recipe, out, resume=False, device=None):
     if front_end.normalisation == "clip" and _statistics(recipe):
         raise RecipeError("mean and std are for data that are normalised together, and the checkpoint's clips are "
                           "normalised each by itself; set both to null")
-    tasks = {fold: ClassificationTask.of(labelled, replace(recipe, fold=fold), front_end)
-             for fold in folds or [recipe.fold]}
+    recipes = {fold: replace(recipe, fold=fold) for fold in folds or [recipe.fold]}
+    tasks = {fold: ClassificationTask.of(labelled, of_fold, front_end) for fold, of_fold in recipes.items()}
     with start_processes(device) as processes, signals() as stopped:
         description = describe_run(recipe, recordings=labelled.content_hash,
                                    checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
@@ -68,12 +68,12 @@ def finetune(recipe, out, resume=False, device=None):
         if not folds:
             return _finetune_one(recipe, tasks[recipe.fold], out, description, processes, stopped)
         results = {}
-        for fold, task in tasks.items():
-            of_fold, folder = replace(recipe, fold=fold), out / f"fold-{fold}"
+        for fold, of_fold in recipes.items():
+            folder = out / f"fold-{fold}"
             described = {**description, "recipe": of_fold.to_dict()}
             if processes.first:
                 check_continuation(folder, described, of_fold, resume=True)
-            results[fold] = _finetune_one(of_fold, task, folder, described, processes, stopped)
+            results[fold] = _finetune_one(of_fold, tasks[fold], folder, described, processes, stopped)
             if results[fold] is None:
                 return None
         summary = summarise(results)
