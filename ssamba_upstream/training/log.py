@@ -1,12 +1,15 @@
 """The record of a run: log.jsonl, TensorBoard curves and a progress bar."""
 
 import json
+import sys
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ..files import write_text
+
+SECONDS_IN_A_FILE = 60.0  # from one state of the progress bar to the next, where no terminal draws over the one before
 
 
 class RunLog:
@@ -28,7 +31,9 @@ class RunLog:
         self.shown = {}
         self._drop_after(step)
         self.curves = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
-        self.progress = tqdm(initial=step * clips, total=steps * clips, unit="clip", smoothing=0.05, dynamic_ncols=True)
+        every = {} if sys.stderr.isatty() else {"mininterval": SECONDS_IN_A_FILE, "maxinterval": SECONDS_IN_A_FILE}
+        self.progress = tqdm(initial=step * clips, total=steps * clips, unit="clip", smoothing=0.05, dynamic_ncols=True,
+                             **every)
 
     def advance(self):
         """Count a step."""
