@@ -1,5 +1,6 @@
 """PretrainingRecipe: everything that decides what a pretraining run computes."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,10 @@ class PretrainingRecipe(TrainingRecipe):
         masking: "corrected", or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
         objective: "shared_mask": one pass through the network serves both losses; "two_pass": each has its own masks
             and its own pass, as published.
-        patch_embedding: "learned", as published; or "fixed": it stays the random projection that it begins as, like
-            that of MoCo v3 (arXiv 2104.02057), so that the layers hold details of the log-mel for which the objective
-            has no use.
+        patch_learning_rate: the learning rate of the patches' projection over that of everything else. Default: 1, as
+            published. The less it learns, the more of those details of the log-mel do the layers hold for which the
+            objective has no use; with 0 it stays the random projection that it begins as, like that of MoCo v3
+            (arXiv 2104.02057).
         join_short: fill up a short recording with further ones instead of padding it.
         schedule: "plateau": halved when the validation accuracy has not grown for ``patience`` validations more than
             allowed; "cosine": falls to zero over the run.
@@ -42,7 +44,7 @@ class PretrainingRecipe(TrainingRecipe):
     steps: int
     masking: str = "corrected"
     objective: str = "shared_mask"
-    patch_embedding: str = "learned"
+    patch_learning_rate: float = 1.0
     join_short: bool = False
     schedule: str = "plateau"
     patience: int = 2
@@ -56,7 +58,6 @@ class PretrainingRecipe(TrainingRecipe):
     CHOICES = {
         "masking": ("corrected", "published"),
         "objective": ("shared_mask", "two_pass"),
-        "patch_embedding": ("learned", "fixed"),
         "schedule": ("plateau", "cosine"),
         **TrainingRecipe.CHOICES,
     }
@@ -69,6 +70,9 @@ class PretrainingRecipe(TrainingRecipe):
             if not getattr(self, name):
                 raise RecipeError(f"{name} names no manifest")
         super().__post_init__()
+        if not isinstance(self.patch_learning_rate, (int, float)) or not 0 <= self.patch_learning_rate < math.inf:
+            raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
+                              f"{self.patch_learning_rate!r}")
 
     def sources(self):
         return [*self.train, *self.validation]

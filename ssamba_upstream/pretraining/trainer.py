@@ -65,7 +65,7 @@ class _Pretraining(Run):
         torch.manual_seed(recipe.seed)
         model = SsambaForPreTraining(config).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
-        model.ssamba.patch_embed.requires_grad_(recipe.patch_embedding == "learned")
+        model.ssamba.patch_embed.requires_grad_(recipe.patch_learning_rate > 0)
         average = None
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
@@ -77,7 +77,7 @@ class _Pretraining(Run):
             self.labelled.check_dev()  # lest the first probe find out that it is missing
         self.samples = config.front_end.samples_of(config.pretraining_frames)
         self.log_mel = LogMel(config.front_end).to(processes.device)
-        super().__init__(recipe, recipe.steps, out, processes, model, average=average)
+        super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
 
     def batches(self):
@@ -203,3 +203,15 @@ class _Pretraining(Run):
     def restore(self, state):
         super().restore(state)
         self.plateau.load_state_dict(state["plateau"])
+
+
+def _parameter_groups(model, recipe):
+    """Groups of AdamW: where the patches' projection learns at a rate of its own, it is the second."""
+    if recipe.patch_learning_rate in (0, 1):
+        return None
+    projection = list(model.ssamba.patch_embed.parameters())
+    apart = set(projection)
+    return [
+        {"params": [parameter for parameter in model.parameters() if parameter not in apart]},
+        {"params": projection, "lr": recipe.learning_rate * recipe.patch_learning_rate},
+    ]

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_it_learns(tmp_path, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"workers": 2}, {"log_every": 5},
-    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass", "patch_embedding": "fixed"},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass", "patch_learning_rate": 0.1},
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
     pretrain(recipe(**changes), tmp_path / "whole")
@@ -140,15 +141,18 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, chang
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("patch_embedding", ["learned", "fixed"])
-def test_a_fixed_patch_embedding_stays_as_it_began(tmp_path, recipe, patch_embedding):
-    chosen = recipe(steps=2, patch_embedding=patch_embedding)
+@pytest.mark.parametrize("rate", [1, 0.1, 0])
+def test_the_projection_of_the_patches_learns_at_its_own_rate(tmp_path, recipe, rate):
+    """A first step of Adam is as long as the learning rate, whatever the gradients are."""
+    chosen = recipe(steps=1, patch_learning_rate=rate, learning_rate=1e-3, warmup_steps=0, weight_decay=0.0)
     torch.manual_seed(chosen.seed)
     began = SsambaForPreTraining(chosen.config()).state_dict()
     pretrain(chosen, tmp_path / "run")
-    same = {name for name, tensor in weights(tmp_path / "run" / "last").items() if torch.equal(tensor, began[name])}
-    projection = {f"ssamba.patch_embed.proj.{part}" for part in ("weight", "bias")}
-    assert same == (projection if patch_embedding == "fixed" else set())
+    learned = {name: (tensor - began[name]).abs().max().item()
+               for name, tensor in weights(tmp_path / "run" / "last").items()}
+    projection = [learned.pop(f"ssamba.patch_embed.proj.{part}") for part in ("weight", "bias")]
+    assert projection == pytest.approx([1e-3 * rate] * 2, rel=0.01)
+    assert median(learned.values()) == pytest.approx(1e-3, rel=0.01) and all(learned.values())
 
 
 def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
@@ -367,10 +371,10 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
     pretrain(recipe(steps=1), tmp_path / "run")
     file = tmp_path / "run" / "run.json"
     description = json.loads(file.read_text())
-    del description["recipe"]["patch_embedding"]
+    del description["recipe"]["patch_learning_rate"]
     file.write_text(json.dumps(description))
-    with pytest.raises(RecipeError, match="began with patch_embedding 'learned', not 'fixed'"):
-        pretrain(recipe(steps=2, patch_embedding="fixed"), tmp_path / "run", resume=True)
+    with pytest.raises(RecipeError, match="began with patch_learning_rate 1.0, not 0.1"):
+        pretrain(recipe(steps=2, patch_learning_rate=0.1), tmp_path / "run", resume=True)
     assert pretrain(recipe(steps=2), tmp_path / "run", resume=True)
 
 
@@ -408,6 +412,7 @@ def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, reci
 @pytest.mark.parametrize("changes, message", [
     ({"steps": 0}, "steps must be a whole number from 1; got 0"),
     ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
+    ({"patch_learning_rate": -1}, "patch_learning_rate must be a number from 0, such as 0.1; got -1"),
     ({"masking": "random"}, "masking must be one of corrected, published; got 'random'"),
     ({"lr": 1}, "no field lr; there are: accumulation"),
     ({"train": []}, "train names no manifest"),
@@ -449,7 +454,7 @@ def test_recipes_of_the_package():
     assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
     assert changed.config().pretraining_frames == 256
     short = read_recipe("short_clips", PretrainingRecipe)
-    assert (short.patch_embedding, short.config().negatives, short.config().patch_size) == ("fixed", "batch", [64, 4])
+    assert (short.patch_learning_rate, short.config().negatives, short.config().patch_size) == (0, "batch", [64, 4])
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
         read_recipe("huge", PretrainingRecipe)
 
