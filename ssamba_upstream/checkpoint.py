@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -140,6 +141,8 @@ def save_model(model, path):
     else:
         with new_folder(path) as folder:
             model.save_pretrained(folder)
+            # safetensors lets no one but the owner read what it writes.
+            shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def write_weights(model, folder):

@@ -13,13 +13,16 @@ from pathlib import Path
 def replacing(path):
     """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error.
 
-    The folder is made where it is not there. Where several processes write the same file, the last one's stays.
+    The folder is made where it is not there. Where several processes write the same file, the last one's stays. Whoever
+    may read new files may read this one, which safetensors would let no one but its owner do.
     """
     path = Path(path)
     temporary = _beside(path)
     temporary.parent.mkdir(parents=True, exist_ok=True)
+    permissions = _permissions_of_new(temporary)
     try:
         yield temporary
+        temporary.chmod(permissions)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,6 +70,13 @@ def file_hash(path):
 def json_hash(content):
     """The SHA-256 of something made of dicts, lists, strings and numbers, in hexadecimal; dicts may be in any order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _permissions_of_new(path):
+    path.touch()
+    permissions = path.stat().st_mode
+    path.unlink()
+    return permissions
 
 
 def _beside(path):

@@ -53,6 +53,19 @@ def test_our_formats_round_trip(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
+def test_whoever_may_read_new_files_may_read_a_checkpoint(tmp_path, name):
+    """A group that shares a disk: safetensors lets no one but the owner read what it writes."""
+    before = os.umask(0o027)
+    try:
+        save_model(small_model(), tmp_path / name)
+        write_weights(small_model(), tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) >= 2 and {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
 @pytest.mark.parametrize("model_class", WITH_HEADS)
 def test_the_heads_tell_the_class(tmp_path, model_class, name):
     model = small_model_with_heads(model_class)
