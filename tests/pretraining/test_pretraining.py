@@ -453,8 +453,8 @@ def test_recipes_of_the_package():
     changed = read_recipe("smoke", PretrainingRecipe, ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
     assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
     assert changed.config().pretraining_frames == 256
-    short = read_recipe("short_clips", PretrainingRecipe)
-    assert (short.patch_learning_rate, short.config().negatives, short.config().patch_size) == (0, "batch", [64, 4])
+    little = read_recipe("one_hour", PretrainingRecipe)
+    assert (little.patch_learning_rate, little.config().patch_size) == (0.03, [32, 8])
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
         read_recipe("huge", PretrainingRecipe)
 
