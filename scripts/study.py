@@ -88,7 +88,7 @@ def untrained(recipe):
     config = recipe.config()
     config.time_stride = hop_of(config)
     torch.manual_seed(recipe.seed)
-    return partial(time_averages, SsambaForPreTraining(config).ssamba, **READING)
+    return averages_of(SsambaForPreTraining(config).ssamba)
 
 
 def pretrained(recipe, run):
@@ -96,7 +96,14 @@ def pretrained(recipe, run):
     if not pretrain(recipe, run, resume=True):
         raise SystemExit("interrupted; the same command goes on")
     network = load_model(run / "last", time_stride=hop_of(recipe.config()))
-    return partial(time_averages, network, **READING)
+    return averages_of(network)
+
+
+def averages_of(network):
+    """Reads recordings in windows as long as the clips that the network was pretrained on."""
+    config = network.config
+    window_secs = config.front_end.seconds_of(config.pretraining_frames)
+    return partial(time_averages, network, window_secs=window_secs, **READING)
 
 
 def hop_of(config):

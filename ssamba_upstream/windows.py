@@ -14,6 +14,7 @@ from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 from .packing import pack
 
 LONGEST_DEFAULT_WINDOW = 10.0  # seconds
+DEFAULT_COLUMNS = 100  # of a window, so that at any hop the network reads as many tokens at a time
 
 # Tokens sent through the network at once: bounds the memory of long recordings, and keeps a GPU busy.
 TOKENS_AT_ONCE = 16384
@@ -46,7 +47,7 @@ class Windowing:
 
         Args:
             config: its SsambaConfig.
-            window_secs: length of a window. Default: 10 s, or the length of the pretraining clips if that is less.
+            window_secs: length of a window. Default: 100 frames, but no more than 10 s or the pretraining clips.
             padding: see :class:`Windowing`.
 
         Raises:
@@ -55,7 +56,8 @@ class Windowing:
         front_end = config.front_end
         shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.pretraining_frames))
         if window_secs is None:
-            window_secs = min(LONGEST_DEFAULT_WINDOW, longest)
+            hundred = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
+            window_secs = max(shortest, min(LONGEST_DEFAULT_WINDOW, longest, hundred))
         if not shortest <= window_secs:
             raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
         windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end)

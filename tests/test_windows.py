@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ssamba_upstream import SsambaConfig
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.windows import Windowing, token_index, tokens_to_frames
 
@@ -21,6 +22,20 @@ def test_columns_are_the_frames(stride, window_secs):
         (windows,) = windowing.cut([torch.randn(samples)], LogMel())
         assert sum(columns_of(window, stride) for window in windows) == math.ceil(samples / (stride * 160))
         assert all(columns_of(window, stride) == windowing.columns for window in windows[:-1])
+
+
+@pytest.mark.parametrize("pretraining_frames, stride, seconds", [
+    (1024, 10, 10.0), (1024, 16, 10.0), (1024, 4, 4.0), (1024, 2, 2.0), (256, 10, 2.56), (256, 4, 2.56), (64, 2, 0.64),
+])
+def test_windows_have_a_hundred_frames_or_the_length_of_the_pretraining_clips(pretraining_frames, stride, seconds):
+    config = SsambaConfig(pretraining_frames=pretraining_frames, time_stride=stride)
+    windowing = Windowing.for_model(config)
+    assert windowing.window_secs == seconds and windowing.columns <= 100
+
+
+def test_windows_hold_a_patch_by_default():
+    config = SsambaConfig(pretraining_frames=256, patch_size=[16, 128], time_stride=1)
+    assert Windowing.for_model(config).window_secs == 1.28
 
 
 def test_the_grid_of_columns_runs_through_the_windows():

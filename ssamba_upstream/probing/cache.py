@@ -16,7 +16,7 @@ from .features import averages_shape, iterate_log_mel_averages, iterate_time_ave
 from .frame_features import iterate_frames, iterate_log_mel_frames
 
 # To be raised when the same checkpoint, options and recordings come to mean other values.
-FORMAT = 4
+FORMAT = 5
 DTYPES = ("float32", "float16")
 
 
