@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..ops import product, why_slow
@@ -40,9 +41,11 @@ class Run:
 
     def __init__(self, recipe, steps, out, processes, model, parameter_groups=None, average=None):
         self.recipe, self.steps, self.out, self.processes, self.model = recipe, steps, out, processes, model
+        groups = parameter_groups or [{"params": list(model.parameters())}]
+        if recipe.weight_decay_of == "projections":
+            groups = _decay_projections_only(groups, model)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups or model.parameters(), lr=recipe.learning_rate, betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
+            groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay,
         )
         self.highest_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = average
@@ -287,6 +290,18 @@ class _Meter:
             "clips_per_second": sum(step["clips"] for step in self.steps) / seconds,
             "waiting_for_data": sum(step["waited"] for step in self.steps) / seconds,
         }
+
+
+def _decay_projections_only(groups, model):
+    """Groups of AdamW, each divided into the weights of linear layers and convolutions and, without weight decay, the
+    rest."""
+    decayed = {module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))}
+    divided = []
+    for group in groups:
+        projections = [parameter for parameter in group["params"] if parameter in decayed]
+        others = [parameter for parameter in group["params"] if parameter not in decayed]
+        divided += [{**group, "params": projections}, {**group, "params": others, "weight_decay": 0.0}]
+    return [group for group in divided if group["params"]]
 
 
 def clips_at_once(recipe, world_size):

@@ -24,6 +24,8 @@ class TrainingRecipe:
         batch_size: clips of a step, over all processes and accumulated parts.
         accumulation: parts into which a process's share of a step's clips is divided, one after the other.
         learning_rate, betas, weight_decay: of AdamW.
+        weight_decay_of: "all" parameters, as published; or "projections": the weights of linear layers and convolutions
+            decay, and norms, biases, the scan's A_log and D, positions, and the class and mask tokens do not.
         warmup_steps: steps over which the learning rate grows linearly from zero.
         clip_norm: largest norm of the gradient; a longer one is shortened.
         precision: "float32"; "tf32", whose products a GPU computes with factors of 10 bits after the point, five times
@@ -48,6 +50,7 @@ class TrainingRecipe:
     learning_rate: float = 1e-4
     betas: list = field(default_factory=lambda: [0.95, 0.999])
     weight_decay: float = 5e-8
+    weight_decay_of: str = "all"
     warmup_steps: int = 1000
     clip_norm: float = 1.0
     precision: str = "float32"
@@ -66,7 +69,7 @@ class TrainingRecipe:
     MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers", "license")
     """What may differ between a run and its continuation."""
 
-    CHOICES = {"precision": ("float32", "tf32", "bfloat16")}
+    CHOICES = {"precision": ("float32", "tf32", "bfloat16"), "weight_decay_of": ("all", "projections")}
     """Fields that have one of these values."""
 
     POSITIVE = ("batch_size", "accumulation", "save_every", "log_every", "keep")

@@ -455,8 +455,10 @@ def test_learning_rates_are_those_of_the_published_schedule(tmp_path, recipe, st
     np.testing.assert_allclose([rate for _, rate in logged(tmp_path / "run", "learning_rate")], expected, rtol=1e-9)
 
 
-def test_learning_rates_of_head_and_blocks(tmp_path, recipe):
-    run = new_run(recipe(head_learning_rate=3.0, layer_decay=0.5, warmup_steps=2), tmp_path / "run")
+@pytest.mark.parametrize("decayed", ["all", "projections"])
+def test_learning_rates_of_head_and_blocks(tmp_path, recipe, decayed):
+    rates = {"head_learning_rate": 3.0, "layer_decay": 0.5, "warmup_steps": 2}
+    run = new_run(recipe(**rates, weight_decay_of=decayed), tmp_path / "run")
     run._set_learning_rates(1)
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
     rates = {names[id(parameter)]: group["lr"] for group in run.optimizer.param_groups for parameter in group["params"]}

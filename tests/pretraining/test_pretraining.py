@@ -131,7 +131,8 @@ def test_it_learns(tmp_path, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"workers": 2}, {"log_every": 5},
-    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass", "patch_learning_rate": 0.1},
+    {"join_short": True, "ema_decay": 0.5, "accumulation": 2, "objective": "two_pass", "patch_learning_rate": 0.1,
+     "weight_decay": 0.1, "weight_decay_of": "projections"},
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, changes):
     pretrain(recipe(**changes), tmp_path / "whole")
@@ -153,6 +154,37 @@ def test_the_projection_of_the_patches_learns_at_its_own_rate(tmp_path, recipe, 
     projection = [learned.pop(f"ssamba.patch_embed.proj.{part}") for part in ("weight", "bias")]
     assert projection == pytest.approx([1e-3 * rate] * 2, rel=0.01)
     assert median(learned.values()) == pytest.approx(1e-3, rel=0.01) and all(learned.values())
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_only_the_weights_of_projections_decay(tmp_path, recipe, norm):
+    """A step without a gradient moves what decays and nothing else, by learning rate x decay."""
+    chosen = recipe(weight_decay_of="projections", weight_decay=0.5, patch_learning_rate=0.1, model={"norm": norm})
+    with start_processes("cpu") as processes:
+        run = trainer._Pretraining(chosen, tmp_path, {}, processes)
+    began = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    kinds = (".in_proj", ".out_proj", ".x_proj", ".dt_proj", ".conv1d", ".proj.", "_head.")
+    decayed = {name for name in began if name.endswith(".weight") and any(kind in name for kind in kinds)}
+    assert len(decayed) == 2 * 8 + 1 + 4
+    for name, tensor in run.model.state_dict().items():
+        factor = 1.0 if name not in decayed else 1 - 1e-3 * 0.5 * (0.1 if "patch_embed" in name else 1)
+        torch.testing.assert_close(tensor, began[name] * factor, rtol=1e-6, atol=0, msg=name)
+        assert torch.equal(tensor, began[name]) == (name not in decayed), name
+
+
+@pytest.mark.parametrize("rate, decay", [(1e-4, 5e-8), (5e-4, 5e-8), (3 * 1e-4, 5e-7), (2.5e-4, 5e-7)])
+def test_the_published_weight_decay_changes_nothing(rate, decay):
+    """Its share of a step is below the precision of float32, whatever it is of."""
+    stepped = []
+    for weight_decay in (0.0, decay):
+        parameter = torch.nn.Parameter(torch.randn(10_000, generator=torch.Generator().manual_seed(0)))
+        parameter.grad = parameter.detach().sin()
+        torch.optim.AdamW([parameter], lr=rate, weight_decay=weight_decay).step()
+        stepped.append(parameter.detach())
+    assert torch.equal(*stepped)
 
 
 def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
@@ -371,8 +403,10 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
     pretrain(recipe(steps=1), tmp_path / "run")
     file = tmp_path / "run" / "run.json"
     description = json.loads(file.read_text())
-    del description["recipe"]["patch_learning_rate"]
+    del description["recipe"]["patch_learning_rate"], description["recipe"]["weight_decay_of"]
     file.write_text(json.dumps(description))
+    with pytest.raises(RecipeError, match="began with weight_decay_of 'all', not 'projections'"):
+        pretrain(recipe(steps=2, weight_decay_of="projections"), tmp_path / "run", resume=True)
     with pytest.raises(RecipeError, match="began with patch_learning_rate 1.0, not 0.1"):
         pretrain(recipe(steps=2, patch_learning_rate=0.1), tmp_path / "run", resume=True)
     assert pretrain(recipe(steps=2), tmp_path / "run", resume=True)
@@ -413,6 +447,7 @@ def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, reci
     ({"steps": 0}, "steps must be a whole number from 1; got 0"),
     ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
     ({"patch_learning_rate": -1}, "patch_learning_rate must be a number from 0, such as 0.1; got -1"),
+    ({"weight_decay_of": "matrices"}, "weight_decay_of must be one of all, projections; got 'matrices'"),
     ({"masking": "random"}, "masking must be one of corrected, published; got 'random'"),
     ({"lr": 1}, "no field lr; there are: accumulation"),
     ({"train": []}, "train names no manifest"),
@@ -450,11 +485,14 @@ def test_recipes_of_the_package():
         recipe = read_recipe(name, PretrainingRecipe)
         assert f"{recipe.config().size}_{recipe.config().masked_patches}" == name
         assert (recipe.batch_size, recipe.learning_rate, recipe.config().drop_path_rate) == (64, 1e-4, 0.1)
+        assert (recipe.weight_decay, recipe.weight_decay_of) == (5e-8, "all")
     changed = read_recipe("smoke", PretrainingRecipe, ["steps=7", "model.norm=rms_norm", "train=[a.jsonl, b.jsonl]"])
     assert (changed.steps, changed.config().norm, changed.train) == (7, "rms_norm", ["a.jsonl", "b.jsonl"])
     assert changed.config().pretraining_frames == 256
     little = read_recipe("one_hour", PretrainingRecipe)
     assert (little.patch_learning_rate, little.config().patch_size) == (0.03, [32, 8])
+    for name in ("one_hour", "starter"):
+        assert read_recipe(name, PretrainingRecipe).weight_decay_of == "projections"
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
         read_recipe("huge", PretrainingRecipe)
 
