@@ -4,6 +4,7 @@ import random
 import types
 
 import pytest
+import soundfile
 import torch
 
 from ssamba_upstream import SsambaConfig, SsambaModel
@@ -208,6 +209,22 @@ def test_what_librispeech_lacks_is_named(tmp_path, text, expected):
     libri(tmp_path, text)
     with pytest.raises((ValueError, FileNotFoundError), match=expected):
         ctc_corpora.LibriPhoneDataset(["dev"], Words(), 2, tmp_path, [tmp_path / "lexicon"])
+
+
+@pytest.mark.parametrize("samples, batches", [(2000, [4, 4, 2]), (2001, [2] * 5)])
+def test_asr_measures_samples_so_that_s3prl_halves_batches(tmp_path, samples, batches):
+    pytest.importorskip("pandas")
+    from s3prl.downstream.asr.dataset import SequenceDataset
+    from s3prl.downstream.asr.dictionary import Dictionary
+
+    folder = tmp_path / "train" / "1" / "7"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        soundfile.write(folder / f"1-7-{number}.flac", torch.zeros(samples if number else 1000).numpy(), 16000)
+    (folder / "1-7.trans.txt").write_text("".join(f"1-7-{number} A\n" for number in range(10)))
+    dataset = SequenceDataset("train", 4, Dictionary.load("letters"), str(tmp_path), None, train=["train"])
+    assert sorted(map(len, dataset.X), reverse=True) == batches
+    assert "1-7-0.flac" in dataset.X[-1][-1]
 
 
 def test_snips_takes_the_speakers_of_a_split(tmp_path):

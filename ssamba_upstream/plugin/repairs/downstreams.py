@@ -59,7 +59,9 @@ def find_dictionaries(module):
 def measure_lengths(module):
     """ASR sorts utterances by lengths from tables, whose generator the package lacks: measure them instead.
 
-    A ``bucket_file`` of null has the lengths read from the headers of the recordings, in samples.
+    With a ``bucket_file`` of null, the lengths are read from the headers of the recordings. They are in samples, as in
+    the tables of s3prl's ``generate_len_for_bucket.py``, so s3prl halves every batch with a recording of more than
+    2000 samples: SUPERB trains ASR on 16 utterances a step.
     """
     build = module.SequenceDataset.__init__
 
@@ -79,8 +81,7 @@ def _write_lengths(libri_root, name, table):
     recordings = sorted((libri_root / name).rglob("*.flac"))
     if not recordings:
         raise FileNotFoundError(f"{libri_root / name}: expected LibriSpeech's SPEAKER/CHAPTER/*.flac there")
-    # s3prl halves batches above 2000: frames of 10 ms.
-    lines = [f"{path.relative_to(libri_root)},{soundfile.info(path).frames // 160}" for path in recordings]
+    lines = [f"{path.relative_to(libri_root)},{soundfile.info(path).frames}" for path in recordings]
     table.write_text("file_path,length\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
