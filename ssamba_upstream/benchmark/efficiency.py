@@ -4,12 +4,11 @@ SSAST (arXiv 2110.09784) is a vision transformer: 12 blocks, heads of 64, and tw
 It runs twice, as transformers' AST with random weights: "SSAST" with torch's fused attention, as one would run it
 today, and "SSAST eager" with the attention matrix written out, as in the published code, which SSAMBA's paper (arXiv
 2405.11831) compared with. All networks read the same log-mel, cut into patches of 16 x 16 that do not overlap, and have
-a learned position for each patch. Where SSAMBA's linear products are not torch's own, see
-:mod:`ssamba_upstream.ops.product`, SSAST runs with the same products as well. Everything is float32; whether a GPU may
-use TF32 is left as torch sets it.
+a learned position for each patch. SSAST's linear products are torch's own. Where SSAMBA's are oneDNN's, see
+:mod:`ssamba_upstream.ops.product`, SSAMBA_LINEAR=torch gives both the same ones. Everything is float32; whether a GPU
+may use TF32 is left as torch sets it.
 """
 
-import functools
 import textwrap
 
 import torch
@@ -18,7 +17,6 @@ from transformers import ASTConfig, AutoModel
 
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
-from ..ops import product
 from .timing import available_memory, median_times, peak_memory, run_step
 
 TOKENS = (128, 512, 1024, 2048, 4096, 8192, 16384, 22528, 32768, 65536)
@@ -28,35 +26,23 @@ DEPTHS = (24, 12)  # blocks of SSAMBA and of SSAST, of all sizes
 HEAD_SIZE = 64
 MEL_BINS = 128
 PATCH = 16
-SAME_PRODUCTS = "SSAST, same products"
 # The power of the tokens that no peak outgrows.
-MEMORY_GROWTH = {"SSAMBA": 1, "SSAST": 1, SAME_PRODUCTS: 1, "SSAST eager": 2}
+MEMORY_GROWTH = {"SSAMBA": 1, "SSAST": 1, "SSAST eager": 2}
 MOST_MEMORY = 0.9  # of what is available: not all that a call takes passes through torch
 MOST_SECONDS = 120
 
 
 def build_networks(size, tokens, depths=DEPTHS):
-    """name -> network with random weights for so many patches; depths: blocks of SSAMBA and of SSAST.
-
-    SSAST with the same products is there only if these are not torch's own.
-    """
+    """name -> network with random weights for so many patches; depths: blocks of SSAMBA and of SSAST."""
     frames = _frames(tokens)
     ssamba = SsambaConfig.from_size(
         size, num_hidden_layers=depths[0], num_mel_bins=MEL_BINS, pretraining_frames=frames,
         patch_size=(PATCH, PATCH),
     )
-    networks = {"SSAMBA": SsambaModel(ssamba), "SSAST": _build_ssast(HIDDEN_SIZES[size], frames, depths[1], "sdpa")}
-    if set(product.choice()[0]) != {"torch"}:
-        networks[SAME_PRODUCTS] = _with_our_products(_build_ssast(HIDDEN_SIZES[size], frames, depths[1], "sdpa"))
-    return networks | {"SSAST eager": _build_ssast(HIDDEN_SIZES[size], frames, depths[1], "eager")}
-
-
-def _with_our_products(network):
-    """The network, each of whose linear layers computes as SSAMBA's do."""
-    for module in network.modules():
-        if product.is_plain_linear(module):
-            module.forward = functools.partial(product.apply_linear, module)
-    return network
+    return {
+        "SSAMBA": SsambaModel(ssamba), "SSAST": _build_ssast(HIDDEN_SIZES[size], frames, depths[1], "sdpa"),
+        "SSAST eager": _build_ssast(HIDDEN_SIZES[size], frames, depths[1], "eager"),
+    }
 
 
 def _build_ssast(width, frames, depth, attention):

@@ -125,10 +125,9 @@ def _conditions(device, rounds, size):
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     backend = ops.choose_backend(torch.empty(0, device=device))
-    libraries = ", ".join(f"{library} ({name})" for library, name in zip(ops.product.choice()[0], ops.product.PRODUCTS))
     return f"""\
 {machine}; torch {torch.__version__}, transformers {transformers.__version__}; the scan by {backend!r}; float32.
-SSAMBA's linear products by {libraries}.
+SSAMBA's linear products by {ops.product.choice()[0]}, the others' by torch.
 Medians of {rounds} rounds, fewer where they take more than {SECONDS_EACH} s; the most that torch allocates in a
 call. At 512 tokens SSAMBA has {parameters['SSAMBA']:,} parameters, SSAST {parameters['SSAST']:,}. "SSAST" has
 torch's fused attention; "SSAST eager" writes out the attention matrix, as the published code does. A network is left

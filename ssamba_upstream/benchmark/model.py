@@ -19,9 +19,9 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
     Returns:
         a row (dict) for each size, input and mode ("forward": all hidden states, no gradients; "forward, bfloat16":
         the same under autocast; "training step": forward and backward): median milliseconds, of forward with the plain
-        torch scan and with torch's own products as well; seconds of audio per second; the share of what lies between
-        the mixers' outer projections (convolutions, small projections, scans); what else there is over those outer
-        projections alone; and the peak MiB that torch allocates.
+        torch scan as well; seconds of audio per second; the share of what lies between the mixers' outer projections
+        (convolutions, small projections, scans); what else there is over those outer projections alone; and the peak
+        MiB that torch allocates.
     """
     rows = []
     for size in sizes:
@@ -34,14 +34,13 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
                     calls = model_calls(model, fbank, gradients)
                     if mode == "forward":
-                        calls |= _other_ways(calls["whole"])
+                        calls |= {"torch scan": _with_torch_scan(calls["whole"])}
                     medians = median_times(calls, rounds, device)
                     peak = peak_memory(calls["whole"], device)
                 whole, mixing = medians["whole"], medians["mixing"]
                 rows.append({
                     "size": size, "input": f"{utterances} x {seconds} s", "mode": mode, "ms": whole,
                     "ms, torch scan": medians.get("torch scan", ""),
-                    "ms, torch products": medians.get("torch products", ""),
                     "audio s / s": utterances * seconds / whole * 1e3, "mixing's share": mixing / whole,
                     "rest / products": (whole - mixing) / medians["products"], "peak MiB": peak / 2**20,
                 })
@@ -79,15 +78,11 @@ def model_calls(model, fbank, gradients):
     }
 
 
-def _other_ways(whole):
-    """The whole network with the plain torch scan, and with torch's own linear products."""
+def _with_torch_scan(whole):
+    """The whole network with the plain torch scan."""
 
-    def with_torch_scan():
+    def call():
         with ops.forced_backend("torch"):
             whole()
 
-    def with_torch_products():
-        with ops.product.forced(["torch"] * len(ops.product.PRODUCTS)):
-            whole()
-
-    return {"torch scan": with_torch_scan, "torch products": with_torch_products}
+    return call

@@ -110,9 +110,8 @@ def _print_system():
 
     print(f"torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}, compiled CPU kernels for "
           f"{ops.cpu.instruction_set or 'no instruction set'}")
-    libraries, why = ops.product.choice()
-    products = ", ".join(f"{library} for the {name}" for library, name in zip(libraries, ops.product.PRODUCTS))
-    print(f"linear products on cpu (float32): {products}\n  {why}")
+    library, why = ops.product.choice()
+    print(f"linear products on cpu (float32): {library}\n  {why}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         name = torch.cuda.get_device_name() if device == "cuda" else "float32"
         print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")

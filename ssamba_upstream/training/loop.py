@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..ops import product, why_slow
+from ..ops import why_slow
 from .log import RunLog
 from .training_state import TrainingError, load_training_state, save_training_state
 
@@ -209,12 +209,10 @@ class Run:
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.progress,
             "average": None if self.average is None else self.average.state_dict(),
-            "linear_products": list(product.choice()[0]),
         }
 
     def restore(self, state):
         """Go on from a state."""
-        self._repeat_products(state["linear_products"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = state["progress"]
@@ -228,23 +226,6 @@ class Run:
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
         self.meter = _Meter(self.LOSSES, self._own_reports(state["reports"]))
-
-    def _repeat_products(self, libraries):
-        """Take the libraries for linear products that the run began with, or say that its numbers will differ."""
-        here, why = product.choice()
-        if tuple(libraries) == here:
-            return
-        began, now = (
-            ", ".join(f"{library} for the {name}" for library, name in zip(choice, product.PRODUCTS))
-            for choice in (libraries, here)
-        )
-        try:
-            product.use(libraries)
-            message = f"linear products as when the run began: {began}; otherwise it would be {now} ({why})"
-        except ValueError as error:
-            message = f"{error}; the run began with {began} and goes on with {now}, not the same to the last bit"
-        if self.processes.first:
-            print(message)
 
     def _own_reports(self, reports):
         """What this process has to report of the steps since the last line of the log; with another number of processes

@@ -18,7 +18,7 @@ needs_onednn = pytest.mark.skipif(product.unavailable_reason() is not None, reas
 
 @pytest.fixture
 def onednn(monkeypatch):
-    monkeypatch.setattr(product, "_chosen", (("onednn",) * 3, "for a test"))
+    monkeypatch.setattr(product, "choice", lambda: ("onednn", "for a test"))
     monkeypatch.setattr(product, "SMALLEST", 1)
 
 
@@ -68,7 +68,7 @@ def test_what_goes_the_ordinary_way(onednn):
 
 
 def test_small_products_stay_with_torch(monkeypatch):
-    monkeypatch.setattr(product, "_chosen", (("onednn",) * 3, "for a test"))
+    monkeypatch.setattr(product, "choice", lambda: ("onednn", "for a test"))
     x, weight = torch.randn(8, 6), torch.randn(5, 6)
     assert torch.equal(product.linear(x, weight), F.linear(x, weight))
 
@@ -95,51 +95,58 @@ def test_only_a_plain_linear_layer_is_looked_into():
     assert torch.equal(product.apply_linear(hooked, x), 3 * plain(x))
 
 
-def test_the_choice_is_made_once_and_explained(monkeypatch):
-    monkeypatch.setattr(product, "_chosen", None)
-    monkeypatch.delenv("SSAMBA_LINEAR", raising=False)
-    libraries, why = product.choice()
-    assert set(libraries) <= set(product.LIBRARIES) and len(libraries) == len(product.PRODUCTS)
-    assert "measured" in why or product.unavailable_reason() in why
-    monkeypatch.setattr(product, "_choose", lambda: pytest.fail("chosen twice"))
-    assert product.choice() == (libraries, why)
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 26
+model name\t: AMD: EPYC
+
+processor\t: 1
+vendor_id\t: other
+"""
 
 
-@pytest.mark.parametrize("ratio, expected", [(1.1, "torch"), (1.9, "onednn")])
-@needs_onednn
-def test_onednn_has_to_be_clearly_faster(monkeypatch, ratio, expected):
-    monkeypatch.delenv("SSAMBA_LINEAR", raising=False)
-    monkeypatch.setattr(product, "_torch_over_onednn", lambda x, weight: ratio)
-    assert product._choose()[0] == (expected,) * 3
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """What a process chooses on a processor, None for an unknown one, with a value of SSAMBA_LINEAR."""
+    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
+
+    def choose(found, wanted=None):
+        monkeypatch.setattr(product, "processor", lambda: found)
+        monkeypatch.delenv("SSAMBA_LINEAR", raising=False)
+        if wanted is not None:
+            monkeypatch.setenv("SSAMBA_LINEAR", wanted)
+        return product.choice.__wrapped__()
+
+    return choose
 
 
-def test_measuring_leaves_the_random_numbers_alone():
-    state = torch.get_rng_state()
-    product._choose()
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("found, library, why", [
+    (("AuthenticAMD", "26"), "onednn", "AuthenticAMD, family 26: "), (("AuthenticAMD", "25"), "torch", "family 25: "),
+    (("GenuineIntel", "26"), "torch", "GenuineIntel"), (None, "torch", "unknown processor"),
+])
+def test_the_processor_decides(chosen, monkeypatch, found, library, why):
+    assert chosen(found)[0] == library and why in chosen(found)[1]
+    monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
+    assert chosen(found)[0] == "torch"
 
 
-def test_the_environment_decides(monkeypatch):
-    monkeypatch.setenv("SSAMBA_LINEAR", "torch")
-    assert product._choose() == (("torch",) * 3, "SSAMBA_LINEAR=torch")
-    monkeypatch.setenv("SSAMBA_LINEAR", "blas")
-    with pytest.raises(ValueError, match="SSAMBA_LINEAR=blas: expected one of torch, onednn"):
-        product._choose()
-    monkeypatch.setenv("SSAMBA_LINEAR", "onednn")
+def test_the_environment_decides(chosen, monkeypatch):
+    assert chosen(("AuthenticAMD", "26"), "torch") == ("torch", "SSAMBA_LINEAR=torch")
+    assert chosen(None, "onednn") == ("onednn", "SSAMBA_LINEAR=onednn")
+    with pytest.raises(ValueError, match="SSAMBA_LINEAR=blas names no library. Set it to torch or onednn"):
+        chosen(None, "blas")
     monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
     with pytest.raises(ValueError, match="there is none"):
-        product._choose()
+        chosen(None, "onednn")
 
 
-def test_another_run_s_choice_can_be_made(monkeypatch):
-    monkeypatch.setattr(product, "_chosen", None)
-    product.use(["torch"] * 3)
-    assert product.choice()[0] == ("torch",) * 3
-    with pytest.raises(ValueError, match="expected one of torch, onednn for each of 3"):
-        product.use(["torch"])
-    monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
-    with pytest.raises(ValueError, match="there is none"):
-        product.use(["torch", "torch", "onednn"])
+def test_processors_are_recognised(tmp_path):
+    file = tmp_path / "cpuinfo"
+    assert product.processor(file) is None
+    file.write_text(CPUINFO)
+    assert product.processor(file) == ("AuthenticAMD", "26")
+    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n")
+    assert product.processor(file) is None
 
 
 @needs_onednn

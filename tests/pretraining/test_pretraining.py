@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -21,7 +22,6 @@ from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.manifest import write_manifest
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
-from ssamba_upstream.ops import product
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
@@ -187,24 +187,16 @@ def test_the_published_weight_decay_changes_nothing(rate, decay):
     assert torch.equal(*stepped)
 
 
-def test_a_resumed_run_takes_the_products_it_began_with(tmp_path, recipe, monkeypatch, capsys):
-    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
-    with product.forced(["torch"] * 3):
-        pretrain(recipe(steps=2), tmp_path / "run")
-    with product.forced(["onednn", "torch", "torch"]):
-        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
-        assert product.choice()[0] == ("torch",) * 3
-        assert "linear products as when the run began: torch for the output" in capsys.readouterr().out
-
-
-def test_a_run_whose_products_cannot_be_had_says_so(tmp_path, recipe, monkeypatch, capsys):
-    monkeypatch.setattr(product, "unavailable_reason", lambda: None)
-    with product.forced(["onednn"] * 3):
-        pretrain(recipe(steps=2), tmp_path / "run")
-    monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
-    with product.forced(["torch"] * 3):
-        pretrain(recipe(steps=3), tmp_path / "run", resume=True)
-    assert "goes on with torch for the output" in capsys.readouterr().out
+def test_a_state_of_an_earlier_version_is_resumed(tmp_path, recipe):
+    """It names the libraries of the linear products, which a rule chooses now."""
+    chosen, run = recipe(steps=3), tmp_path / "run"
+    pretrain(chosen, run)
+    shutil.copytree(run, tmp_path / "whole")
+    training_states(run / "states")[0].unlink()  # as if killed during step 3
+    state = load_training_state(run / "states") | {"linear_products": ["onednn", "torch", "torch"]}
+    save_training_state(run / "states", 2, state, chosen.keep)
+    assert pretrain(chosen, run, resume=True)
+    assert_same_run(run, tmp_path / "whole")
 
 
 def test_a_run_without_the_compiled_kernel_says_that_it_is_slow(tmp_path, recipe, capsys, monkeypatch):

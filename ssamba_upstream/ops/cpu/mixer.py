@@ -49,7 +49,7 @@ def mix_forward(
 
     def mix_one(i):  # a function, so that its convolved channels are gone before the next direction's come
         u, = convolve(x, convolution[i : i + 1], convolution_bias[i : i + 1], offsets, reverse[i : i + 1])
-        projected = multiply(0, u.transpose(1, 2), input_weight[i].to(x.dtype))
+        projected = multiply(u.transpose(1, 2), input_weight[i].to(x.dtype))
         parameters = [tensor.contiguous() for tensor in (A_log[i], D[i], step_bias[i], step_weight[i])]
         direction = scan_direction(
             sequence(u), *_low_rank(projected, rank, states), *parameters, reverse[i],
@@ -108,7 +108,7 @@ def _mix_backward(
     for i in range(count):
         grad_projected = add_up(sums[i]).flatten(0, 1).to(x.dtype)
         flat = inputs[i].transpose(1, 2).flatten(0, 1)
-        grad_input_weight.append(multiply(2, grad_projected.t(), flat.t()).float())
+        grad_input_weight.append(multiply(grad_projected.t(), flat.t()).float())
         grad_inputs[i].transpose(1, 2).flatten(0, 1).addmm_(grad_projected, input_weight[i].to(x.dtype))
     grad_taps = convolve_backward(grad_inputs, x, convolution, convolution_bias, offsets, reverse, grad_x)
     grad_A, grad_D, grad_bias, grad_step_weight = zip(*([add_up(part) for part in direction] for direction in parts))
