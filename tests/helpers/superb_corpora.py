@@ -34,8 +34,9 @@ def phone_recognition(root):
 
 
 def speech_recognition(root):
+    """s3prl halves the batches: three utterances a step."""
     librispeech(root)
-    return {"datarc.libri_root": root, "datarc.batch_size": 3, "datarc.num_workers": 0, "modelrc.project_dim": 16,
+    return {"datarc.libri_root": root, "datarc.batch_size": 6, "datarc.num_workers": 0, "modelrc.project_dim": 16,
             "modelrc.RNNs.dim": [16, 16]}
 
 

@@ -6,12 +6,20 @@ import types
 import pytest
 import soundfile
 import torch
+import yaml
 
 from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream.configs import find_config
 from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.plugin.repairs import ctc_corpora, downstreams
-from ssamba_upstream.plugin.repairs.frames import RunError, check_hop, check_split, report_alignments_of_downstream
+from ssamba_upstream.plugin.repairs.frames import (
+    RunError,
+    check_hop,
+    check_split,
+    report_alignments_of_downstream,
+    scale_time_masks,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,6 +41,22 @@ def test_frames_too_far_apart_are_refused(downstream, hop, preset):
 
 def test_other_downstreams_take_any_hop():
     check_hop("fluent_commands", 1600)
+
+
+@pytest.mark.parametrize("task", ["speech_recognition", "slot_filling"])
+@pytest.mark.parametrize("hop, widths", [(160, [0, 40]), (320, [0, 40]), (480, [0, 27]), (640, [0, 20])])
+def test_time_masks_last_as_long_as_superbs(task, hop, widths, capsys):
+    config = yaml.safe_load(find_config(task, "downstream").read_text())
+    for _ in range(2):  # the second time as a resumed run, with the config of its checkpoint
+        scale_time_masks(config, hop)
+        assert config["specaug"]["time_mask_width_range"] == widths
+    assert capsys.readouterr().out.count("time masks") == (hop > 320)
+
+
+def test_time_masks_of_other_configs_stay():
+    config = {"specaug": {"time_mask_width_range": [0, 40]}}
+    scale_time_masks(config, 640)
+    assert config == {"specaug": {"time_mask_width_range": [0, 40]}}
 
 
 def test_splits():

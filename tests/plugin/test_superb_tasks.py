@@ -57,6 +57,7 @@ def test_trains_resumes_and_evaluates(name, upstream, tmp_path):
     assert sum(losses[-4:]) < sum(losses[:4]), losses
     assert ("utterances have more tokens than frames" in printed) == (downstream in ("ctc", "asr"))
     assert f"downsample rate is {hop}" in printed
+    assert printed.count("time masks: 0 to 20 frames of 40 ms") == (name in ("speech_recognition", "slot_filling"))
     assert "Resume from run/states-14.ckpt" in printed
     assert (tmp_path / "run" / left).stat().st_size > 0
 

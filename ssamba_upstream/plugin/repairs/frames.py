@@ -49,6 +49,27 @@ def check_hop(downstream, hop):
                        f"gives one every {hop / 16:g} ms: {reason}. Add -g {PRESETS[longest]}.")
 
 
+def scale_time_masks(config, hop):
+    """Shorten SpecAugment's time masks for frames that are further apart than those their widths are meant for.
+
+    A config says what they are meant for with ``specaug_hop``, in samples: SUPERB's widths with 320. Frames that are
+    closer together keep the widths, as ``fbank`` does in SUPERB. A resumed run finds its own hop there, and so the
+    widths as they are.
+
+    Args:
+        config: s3prl's; changed in place.
+        hop: samples from frame to frame at 16 kHz.
+    """
+    meant_for = config.get("specaug_hop")
+    if not config.get("specaug") or not meant_for or hop <= meant_for:
+        return
+    shortest, longest = config["specaug"]["time_mask_width_range"]
+    scaled = [round(shortest * meant_for / hop), max(1, round(longest * meant_for / hop))]
+    config["specaug"]["time_mask_width_range"], config["specaug_hop"] = scaled, hop
+    print(f"SpecAugment's time masks: {scaled[0]} to {scaled[1]} frames of {hop / 16:g} ms instead of {shortest} to "
+          f"{longest} of {meant_for / 16:g} ms, which last as long")
+
+
 def check_split(downstream, config, split):
     """Refuse a split that a downstream does not have.
 
@@ -67,12 +88,16 @@ def check_split(downstream, config, split):
 
 
 def check_runs(module):
-    """Have s3prl's runner refuse, before it trains or evaluates, what could only fail or mean nothing."""
+    """Have s3prl's runner refuse, before it trains or evaluates, what could only fail or mean nothing, and fit time
+    masks to the frames."""
     get_downstream = module.Runner._get_downstream
 
     @functools.wraps(get_downstream)
     def get_checked_downstream(self):
-        check_hop(self.args.downstream, self.featurizer.model.downsample_rate)
+        hop = self.featurizer.model.downsample_rate
+        check_hop(self.args.downstream, hop)
+        if self.args.mode == "train":
+            scale_time_masks(self.config, hop)
         if self.args.mode == "evaluate":
             check_split(self.args.downstream, self.config, self.args.evaluate_split)
         return get_downstream(self)
