@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .frontend import LogMel, check_waveforms
+from .frontend import LogMel, as_tensor, check_waveforms
 from .network.configuration import FrontEnd
 
 MOST_CHANNELS = 8
@@ -116,7 +116,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
                              "audio first")
-        wavs = check_waveforms([torch.as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
+        wavs = check_waveforms([as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
         samples = self.front_end.samples_of(self.max_length)
         windows = [[wav[:samples]] if truncation else wav.split(samples) for wav in wavs]
         counts = [len(run) for run in windows]

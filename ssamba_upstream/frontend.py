@@ -4,6 +4,7 @@ The features are Kaldi's fbank, without dither and energy, by default with the r
 Hanning window every 10 ms, 128 mel bands from 20 Hz to 8 kHz, normalised with the statistics of the pretraining data.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -99,11 +100,23 @@ class LogMel(nn.Module):
         return (clip - clip.mean()) / (2 * clip.std(correction=0).clamp(min=SMALLEST_DEVIATION))
 
 
+def as_tensor(samples):
+    """Return samples as a tensor: a tensor as it is, and a copy of an array or a list.
+
+    numpy's reversed and big-endian arrays, which torch refuses, are converted.
+    """
+    if isinstance(samples, torch.Tensor):
+        return samples
+    samples = np.asarray(samples)
+    return torch.from_numpy(np.array(samples, dtype=samples.dtype.newbyteorder("="), order="C"))
+
+
 def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
     """Waveforms as the front end reads them, (samples,) in float32.
 
     Args:
         wavs: list of (samples,), of floating point in [-1, 1], or int16, which is divided by 32768; on one device.
+            Arrays may be reversed or big-endian.
         sampling_rate: at which they should be, in Hz, for the messages.
 
     Raises:
@@ -119,8 +132,7 @@ def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
 
 
 def _check_waveform(wav, i, sampling_rate):
-    if not isinstance(wav, torch.Tensor):
-        wav = torch.as_tensor(wav)
+    wav = as_tensor(wav)
     if wav.dim() != 1:
         raise ValueError(f"waveform {i} has shape {tuple(wav.shape)}; expected one channel, (samples,) at "
                          f"{sampling_rate} Hz: average stereo channels first")

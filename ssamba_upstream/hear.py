@@ -10,6 +10,7 @@ from torch import nn
 from .checkpoint import load_config
 from .downloads import find_published
 from .frames import FrameEncoder, UpstreamOptions
+from .frontend import as_tensor
 
 LONGEST_STRIDE = 5  # fbank frames between timestamps, by default
 
@@ -50,13 +51,14 @@ def get_timestamp_embeddings(audio, model):
     """Embeddings over time: the final norm of the last residual stream.
 
     Args:
-        audio: (sounds, samples) in [-1, 1] at the model's sample rate.
+        audio: (sounds, samples) in [-1, 1] at the model's sample rate, a tensor or an array.
         model: what :func:`load_model` returns.
 
     Returns:
         (sounds, timestamps, size) in float32, and (sounds, timestamps), the middle in milliseconds of what each of
         them has read: 0, 50, 100, ..., for as long as the audio lasts.
     """
+    audio = as_tensor(audio)
     if audio.dim() != 2:
         raise ValueError(f"audio must be (sounds, samples); got {tuple(audio.shape)}")
     model.eval()

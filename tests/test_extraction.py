@@ -165,7 +165,9 @@ def test_hear_timestamps(checkpoint, seconds):
     assert embeddings.shape[:2] == timestamps.shape
     assert torch.equal(timestamps[0].diff(), torch.full((timestamps.shape[1] - 1,), 50.0))
     assert 1000 * seconds - 50 <= timestamps.max() <= 1000 * seconds
-    assert hear.get_scene_embeddings(audio, model).shape == (2, model.scene_embedding_size)
+    scenes = hear.get_scene_embeddings(audio, model)
+    assert scenes.shape == (2, model.scene_embedding_size)
+    assert torch.equal(hear.get_scene_embeddings(audio.flip(1).numpy()[:, ::-1], model), scenes)
 
 
 def test_hear_timestamps_of_narrow_patches(tmp_path):

@@ -94,7 +94,8 @@ def test_batches_as_transformers_takes_them():
     expected = extract(list(wavs))["input_values"]
     for same in (wavs, wavs.numpy(), wavs.tolist(), [wav[None] for wav in wavs], [wav.numpy()[None] for wav in wavs]):
         np.testing.assert_array_equal(extract(same)["input_values"], expected)
-    for same in (wavs[0], wavs[:1], wavs[0].tolist(), tuple(wavs[0].tolist()), list(wavs[0].numpy())):
+    for same in (wavs[0], wavs[:1], wavs[0].tolist(), tuple(wavs[0].tolist()), list(wavs[0].numpy()),
+                 wavs.flip(1).numpy()[:1, ::-1], [wavs[0].numpy().astype(">f4")]):
         np.testing.assert_array_equal(extract(same)["input_values"], expected[:1])
 
 

@@ -1,10 +1,11 @@
 """Log-mel against torchaudio's Kaldi fbank with the recipe's arguments."""
 
+import numpy as np
 import pytest
 import torch
 from torchaudio.compliance import kaldi
 
-from ssamba_upstream.frontend import LogMel
+from ssamba_upstream.frontend import LogMel, check_waveforms
 from ssamba_upstream.network.configuration import FrontEnd
 
 
@@ -42,6 +43,17 @@ def test_too_short_for_a_frame():
     features = LogMel()([torch.randn(399), torch.randn(400)])
     assert [len(f) for f in features] == [0, 1]
     assert LogMel()([torch.randn(10)])[0].shape == (0, 128)
+
+
+@pytest.mark.parametrize("samples", [5, 1])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f8", ">i2"])
+def test_arrays_that_torch_does_not_take(dtype, samples):
+    """Reversed ones, such as of audio played backwards, and big-endian ones, as in SPHERE and AIFF files."""
+    array = np.array([1000, -2000, 3000, 4000, 5000], dtype=dtype)[:samples]
+    scale = 32768 if dtype == ">i2" else 1
+    for given in (array, array[::-1], np.stack([array, array], axis=1)[:, 1], np.flip(array)):
+        (found,) = check_waveforms([given])
+        assert found.dtype == torch.float32 and found.tolist() == [sample / scale for sample in given.tolist()]
 
 
 def test_many_frames_are_transformed_in_parts(monkeypatch):
