@@ -93,7 +93,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
     def register_for_auto_class(cls, auto_class="AutoFeatureExtractor"):
         """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
 
-    def __call__(self, raw_speech, sampling_rate=None, return_tensors=None, truncation=False):
+    def __call__(self, raw_speech, sampling_rate=None, return_tensors=None, truncation=False, **kwargs):
         """
         Args:
             raw_speech: mono waveforms in [-1, 1] at the extractor's sampling rate: one, (samples,), as an array, a
@@ -103,12 +103,16 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: "pt" for a tensor. Default: a numpy array.
             truncation: whether a recording longer than ``max_length`` is cut at its end, as for training, and not into
                 windows.
+            kwargs: ignored, as by transformers' ASTFeatureExtractor: ``padding``, ``max_length``,
+                ``return_attention_mask`` and other arguments of sequence feature extractors. Every clip has the
+                extractor's own ``max_length``, and the models read all of it.
 
         Returns:
-            BatchFeature with ``input_values``, (clips, max_length, mel), float32. Where a recording is longer,
-            ``input_values`` are (clips, windows * max_length, mel), the windows one after the other, and beside them
-            are ``window_lengths``, (clips, windows): how many samples of the recording each window holds, 0 where a
-            recording has fewer windows. :class:`SsambaForAudioClassification` takes both.
+            BatchFeature with ``input_values``, (clips, windows * max_length, mel), float32, the windows of a recording
+            one after the other, and ``window_lengths``, (clips, windows), int64: the samples of the recording that
+            each window holds, 0 where a recording has fewer windows. Recordings no longer than ``max_length`` have one
+            window. :class:`SsambaForAudioClassification` takes both for any number of windows, the other models for
+            one. With ``truncation``, ``input_values`` alone.
 
         Raises:
             ValueError: another sampling rate, no waveform, or an empty, stereo, NaN or infinite one.
@@ -118,14 +122,14 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
                              "audio first")
         wavs = check_waveforms([as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
         samples = self.front_end.samples_of(self.max_length)
-        windows = [[wav[:samples]] if truncation else wav.split(samples) for wav in wavs]
-        counts = [len(run) for run in windows]
-        clips = self._log_mel_of(list(itertools.chain.from_iterable(windows)))
-        if max(counts) == 1:
+        if truncation:
+            clips = self._log_mel_of([wav[:samples] for wav in wavs])
             return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)
+        windows = [wav.split(samples) for wav in wavs]
+        clips = self._log_mel_of(list(itertools.chain.from_iterable(windows)))
         lengths = [torch.tensor([len(window) for window in run]) for run in windows]
         features = {
-            "input_values": pad_sequence(clips.split(counts), batch_first=True).flatten(1, 2).numpy(),
+            "input_values": pad_sequence(clips.split([*map(len, windows)]), batch_first=True).flatten(1, 2).numpy(),
             "window_lengths": pad_sequence(lengths, batch_first=True).numpy(),
         }
         return BatchFeature(features, tensor_type=return_tensors)

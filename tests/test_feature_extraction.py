@@ -48,12 +48,23 @@ def test_real_speech(speech):
 
 def test_a_default_clip_is_ten_seconds():
     found = SsambaFeatureExtractor()(np.zeros(160000, dtype="float32"))
-    assert list(found) == ["input_values"] and isinstance(found["input_values"], np.ndarray)
-    assert found["input_values"].shape == (1, 1024, 128)
+    assert {name: type(value) for name, value in found.items()} == {"input_values": np.ndarray,
+                                                                    "window_lengths": np.ndarray}
+    assert found["input_values"].shape == (1, 1024, 128) and found["window_lengths"].tolist() == [[160000]]
     # Raw log-mel of silence is the logarithm of the smallest float32; of padding, zero.
     silence, padding = (np.log(2.0**-23) + 4.2677393) / 9.1379948, 4.2677393 / 9.1379948
     np.testing.assert_allclose(found["input_values"][0, :998], silence, rtol=1e-5)
     np.testing.assert_allclose(found["input_values"][0, 998:], padding, rtol=1e-6)
+
+
+@pytest.mark.parametrize("truncation", [False, True])
+def test_arguments_of_other_extractors_are_ignored(truncation):
+    """As by transformers' ASTFeatureExtractor, so that code for any audio model runs."""
+    wavs, extract = [torch.randn(4000), torch.randn(16000)], SsambaFeatureExtractor(max_length=24)
+    expected = extract(wavs, 16000, return_tensors="pt", truncation=truncation)
+    found = extract(wavs, sampling_rate=16000, return_tensors="pt", truncation=truncation, padding="max_length",
+                    max_length=16000, pad_to_multiple_of=8, return_attention_mask=True)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_clip_shorter_than_a_frame_is_still_heard():

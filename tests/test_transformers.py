@@ -115,6 +115,26 @@ def test_dtype(folder, dtype, tolerance):
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
+def test_every_model_takes_what_the_feature_extractor_returns(model_class):
+    model = model_class(SsambaConfig(**{**NETWORK, "pretraining_frames": 128})).eval()
+    extractor = SsambaFeatureExtractor.for_config(model.config)
+    clips = extractor([torch.randn(8000), torch.randn(16000)], return_tensors="pt")
+    with torch.no_grad():
+        torch.manual_seed(0)  # by which masks are drawn
+        found = model(**clips)[0]
+        torch.manual_seed(0)
+        assert torch.equal(found, model(clips.input_values)[0])
+        longer = extractor([torch.randn(8000), torch.randn(48000)], return_tensors="pt")
+        assert longer.window_lengths.shape == (2, 3)
+        if model_class is SsambaForAudioClassification:
+            torch.testing.assert_close(model(**longer).logits.softmax(1)[:1],
+                                       model(longer.input_values[:1, :128]).logits.softmax(1))
+        else:
+            with pytest.raises(ValueError, match="3 windows of each recording.* with truncation=True"):
+                model(**longer)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
 def test_input_embeddings_are_the_patches(model_class):
     model = model_class(SsambaConfig(**NETWORK))
     assert model.get_input_embeddings() is model.base_model.patch_embed

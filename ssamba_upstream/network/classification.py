@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from ..ops import linear
-from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, initialise_projection
 
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
 WINDOWS_AT_ONCE = 16
@@ -86,8 +86,8 @@ class SsambaForAudioClassification(SsambaClassifier):
             output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
             return_dict: whether to return a ``SequenceClassifierOutput`` or a tuple.
             window_lengths: (batch, windows), how much of the recording each window holds, in any unit; 0 where a
-                recording has fewer windows than others. The logits are those of a recording's probabilities, see
-                :func:`pool_windows`.
+                recording has fewer windows than others. If there are several, the logits are those of a recording's
+                probabilities, see :func:`pool_windows`.
 
         Returns:
             ``loss``, where there are labels, ``logits`` (batch, classes) and ``hidden_states``.
@@ -96,7 +96,7 @@ class SsambaForAudioClassification(SsambaClassifier):
             ValueError: inputs or labels of another shape or type, labels out of range, or hidden states asked for of
                 windows.
         """
-        if window_lengths is None:
+        if window_lengths is None or window_lengths.shape == (len(input_values), 1):
             logits, hidden_states = self._classify(input_values, output_hidden_states)
         else:
             if output_hidden_states:
@@ -142,7 +142,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         self.frame_classifier = ClassificationHead(config)
         self.post_init()
 
-    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None):
+    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel; what is left after the last whole second is heard,
@@ -150,14 +150,16 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
             labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy.
             output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
             return_dict: whether to return a ``TokenClassifierOutput`` or a tuple.
+            window_lengths: see :class:`SsambaModel`.
 
         Returns:
             ``loss``, where there are labels, ``logits`` (batch, seconds, classes) and ``hidden_states``.
 
         Raises:
             ValueError: inputs or labels of another shape or type, labels out of range, an input shorter than a second,
-                or a second without the centre of a column.
+                a second without the centre of a column, or several windows.
         """
+        check_one_window(window_lengths)
         tokens, hidden_states = self._encode(input_values, output_hidden_states)
         columns = tokens[:, 1:].unflatten(1, (self.config.num_patch_rows, -1)).mean(dim=1)
         counts = columns_of_seconds(self.config, input_values.shape[1])

@@ -85,6 +85,13 @@ def initialise_projection(layer):
     nn.init.uniform_(layer.bias, -bound, bound)
 
 
+def check_one_window(window_lengths):
+    """Raise a ValueError if the feature extractor has cut recordings into several windows."""
+    if window_lengths is not None and window_lengths.shape[-1] > 1:
+        raise ValueError(f"input_values hold {window_lengths.shape[-1]} windows of each recording, which only "
+                         "SsambaForAudioClassification reads. Call the feature extractor with truncation=True")
+
+
 class SsambaPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and loading, by transformers' conventions."""
 
@@ -166,7 +173,7 @@ class SsambaModel(SsambaPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(self, input_values, output_hidden_states=None, return_dict=None):
+    def forward(self, input_values, output_hidden_states=None, return_dict=None, window_lengths=None):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`; or a list of
@@ -175,6 +182,7 @@ class SsambaModel(SsambaPreTrainedModel):
                 after the last whole patch are not read.
             output_hidden_states: whether to return ``hidden_states``. Default: the configuration's.
             return_dict: whether to return a ``BaseModelOutput`` or a tuple. Default: the configuration's.
+            window_lengths: (batch, 1), which the feature extractor returns too; not read.
 
         Returns:
             ``last_hidden_state`` (batch, 1 + rows * columns, E): the final norm of the last residual stream, and
@@ -183,8 +191,9 @@ class SsambaModel(SsambaPreTrainedModel):
             divided by 2**k, which undoes the doubling.
 
         Raises:
-            ValueError: an input of another shape, or shorter than a patch; or the call is traced.
+            ValueError: an input of another shape, or shorter than a patch; several windows; or the call is traced.
         """
+        check_one_window(window_lengths)
         if torch.jit.is_tracing():
             raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use "
                              "torch.compile or torch.export")

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from ..devices import send
 from ..ops import apply_linear
 from .masking import cluster_mask
-from .modeling import SsambaModel, SsambaPreTrainedModel, initialise_projection
+from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, initialise_projection
 
 
 @dataclass
@@ -54,7 +54,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
                 initialise_projection(head[0])
                 initialise_projection(head[2])
 
-    def forward(self, input_values, mask=None, reconstruction_mask=None):
+    def forward(self, input_values, mask=None, reconstruction_mask=None, window_lengths=None):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel.
@@ -62,13 +62,16 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
                 Default: ``config.masked_patches`` in clusters drawn from torch's global generator.
             reconstruction_mask: another such mask, for which the network runs a second time to find the
                 reconstruction loss, as the published code does. Default: one pass serves both losses.
+            window_lengths: see :class:`SsambaModel`.
 
         Returns:
             SsambaForPreTrainingOutput of scalars.
 
         Raises:
-            ValueError: inputs or masks of another shape, or clips with unequal numbers of masked patches.
+            ValueError: inputs or masks of another shape, clips with unequal numbers of masked patches, or several
+                windows.
         """
+        check_one_window(window_lengths)
         patches = self.patches(input_values)
         if mask is None:
             grid = self.config.num_patch_rows, self.config.columns(input_values.shape[1])

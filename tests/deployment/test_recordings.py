@@ -93,6 +93,9 @@ def test_a_pipeline_hears_a_recording_longer_than_the_positions(save_clip_classi
         assert found == pytest.approx(dict(zip(("dog", "rain", "sea"), expected)), abs=1e-5)
     start = {answer["label"]: answer["score"] for answer in classify(wav[: 10 * 16000])}
     assert found != pytest.approx(start, abs=1e-4)
+    short, long = ({answer["label"]: answer["score"] for answer in answers}
+                   for answers in classify([wav[: 10 * 16000], wav], batch_size=2))
+    assert short == pytest.approx(start, abs=1e-5) and long == pytest.approx(found, abs=1e-5)
 
 
 def test_seconds_of_a_recording(save_clip_classifier, write_wav):
