@@ -86,7 +86,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
         model_class: SsambaModel, the encoder alone, or one of the classes with heads, SsambaForPreTraining,
             SsambaForAudioClassification and SsambaForAudioFrameClassification. None: the one whose heads the checkpoint
             has.
-        overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``.
+        overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``; not ``dtype``.
 
     Returns:
         a model of that class in float32, in eval mode.
@@ -107,16 +107,16 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
         raise CheckpointError(f"{path} holds {held}, without the heads of a {model_class.__name__}")
     if block_order is not None:
         overrides["block_order"] = block_order
-    model = model_class(SsambaConfig(**{**config.to_dict(), **overrides}))
+    model = model_class(_in_float32(config, overrides))
     _load_strictly(model, state, path)
     return model.eval()
 
 
 def load_config(path, **overrides):
-    """The SsambaConfig of a checkpoint, see :func:`load_model`."""
+    """The SsambaConfig of the model that :func:`load_model` returns."""
     path = find_checkpoint(path)
     config = _read_folder_config(path) if path.is_dir() else _read(path)[0]
-    return SsambaConfig(**{**config.to_dict(), **overrides})
+    return _in_float32(config, overrides)
 
 
 def save_model(model, path):
@@ -145,10 +145,17 @@ def save_model(model, path):
             shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def write_weights(model, folder):
-    """Write ``model.safetensors`` of a folder whose ``config.json`` is written apart; it takes the place of one that is
-    there at once."""
-    _write_safetensors(model, Path(folder) / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
+def write_model(model, folder, **fields):
+    """Write ``config.json`` and ``model.safetensors`` into a folder; each takes the place of one that is there at once.
+
+    Args:
+        model: a SsambaModel, or one of the classes with heads.
+        folder: made if it is not there.
+        fields: of the configuration, written in place of the model's.
+    """
+    folder = Path(folder)
+    write_json({**_fields(model), **fields}, folder / "config.json")
+    _write_safetensors(model, folder / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
 
 
 def _write_safetensors(model, path, key, value):
@@ -215,13 +222,11 @@ def write_classifier(model, feature_extractor, folder):
     folder = Path(folder)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
     heard = {**asdict(feature_extractor.front_end), "clip_frames": feature_extractor.max_length}
-    config = {**_fields(model), **heard, "architectures": [type(model).__name__], "auto_map": _auto_map(classes)}
     features = {**feature_extractor.to_dict(),
                 "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
     write_text(CODE, folder / f"{CODE_MODULE}.py")
     write_json(features, folder / "preprocessor_config.json")
-    write_json(config, folder / "config.json")
-    write_weights(model, folder)
+    write_model(model, folder, **heard, auto_map=_auto_map(classes))
 
 
 def content_hash(path):
@@ -419,9 +424,19 @@ def _load_strictly(model, state, path):
     model.load_state_dict(state)
 
 
+def _in_float32(config, overrides):
+    """A configuration with some fields changed, and with the dtype of the models that are loaded."""
+    if "dtype" in overrides:
+        raise ValueError("dtype cannot be set: models are loaded in float32. Convert the loaded model, as in "
+                         "model.to(torch.bfloat16)")
+    return SsambaConfig(**{**config.to_dict(), **overrides, "dtype": "float32"})
+
+
 def _fields(model):
-    """The model's configuration, but for where transformers read it from, which is nobody else's business."""
-    return {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    """The model's configuration, with the dtype of its weights, in which transformers 5 loads them, and its class; but
+    not where transformers read it from, which is nobody else's business."""
+    written = {"dtype": str(model.dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
+    return {name: value for name, value in {**model.config.to_dict(), **written}.items() if name != "_name_or_path"}
 
 
 def _auto_map(classes):

@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForAudioClassification
 
 from ssamba_upstream import (
     SsambaConfig,
@@ -18,7 +20,15 @@ from ssamba_upstream import (
     checkpoint,
     downloads,
 )
-from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model, write_classifier, write_weights
+from ssamba_upstream.checkpoint import (
+    CheckpointError,
+    load_config,
+    load_model,
+    new_classifier,
+    save_model,
+    write_classifier,
+    write_model,
+)
 from ssamba_upstream.cli import main
 from ssamba_upstream.downloads import find_published
 from ssamba_upstream.plugin.expert import UpstreamExpert
@@ -52,13 +62,49 @@ def test_our_formats_round_trip(tmp_path, name):
     assert load_model(tmp_path / name, block_order="sequential").config.block_order == "sequential"
 
 
+def written_dtypes(path):
+    """Those of the weights in a folder, and that in which its configuration has transformers 5 load them."""
+    with safe_open(path / "model.safetensors", framework="pt") as stored:
+        weights = {stored.get_tensor(name).dtype for name in stored.keys()}
+    return weights, getattr(torch, json.loads((path / "config.json").read_text())["dtype"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_configuration_has_the_dtype_of_the_weights(tmp_path, dtype):
+    """Whatever dtype the model was loaded in: the starter's file, from which classifiers are fine-tuned in float32, is
+    float16."""
+    small_model_with_heads(SsambaForPreTraining).half().save_pretrained(tmp_path / "half")
+    assert written_dtypes(tmp_path / "half") == ({torch.float16}, torch.float16)
+    for name in ("again", "again.safetensors", "again.ckpt"):
+        save_model(load_model(tmp_path / "half", model_class=None).to(dtype), tmp_path / name)
+        stored = checkpoint._read(tmp_path / name)[0]
+        assert stored.dtype == dtype and stored.architectures == ["SsambaForPreTraining"]
+    loaded = load_model(tmp_path / "half")
+    assert loaded.config.dtype == loaded.dtype == torch.float32
+    write_model(loaded.to(dtype), tmp_path / "run")
+    classifier = new_classifier(tmp_path / "half", SsambaForAudioClassification, ["a", "b"], 128).to(dtype)
+    write_classifier(classifier, SsambaFeatureExtractor(max_length=128), tmp_path / "classifier")
+    for name in ("again", "run", "classifier"):
+        assert written_dtypes(tmp_path / name) == ({dtype}, dtype), name
+    for automatic in (AutoModel, AutoModelForAudioClassification):
+        found = automatic.from_pretrained(tmp_path / "classifier", dtype="auto")
+        assert {parameter.dtype for parameter in found.parameters()} == {dtype}
+
+
+def test_the_dtype_of_a_loaded_model_is_no_override(tmp_path):
+    save_model(small_model(), tmp_path / "folder")
+    for load in (load_model, load_config):
+        with pytest.raises(ValueError, match=r"dtype cannot be set: .* model.to\(torch.bfloat16\)"):
+            load(tmp_path / "folder", dtype=torch.float16)
+
+
 @pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
 def test_whoever_may_read_new_files_may_read_a_checkpoint(tmp_path, name):
     """A group that shares a disk: safetensors lets no one but the owner read what it writes."""
     before = os.umask(0o027)
     try:
         save_model(small_model(), tmp_path / name)
-        write_weights(small_model(), tmp_path / "run")
+        write_model(small_model(), tmp_path / "run")
     finally:
         os.umask(before)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -173,9 +219,8 @@ def test_equal_models_are_equal_files(tmp_path, model_class):
         save_model(model, tmp_path / f"{number}.ckpt")
     for number in range(8):  # save_pretrained writes into the model's configuration, too
         save_model(model, tmp_path / f"{number}-folder")
-        (tmp_path / f"{number}-written").mkdir()
-        write_weights(model, tmp_path / f"{number}-written")
-    for files in ("*.safetensors", "*.ckpt", "*/model.safetensors", "*/config.json"):
+        write_model(model, tmp_path / f"{number}-written")
+    for files in ("*.safetensors", "*.ckpt", "*/model.safetensors", "*-folder/config.json", "*-written/config.json"):
         assert len({file.read_bytes() for file in tmp_path.glob(files)}) == 1, files
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from transformers import AutoModelForAudioClassification
 
 from helpers.paths import CHECKOUT, SHARED_AUDIO
 from ssamba_upstream.checkpoint import (
@@ -42,6 +43,14 @@ def test_is_small_in_half_precision_and_computes_in_single():
     model = load_model(STARTER, model_class=None)
     assert isinstance(model, SsambaForPreTraining)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_classifier_on_it_is_in_single_precision_if_asked_for():
+    """As docs/transformers.md trains it; by default transformers 5 loads it as it is stored."""
+    model = AutoModelForAudioClassification.from_pretrained(find_checkpoint(STARTER), dtype=torch.float32, num_labels=2)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} == {model.config.dtype}
+    expected = load_model(STARTER).state_dict()
+    assert all(torch.equal(model.ssamba.state_dict()[name], tensor) for name, tensor in expected.items())
 
 
 def test_its_card_says_what_it_is():

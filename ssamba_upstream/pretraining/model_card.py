@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..checkpoint import write_weights
+from ..checkpoint import write_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
 from ..training.model_card import card_header, card_recipe
@@ -11,9 +11,7 @@ from ..training.run_folder import write_notes
 
 def save_result(model, folder, description, step, validation):
     """Write a checkpoint folder; one that is there is replaced file by file, so that it can be loaded at any moment."""
-    model.config.architectures = [type(model).__name__]
-    write_weights(model, folder)
-    write_json(model.config.to_dict(), folder / "config.json")
+    write_model(model, folder)
     write_json(SsambaFeatureExtractor.for_config(model.config).to_dict(), folder / "preprocessor_config.json")
     card = model_card(model, description, step, validation)
     write_notes(folder, description, step, {"validation": validation}, card)

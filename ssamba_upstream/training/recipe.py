@@ -105,7 +105,8 @@ class TrainingRecipe:
             config = build(**self.model)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from error
-        unknown = [name for name in self.model if name not in SsambaConfig().to_dict()]
+        known = SsambaConfig().to_dict().keys() - {"dtype"}  # weights are float32, and precision is the recipe's
+        unknown = [name for name in self.model if name not in known]
         if unknown:
             raise RecipeError(f"model has no field {', '.join(unknown)}")
         return config

@@ -164,7 +164,9 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     from ssamba_upstream.plugin.expert import UpstreamExpert
 
     run = tmp_path / "run"
-    results = finetune(recipe(epochs=10, learning_rate=5e-3, mean=-5.0, std=4.0), run)
+    half = tmp_path / "half"
+    SsambaForPreTraining(SsambaConfig(**NETWORK)).half().save_pretrained(half)  # as the starter is
+    results = finetune(recipe(epochs=10, learning_rate=5e-3, mean=-5.0, std=4.0, checkpoint=str(half)), run)
     assert json.loads((run / "results.json").read_text()) == results
     assert results["checkpoint"] == str(run / "best") and results["test"]["recordings"] == 3
     steps = logged(run, "loss", "clips_per_second")

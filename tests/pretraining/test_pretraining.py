@@ -444,6 +444,7 @@ def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, reci
     ({"lr": 1}, "no field lr; there are: accumulation"),
     ({"train": []}, "train names no manifest"),
     ({"model": {"deptth": 2}}, "model has no field deptth"),
+    ({"model": {"dtype": "float16"}}, "model has no field dtype"),
     ({"model": {"block_order": "odd"}}, "model: block_order must be one of"),
 ])
 def test_bad_recipes(recipe_file, changes, message):
