@@ -1,6 +1,14 @@
-"""From the CPU to where a network computes."""
+"""Between the CPU and where a network computes."""
+
+import atexit
+import collections
+import contextlib
+import threading
 
 import torch
+
+_unread = collections.deque()  # (flag on its way to the CPU, the CUDA event after which it is there, what to call)
+_reading = threading.Lock()
 
 
 def send(tensor, device):
@@ -9,3 +17,40 @@ def send(tensor, device):
     if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def call_if(flag, function):
+    """Call a function without arguments if a bool tensor of one element is true.
+
+    On a CPU it is called at once. A GPU is not waited for: its flags are read by the later calls that find them known,
+    and at the end of the process.
+    """
+    if flag.device.type == "cpu":
+        if flag:
+            function()
+        return
+    with torch.cuda.device(flag.device):
+        known, event = flag.to("cpu", non_blocking=True), torch.cuda.Event()
+        event.record()
+    read_flags()
+    _unread.append((known, event, function))
+
+
+def read_flags():
+    """Read the flags of GPUs that are known by now, see :func:`call_if`."""
+    functions = []
+    with _reading:
+        while _unread and _unread[0][1].query():
+            known, _, function = _unread.popleft()
+            if known:
+                functions.append(function)
+    for function in functions:
+        function()
+
+
+@atexit.register
+def _read_the_last_flags():
+    with contextlib.suppress(RuntimeError):  # from a GPU that has failed, as the process has said already
+        for _, event, _ in [*_unread]:
+            event.synchronize()
+        read_flags()

@@ -74,13 +74,14 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         for found in read_ahead(read, ([recordings[i] for i in batch] for batch in batches)):
             wavs = _readable(found, report)
             for recording, states in _hidden_states(encoder, wavs, layers):
-                states = states.to(DTYPES[dtype])
-                if states.isfinite().all():
-                    _write(states, missing[recording], file_format)
+                kept = states.to(DTYPES[dtype])
+                if kept.isfinite().all():
+                    _write(kept, missing[recording], file_format)
                     written += 1
                 else:
-                    report(f"{recording} is left out: its hidden states reach beyond {dtype}"
-                           + ("; extract float32" if dtype == "float16" else ""))
+                    report(f"{recording} is left out: its hidden states "
+                           + (f"reach beyond {dtype}; extract float32" if states.isfinite().all() else
+                              "are NaN or infinite; check the checkpoint's weights"))
             progress.update(len(found))
     return written, len(missing) - written
 

@@ -1,10 +1,12 @@
-"""From the CPU to a GPU: through pinned memory, but for torch.compile."""
+"""From the CPU to a GPU, through pinned memory, but for torch.compile; and back, without waiting for it."""
 
+import functools
 from unittest import mock
 
 import pytest
 import torch
 
+from ssamba_upstream import devices
 from ssamba_upstream.devices import send
 
 
@@ -22,3 +24,41 @@ def test_what_goes_to_a_gpu_is_pinned_but_while_it_is_traced(monkeypatch, compil
 def test_torch_compile_can_send():
     found = torch.compile(lambda x: 2 * send(x, torch.device("cuda")), backend="eager", fullgraph=True)(torch.ones(3))
     assert found.is_cuda and found.tolist() == [2, 2, 2]
+
+
+def test_a_flag_of_a_gpu_is_read_when_it_is_known(monkeypatch):
+    """In the order of the flags, each once, and only if it is true."""
+    events, called = [mock.Mock() for _ in range(4)], []
+    known = (0, True), (1, False), (2, True), (3, True)
+    monkeypatch.setattr(devices, "_unread", devices.collections.deque(
+        (torch.tensor(flag), events[i], lambda i=i: called.append(i)) for i, flag in known
+    ))
+    for event, is_known in zip(events, (True, True, True, False)):
+        event.query.return_value = is_known
+    devices.read_flags()
+    assert called == [0, 2]
+    devices.read_flags()
+    events[3].query.return_value = True
+    devices.read_flags()
+    assert called == [0, 2, 3]
+
+
+def test_a_flag_of_the_cpu_is_read_at_once():
+    called = []
+    for flag in (True, False, True):
+        devices.call_if(torch.tensor(flag), functools.partial(called.append, flag))
+    assert called == [True, True] and not devices._unread
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for():
+    called = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        devices.call_if(torch.ones((), dtype=torch.bool, device="cuda"), lambda: called.append(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    devices.read_flags()
+    assert called == [1]

@@ -147,6 +147,19 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
     assert extract(recordings, checkpoint, tmp_path / "whole", dtype="float32") == (3, 0)
 
 
+@pytest.mark.filterwarnings("ignore:the network's hidden states are NaN")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_hidden_states_that_are_not_finite_are_left_out(tmp_path, recordings, dtype):
+    model = SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2))
+    with torch.no_grad():
+        model.layers[1].norm.weight[0] = torch.nan
+    save_model(model, tmp_path / "unsound")
+    said = []
+    assert extract(recordings, tmp_path / "unsound", tmp_path / "out", dtype=dtype, report=said.append) == (0, 3)
+    assert {sentence.split(" is left out: ")[1] for sentence in said} == {
+        "its hidden states are NaN or infinite; check the checkpoint's weights"}
+
+
 def test_folders_that_cannot_be_searched_are_named(tmp_path, checkpoint, recordings, capsys, monkeypatch):
     monkeypatch.setattr(manifest, "find_audio",
                         lambda folders: ([*recordings], [f"{folders[0]}/locked: Permission denied"]))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
-from .product import apply_linear, is_plain_linear, linear  # noqa: F401 (linear: part of this package's face)
+from .product import apply_linear, is_plain, is_plain_linear, linear  # noqa: F401 (part of this package's face)
 from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 

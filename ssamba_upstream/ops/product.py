@@ -49,8 +49,14 @@ def apply_linear(module, x):
 
 
 def is_plain_linear(module):
-    """Whether a module is an ``nn.Linear`` and nothing more, so that its weight and bias are all there is to it."""
-    return type(module) is nn.Linear and not (
+    """Whether a module is an ``nn.Linear`` and nothing more, see :func:`is_plain`."""
+    return is_plain(module, nn.Linear)
+
+
+def is_plain(module, kind):
+    """Whether a module is of a class, such as ``nn.Conv2d``, and nothing more: neither of a class derived from it, as
+    adapters are, nor with hooks, so that its weight and bias are all there is to it."""
+    return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 

@@ -1,16 +1,22 @@
 """The network against golden vectors of the published definition, and by transformers' conventions."""
 
+import copy
 import json
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from helpers.paths import DATA
-from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream import SsambaConfig, SsambaForAudioClassification, SsambaModel
 from ssamba_upstream.checkpoint import load_model
+from ssamba_upstream.network import modeling
 from ssamba_upstream.network.configuration import HIDDEN_SIZES
+from ssamba_upstream.network.modeling import PatchEmbedding
 
 aten = torch.ops.aten
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -19,6 +25,130 @@ ORDERS = {"bi": "paired", "uni": "sequential"}
 
 def small_config(**overrides):
     return SsambaConfig(**{"hidden_size": 32, "num_hidden_layers": 4, "pretraining_frames": 128, **overrides})
+
+
+PATCHES = [((16, 16), (16, 16)), ((16, 16), (10, 10)), ((16, 16), (10, 2)), ((32, 8), (32, 8)), ((64, 4), (64, 3)),
+           ((128, 2), (128, 2))]
+"""Sizes of patches and their strides."""
+
+
+@pytest.mark.parametrize("size, stride", PATCHES, ids=str)
+@pytest.mark.parametrize("columns", [1, 9])
+def test_patches_are_embedded_as_by_the_convolution(size, stride, columns):
+    """Values and gradients, against the convolution in float64."""
+    config = small_config(patch_size=size, frequency_stride=stride[0], time_stride=stride[1])
+    embedding = PatchEmbedding(config)
+    log_mel = torch.randn(3, size[1] + (columns - 1) * stride[1] + stride[1] - 1, 128, requires_grad=True)
+    exact = copy.deepcopy(embedding).double()
+    same = log_mel.detach().double().requires_grad_()
+    expected = F.conv2d(same.transpose(1, 2).unsqueeze(1), exact.proj.weight, exact.proj.bias, stride)
+    found = embedding(log_mel)
+    assert found.shape == (3, 32, config.num_patch_rows, columns)
+    with torch.no_grad():
+        direction = torch.randn_like(found)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = embedding(log_mel)
+        halved = copy.deepcopy(embedding).bfloat16()(log_mel)
+    torch.testing.assert_close(found.double(), expected, **CLOSE)
+    for lower in (rounded, halved):
+        assert lower.dtype == torch.bfloat16 and (lower - expected).norm() < 0.01 * expected.norm()
+    inputs = log_mel, *embedding.parameters()
+    gradients = torch.autograd.grad(embedding(log_mel), inputs, direction)
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, (same, *exact.parameters()),
+                                                              direction.double())):
+        torch.testing.assert_close(gradient.double(), right, **CLOSE)
+
+
+class NarrowConvolutions(TorchDispatchMode):
+    """Notes the convolutions whose output is one column wide, which oneDNN computes wrongly in bfloat16 with AMX."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **kwargs or {})
+        if "convolution" in function.overloadpacket.__name__ and output.shape[-1] == 1:
+            self.found.append(function)
+        return output
+
+
+class LowRank(nn.Module):
+    """An adapter beside a convolution, as peft puts it in the convolution's place."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution.requires_grad_(False)
+        self.down = nn.Conv2d(1, 2, convolution.kernel_size, convolution.stride, bias=False)
+        self.up = nn.Conv2d(2, convolution.out_channels, 1, bias=False)
+
+    def forward(self, images):
+        return self.convolution(images) + self.up(self.down(images))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("size, stride", PATCHES, ids=str)
+def test_no_convolution_is_one_column_wide(size, stride, adapted):
+    model = SsambaModel(small_config(patch_size=size, frequency_stride=stride[0], time_stride=stride[1],
+                                     num_hidden_layers=1)).eval()
+    if adapted:
+        model.patch_embed.proj = LowRank(model.patch_embed.proj)
+    windows = [torch.randn(frames, 128) for frames in (size[1], 40, size[1] + stride[1] - 1)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), NarrowConvolutions() as convolutions:
+        packed = model(windows).last_hidden_state
+        alone = [model(window.unsqueeze(0)).last_hidden_state for window in windows]
+    assert not convolutions.found
+    assert (packed - torch.cat(alone, dim=1)).norm() < 0.02 * packed.norm()
+
+
+@pytest.mark.parametrize("frames", [16, 20, 40])
+def test_a_projection_that_is_more_than_a_convolution_is_called(frames):
+    """An adapter takes effect and learns, and a hook is run."""
+    embedding, log_mel = PatchEmbedding(small_config(time_stride=10)), torch.randn(2, frames, 128)
+    plain = embedding(log_mel)
+    merged, adapter = copy.deepcopy(embedding), LowRank(embedding.proj)
+    embedding.proj = adapter
+    with torch.no_grad():
+        change = adapter.up.weight.flatten(1) @ adapter.down.weight.flatten(1)
+        merged.proj.weight += change.view_as(merged.proj.weight)
+    found = embedding(log_mel)
+    torch.testing.assert_close(found, merged(log_mel), **CLOSE)
+    found.square().sum().backward()
+    assert adapter.up.weight.grad.any() and adapter.down.weight.grad.any()
+    embedding.proj = adapter.convolution
+    embedding.proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    torch.testing.assert_close(embedding(log_mel), 2 * plain, **CLOSE)
+
+
+@pytest.fixture
+def first_warning():
+    """As in a process that has warned of no states yet."""
+    modeling._warn_of_states.cache_clear()
+    yield
+    modeling._warn_of_states.cache_clear()
+
+
+@pytest.mark.parametrize("block_order", ["sequential", "paired"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e36])
+def test_states_that_are_not_finite_are_warned_of_once(first_warning, block_order, value):
+    """Of 1e36 in float32, which is finite, a layer norm makes zeros."""
+    model = SsambaForAudioClassification(small_config(block_order=block_order, num_labels=2)).eval()
+    batch = torch.randn(2, 64, 128)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(batch)
+        model.ssamba.cls_token[0, 0, 5] = value
+        with pytest.warns(RuntimeWarning, match="hidden states are NaN, infinite .*. Compute in float32") as warned:
+            model(batch)
+            model.ssamba(list(batch))
+    assert len(warned) == 1
+
+
+def test_a_final_norm_that_is_not_finite_is_warned_of(first_warning):
+    model = SsambaModel(small_config()).eval()
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="hidden states are NaN"):
+        model.norm_f.weight[3] = torch.nan
+        model([torch.randn(40, 128)])
 
 
 class Operations(TorchDispatchMode):
