@@ -72,6 +72,7 @@ def add_commands(commands):
 
     export = commands.add_parser("export-hidden-set", help="write the folder that SUPERB's hidden-set track wants")
     export.add_argument("checkpoint", type=Path)
+    add_upstream_config(export)
     add_out(export, "a new folder")
     export.set_defaults(run=_export_hidden_set)
 
@@ -147,7 +148,8 @@ def _submit(options):
 
 
 def _export_hidden_set(options):
+    from ..frames import UpstreamOptions
     from ..superb.hidden_set import export_hidden_set
 
-    export_hidden_set(options.checkpoint, options.out)
+    export_hidden_set(options.checkpoint, options.out, UpstreamOptions.read(options.upstream_config))
     print(f"wrote {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")

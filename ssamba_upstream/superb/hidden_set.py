@@ -1,22 +1,159 @@
 """The folder that SUPERB's hidden-set track wants: a checkpoint and an ``expert.py`` that loads it."""
 
+import functools
 import importlib.metadata
-from pathlib import Path
+import itertools
+import math
+from dataclasses import asdict, fields
+
+import torch
+from torch import nn
 
 from ..checkpoint import load_model, save_model
 from ..files import new_folder, write_text
-from ..frames import FrameEncoder
+from ..frames import FrameEncoder, UpstreamOptions, load_encoder
+from ..plugin.expert import UpstreamExpert
+from ..plugin.repairs.frames import LONGEST_HOPS, RunError
+from .tasks import TASKS
 
 PACKAGE = "ssamba-upstream"
 
+KEYS = tuple("QbE" if name == "qbe" else name.upper() for name in TASKS)
+"""The tasks by the track's names."""
+
+
+class HiddenSetExpert(UpstreamExpert):
+    """An upstream whose hop depends on the task, for s3prl without this package's runner.
+
+    The track reads a task's hidden states and hop by the task's name. Tasks that work with any hop get the
+    checkpoint's default hop, the others a shorter one if they need it. If no task is named, as in s3prl by default,
+    the frames are close enough for every task.
+
+    Args:
+        ckpt, model_config, refresh, options: see :class:`UpstreamExpert`. A ``time_stride`` applies to all tasks.
+
+    Raises:
+        ValueError, CheckpointError: see :class:`UpstreamExpert`.
+    """
+
+    def __init__(self, ckpt=None, model_config=None, refresh=False, **options):
+        options = UpstreamOptions.read(model_config, **options)
+        super().__init__(ckpt, **asdict(options))
+        self._one_hop = options.time_stride is not None
+        strides = {self._time_stride(key) for key in (*KEYS, "hidden_states")} - {self.windowing.time_stride}
+        self.other_strides = nn.ModuleDict(
+            {str(stride): self._at_stride(stride, ckpt, options) for stride in sorted(strides)})
+        self._last_read = "hidden_states"
+
+    def _at_stride(self, stride, ckpt, options):
+        """The same network at another time stride; it shares all parameters."""
+        with torch.random.fork_rng(devices=[]):  # so that the downstream starts from the weights it has with one stride
+            model = load_encoder(ckpt, UpstreamOptions(**{**asdict(options), "time_stride": stride}))
+        model.load_state_dict(self.model.state_dict(keep_vars=True), assign=True)
+        return FrameEncoder(model, **options.framing)
+
+    def _time_stride(self, key):
+        if self._one_hop:
+            return self.windowing.time_stride
+        return max(1, min(self.windowing.hop, _longest_hop(key)) // self.windowing.front_end.shift_samples)
+
+    def get_downsample_rates(self, key: str = None) -> int:
+        """Samples from frame to frame at 16 kHz, for a task such as "PR" or for "hidden_states".
+
+        Raises:
+            RunError: the frames are too far apart for the task.
+        """
+        hop, longest = self._time_stride(key) * self.windowing.front_end.shift_samples, _longest_hop(key)
+        if key in KEYS and hop > longest:
+            advice = ("Leave time_stride out of the options, so that every task gets its own." if self._one_hop else
+                      "Take a checkpoint whose fbank frames are closer together.")
+            raise RunError(f"{key} needs a frame every {longest / 16:g} ms or more often, and this upstream gives one "
+                           f"every {hop / 16:g} ms. {advice}")
+        return hop
+
+    def forward(self, wavs):
+        """Encode waveforms.
+
+        Args:
+            wavs: see :meth:`FrameEncoder.forward`.
+
+        Returns:
+            StatesByKey with ``hidden_states``, ``last_hidden_state`` and, for every task, a list of depth + 1 tensors
+            (utterances, frames, width). The key that was last read of an earlier output is computed at once.
+        """
+        encode = functools.cache(lambda stride: self._encode(wavs, stride))
+
+        def compute(key):
+            self._last_read = key
+            states = encode(self._time_stride(key))
+            return states["last_hidden_state" if key == "last_hidden_state" else "hidden_states"]
+
+        output = StatesByKey(("hidden_states", "last_hidden_state", *KEYS), compute)
+        output[self._last_read]
+        return output
+
+    def _encode(self, wavs, stride):
+        if stride == self.windowing.time_stride:
+            return super().forward(wavs)
+        output = self.other_strides[str(stride)](wavs)
+        return {"hidden_states": list(output.hidden_states), "last_hidden_state": output.last_hidden_state}
+
+
+class StatesByKey(dict):
+    """A dict that computes a value when it is first read, with gradients only if they were enabled at the start.
+
+    s3prl runs a frozen upstream without gradients, and reads its output with them.
+
+    Args:
+        keys: all keys.
+        compute: a function from a key to its value.
+    """
+
+    def __init__(self, keys, compute):
+        super().__init__(dict.fromkeys(keys))
+        self._compute, self._gradients = compute, torch.is_grad_enabled()
+
+    def __getitem__(self, key):
+        if super().__getitem__(key) is None:
+            with torch.set_grad_enabled(self._gradients):
+                self[key] = self._compute(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        return self[key] if key in self else default
+
+    def values(self):
+        return [self[key] for key in self]
+
+    def items(self):
+        return [(key, self[key]) for key in self]
+
+
+def _longest_hop(key):
+    """Samples from frame to frame up to which a task works; for any other key, up to which all tasks do."""
+    if key in KEYS:
+        return LONGEST_HOPS.get(TASKS[key.lower()].downstream, math.inf)
+    return min(LONGEST_HOPS.values())
+
+
 EXPERT = '''"""The upstream as SUPERB's hidden-set track and s3prl's `--hub huggingface` load it.
 
-`UpstreamExpert(ckpt="model.pt")` is ssamba_upstream's, with the options that it has by default.
+`UpstreamExpert(ckpt="model.pt")` is ssamba_upstream's. Every task gets frames that are close enough together, and
+`get_downsample_rates(task)` refuses options with which they would not be.
 """
 
-from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.superb.hidden_set import HiddenSetExpert
 
 __all__ = ["UpstreamExpert"]
+
+OPTIONS = {options!r}
+
+
+class UpstreamExpert(HiddenSetExpert):
+    """HiddenSetExpert with OPTIONS, unless a `model_config` is given."""
+
+    def __init__(self, ckpt=None, model_config=None, **others):
+        super().__init__(ckpt, model_config, **({{}} if model_config else OPTIONS), **others)
 '''
 
 README = """---
@@ -40,18 +177,25 @@ Self-Supervised Audio Mamba (arXiv 2405.11831), {size}: {layers} Mamba layers, {
 from expert import UpstreamExpert
 
 upstream = UpstreamExpert(ckpt="model.pt")
-hidden_states = upstream(wavs)["hidden_states"]  # wavs: a list of (samples,) tensors at 16 kHz
+hidden_states = upstream(wavs)["PR"]  # wavs: a list of (samples,) tensors at 16 kHz
+hop = upstream.get_downsample_rates("PR")
 ```
 
 `hidden_states` is a list of {states} tensors (utterances, frames, {width}): the input of the first layer and
-the output of each. There is a frame every {hop} samples, for every task. Neither a GPU nor a compiler is
-needed.
+the output of each. All tasks share the network; the distance of the frames depends on the task:
 
-s3prl loads this repository with `run_downstream.py --hub huggingface -u <user>/<repository>`.
+| samples from frame to frame | keys |
+|---|---|
+{hops}
+
+A task's hidden states are computed when its key is read. Neither a GPU nor a compiler is needed.
+
+s3prl loads this repository with `run_downstream.py --hub huggingface -u <user>/<repository>`, and reads the
+hidden states of a task with `-s`, such as `-s PR`.
 """
 
 
-def export_hidden_set(checkpoint, out) -> None:
+def export_hidden_set(checkpoint, out, options=None) -> None:
     """Write the folder of the hidden-set track: ``expert.py``, ``model.pt``, ``requirements.txt``, ``README.md``.
 
     s3prl's ``--hub huggingface`` downloads such a folder as a repository of the Hugging Face hub. Heads
@@ -60,19 +204,24 @@ def export_hidden_set(checkpoint, out) -> None:
     Args:
         checkpoint: of any format, see :func:`ssamba_upstream.checkpoint.load_model`.
         out: a new folder.
+        options: UpstreamOptions. Default: the default ones, with the hop that each task needs.
 
     Raises:
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
         FileExistsError: ``out`` exists and is not an empty folder.
-        ValueError: this package is not installed, so that there is no version to require.
+        RunError: with these options, the frames are too far apart for a task.
+        ValueError: this package is not installed, so that there is no version to require; or an option out of range.
     """
     requirement = f"{PACKAGE}=={_version()}\n"
+    options = options or UpstreamOptions()
+    changed = {field.name: value for field in fields(options)
+               if (value := getattr(options, field.name)) != field.default}
     with new_folder(out) as folder:
         save_model(load_model(checkpoint), folder / "model.ckpt")
         (folder / "model.ckpt").rename(folder / "model.pt")
-        write_text(EXPERT, folder / "expert.py")
+        write_text(EXPERT.format(options=changed), folder / "expert.py")
         write_text(requirement, folder / "requirements.txt")
-        write_text(_describe(folder / "model.pt"), folder / "README.md")
+        write_text(_describe(HiddenSetExpert(folder / "model.pt", **changed)), folder / "README.md")
 
 
 def _version() -> str:
@@ -83,14 +232,15 @@ def _version() -> str:
                          "run `pip install .` in its checkout") from None
 
 
-def _describe(checkpoint: Path) -> str:
-    encoder = FrameEncoder.from_checkpoint(checkpoint)
-    config = encoder.model.config
+def _describe(expert: HiddenSetExpert) -> str:
+    config = expert.model.config
+    keys = sorted(("hidden_states", *KEYS), key=expert.get_downsample_rates)
+    hops = [f"| {hop} | {', '.join(same)} |" for hop, same in itertools.groupby(keys, expert.get_downsample_rates)]
     return README.format(
         size=f"the {config.size} size" if config.size else f"width {config.hidden_size}",
         layers=config.num_hidden_layers,
-        parameters=sum(parameter.numel() for parameter in encoder.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in expert.parameters()),
         states=config.num_hidden_layers + 1,
-        width=encoder.width,
-        hop=encoder.windowing.hop,
+        width=expert.width,
+        hops="\n".join(hops),
     )

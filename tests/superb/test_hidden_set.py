@@ -80,7 +80,7 @@ def test_s3prl_loads_it_from_the_hub(installed, checkpoint, tmp_path):
                 f"{datarc}.speech_commands_root={tmp_path / 'speech_commands_v0.01'},,"
                 f"{datarc}.speech_commands_test_root={tmp_path / 'speech_commands_test_set_v0.01'},,"
                 f"{datarc}.num_workers=0"]
-    runs = [[*evaluate, "-p", "hub", "--hub", "huggingface", "-u", "somebody/ssamba"],
+    runs = [[*evaluate, "-p", "hub", "--hub", "huggingface", "-u", "somebody/ssamba", "-s", "KS"],
             [*evaluate, "-p", "local", "-u", "ssamba_local", "-k", str(checkpoint)]]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUN, str(tmp_path / "exported"), json.dumps(runs)]
@@ -112,12 +112,81 @@ def test_the_expert_is_the_checkpoint(installed, checkpoint, tmp_path):
     wavs = [torch.randn(16000), torch.randn(4001)]
     with torch.no_grad():
         found, expected = (upstream.eval()(wavs)["hidden_states"]
-                           for upstream in (exported, UpstreamExpert(checkpoint)))
+                           for upstream in (exported, UpstreamExpert(checkpoint, time_stride=2)))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     readme = (tmp_path / "out" / "README.md").read_text()
     assert f"a list of {len(found)} tensors (utterances, frames, {found[0].shape[-1]})" in readme
-    hops = {exported.get_downsample_rates(task) for task in ("PR", "SID", "ER", "SD", "hidden_states")}
-    assert hops == {1600} and "a frame every 1600 samples" in readme
+    assert "| 1600 | IC, SID, ER, KS |" in readme and "| 320 | hidden_states, SE, SS |" in readme
+
+
+HOPS = {"PR": 640, "ASR": 640, "SF": 640, "ASV": 640, "SD": 640, "QbE": 640, "SE": 320, "SS": 320, "SID": 1600,
+        "ER": 1600, "KS": 1600, "IC": 1600, "ST": 320, "hidden_states": 320, None: 320}
+
+
+def test_every_task_has_the_hop_it_needs(checkpoint):
+    """As the track's validator and s3prl ask for them."""
+    upstream = hidden_set.HiddenSetExpert(checkpoint).eval()
+    assert {key: upstream.get_downsample_rates(key) for key in HOPS} == HOPS
+    assert len(list(upstream.parameters())) == len(list(UpstreamExpert(checkpoint).parameters()))
+    wavs = [torch.randn(16000), torch.randn(4001)]
+    with torch.no_grad():
+        results = upstream(wavs)
+        expected = {hop: UpstreamExpert(checkpoint, time_stride=hop // 160).eval()(wavs) for hop in (320, 640, 1600)}
+    assert isinstance(results, dict)
+    for key, hop in HOPS.items():
+        states = results.get(key, results["hidden_states"])
+        assert all(map(torch.equal, states, expected[hop]["hidden_states"])) and not states[-1].requires_grad
+    assert torch.equal(results["last_hidden_state"], expected[320]["last_hidden_state"])
+    assert "PR" in results and "ST" not in results and results.get("ST") is None
+    assert dict(results.items()).keys() == results.keys() and len(results.values()) == len(results)
+
+
+def test_nothing_is_computed_for_tasks_that_are_not_read(checkpoint, monkeypatch):
+    upstream, computed = hidden_set.HiddenSetExpert(checkpoint), []
+    encode = upstream._encode
+    monkeypatch.setattr(upstream, "_encode", lambda wavs, stride: computed.append(stride) or encode(wavs, stride))
+    for _ in range(2):
+        upstream([torch.zeros(8000)]).get("SID")
+    assert computed == [2, 10, 10]
+
+
+@pytest.mark.slow
+def test_ones_own_options(installed, checkpoint, tmp_path, capsys):
+    """A hop of one's own is every task's, and refused where a task does not work with it."""
+    arguments = ["export-hidden-set", str(checkpoint), "-g"]
+    (tmp_path / "mean.yaml").write_text("frequency_pooling: mean\n")
+    assert main([*arguments, str(tmp_path / "mean.yaml"), "--out", str(tmp_path / "mean")]) == 0
+    assert main([*arguments, "hop_20ms", "--out", str(tmp_path / "fine")]) == 0
+    mean, fine = (import_expert(tmp_path / name)(ckpt=tmp_path / name / "model.pt") for name in ("mean", "fine"))
+    assert mean.get_downsample_rates("SID") == 1600 and mean.width == fine.width / 12
+    assert {fine.get_downsample_rates(key) for key in HOPS} == {320}
+    assert main([*arguments, "hop_40ms", "--out", str(tmp_path / "coarse")]) == 1
+    assert "SE needs a frame every 20 ms or more often, and this upstream gives one every 40 ms. Leave time" in \
+        capsys.readouterr().err
+    assert not (tmp_path / "coarse").exists()
+
+
+def test_the_exported_file_refuses_frames_that_are_too_far_apart(installed, checkpoint, tmp_path):
+    """Plain s3prl hands it -g, and checks nothing itself."""
+    export_hidden_set(checkpoint, tmp_path / "out")
+    (tmp_path / "options.yaml").write_text("time_stride: 10\n")
+    upstream = import_expert(tmp_path / "out")(
+        ckpt=tmp_path / "out" / "model.pt", model_config=tmp_path / "options.yaml", refresh=False)
+    assert upstream.get_downsample_rates("SID") == 1600
+    with pytest.raises(ValueError, match="PR needs a frame every 40 ms.*every 100 ms. Leave time_stride"):
+        upstream.get_downsample_rates("PR")
+
+
+def test_hops_fit_the_checkpoint(tmp_path):
+    narrow = SsambaConfig(num_hidden_layers=1, patch_size=[128, 2])
+    save_model(SsambaModel(narrow), tmp_path / "narrow")
+    upstream = hidden_set.HiddenSetExpert(tmp_path / "narrow")
+    assert {upstream.get_downsample_rates(key) for key in HOPS} == {320} and not upstream.other_strides
+    save_model(SsambaModel(SsambaConfig(num_hidden_layers=1, frame_shift=25.0)), tmp_path / "coarse")
+    upstream = hidden_set.HiddenSetExpert(tmp_path / "coarse")
+    assert upstream.get_downsample_rates("PR") == 400
+    with pytest.raises(ValueError, match="SS needs.*every 25 ms. Take a checkpoint"):
+        upstream.get_downsample_rates("SS")
 
 
 def test_other_formats_of_checkpoints(installed, official_checkpoint, tmp_path):
@@ -126,7 +195,8 @@ def test_other_formats_of_checkpoints(installed, official_checkpoint, tmp_path):
         export_hidden_set(source, tmp_path / name)
         exported = import_expert(tmp_path / name)(ckpt=tmp_path / name / "model.pt")
         expected = UpstreamExpert(source).state_dict()
-        assert all(torch.equal(value, expected[key]) for key, value in exported.state_dict().items())
+        found = exported.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert "width 32: 4 Mamba layers" in (tmp_path / "official" / "README.md").read_text()
 
 
