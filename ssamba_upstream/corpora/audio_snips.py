@@ -14,7 +14,9 @@ from .report import (
     override,
     problems_reported,
     read_text,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_folder,
     require_splits,
 )
@@ -52,7 +54,9 @@ def check(root, _=None) -> CorpusReport:
         require_folder(report)
         transcripts = _check_transcripts(report)
         recordings = [path for split in FOLDERS for path in _check_split(split, transcripts, report)]
+        report.texts = {name: root / name for name in (TRANSCRIPTS, SLOTS)}
         require_splits(report, REMEDY)
+        require_disjoint(report, REMEDY)
         require_16_khz_mono(recordings, report)
         compare_utterances(report, RELEASED)
     return report
@@ -116,6 +120,7 @@ def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) 
     used = [path for path in recordings if path.stem in transcripts]
     speakers = {speaker for speaker in SPEAKERS[split] if any(path.stem.startswith(speaker) for path in used)}
     report.counts[split] = {"utterances": len(used), "speakers": len(speakers)}
+    report.recordings[split] = recordings_of({path.relative_to(report.root).as_posix(): path for path in used})
     return used
 
 

@@ -12,7 +12,9 @@ from .report import (
     override,
     problems_reported,
     read_headers,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_folder,
     require_splits,
 )
@@ -47,13 +49,19 @@ def _check_splits(folders: dict[str, Path], kinds: tuple[str, ...], remedy: str,
         signals = {kind: read_wav_scp(folder / kind / "wav.scp", remedy, report) for kind in kinds}
         utterances = set.intersection(*(set(recordings) for recordings in signals.values()))
         report.counts[split] = {"utterances": len(utterances)}
+        report.recordings[split] = recordings_of({f"{kind}/{name}": path for kind, recordings in signals.items()
+                                                  for name, path in recordings.items()})
         for kind, recordings in signals.items():
             if alone := sorted(recordings.keys() - utterances):
                 report.problems.append(f"{len(alone):,} of the {len(recordings):,} utterances of {folder / kind} are "
                                        f"not in all of {', '.join(kinds)}: {first(alone)}; {remedy}.")
+            if spaced := [str(path) for path in recordings.values() if len(str(path).split()) > 1]:
+                report.problems.append(f"{folder / kind / 'wav.scp'} has paths with a space, at which s3prl stops: "
+                                       f"{first(spaced, 1)}; move the recordings, and {remedy}.")
             require_16_khz_mono([path for path in recordings.values() if path.is_file()], report)
         _check_lengths(folder, signals, utterances, report)
     require_splits(report, remedy)
+    require_disjoint(report, remedy)
 
 
 def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):

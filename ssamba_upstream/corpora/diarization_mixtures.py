@@ -1,5 +1,6 @@
 """Libri2Mix in Kaldi's form, by who speaks when: SUPERB's speaker diarization."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,9 +18,14 @@ from .report import (
     absolute,
     compare_utterances,
     first,
+    note_shared_speakers,
     override,
     problems_reported,
+    read_headers,
+    read_text,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_folder,
     require_splits,
 )
@@ -27,6 +33,8 @@ from .utterances import write_wav
 
 SPLITS = ("train", "dev", "test")
 SPEAKERS = 2  # in a mixture
+TEXTS = ("segments", "utt2spk", "reco2dur", "spk2utt")
+TOLERANCE = 0.1  # seconds by which times may be beyond a recording's end, and durations differ from its header's
 RELEASED = {"train": 13900, "dev": 3000, "test": 3000}
 REMEDY = "write the folder with generate_librimix_sd.sh and prepare_diarization.py of https://github.com/s3prl/LibriMix"
 
@@ -61,12 +69,14 @@ def check(root, _=None) -> CorpusReport:
                           override({f"loaderrc.{split}_dir": root / split for split in SPLITS}))
     with problems_reported(report):
         require_folder(report)
-        recordings = []
+        speakers = {}
         for split in SPLITS:
             with problems_reported(report):
-                recordings += _check_split(split, report)
+                speakers[split] = _check_split(split, report)
         require_splits(report, REMEDY)
-        require_16_khz_mono([path for path in recordings if path.is_file()], report)
+        require_disjoint(report, REMEDY)
+        note_shared_speakers(report, speakers)
+        require_16_khz_mono([recording.path for part in report.recordings.values() for recording in part], report)
         if not os.path.isfile(root / "test" / "rttm"):
             report.notes.append(f"{root / 'test' / 'rttm'} is missing, without which dscore cannot give the "
                                 "diarization error rate; predictions for the leaderboard do not need it.")
@@ -109,26 +119,66 @@ def write_diarization_mixtures(out, mixtures: Iterable[Mixture]) -> None:
             write_text("".join(f"{line}\n" for line in lines), path)
 
 
-def _check_split(split: str, report: CorpusReport) -> list[Path]:
-    """The recordings of a split; counts and flaws go into the report."""
+def _check_split(split: str, report: CorpusReport) -> set[str]:
+    """The speakers of a split; counts and flaws go into the report."""
     folder = report.root / split
     recordings = read_wav_scp(folder / "wav.scp", REMEDY, report)
+    report.recordings[split] = recordings_of(recordings)
     segments = read_table(folder / "segments", 4, REMEDY)
     speakers = {utterance: rest[0] for utterance, rest in read_table(folder / "utt2spk", 2, REMEDY).items()}
-    durations = read_table(folder / "reco2dur", 2, REMEDY)
+    durations = {name: _number(rest[0]) for name, rest in read_table(folder / "reco2dur", 2, REMEDY).items()}
     read_table(folder / "spk2utt", 2, REMEDY)
+    report.texts.update({f"{split}/{name}": folder / name for name in TEXTS})
     report.counts[split] = {"utterances": len(recordings), "speakers": len(set(speakers.values()))}
     heard = defaultdict(set)
     for utterance, (recording, _, _) in segments.items():
         heard[recording].add(speakers.get(utterance))
+    segment_times = [(recording, _number(start), _number(end)) for recording, start, end in segments.values()]
     flaws = {
         "no duration in reco2dur": recordings.keys() - durations.keys(),
         "no segment": recordings.keys() - heard.keys(),
         "a segment whose speaker utt2spk does not name": {name for name, who in heard.items() if None in who},
         f"more than {SPEAKERS} speakers": {name for name, who in heard.items() if len(who) > SPEAKERS},
+        "a duration in reco2dur that is not the recording's in seconds": _other_durations(split, durations, report),
+        "a segment that does not lie in the recording, in seconds": _outside(segment_times, durations),
+        "a turn in rttm that does not lie in the recording, in seconds": _outside(_read_rttm(folder / "rttm"),
+                                                                                  durations),
     }
     for flaw, names in flaws.items():
         if names:
             report.problems.append(f"{len(names):,} mixtures of {folder} have {flaw}: {first(sorted(names))}; "
                                    f"{REMEDY}.")
-    return list(recordings.values())
+    return set(speakers.values())
+
+
+def _other_durations(split: str, durations: dict[str, float], report: CorpusReport) -> set[str]:
+    """Mixtures, of an even sample, whose duration is not that of the recording's header."""
+    names = {recording.path: recording.name for recording in report.recordings[split] if recording.name in durations}
+    return {names[path] for path, header in read_headers(list(names), report)
+            if header.rate == SAMPLE_RATE and not abs(durations[names[path]] - header.duration) <= TOLERANCE}
+
+
+def _outside(times: list[tuple[str, float, float]], durations: dict[str, float]) -> set[str]:
+    """Mixtures with a stretch that does not begin, or does not end, within their duration."""
+    return {name for name, start, end in times
+            if name in durations and not 0 <= start < end <= durations[name] + TOLERANCE}
+
+
+def _read_rttm(path: Path) -> list[tuple[str, float, float]]:
+    """Mixture, start and end of every turn; none where there is no such file, which only scoring needs."""
+    turns = []
+    for number, line in enumerate(read_text(path).splitlines() if path.is_file() else [], 1):
+        fields = line.split()
+        if len(fields) < 8:
+            raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not 'SPEAKER <mixture> 1 <start> <duration> "
+                              f"<NA> <NA> <speaker>'; {REMEDY}.")
+        turns.append((fields[1], _number(fields[3]), _number(fields[3]) + _number(fields[4])))
+    return turns
+
+
+def _number(text: str) -> float:
+    """A number, or NaN, which lies nowhere."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -13,10 +13,13 @@ from .report import (
     absolute,
     compare_utterances,
     first,
+    note_shared_speakers,
     override,
     problems_reported,
     read_text,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_files,
     require_folder,
     require_splits,
@@ -54,7 +57,12 @@ def check(root, _=None) -> CorpusReport:
         for split, entries in rows.items():
             intents = {tuple(row[slot] for slot in SLOTS) for row in entries}
             report.counts[split] = {"utterances": len(entries), "intents": len(intents)}
+            report.texts[SPLIT_LISTS[split]] = root / "data" / SPLIT_LISTS[split]
+            report.recordings[split] = recordings_of({row["path"]: root / row["path"] for row in entries})
         require_splits(report, REMEDY)
+        require_disjoint(report, REMEDY)
+        note_shared_speakers(report, {split: {row["speakerId"] for row in entries if row.get("speakerId")}
+                                      for split, entries in rows.items()})
         _check_values(rows, report)
         paths = [root / row["path"] for entries in rows.values() for row in entries]
         require_16_khz_mono(require_files(paths, "the lists", REMEDY, report), report)

@@ -19,6 +19,8 @@ from .report import (
     problems_reported,
     read_headers,
     read_text,
+    recordings_of,
+    require_disjoint,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -60,10 +62,12 @@ def check(root, metadata=None) -> CorpusReport:
             if absent:
                 report.problems.append(f"{root / session} has no utterance labelled {', '.join(absent)}; "
                                        "every session is a test fold and needs all four emotions.")
-        _check_metadata(metadata, turns, report)
+        as_labelled = _check_metadata(metadata, turns, report)
+        require_disjoint(report, "unpack the whole of IEMOCAP anew")
         _check_one_rate([root / entry["path"] for entries in turns.values() for entry in entries], report)
         total = {emotion: sum(counts[emotion] for counts in report.counts.values()) for emotion in EMOTIONS}
         compare(report, total, RELEASED)
+        report.released = report.released and as_labelled
     return report
 
 
@@ -179,42 +183,75 @@ def _metadata_of(session: str, turns: dict[str, list[dict]]) -> dict[str, dict]:
             for split, entries in (("train", others), ("test", turns.get(session, [])))}
 
 
-def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: CorpusReport):
+def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: CorpusReport) -> bool:
+    """True if the folds are those of the label files, in whatever order; flaws go into the report."""
     root, out = shlex.quote(str(report.root)), shlex.quote(str(metadata))
     remedy = f"`ssamba corpora emotion-metadata {root} --out {out}` writes it"
     if not os.path.isdir(metadata):
         report.problems.append(f"The metadata folder {metadata} is missing; {remedy}.")
-        return
-    known = {entry["path"] for entries in turns.values() for entry in entries}
-    missing, as_built = set(), True
+        return False
+    listed, in_order, as_labelled = set(), True, True
     for session in SESSIONS:
         for name, expected in _metadata_of(session, turns).items():
             path = metadata / session / name
-            try:
-                content = json.loads(read_text(path))
-                labels = content["labels"]
-                entries = [(str(entry["path"]), str(entry["label"])) for entry in content["meta_data"]]
-            except CorpusError as error:
-                report.problems.append(f"{error} It belongs to the metadata; {remedy}.")
+            content = _read_metadata(path, remedy, report)
+            if content is None:
+                as_labelled = False
                 continue
-            except (ValueError, KeyError, TypeError):
-                report.problems.append(f"{path} is not a JSON object with 'labels' and 'meta_data'; {remedy} "
-                                       "anew.")
-                continue
-            if not entries or labels != EMOTIONS or not {label for _, label in entries} <= set(EMOTIONS):
-                report.problems.append(f"{path} lists {len(entries)} utterances under the labels {labels}, "
-                                       f"where s3prl needs utterances under {EMOTIONS}; {remedy} anew.")
-            unknown = {wav for wav, _ in entries} - known
-            missing.update(wav for wav in unknown if not os.path.isfile(report.root / wav))
-            as_built = as_built and content == expected
-    if missing:
+            report.texts[f"{session}/{name}"] = path
+            wavs = {wav for wav, _ in _labels(content)}
+            _check_fold(path, session, wavs, remedy, report)
+            listed |= wavs
+            in_order = in_order and content == expected
+            as_labelled = as_labelled and _labels(content) == _labels(expected)
+    report.recordings = {session: recordings_of({wav: report.root / wav for wav in sorted(listed)
+                                                 if _session(wav) == session}) for session in SESSIONS}
+    known = {entry["path"] for entries in turns.values() for entry in entries}
+    if missing := sorted(wav for wav in listed - known if not os.path.isfile(report.root / wav)):
         report.problems.append(f"Utterances of the metadata in {metadata} are not in {report.root}: "
-                               f"{first(sorted(missing))}; unpack them, or build the "
-                               f"metadata anew: {remedy}.")
-    elif not as_built:
-        report.notes.append("The metadata differs, in order at least, from what `ssamba corpora "
-                            "emotion-metadata` writes. s3prl takes its development set from it by position, so compare "
-                            "accuracies only between runs with the same metadata.")
+                               f"{first(missing)}; unpack them, or build the metadata anew: {remedy}.")
+    elif not as_labelled:
+        report.notes.append(f"The metadata in {metadata} has other utterances or labels than the label files of "
+                            "IEMOCAP; compare accuracies only between runs with the same metadata.")
+    elif not in_order:
+        report.notes.append("The metadata has another order than `ssamba corpora emotion-metadata` writes. s3prl takes "
+                            "its development set from it by position, so compare accuracies only between runs with the "
+                            "same metadata.")
+    return as_labelled
+
+
+def _read_metadata(path: Path, remedy: str, report: CorpusReport) -> dict | None:
+    """A file of the metadata, or None where nothing can be read; flaws go into the report."""
+    try:
+        content = json.loads(read_text(path))
+        labels, entries = content["labels"], _labels(content)
+    except CorpusError as error:
+        report.problems.append(f"{error} It belongs to the metadata; {remedy}.")
+        return None
+    except (ValueError, KeyError, TypeError):
+        report.problems.append(f"{path} is not a JSON object with 'labels' and 'meta_data'; {remedy} anew.")
+        return None
+    if not entries or labels != EMOTIONS or not {label for _, label in entries} <= set(EMOTIONS):
+        report.problems.append(f"{path} lists {len(entries)} utterances under the labels {labels}, where s3prl needs "
+                               f"utterances under {EMOTIONS}; {remedy} anew.")
+    return content
+
+
+def _check_fold(path: Path, session: str, wavs: set[str], remedy: str, report: CorpusReport):
+    """A session's test list has its utterances only, its train list those of the others."""
+    is_test = path.name.startswith("test")
+    if misplaced := sorted(wav for wav in wavs if (_session(wav) == session) != is_test):
+        where = f"outside {session}" if is_test else f"of {session}, its test set"
+        report.problems.append(f"{path} lists {len(misplaced):,} utterances {where}: {first(misplaced)}; {remedy} "
+                               "anew.")
+
+
+def _session(wav: str) -> str:
+    return os.path.normpath(wav).split(os.sep)[0]
+
+
+def _labels(content: dict) -> set[tuple[str, str]]:
+    return {(str(entry["path"]), str(entry["label"])) for entry in content["meta_data"]}
 
 
 def _check_one_rate(paths: list[Path], report: CorpusReport):

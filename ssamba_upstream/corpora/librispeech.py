@@ -12,10 +12,13 @@ from .report import (
     absolute,
     compare_utterances,
     first,
+    note_shared_speakers,
     override,
     problems_reported,
     read_text,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_folder,
     require_splits,
 )
@@ -101,9 +104,9 @@ def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, s
 def _check_recordings(report: CorpusReport) -> set[str]:
     """Counts and flaws of the three splits go into the report; returns the words of all transcripts."""
     require_folder(report)
-    words, recordings = set(), []
+    words, recordings, speakers = set(), [], {}
     for split, name in SPLITS.items():
-        found, transcripts = _recordings(report.root / name), _transcripts(report.root / name)
+        found, transcripts = _recordings(report.root / name), _transcripts(report.root / name, report)
         without = [str(path) for path in found if not transcripts.get(path.stem)]
         if without:
             report.problems.append(f"{len(without):,} of the {len(found):,} recordings of {name} are in no .trans.txt "
@@ -112,7 +115,12 @@ def _check_recordings(report: CorpusReport) -> set[str]:
         report.counts[split] = {"utterances": len(found), "words": len(spoken)}
         words.update(spoken)
         recordings += found
+        speakers[split] = {path.parts[-3] for path in found}
+        report.recordings[split] = recordings_of({path.relative_to(report.root / name).as_posix(): path
+                                                  for path in found})
     require_splits(report, f"unpack {', '.join(SPLITS.values())} of {SOURCE} there")
+    require_disjoint(report, f"unpack {', '.join(SPLITS.values())} anew")
+    note_shared_speakers(report, speakers)
     require_16_khz_mono(recordings, report)
     compare_utterances(report, RELEASED)
     return words
@@ -125,6 +133,7 @@ def _check_lexicons(lexicons: list[Path], words: set[str], report: CorpusReport)
                           f"in {absent[0].parent}, or give their folder as second path.")
     pronunciations = {}
     for path in lexicons:
+        report.texts[path.name] = path
         for line in read_text(path).splitlines():
             word, *phones = line.split() or [""]
             pronunciations.setdefault(word, phones)
@@ -143,7 +152,16 @@ def _recordings(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*/*.flac"))
 
 
-def _transcripts(folder: Path) -> dict[str, str]:
-    lines = (line.partition(" ") for path in sorted(folder.glob("*/*/*.trans.txt"))
-             for line in read_text(path).splitlines())
-    return {utterance: text.strip() for utterance, _, text in lines}
+def _transcripts(folder: Path, report: CorpusReport) -> dict[str, str]:
+    """The transcripts by utterance; lines that s3prl cannot read go into the report."""
+    transcripts, empty = {}, []
+    for path in sorted(folder.glob("*/*/*.trans.txt")):
+        report.texts[path.relative_to(report.root).as_posix()] = path
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            utterance, _, text = line.strip().partition(" ")
+            transcripts[utterance] = text.strip()
+            if not utterance:
+                empty.append(f"{path}, line {number}")
+    if empty:
+        report.problems.append(f"Transcripts have empty lines, at which s3prl stops: {first(empty)}; delete them.")
+    return transcripts

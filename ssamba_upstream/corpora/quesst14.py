@@ -10,16 +10,20 @@ from .report import (
     CorpusError,
     CorpusReport,
     absolute,
+    compare,
     override,
     problems_reported,
     read_headers,
     read_text,
+    recordings_of,
+    require_disjoint,
     require_files,
     require_folder,
 )
 from .utterances import Utterance, write_wav
 
 LISTS = {"dev": "language_key_dev.lst", "test": "language_key_eval.lst", "documents": "language_key_utterances.lst"}
+RELEASED = {"dev": 138, "test": 138, "documents": 2438}  # the English ones
 GROUND_TRUTHS = {"dev": "groundtruth_quesst14_dev", "test": "groundtruth_quesst14_eval"}
 SCORER = "score-TWV-Cnxe.sh"
 LANGUAGE = "nnenglish"
@@ -44,10 +48,12 @@ def check(root, _=None) -> CorpusReport:
         for part in LISTS:
             with problems_reported(report):
                 _check_part(part, report)
+        require_disjoint(report, REMEDY)
         absent = [name for name in (SCORER, *GROUND_TRUTHS.values()) if not os.path.exists(root / "scoring" / name)]
         if absent:
             report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, without which MediaEval's scorer "
                                 f"cannot give the MTWV by which the layer is chosen; {REMEDY}.")
+        compare(report, {part: counts["recordings"] for part, counts in report.counts.items()}, RELEASED)
     return report
 
 
@@ -99,4 +105,6 @@ def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
 def _check_part(part: str, report: CorpusReport):
     recordings = read_list(report.root, part)
     report.counts[part] = {"recordings": len(recordings)}
+    report.recordings[part] = recordings_of({os.path.relpath(path, report.root): path for path in recordings})
+    report.texts[LISTS[part]] = report.root / "scoring" / LISTS[part]
     read_headers(require_files(recordings, LISTS[part], REMEDY, report), report)

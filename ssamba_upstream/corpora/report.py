@@ -2,23 +2,44 @@
 
 s3prl meets a missing file with an IndexError after minutes of searching, or hours into a run. The checks, each beside
 its corpus, restate the rules of s3prl's downstreams and report at once all that would go wrong. Audio is judged by the
-headers of a few files, spread evenly over the corpus.
+headers of a few files, spread evenly over the corpus. Splits are compared by the names and sizes of all recordings.
 """
 
+import filecmp
 import os
 import re
 import shlex
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 from ..audio import SAMPLE_RATE, AudioError, read_header
+from ..files import file_hash, json_hash
 
 SAMPLED_FILES = 40
 
 
 class CorpusError(ValueError):
     """A corpus is not laid out as s3prl needs it; the message says what is missing and what to do."""
+
+
+class Recording(NamedTuple):
+    """A recording of a corpus.
+
+    Attributes:
+        name: its name in the corpus, wherever the corpus lies; the part after the last "/" tells recordings apart.
+        path: the file.
+        size: of the file, in bytes.
+        file: device and inode, which all names of a file share.
+    """
+
+    name: str
+    path: Path
+    size: int
+    file: tuple[int, int]
 
 
 @dataclass
@@ -32,6 +53,9 @@ class CorpusReport:
         counts: utterances by split or session, and in it by class.
         problems: sentences, each about something that would stop s3prl or change what it measures.
         notes: sentences worth reading that ask for no action.
+        released: True if this is SUPERB's corpus, as far as the number of its utterances tells.
+        recordings: those that s3prl reads, by split, or by another part that must not share any with the rest.
+        texts: lists, metadata, transcripts and lexicons that s3prl reads, by a name without the corpus's place.
     """
 
     corpus: str
@@ -40,6 +64,23 @@ class CorpusReport:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    released: bool = False
+    recordings: dict[str, list[Recording]] = field(default_factory=dict, repr=False)
+    texts: dict[str, Path] = field(default_factory=dict, repr=False)
+
+    @property
+    def content_hash(self) -> str:
+        """The SHA-256 of what s3prl reads, in hexadecimal; the same for a copy of the corpus in another place.
+
+        It covers the content of all texts, the names and sizes of all recordings and, of each split, the content of
+        an even sample of recordings. Times do not count, as copying changes them.
+        """
+        return json_hash({
+            "texts": {name: file_hash(path) for name, path in self.texts.items()},
+            "recordings": {split: [(recording.name, recording.size) for recording in recordings]
+                           for split, recordings in self.recordings.items()},
+            "sampled": {split: [file_hash(recording.path) for recording in sample(recordings)]
+                        for split, recordings in self.recordings.items()}})
 
     @property
     def ok(self) -> bool:
@@ -99,7 +140,7 @@ def read_text(path: Path, advice: str = "") -> str:
 def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) -> list[tuple]:
     """(path, header) of the audio files, or of an even sample; unreadable and empty ones become problems."""
     headers = []
-    for path in paths[::-(-len(paths) // SAMPLED_FILES) if sampled and paths else 1]:
+    for path in sample(paths) if sampled else paths:
         try:
             headers.append((path, read_header(path)))
         except AudioError as error:
@@ -108,9 +149,59 @@ def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) 
     return headers
 
 
+def sample(items: list) -> list:
+    """At most ``SAMPLED_FILES`` of some items, spread evenly over them."""
+    return items[::-(-len(items) // SAMPLED_FILES) or 1]
+
+
+def recordings_of(named: dict[str, Path]) -> list[Recording]:
+    """The recordings of some paths by name. Missing files are left out: a check reports these by itself."""
+    found = []
+    for name, path in named.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        found.append(Recording(name, path, status.st_size, (status.st_dev, status.st_ino)))
+    return found
+
+
+def require_disjoint(report: CorpusReport, remedy: str):
+    """Make a problem of recordings that are in two splits; the remedy is an advice, without its end.
+
+    Two recordings are the same if they are one file, or have one name and one content.
+    """
+    for (one, some), (other, others) in combinations(report.recordings.items(), 2):
+        if shared := _shared(some, others):
+            report.problems.append(f"{len(shared):,} of the {len(others):,} recordings of {other} are in {one}, too: "
+                                   f"{first([recording.name for recording in shared])}; {remedy}.")
+
+
+def _shared(some: list[Recording], others: list[Recording]) -> list[Recording]:
+    files, alike = {recording.file for recording in some}, defaultdict(list)
+    for recording in some:
+        alike[_name_and_size(recording)].append(recording.path)
+    return [recording for recording in others
+            if recording.file in files or any(filecmp.cmp(recording.path, path, shallow=False)
+                                              for path in alike.get(_name_and_size(recording), ()))]
+
+
+def _name_and_size(recording: Recording):
+    return recording.name.rpartition("/")[2], recording.size
+
+
+def note_shared_speakers(report: CorpusReport, speakers: dict[str, set[str]]):
+    """Note speakers in two splits, which the released corpus keeps apart."""
+    for one, other in combinations(speakers, 2):
+        if shared := sorted(speakers[one] & speakers[other]):
+            report.notes.append(f"{one} and {other} share speakers: {first(shared)}. In the released corpus each "
+                                "speaker is in one split only.")
+
+
 def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int]):
     """Note whether the counts are those of the released corpus."""
-    if found == released:
+    report.released = found == released
+    if report.released:
         report.notes.append("The counts are those of the released corpus.")
     else:
         counts = ", ".join(f"{name} {count:,}" for name, count in released.items())

@@ -22,6 +22,8 @@ from .report import (
     override,
     problems_reported,
     read_headers,
+    recordings_of,
+    require_disjoint,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -71,17 +73,17 @@ def check(root, test_root=None) -> CorpusReport:
                 report.problems.append(f"{path} lasts {header.duration:.2f} s; s3prl cuts "
                                        "one second out of every background noise and stops at a shorter one, "
                                        "so delete it.")
-        recordings = {split: Counter() for split in ("train", "dev", "test")}
-        paths = _count_training_words(train_root, recordings) + _count_test_set(test_root, recordings, report)
-        found = {split: counts.total() for split, counts in recordings.items()}
-        for split in ("train", "dev"):
-            recordings[split]["_silence_"] += len(backgrounds)
-        for split, counts in recordings.items():
+        paths = {**_training_words(train_root), "test": _test_set(test_root, report)}
+        for split, files in paths.items():
+            counts = Counter(map(_class_of, files))
+            counts["_silence_"] += len(backgrounds) if split != "test" else 0
             report.counts[split] = {name: counts[name] for name in CLASSES}
         _report_absent_classes(report, train_root, test_root)
-        read_headers(paths, report)
-        if version:
-            compare(report, found, RELEASED[version])
+        for part, files in {**paths, BACKGROUND_NOISE: backgrounds}.items():
+            report.recordings[part] = recordings_of({f"{path.parent.name}/{path.name}": path for path in files})
+        require_disjoint(report, "keep the files of the two archives apart, under their released names")
+        read_headers([path for files in paths.values() for path in files], report)
+        _compare_version(report, {split: len(files) for split, files in paths.items()})
     return report
 
 
@@ -104,7 +106,7 @@ def labelled_utterances(root: Path):
     for path in sorted(train_root.glob("*/*.wav")):
         word, split = path.parent.name, hash_split(path.name)
         if word != BACKGROUND_NOISE and split != "discarded":
-            yield Excerpt(path, gain=KEYWORD_GAIN), word if word in CLASSES else "_unknown_", split
+            yield Excerpt(path, gain=KEYWORD_GAIN), _class_of(path), split
     for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
         for number, piece in enumerate(_seconds_of(path)):
             yield piece, "_silence_", "train" if number % PIECES_PER_DEV_PIECE else "dev"
@@ -157,26 +159,36 @@ def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dic
             write_wav(train / BACKGROUND_NOISE / f"{name}.wav", samples)
 
 
-def _count_training_words(train_root: Path, recordings: dict[str, Counter]) -> list[Path]:
-    """Count the words as s3prl splits and labels them; returns the files that it will read."""
-    used = []
+def _training_words(train_root: Path) -> dict[str, list[Path]]:
+    """The recordings of words for train and dev, split as s3prl does; without those that it discards."""
+    splits = {"train": [], "dev": [], "discarded": []}
     for path in sorted(train_root.glob("*/*.wav")):
-        word, split = path.parent.name, hash_split(path.name)
-        if word != BACKGROUND_NOISE and split != "discarded":
-            recordings[split][word if word in CLASSES else "_unknown_"] += 1
-            used.append(path)
-    return used
+        if path.parent.name != BACKGROUND_NOISE:
+            splits[hash_split(path.name)].append(path)
+    return {split: splits[split] for split in ("train", "dev")}
 
 
-def _count_test_set(test_root: Path, recordings: dict[str, Counter], report: CorpusReport) -> list[Path]:
+def _test_set(test_root: Path, report: CorpusReport) -> list[Path]:
+    """The recordings for test; folders that are no class go into the report."""
     paths = sorted(test_root.glob("*/*.wav"))
     foreign = sorted({path.parent.name for path in paths} - set(CLASSES))
     if foreign:
         report.problems.append(f"{test_root} has folders that are none of the twelve classes "
                                f"({first(foreign)}), and s3prl stops at the first file in them; remove "
                                "them.")
-    recordings["test"].update(path.parent.name for path in paths if path.parent.name in CLASSES)
-    return paths
+    return [path for path in paths if path.parent.name in CLASSES]
+
+
+def _class_of(recording: Path) -> str:
+    return recording.parent.name if recording.parent.name in CLASSES else "_unknown_"
+
+
+def _compare_version(report: CorpusReport, found: dict[str, int]):
+    """Note whether this is the version that SUPERB uses."""
+    compare(report, found, RELEASED["v0.01"])
+    if found == RELEASED["v0.02"]:
+        report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with others of "
+                            "v0.02.")
 
 
 def _report_absent_classes(report: CorpusReport, train_root: Path, test_root: Path):

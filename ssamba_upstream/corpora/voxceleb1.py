@@ -18,7 +18,9 @@ from .report import (
     override,
     problems_reported,
     read_text,
+    recordings_of,
     require_16_khz_mono,
+    require_disjoint,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -54,6 +56,10 @@ def check(root, split_file=None) -> CorpusReport:
             report.problems.append(f"{len(missing):,} of the {len(listed):,} utterances in {split_file} are "
                                    f"not under {root}/*/wav/: {first(missing)}; unpack the archives they "
                                    "are in (dev, test).")
+        report.texts["split file"] = split_file
+        report.recordings = {split: recordings_of({path.replace("/", "-"): found[path] for path in paths.values()
+                                                   if path in found}) for split, paths in utterances.items()}
+        require_disjoint(report, f"correct {split_file}")
         require_16_khz_mono([found[path] for path in listed if path in found], report)
         compare(report, {split: len(paths) for split, paths in utterances.items()}, RELEASED)
     return report

@@ -18,6 +18,8 @@ from .report import (
     problems_reported,
     read_headers,
     read_text,
+    recordings_of,
+    require_disjoint,
     require_folder,
 )
 from .utterances import Utterance, write_wav
@@ -51,7 +53,9 @@ def check(root, trial_list=None) -> CorpusReport:
         speakers = _check_training(report)
         trials, malformed = read_trials(trial_list)
         _check_trials(trial_list, trials, malformed, report)
-        compare(report, {"speakers for training": speakers, "trials": len(trials)}, RELEASED)
+        _check_speakers(trials, speakers, report)
+        require_disjoint(report, ARCHIVES)
+        compare(report, {"speakers for training": len(speakers), "trials": len(trials)}, RELEASED)
     return report
 
 
@@ -107,12 +111,13 @@ def write_voxceleb1_trials(out, utterances: Iterable[Utterance]) -> None:
                    folder / TRIAL_LISTS[0])
 
 
-def _check_training(report: CorpusReport) -> int:
-    """Number of speakers to train on; flaws go into the report."""
+def _check_training(report: CorpusReport) -> set[str]:
+    """The speakers to train on; flaws go into the report."""
     folder = report.root / "dev" / "wav"
-    speakers = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    speakers = {path.name for path in folder.glob("*") if path.is_dir()}
     recordings = sorted(folder.glob("*/*/*.wav"))
     report.counts["train"] = {"utterances": len(recordings), "speakers": len(speakers)}
+    report.recordings["train"] = recordings_of({"-".join(path.parts[-3:]): path for path in recordings})
     if len(speakers) < 2 or not recordings:
         raise CorpusError(f"{folder} holds {len(speakers)} speaker(s) and {len(recordings)} recording(s) "
                           f"id10001/<video>/<n>.wav, where s3prl needs two speakers or more; {ARCHIVES}.")
@@ -120,7 +125,7 @@ def _check_training(report: CorpusReport) -> int:
     if headers and all(header.duration <= SHORTEST for _, header in headers):
         report.problems.append(f"None of {len(headers)} recordings of {folder} is longer than {SHORTEST:g} s, and "
                                "s3prl trains on no shorter ones; restore the released recordings.")
-    return len(speakers)
+    return speakers
 
 
 def _check_trials(path, trials, malformed, report: CorpusReport):
@@ -139,8 +144,19 @@ def _check_trials(path, trials, malformed, report: CorpusReport):
     if missing:
         report.problems.append(f"{len(missing):,} of the {len(names):,} recordings of the trials are not in {folder}: "
                                f"{first(missing)}; {ARCHIVES}.")
-    found = [folder / name for name in names if os.path.isfile(folder / name)]
+    report.texts["trials"] = path
+    report.recordings["test"] = recordings_of({name.replace("/", "-"): folder / name for name in names})
+    found = [recording.path for recording in report.recordings["test"]]
     for recording, header in read_headers(found, report):
         if header.rate != SAMPLE_RATE:
             report.notes.append(f"{recording} has {header.rate} Hz; s3prl resamples this corpus.")
             break
+
+
+def _check_speakers(trials, speakers: set[str], report: CorpusReport):
+    """Verification is measured with speakers that it has not been trained on."""
+    tested = {name.split("/")[0] for _, *pair in trials.values() for name in pair}
+    if shared := sorted(tested & speakers):
+        report.problems.append(f"{len(shared):,} of the {len(tested):,} speakers of the trials are in "
+                               f"{report.root / 'dev' / 'wav'}, whose speakers s3prl trains on: {first(shared)}; move "
+                               "their folders to test/wav.")

@@ -232,6 +232,21 @@ def test_input_errors_become_problems(commands, voxceleb1, iemocap, monkeypatch)
 # Speech Commands
 
 
+def test_keyword_spotting_knows_its_versions(commands, monkeypatch):
+    from ssamba_upstream.corpora import speech_commands
+
+    counts = {"train": 11, "dev": 11, "test": 12}
+    report = check_keyword_spotting(commands)
+    assert not report.released and "not the whole released corpus" in str(report)
+    monkeypatch.setattr(speech_commands, "RELEASED", {"v0.01": counts, "v0.02": {}})
+    report = check_keyword_spotting(commands)
+    assert report.released and "The counts are those of the released corpus." in str(report)
+    monkeypatch.setattr(speech_commands, "RELEASED", {"v0.01": {}, "v0.02": counts})
+    report = check_keyword_spotting(commands)
+    assert not report.released and "This is Speech Commands v0.02. SUPERB uses v0.01;" in str(report)
+    assert "of the released corpus" not in str(report)
+
+
 def test_keyword_spotting_reports_absent_classes(commands):
     train = commands / "speech_commands_v0.01"
     (train / "yes" / f"{DEV_SPEAKER}_nohash_0.wav").unlink()
@@ -383,7 +398,7 @@ def test_emotion_reports_metadata(iemocap):
 
     write(meta_data=content["meta_data"][::-1])
     report = check_emotion(iemocap)
-    assert report.ok and "in order at least" in str(report)
+    assert report.ok and "another order than" in str(report)
     write(meta_data=content["meta_data"] + [content["meta_data"][0] | {"path": "Session1/gone.wav"}])
     assert_problem(check_emotion(iemocap), "Utterances of the metadata", "Session1/gone.wav")
     write(meta_data=[])
@@ -398,6 +413,27 @@ def test_emotion_reports_metadata(iemocap):
     assert_problem(check_emotion(iemocap), "metadata folder", "is missing", "ssamba corpora emotion-metadata")
     build_emotion_metadata(iemocap, metadata)
     assert check_emotion(iemocap).ok
+
+
+def test_emotion_reports_folds_of_other_sessions(iemocap, monkeypatch):
+    from ssamba_upstream.corpora import iemocap as module
+
+    monkeypatch.setattr(module, "RELEASED", {"neu": 20, "hap": 40, "ang": 20, "sad": 20})
+    assert check_emotion(iemocap).released
+    train, test = (iemocap / "meta_data" / "Session1" / f"{split}_meta_data.json" for split in ("train", "test"))
+    content, before = json.loads(train.read_text()), test.read_text()
+    train.write_text(json.dumps(content | {"meta_data": content["meta_data"][::-1]}))
+    assert check_emotion(iemocap).released  # in another order
+    content["meta_data"][0]["label"] = "sad"
+    train.write_text(json.dumps(content))
+    report = check_emotion(iemocap)
+    assert report.ok and not report.released and "has other utterances or labels than the label files" in str(report)
+    test.write_text((iemocap / "meta_data" / "Session2" / "test_meta_data.json").read_text())
+    assert_problem(check_emotion(iemocap), str(test), "20 utterances outside Session1")
+    test.write_text(before)
+    content["meta_data"] += json.loads(before)["meta_data"][:1]
+    train.write_text(json.dumps(content))
+    assert_problem(check_emotion(iemocap), str(train), "1 utterances of Session1, its test set")
 
 
 def test_emotion_reports_audio(iemocap):

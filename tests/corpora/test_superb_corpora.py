@@ -1,6 +1,9 @@
-"""The checks of the corpora beside VoxCeleb1, IEMOCAP and Speech Commands: complete ones, and what each may lack."""
+"""The checks of the corpora beside VoxCeleb1, IEMOCAP and Speech Commands: complete ones, and what each may lack; and
+what all twelve have in common."""
 
 import csv
+import json
+import os
 import shutil
 from argparse import Namespace
 
@@ -20,6 +23,7 @@ PLACES = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "SNIPS", "ic": "fluent_speech_commands_dataset",
     "asv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database", "se": "enhancement", "ss": "separation",
 }
+ALL_PLACES = {**PLACES, "sid": "VoxCeleb1", "er": "IEMOCAP", "ks": "commands"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,12 @@ def synthetic(tmp_path_factory):
 def corpus(synthetic, tmp_path):
     """A task's own copy of its corpus. What the lists of mixtures name is that of all."""
     def copy(task):
-        return shutil.copytree(synthetic / PLACES[task], tmp_path / PLACES[task])
+        place = tmp_path / ALL_PLACES[task]
+        if task == "ks":
+            for folder in synthetic.glob("speech_commands*"):
+                shutil.copytree(folder, place / folder.name)
+            return place
+        return shutil.copytree(synthetic / ALL_PLACES[task], place)
     return copy
 
 
@@ -159,7 +168,127 @@ def test_recordings_of_another_rate(task, corpus, synthetic, tmp_path):
     problem(task, root, "8000 Hz and 1 channel", str(recordings[0]))
 
 
+# What all twelve have in common
+
+
+def append(path, lines):
+    path.write_text(path.read_text() + "".join(lines))
+
+
+def leak_chapters(root):
+    shutil.copytree(root / "test-clean" / "21", root / "train-clean-100" / "21")
+
+
+def leak_slots(root):
+    test = next((root / "test").glob("*.wav"))
+    os.link(test, root / "train" / "Ivy-leak.wav")
+    line = next(line for line in (root / "all.iob.snips.txt").open() if line.startswith(f"{test.stem} "))
+    append(root / "all.iob.snips.txt", [line.replace(test.stem, "Ivy-leak")])
+
+
+def leak_intents(root):
+    append(root / "data" / "train_data.csv", (root / "data" / "test_data.csv").read_text().splitlines(True)[1:])
+
+
+def leak_speakers(root):
+    lines = (root / "veri_test_class.txt").read_text().splitlines(True)
+    append(root / "veri_test_class.txt", [f"1{line[1:]}" for line in lines if line[0] == "3"])
+
+
+def leak_trials(root):
+    shutil.copytree(root / "test" / "wav" / "id10004", root / "dev" / "wav" / "id10004")
+
+
+def leak_mixtures(root):
+    for path in (root / "test").iterdir():
+        if path.is_file() and path.name != "rttm":
+            append(root / "train" / path.name, [path.read_text()])
+
+
+def leak_queries(root):
+    append(root / "scoring" / "language_key_utterances.lst", [(root / "scoring" / "language_key_eval.lst").read_text()])
+
+
+def leak_signals(root):
+    shutil.rmtree(root / "train")
+    shutil.copytree(root / "test", root / "train")
+
+
+def leak_turns(root):
+    train, test = (root / "meta_data" / "Session1" / f"{split}_meta_data.json" for split in ("train", "test"))
+    content = json.loads(train.read_text())
+    content["meta_data"] += json.loads(test.read_text())["meta_data"]
+    train.write_text(json.dumps(content))
+
+
+def leak_keywords(root):
+    test = next((root / "speech_commands_test_set_v0.01" / "yes").glob("*.wav"))
+    os.link(test, root / "speech_commands_v0.01" / "yes" / "4a294341_nohash_7.wav")
+
+
+LEAKS = {
+    "pr": leak_chapters, "asr": leak_chapters, "sf": leak_slots, "ic": leak_intents, "sid": leak_speakers,
+    "asv": leak_trials, "sd": leak_mixtures, "qbe": leak_queries, "se": leak_signals, "ss": leak_signals,
+    "er": leak_turns, "ks": leak_keywords,
+}
+
+
+@pytest.mark.parametrize("task", CHECKS)
+def test_a_copied_corpus_has_its_content_and_a_leak_is_a_problem(task, synthetic, corpus):
+    root = corpus(task)
+    original = CHECKS[task](synthetic if task == "ks" else synthetic / ALL_PLACES[task])
+    copy = CHECKS[task](root)
+    assert original.ok and copy.ok and copy.content_hash == original.content_hash
+    assert not copy.released and any("not the whole released corpus" in note for note in copy.notes)
+    assert set(copy.recordings) > {"dev", "test"} or task in ("er", "asv")
+    LEAKS[task](root)
+    text = {"er": "40 utterances of Session1, its test set: ", "qbe": "recordings of documents are in test, too: "}
+    problem(task, root, text.get(task, "recordings of test are in train, too: "), others=task == "asv")
+    assert CHECKS[task](root).content_hash != original.content_hash
+
+
+@pytest.mark.parametrize("task, path, old, new", [
+    ("asr", "test-clean/21/7/21-7.trans.txt", None, None),
+    ("pr", "librispeech-lexicon-200k-g2p.txt", None, None),
+    ("sf", "all.iob.snips.txt", None, None),
+    ("ic", "data/train_data.csv", ",deactivate,", ",activate,"),
+    ("sd", "test/reco2dur", "mix0016 ", "mix0016  "),
+    ("qbe", "scoring/language_key_eval.lst", None, None),
+    ("asv", "voxceleb1_test_v2.txt", None, None),
+    ("sid", "veri_test_class.txt", None, None),
+    ("er", "meta_data/Session3/train_meta_data.json", ": ", ":  "),
+])
+def test_lists_and_transcripts_count_in_every_byte(task, path, old, new, corpus):
+    root = corpus(task)
+    before = CHECKS[task](root).content_hash
+    if old is None:
+        (root / path).write_text("".join(reversed((root / path).read_text().splitlines(keepends=True))))
+    else:
+        replace(root / path, old, new)
+    report = CHECKS[task](root)
+    assert report.ok and report.content_hash != before
+
+
 # LibriSpeech
+
+
+def test_librispeech_reports_lines_at_which_s3prl_stops(corpus):
+    root = corpus("asr")
+    transcript = next((root / "dev-clean").rglob("*.trans.txt"))
+    transcript.write_text(transcript.read_text() + " \n")
+    problem("asr", root, "empty lines, at which s3prl stops", f"{transcript}, line 3")
+
+
+def test_librispeech_notes_shared_speakers(corpus):
+    root = corpus("asr")
+    chapter = root / "train-clean-100" / "21" / "8"
+    shutil.copytree(root / "test-clean" / "21" / "7", chapter)
+    for path in [*chapter.iterdir()]:
+        path.rename(path.with_name(path.name.replace("21-7", "21-8")))
+    transcript = chapter / "21-8.trans.txt"
+    transcript.write_text(transcript.read_text().replace("21-7", "21-8"))
+    report = CHECKS["asr"](root)
+    assert report.ok and "train and test share speakers: 21." in str(report)
 
 
 def test_librispeech_reports_splits_and_transcripts(corpus):
@@ -255,6 +384,13 @@ def test_trials_are_checked(corpus, tmp_path):
     assert CHECKS["asv"](root, tmp_path / "trials.txt").ok
 
 
+def test_speakers_of_the_trials_are_not_trained_on(corpus):
+    root = corpus("asv")
+    video = root / "dev" / "wav" / "id10004" / "other"
+    shutil.copytree(root / "dev" / "wav" / "id10001" / "video0", video)
+    problem("asv", root, "1 of the 2 speakers of the trials", ": id10004;")
+
+
 def test_recordings_to_train_verification(corpus):
     root = corpus("asv")
     for path in (root / "dev").rglob("*.wav"):
@@ -300,6 +436,35 @@ def test_diarization_reports_speakers_and_absent_files(corpus):
     problem("sd", root, "test/wav.scp cannot be read", others=1)
 
 
+def in_samples(path, columns):
+    """Give the times of a file in samples, as no message of s3prl's would tell."""
+    rows = [line.split() for line in path.read_text().splitlines()]
+    for row in rows:
+        row[columns] = [f"{16000 * float(seconds):.0f}" for seconds in row[columns]]
+    path.write_text("".join(f"{' '.join(row)}\n" for row in rows))
+
+
+@pytest.mark.parametrize("name, columns, text", [
+    ("segments", slice(2, 4), "a segment that does not lie in the recording"),
+    ("rttm", slice(3, 5), "a turn in rttm that does not lie in the recording"),
+    ("reco2dur", slice(1, 2), "a duration in reco2dur that is not the recording's"),
+])
+def test_diarization_reports_times_in_samples(name, columns, text, corpus):
+    root = corpus("sd")
+    in_samples(root / "test" / name, columns)
+    problem("sd", root, "4 mixtures", text, "mix0016")
+
+
+def test_diarization_reports_times_that_are_no_numbers(corpus):
+    root = corpus("sd")
+    segments = root / "dev" / "segments"
+    segments.write_text(segments.read_text().replace(" 0.000 ", " start ", 1))
+    problem("sd", root, "1 mixtures", "a segment that does not lie in the recording")
+    rttm = root / "test" / "rttm"
+    rttm.write_text("SPEAKER mix0016 1 0.5 1.0\n")
+    problem("sd", root, "line 1: 'SPEAKER mix0016", "<duration>", others=1)
+
+
 # QUESST 2014
 
 
@@ -339,6 +504,15 @@ def test_signals_are_checked(task, kind, corpus, tmp_path):
     problem(task, root, "line 1: 'one_field' has not 2 fields")
     scp.unlink()
     problem(task, root, "wav.scp cannot be read", f"ssamba corpora kaldi {task}")
+
+
+def test_paths_with_a_space(corpus, tmp_path):
+    root = corpus("se")
+    scp = root / "dev" / "clean" / "wav.scp"
+    path = scp.read_text().splitlines()[0].split()[1]
+    shutil.copy(path, tmp_path / "a space.wav")
+    replace(scp, path, str(tmp_path / "a space.wav"))
+    problem("se", root, "has paths with a space, at which s3prl stops", "a space.wav")
 
 
 def test_lists_of_wavs(synthetic, tmp_path, capsys):
