@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -33,19 +34,20 @@ class ClassificationError(ValueError):
     """Recordings that cannot be classified as asked for; the message says why."""
 
 
-def window_starts(duration, window, every, first=0):
-    """Yields where windows begin, in seconds.
+def window_starts(samples, window, every, first=0):
+    """Yield the samples at which windows begin.
 
     Args:
-        duration: of the recording, in seconds, above 0.
-        window: length of a window, in seconds.
-        every: from the start of one window to that of the next, in seconds.
-        first: the number of the first window wanted, from 0.
+        samples: length of the recording, above 0.
+        window: length of a window.
+        every: distance from the start of one window to that of the next; need not be whole.
+        first: number of the first window wanted, from 0. Default: 0.
     """
-    number = first
-    while number * every < duration and (number == 0 or (number - 1) * every + window < duration):
-        yield number * every
-        number += 1
+    for number in itertools.count(first):
+        start = round(number * every)
+        if start >= samples or number and round((number - 1) * every) + window >= samples:
+            return
+        yield start
 
 
 class WindowClassifier:
@@ -104,15 +106,14 @@ class WindowClassifier:
             where a span can have several.
 
         Raises:
-            AudioError: the file cannot be read, or not to its end.
+            AudioError: The file cannot be read, or not to its end; the windows before have been yielded.
         """
         header = read_header(path)
-        starts = list(window_starts(header.duration, self.window, self.every, first))
-        for i in range(0, len(starts), WINDOWS_AT_ONCE):
-            batch = starts[i : i + WINDOWS_AT_ONCE]
-            wavs = [_read(path, start, self.samples, header.rate, self.extractor.sampling_rate) for start in batch]
-            spans = [self._spans(start, header.duration) for start in batch]
-            scores = [window[: len(run)] for window, run in zip(self._probabilities(wavs), spans)]
+        windows = _windows(path, header, self.samples, self.extractor.sampling_rate, self.every, first)
+        for batch in _at_once(windows, WINDOWS_AT_ONCE):
+            starts, wavs = zip(*batch)
+            spans = [self._spans(start, header) for start in starts]
+            scores = [window[: len(run)] for window, run in zip(self._probabilities(list(wavs)), spans)]
             yield len(batch), list(itertools.chain.from_iterable(spans)), torch.cat(scores)
 
     def recording_scores(self, path):
@@ -124,10 +125,11 @@ class WindowClassifier:
             seconds, total = seconds + lengths.sum(), total + lengths @ probabilities
         return total / seconds
 
-    def _spans(self, start, duration):
-        """(start, end) of what is scored in the window from ``start`` on, in a recording of so many seconds."""
-        starts = [start + i * self.span for i in range(round(self.window / self.span))]
-        return [(begin, min(begin + self.span, duration)) for begin in starts if begin < duration]
+    def _spans(self, start, header):
+        """(start, end) in seconds of what is scored in the window that begins at a sample of the file."""
+        starts = [start + round(i * self.span * header.rate) for i in range(round(self.window / self.span))]
+        return [(begin / header.rate, min(begin / header.rate + self.span, header.duration))
+                for begin in starts if begin < header.samples]
 
     @torch.no_grad()
     def _probabilities(self, wavs):
@@ -162,10 +164,8 @@ def embed_recording(encoder, path, every=None):
     if not every > 0:
         raise ValueError(f"every must be above 0 seconds; got {every}")
     device = encoder.model.pos_embed.device
-    header = read_header(path)
     count, total = 0, 0.0
-    for start in window_starts(header.duration, windowing.window_secs, every):
-        wav = _read(path, start, windowing.window_samples, header.rate, windowing.front_end.sampling_rate)
+    for _, wav in _windows(path, read_header(path), windowing.window_samples, windowing.front_end.sampling_rate, every):
         frames = encoder([wav.to(device)]).last_hidden_state[0]
         count, total = count + len(frames), total + frames.sum(dim=0)
     return (total / count).cpu()
@@ -222,9 +222,34 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
     return heard, left_out
 
 
-def _read(path, start, samples, rate, sampling_rate):
-    """So many samples at ``sampling_rate`` of a file of a rate, from ``start`` seconds on."""
-    return read_clip(path, samples, "start", round(start * rate), sampling_rate=sampling_rate)
+def _windows(path, header, samples, sampling_rate, every, first=0):
+    """Yield the windows of an audio file: the sample of the file at which each begins, and its waveform.
+
+    Args:
+        samples: length of a window, at the sampling rate.
+        every: in seconds.
+        first: number of the first window wanted.
+    """
+    window = math.ceil(samples * header.rate / sampling_rate)  # as many of the file's samples as a window is read from
+    for start in window_starts(header.samples, window, every * header.rate, first):
+        yield start, read_clip(path, samples, "start", start, sampling_rate=sampling_rate)
+
+
+def _at_once(windows, count):
+    """Yield lists of ``count`` windows. If one cannot be read, those before it come first, then its AudioError."""
+    while True:
+        batch, error = [], None
+        try:
+            for window in itertools.islice(windows, count):
+                batch.append(window)
+        except AudioError as unreadable:
+            error = unreadable
+        if batch:
+            yield batch
+        if error:
+            raise error
+        if len(batch) < count:
+            return
 
 
 def _lines(recording, spans, probabilities, classifier, all_labels):

@@ -1,6 +1,8 @@
 """Classifiers and embeddings over recordings of any length, and ``ssamba classify``."""
 
 import csv
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ssamba_upstream import (
     SsambaForAudioFrameClassification,
     SsambaModel,
 )
+from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.deployment import recordings
@@ -53,13 +56,38 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("duration, window, every, expected", [
-    (3.0, 1.0, 1.0, [0, 1, 2]), (3.2, 1.0, 1.0, [0, 1, 2, 3]), (0.5, 1.0, 1.0, [0]), (1.0, 1.0, 0.25, [0]),
-    (2.0, 1.0, 0.5, [0, 0.5, 1.0]), (10.0, 1.0, 4.0, [0, 4, 8]),
+@pytest.mark.parametrize("samples, window, every, expected", [
+    (3000, 1000, 1000, [0, 1000, 2000]), (3200, 1000, 1000, [0, 1000, 2000, 3000]), (500, 1000, 1000, [0]),
+    (1000, 1000, 250, [0]), (2000, 1000, 500, [0, 500, 1000]), (10, 1, 4, [0, 4, 8]), (5, 3, 2.5, [0, 2]),
 ], ids=str)
-def test_windows_cover_a_recording_and_none_hears_only_what_was_heard(duration, window, every, expected):
-    assert list(window_starts(duration, window, every)) == expected
-    assert list(window_starts(duration, window, every, first=2)) == expected[2:]
+def test_windows_cover_a_recording_and_none_hears_only_what_was_heard(samples, window, every, expected):
+    assert list(window_starts(samples, window, every)) == expected
+    assert list(window_starts(samples, window, every, first=2)) == expected[2:]
+
+
+def test_windows_of_any_length_at_any_rate_cover_a_recording_once():
+    """Each begins within the recording and where the one before ends, or a sample earlier; the last reaches the end."""
+    for frames, rate, count in itertools.product(
+        (98, 128, 333, 1024), (8000, 11025, 16000, 22050, 44100, 48000), range(1, 30),
+    ):
+        clip = frames * 160 + 240
+        window = math.ceil(clip * rate / 16000)
+        for samples in (math.floor(count * clip * rate / 16000), math.ceil(count * clip * rate / 16000)):
+            starts = list(window_starts(samples, window, clip / 16000 * rate))
+            gaps = {later - start for start, later in zip(starts, starts[1:])}
+            assert starts[0] == 0 and gaps <= {window, window - 1}
+            assert starts[-1] < samples <= starts[-1] + window
+
+
+@pytest.mark.parametrize("samples, rate, windows", [(310_800, 16000, 15), (28_555, 22050, 1), (28_556, 22050, 2)])
+def test_recordings_of_whole_windows_are_heard_to_their_end(save_clip_classifier, write_wav, samples, rate, windows):
+    classifier = WindowClassifier(save_clip_classifier(max_length=128))
+    assert classifier.window == 1.295
+    path = write_wav("whole.wav", samples / rate, rate)
+    counts, spans, _ = zip(*classifier.scores(path))
+    spans = sum(spans, [])
+    assert sum(counts) == len(spans) == windows and spans[-1][1] == pytest.approx(samples / rate, abs=1 / rate)
+    assert classifier.recording_scores(path).sum() == pytest.approx(1)
 
 
 def test_scores_are_those_of_each_window_by_itself(save_clip_classifier, write_wav):
@@ -174,6 +202,17 @@ def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
     assert main(command) == 1
     assert "there already: 2, left out: 1" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_bytes() == before
+
+
+def test_a_torn_recording_is_heard_as_far_as_it_can_be_read(tmp_path, save_clip_classifier, write_wav, capsys):
+    folder, path = save_clip_classifier(), write_wav("torn.flac", 20)
+    path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
+    assert main(["classify", str(folder), str(path), "--out", str(tmp_path / "out.csv")]) == 1
+    lines = read(tmp_path / "out.csv")
+    assert 13 <= len(lines) < 16 and f"is left out from window {len(lines)} on: is damaged" in capsys.readouterr().err
+    assert float(lines[-1]["end"]) == pytest.approx(len(lines) * WINDOW, abs=1e-3)
+    with pytest.raises(AudioError, match="is damaged"):
+        WindowClassifier(folder).recording_scores(path)
 
 
 @pytest.mark.parametrize("fields, labels", [
