@@ -32,6 +32,8 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             own, such as -6.6268077 and 5.358466 of ESC-50, or -6.845978 and 5.5654526 of Speech Commands.
         lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation: see
             :class:`ssamba_upstream.network.configuration.FrontEnd`.
+        whole_seconds: If True, clips and windows hold as many whole seconds as ``max_length`` frames last, as those of
+            a classifier of seconds. Default: False, all samples that ``max_length`` frames need.
         kwargs: of every sequence feature extractor of transformers.
 
     Raises:
@@ -52,6 +54,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         frame_length=FrontEnd.frame_length,
         frame_shift=FrontEnd.frame_shift,
         normalisation=FrontEnd.normalisation,
+        whole_seconds=False,
         **kwargs,
     ):
         # Names code in the folder that the fields were read from.
@@ -69,17 +72,18 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         self.frame_length = frame_length
         self.frame_shift = frame_shift
         self.normalisation = normalisation
+        self.whole_seconds = whole_seconds
         _ = self.front_end  # which checks its fields
 
     @classmethod
-    def for_config(cls, config):
-        """The feature extractor of a network, by its SsambaConfig."""
+    def for_config(cls, config, whole_seconds=False):
+        """The feature extractor of a network, by its SsambaConfig; see the class for ``whole_seconds``."""
         fields = {name: getattr(config, name) for name in (
             "sampling_rate", "num_mel_bins", "lowest_frequency", "highest_frequency", "frame_length", "frame_shift",
             "normalisation",
         )}
         return cls(max_length=config.clip_frames or config.pretraining_frames, mean=config.log_mel_mean,
-                   std=config.log_mel_std, **fields)
+                   std=config.log_mel_std, whole_seconds=whole_seconds, **fields)
 
     @property
     def front_end(self):
@@ -88,6 +92,22 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             self.sampling_rate, self.num_mel_bins, self.lowest_frequency, self.highest_frequency, self.frame_length,
             self.frame_shift, self.normalisation, self.mean, self.std,
         )
+
+    @property
+    def clip_samples(self):
+        """Samples of a clip, and of a window of a longer recording.
+
+        Raises:
+            ValueError: ``whole_seconds``, and less than a second.
+        """
+        front_end = self.front_end
+        if not self.whole_seconds:
+            return front_end.samples_of(self.max_length)
+        seconds = int(front_end.seconds_of(self.max_length))
+        if not seconds:
+            raise ValueError(f"max_length is {self.max_length} frames, and holds no whole second; give at least "
+                             f"{front_end.frames_in(1)}")
+        return seconds * front_end.sampling_rate
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoFeatureExtractor"):
@@ -121,7 +141,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
                              "audio first")
         wavs = check_waveforms([as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
-        samples = self.front_end.samples_of(self.max_length)
+        samples = self.clip_samples
         if truncation:
             clips = self._log_mel_of([wav[:samples] for wav in wavs])
             return BatchFeature({"input_values": clips.numpy()}, tensor_type=return_tensors)

@@ -67,6 +67,21 @@ def test_arguments_of_other_extractors_are_ignored(truncation):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_clips_of_whole_seconds():
+    """300 frames reach 240 samples beyond three seconds, and a classifier of seconds is trained on three seconds."""
+    extractor, wav = SsambaFeatureExtractor(max_length=300, whole_seconds=True), torch.randn(2 * 48_000 + 100) * 0.1
+    assert (extractor.clip_samples, SsambaFeatureExtractor(max_length=300).clip_samples) == (48_000, 48_240)
+    found = extractor(wav, return_tensors="pt")
+    assert found.window_lengths.tolist() == [[48_000, 48_000, 100]]
+    windows = found.input_values.unflatten(1, (3, 300))[0]
+    for window, part in zip(windows, wav.split(48_000)):
+        torch.testing.assert_close(window, LogMel().fixed_length([part], 300)[0])
+    assert torch.equal(extractor(wav, return_tensors="pt", truncation=True).input_values[0], windows[0])
+    assert SsambaFeatureExtractor.from_dict(extractor.to_dict()).whole_seconds
+    with pytest.raises(ValueError, match="99 frames, and holds no whole second; give at least 100"):
+        SsambaFeatureExtractor(max_length=99, whole_seconds=True)(wav)
+
+
 def test_a_clip_shorter_than_a_frame_is_still_heard():
     wav = torch.randn(100)
     found = SsambaFeatureExtractor(max_length=16)(wav, return_tensors="pt").input_values[0]

@@ -74,15 +74,17 @@ def folder(request):
 
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_every_class_saves_what_auto_classes_load(tmp_path, model_class):
-    model = model_class(SsambaConfig(**NETWORK, **LABELS, sampling_rate=22050)).eval()
+    model = model_class(SsambaConfig(**NETWORK, **LABELS, sampling_rate=22050, clip_frames=128)).eval()
     model.save_pretrained(tmp_path)
     again = model_class.from_pretrained(tmp_path).eval()
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
     assert type(extractor) is SsambaFeatureExtractor and extractor.front_end == model.config.front_end
-    assert extractor.max_length == 64
-    fbank = extractor(torch.randn(22050), sampling_rate=22050, return_tensors="pt", truncation=True).input_values
+    assert extractor.max_length == 128
+    assert extractor.whole_seconds == (model_class is SsambaForAudioFrameClassification)
+    wav = torch.randn(22050)
+    fbank = extractor(wav, sampling_rate=22050, return_tensors="pt", truncation=True).input_values[:, :64]
     encoder = AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(encoder(fbank).last_hidden_state, model.base_model(fbank).last_hidden_state)

@@ -13,7 +13,7 @@ from ..feature_extraction import SsambaFeatureExtractor
 from ..files import replacing
 from ..frames import FrameEncoder, UpstreamOptions
 from ..frontend import LogMel
-from ..network.classification import SsambaClassifier, SsambaForAudioFrameClassification, columns_of_seconds
+from ..network.classification import SsambaClassifier, columns_of_seconds
 from ..windows import encode, token_index, tokens_to_frames
 
 READS = ("waveform", "log_mel")
@@ -195,17 +195,17 @@ class _Classifier:
             raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give "
                               "the folder that fine-tuning wrote")
         self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
+        self.extractor.whole_seconds = model.labels_seconds  # folders written before this field do not say
         self.input_name, self.input_shape = _input(reads, model.config)
-        self.of_seconds = isinstance(model, SsambaForAudioFrameClassification)
-        if reads == "log_mel" and (self.of_seconds or model.config.positions == "published"):
+        if reads == "log_mel" and (model.labels_seconds or model.config.positions == "published"):
             raise ExportError('seconds, and positions="published", depend on the length of the log-mel, which is not '
                               "fixed; export what reads the waveform, whose clips all have one length")
-        seconds = [len(self._seconds())] if self.of_seconds else []
+        seconds = [len(self._seconds())] if model.labels_seconds else []
         self.output_shapes = {"logits": ["batch", *seconds, model.config.num_labels]}
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.metadata = {
             "sampling_rate": self.extractor.sampling_rate, "labels": labels, "problem_type": model.config.problem_type,
-            "clip_samples": self.extractor.front_end.samples_of(self.extractor.max_length),
+            "clip_samples": self.extractor.clip_samples,
         }
 
     def nodes(self, graph, value):
@@ -213,13 +213,13 @@ class _Classifier:
 
         frames, model = self.extractor.max_length, self.model
         if self.reads == "waveform":
-            value = onnx_graph.clips(graph, value, self._log_mel(), frames)
+            value = onnx_graph.clips(graph, value, self._log_mel(), self.extractor.clip_samples, frames)
         network = onnx_graph.Network(graph, model.ssamba, model.config.columns(frames))
         tokens = network(value)[-1]
         if model.config.final_norm_twice:
             tokens = network.norm(model.ssamba.norm_f, tokens)
-        head = model.frame_classifier if self.of_seconds else model.classifier
-        if self.of_seconds:
+        head = model.frame_classifier if model.labels_seconds else model.classifier
+        if model.labels_seconds:
             features = graph("MatMul", self._seconds(), network.patches(tokens))
         elif model.config.pooling == "cls":
             features = graph("Squeeze", graph.cut(tokens, 1, 0, 1), 1)
@@ -230,16 +230,20 @@ class _Classifier:
     @torch.no_grad()
     def compute(self, batch):
         if self.reads == "waveform":
-            batch = self._log_mel().fixed_length(list(batch), self.extractor.max_length)
+            batch = self._fixed_length(batch)
         return {"logits": self.model(batch).logits}
 
     def example(self, utterances, seconds):
         wavs = _noise(utterances, seconds, self.extractor.sampling_rate)
         if self.reads == "waveform":
             return wavs
-        features = self._log_mel().fixed_length(list(wavs), self.extractor.max_length)
+        features = self._fixed_length(wavs)
         shortest, frames = self.model.config.patch_size[1], self.extractor.front_end.frames_of(wavs.shape[1])
         return features[:, : min(max(frames, shortest), self.extractor.max_length)]
+
+    def _fixed_length(self, wavs):
+        """(batch, samples) -> (batch, frames, mel)"""
+        return self._log_mel().fixed_length(list(wavs[:, : self.extractor.clip_samples]), self.extractor.max_length)
 
     def _log_mel(self):
         return LogMel(self.extractor.front_end)

@@ -119,10 +119,11 @@ def log_mel(graph, wavs, module):
     return graph("Div", centred, graph("Mul", deviation, graph.scalar(2)))
 
 
-def clips(graph, wavs, module, frames):
-    """(batch, samples) -> (batch, frames, mel), as :meth:`LogMel.fixed_length` has it; ``frames`` is a whole number."""
+def clips(graph, wavs, module, samples, frames):
+    """(batch, samples) -> (batch, frames, mel), as :meth:`LogMel.fixed_length` has it, of waveforms cut at so many
+    samples; ``samples`` and ``frames`` are whole numbers."""
     front_end = module.front_end
-    most = graph("Min", graph("Max", graph.size(wavs, 1), front_end.frame_samples), front_end.samples_of(frames))
+    most = graph("Min", graph("Max", graph.size(wavs, 1), front_end.frame_samples), samples)
     return graph.fit(log_mel(graph, graph.fit(wavs, 1, 2, most), module), 1, 3, frames, front_end.padding)
 
 

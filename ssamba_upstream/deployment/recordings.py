@@ -22,7 +22,6 @@ from ..network.classification import (
     MULTI,
     WINDOWS_AT_ONCE,
     SsambaClassifier,
-    SsambaForAudioFrameClassification,
 )
 
 COLUMNS = ("file", "start", "end", "label", "score")
@@ -82,13 +81,10 @@ class WindowClassifier:
         self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.problem_type == MULTI
-        front_end, frames = self.extractor.front_end, self.extractor.max_length
-        of_seconds = isinstance(model, SsambaForAudioFrameClassification)
-        self.samples = front_end.samples_of(frames)
-        if of_seconds:
-            self.samples = int(front_end.seconds_of(frames)) * front_end.sampling_rate
-        self.window = self.samples / front_end.sampling_rate
-        self.span = 1.0 if of_seconds else self.window
+        self.extractor.whole_seconds = model.labels_seconds  # folders written before this field do not say
+        self.samples = self.extractor.clip_samples
+        self.window = self.samples / self.extractor.sampling_rate
+        self.span = 1.0 if model.labels_seconds else self.window
         self.every = self.window if every is None else every
         if not self.every > 0:
             raise ClassificationError(f"every must be above 0 seconds; got {every}")

@@ -113,12 +113,9 @@ class _Finetuning(Run):
         ).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         self.task, self.description, self.results = task, description, None
-        front_end = model.config.front_end
-        self.samples = front_end.samples_of(recipe.clip_frames)
-        if task.seconds:
-            self.samples = task.seconds * front_end.sampling_rate
-        self.extractor = SsambaFeatureExtractor.for_config(model.config)
-        self.log_mel = LogMel(front_end).to(processes.device)
+        self.extractor = SsambaFeatureExtractor.for_config(model.config, model.labels_seconds)
+        self.samples = self.extractor.clip_samples
+        self.log_mel = LogMel(model.config.front_end).to(processes.device)
         self.steps_of_epoch = max(1, len(task.paths["train"]) // recipe.batch_size)
         average = AveragedModel(model) if recipe.average_epochs else None
         super().__init__(recipe, recipe.epochs * self.steps_of_epoch, out, processes, model,

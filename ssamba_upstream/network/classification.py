@@ -135,6 +135,8 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         ValueError: ``problem_type`` is "multi_label_classification".
     """
 
+    labels_seconds = True
+
     def __init__(self, config):
         super().__init__(config)
         if config.problem_type == MULTI:

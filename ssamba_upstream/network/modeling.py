@@ -141,6 +141,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "ssamba"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
+    labels_seconds = False  # True of a network whose logits are those of each second of a clip
 
     def get_input_embeddings(self):
         """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
@@ -150,7 +151,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
         """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
         super().save_pretrained(save_directory, **kwargs)
         extractor_class = FEATURE_EXTRACTOR_MAPPING[type(self.config)]  # as transformers' Auto classes know it
-        extractor_class.for_config(self.config).save_pretrained(save_directory)
+        extractor_class.for_config(self.config, self.labels_seconds).save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id, **kwargs):
         """As every transformers model; and where the model was loaded from a run's folder and its weights are still

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import soundfile
 import torch
 
 from helpers.paths import SHARED_AUDIO
@@ -16,6 +17,7 @@ from ssamba_upstream import (
 from ssamba_upstream.audio import read_clip
 from ssamba_upstream.checkpoint import save_model, write_classifier
 from ssamba_upstream.cli import main
+from ssamba_upstream.deployment.recordings import WindowClassifier
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 from ssamba_upstream.frontend import LogMel
 
@@ -44,11 +46,21 @@ def save(tmp_path):
 def save_clip_classifier(tmp_path):
     def save(max_length=128, model_class=SsambaForAudioClassification, **fields):
         model = model_class(SsambaConfig(**{**SMALL, **LABELS, **fields}))
-        extractor = SsambaFeatureExtractor(max_length=max_length, mean=-6.6, std=5.4)
+        extractor = SsambaFeatureExtractor(max_length=max_length, mean=-6.6, std=5.4,
+                                           whole_seconds=model.labels_seconds)
         write_classifier(model, extractor, tmp_path / "classifier")
         return tmp_path / "classifier", model.eval(), extractor
 
     return save
+
+
+@pytest.fixture
+def write_noise(tmp_path):
+    def write(seconds):
+        soundfile.write(tmp_path / "noise.wav", wavs_of(1, seconds)[0].numpy(), 16000)
+        return tmp_path / "noise.wav"
+
+    return write
 
 
 def wavs_of(utterances, seconds):
@@ -135,6 +147,19 @@ def test_logits_of_seconds(tmp_path, save_clip_classifier, fields):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     with pytest.raises(ExportError, match="seconds, and .* depend on the length of the log-mel"):
         export(folder, tmp_path / "log_mel.onnx", reads="log_mel")
+
+
+def test_seconds_by_the_samples_of_a_clip(tmp_path, save_clip_classifier, write_noise):
+    """A loop over the recording by ``clip_samples`` scores the seconds that ``classify`` does."""
+    folder, *_ = save_clip_classifier(300, SsambaForAudioFrameClassification)
+    export(folder, tmp_path / "out.onnx")
+    about = json.loads(open_session(tmp_path / "out.onnx").get_modelmeta().custom_metadata_map["ssamba"])
+    assert about["clip_samples"] == 48_000
+    wav = torch.from_numpy(soundfile.read(write_noise(9.3), dtype="float32")[0])
+    found = [run(tmp_path / "out.onnx", "waveform", clip[None])["logits"][0] for clip in wav.split(48_000)]
+    (_, spans, expected), = WindowClassifier(folder).scores(tmp_path / "noise.wav")
+    assert spans[-1] == (9, 9.3)
+    torch.testing.assert_close(torch.cat(found).softmax(-1)[:10], expected, rtol=0, atol=1e-4)
 
 
 def test_log_mel_of_a_classifier(tmp_path, save_clip_classifier):
