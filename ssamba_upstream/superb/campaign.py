@@ -99,7 +99,7 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
              scorers: Scorers | None = None) -> dict:
     """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
 
-    A task without training is evaluated on dev and test; one without a dev set at all checkpoints. What a scorer
+    A task without training is evaluated on dev and test; one without a dev set at every ``eval_step``. What a scorer
     measures, where there is one, is added to the result.
 
     Raises:
@@ -143,16 +143,20 @@ def _evaluate(cell: Cell, folder: Path, run) -> dict:
     _remove_what_was_cut_off(experiment)
     run(training_arguments(cell))
     if task.best is None:
-        return _evaluate_all_states(task, experiment, run)
+        return _evaluate_states(cell, experiment, run)
     best, dev, step = _best_checkpoint(task, folder)
     printed = run(_evaluation(task, f"{EXPERIMENT}/{best}"))
     return {"dev": dev, "test": _test_values(task, printed), "step": step, "checkpoint": best}
 
 
-def _evaluate_all_states(task: SuperbTask, experiment: Path, run) -> dict:
-    """As SUPERB does where there is no dev set: the best of all checkpoints on test; its predictions stay."""
-    metric, found = task.chosen_by, {}
+def _evaluate_states(cell: Cell, experiment: Path, run) -> dict:
+    """As SUPERB does where there is no dev set: the best on test of the states at every ``eval_step``; its predictions
+    stay."""
+    task, found = task_named(cell.task), {}
+    metric, every = task.chosen_by, cell.config["runner"]["eval_step"]
     for states in sorted(experiment.glob("states-*.ckpt"), key=_step):
+        if _step(states) % every:
+            continue
         place = experiment / states.stem
         if not (place / RESULT).is_file():
             place.mkdir(exist_ok=True)

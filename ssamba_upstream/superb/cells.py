@@ -222,14 +222,16 @@ def _complete(config, overrides, name) -> str:
 
 
 def _keep_states(runner, task, name):
-    """Keep the state before the last until the last is whole, or all states where all are evaluated."""
+    """Keep the state before the last until the last is whole, or all states where several are evaluated."""
     if task.searched == "layer":
         return
     if task.best is None:
         runner["max_keep"] = runner["total_steps"] // runner["save_step"] + 1
-        if runner["save_step"] > runner["total_steps"]:
-            raise ValueError(f"{name}: with total_steps {runner['total_steps']} and save_step {runner['save_step']} no "
-                             "checkpoint is kept; override config.runner.save_step")
+        if runner["eval_step"] > runner["total_steps"] or runner["eval_step"] % runner["save_step"]:
+            raise ValueError(f"{name}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} and "
+                             f"save_step {runner['save_step']} no state is kept to be evaluated at every eval_step. "
+                             "Override config.runner.eval_step or save_step, so that the first is a multiple of the "
+                             "second")
         return
     runner["max_keep"] = 2
     if runner["eval_step"] > runner["total_steps"] or task.dev not in runner["eval_dataloaders"]:

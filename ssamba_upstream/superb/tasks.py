@@ -59,7 +59,8 @@ class SuperbTask:
         config: stem of ours.
         metrics: of the test set.
         dev_metric: decides on dev. Default: the first of the metrics.
-        best: the checkpoint that s3prl keeps by it. None: there is no dev set, and all checkpoints are evaluated.
+        best: the checkpoint that s3prl keeps by it. None: there is no dev set, and the states at every
+            ``eval_step`` are evaluated on test.
         start: value that the first best one must be better than, as s3prl has it.
         dev, test: s3prl's names of the splits.
         searched: "learning_rate", or "layer" for a task without training.

@@ -16,7 +16,7 @@ import yaml
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.configs import config_names
+from ssamba_upstream.configs import config_names, find_config
 from ssamba_upstream.corpora.superb_sets import CHECKS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.superb import plan, processes
@@ -221,9 +221,22 @@ def test_overrides_reach_the_tasks_that_have_the_field(superb, corpora, tmp_path
     assert "none of the tasks has this field" in capsys.readouterr().err
 
 
-def test_no_checkpoint_for_verification(superb, capsys):
-    assert superb("asv", "-o", f"{STEPS},,config.runner.save_step=5") == 1
-    assert "no checkpoint is kept; override config.runner.save_step" in capsys.readouterr().err
+@pytest.mark.parametrize("steps", ["save_step=5", "eval_step=3", "eval_step=6"])
+def test_no_checkpoint_for_verification(superb, capsys, steps):
+    assert superb("asv", "-o", f"{STEPS},,config.runner.{steps}") == 1
+    assert "no state is kept to be evaluated at every eval_step. Override config.runner.eval" in capsys.readouterr().err
+
+
+def test_verification_is_evaluated_at_every_eval_step(superb, tmp_path):
+    """Of the states of steps 2 and 4, the first is better and is not looked at."""
+    assert superb("asv", "-o", f"{STEPS},,config.runner.eval_step=4") == 0
+    found = row(tmp_path)
+    assert found["test"] == {"EER": 25} and found["runs"]["asv"]["step"] == 4
+    assert sum(call.startswith("-m evaluate") for call in superb.calls) == 2
+    runner = yaml.safe_load(find_config("speaker_verification", "downstream").read_text())["runner"]
+    evaluated = [step for step in range(runner["save_step"], runner["total_steps"] + 1, runner["save_step"])
+                 if step % runner["eval_step"] == 0]
+    assert evaluated == [20000 * number for number in range(1, 11)]  # s3prl's sv_voxceleb1/test_expdir.sh
 
 
 # Scorers
