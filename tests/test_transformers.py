@@ -192,6 +192,27 @@ def test_trainer(tmp_path, checkpointing):
 
 
 @pytest.mark.slow
+def test_parts_of_a_step_of_the_trainer_may_have_unequal_numbers_of_labelled_seconds(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    labels = torch.tensor([[0, 1, 0], [1, -100, -100], [0, -100, -100], [1, 1, 0]])
+    clips = [{"input_values": fbank, "labels": row} for fbank, row in zip(torch.randn(4, 300, 32), labels)]
+    began = SsambaForAudioFrameClassification(SsambaConfig(**{**NETWORK, "pretraining_frames": 300}, num_labels=2))
+    stepped = []
+    for parts in (1, 4):
+        model = SsambaForAudioFrameClassification(began.config)
+        model.load_state_dict(began.state_dict())
+        arguments = transformers.TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
+            optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no", report_to="none", use_cpu=True,
+            disable_tqdm=True,
+        )
+        transformers.Trainer(model, arguments, train_dataset=clips).train()
+        stepped.append(model.frame_classifier.weight.detach())
+    assert not torch.allclose(stepped[0], began.frame_classifier.weight, atol=1e-3)
+    torch.testing.assert_close(*stepped, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_accelerate(tmp_path):
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     accelerator = accelerate.Accelerator(cpu=True)

@@ -14,7 +14,7 @@ from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import write_json
 from ..frontend import LogMel
-from ..network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..network.classification import IGNORED, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
@@ -139,6 +139,10 @@ class _Finetuning(Run):
             fbank = noise_and_roll(fbank, generator)
         with self.autocast():
             return network(fbank, labels=send(batch.targets, fbank.device))
+
+    def weight(self, batch):
+        """Labelled seconds, or 1 where clips are labelled: all batches have as many clips."""
+        return (batch.targets != IGNORED).sum().item() if self.task.seconds else 1.0
 
     def learning_rate_factor(self, step):
         """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""

@@ -136,6 +136,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
     """
 
     labels_seconds = True
+    accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
 
     def __init__(self, config):
         super().__init__(config)
@@ -144,15 +145,21 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         self.frame_classifier = ClassificationHead(config)
         self.post_init()
 
-    def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
+    def forward(
+        self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None,
+        num_items_in_batch=None,
+    ):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel; what is left after the last whole second is heard,
                 but not labelled.
-            labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy.
+            labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy,
+                averaged over the seconds that have one; 0 if none has.
             output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
             return_dict: whether to return a ``TokenClassifierOutput`` or a tuple.
             window_lengths: see :class:`SsambaModel`.
+            num_items_in_batch: by how many labelled seconds the sum of the cross-entropies is divided, where a batch is
+                a part of a step: transformers' Trainer counts those of all parts. Default: those of ``labels``.
 
         Returns:
             ``loss``, where there are labels, ``logits`` (batch, seconds, classes) and ``hidden_states``.
@@ -167,7 +174,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         counts = columns_of_seconds(self.config, input_values.shape[1])
         seconds = columns[:, : sum(counts)].split(counts, dim=1)
         logits = self.frame_classifier(torch.stack([second.mean(dim=1) for second in seconds], dim=1))
-        loss = None if labels is None else seconds_loss(logits, labels)
+        loss = None if labels is None else seconds_loss(logits, labels, num_items_in_batch)
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return self._returned(output, return_dict)
 
@@ -243,12 +250,13 @@ def clip_loss(logits, labels, problem_type=None):
     return F.cross_entropy(scores, labels)
 
 
-def seconds_loss(logits, labels):
+def seconds_loss(logits, labels, labelled=None):
     """Cross-entropy of seconds' logits (batch, seconds, classes); see
     :meth:`SsambaForAudioFrameClassification.forward`."""
     _check_indices(labels, logits.shape[:2], logits.shape[2], IGNORED)
     scores = _at_least_float32(logits)
-    return F.cross_entropy(scores.flatten(0, 1), labels.long().flatten(), ignore_index=IGNORED)
+    total = F.cross_entropy(scores.flatten(0, 1), labels.long().flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / ((labels != IGNORED).sum().clamp(min=1) if labelled is None else labelled)
 
 
 def _check_indices(labels, shape, classes, ignored=None):

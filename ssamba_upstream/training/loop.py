@@ -70,6 +70,14 @@ class Run:
         """
         raise NotImplementedError
 
+    def weight(self, batch):
+        """How many items the losses of a batch are means over, or any number where all batches have as many.
+
+        The losses of a step are means over the items of all its parts and processes. A batch without items has a loss
+        of 0.
+        """
+        return 1.0
+
     def learning_rate_factor(self, step):
         """What the highest learning rates are multiplied by after the warm-up; None leaves them as they are."""
         raise NotImplementedError
@@ -140,22 +148,24 @@ class Run:
 
     def step(self, step, batches):
         """One step of the optimizer; returns what there is to report about it."""
-        recipe, parts = self.recipe, self.recipe.accumulation
-        torch.manual_seed(seed_of(recipe.seed, NETWORK, step, self.processes.rank))  # drop path
-        generator = torch.Generator().manual_seed(seed_of(recipe.seed, TRAINING, step, self.processes.rank))
+        recipe, processes = self.recipe, self.processes
+        torch.manual_seed(seed_of(recipe.seed, NETWORK, step, processes.rank))  # drop path
+        generator = torch.Generator().manual_seed(seed_of(recipe.seed, TRAINING, step, processes.rank))
         self.model.train()
-        totals, started, waited = torch.zeros(len(self.LOSSES), device=self.processes.device), time.perf_counter(), 0.0
-        for part in range(parts):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            self.unreadable += batch.unreadable
-            self.position = batch.position
-            last = part == parts - 1
+        totals, started = torch.zeros(len(self.LOSSES), device=processes.device), time.perf_counter()
+        parts = [next(batches) for _ in range(recipe.accumulation)]
+        waited = time.perf_counter() - started
+        self.unreadable += itertools.chain(*(batch.unreadable for batch in parts))
+        self.position = parts[-1].position
+        weights = [self.weight(batch) for batch in parts]
+        # DistributedDataParallel averages gradients over the processes, so a share is one of a process's mean weight.
+        whole = processes.sum(torch.tensor(sum(weights), dtype=torch.float64)).item() / processes.world_size or 1.0
+        for batch, weight in zip(parts, weights):
+            last = batch is parts[-1]
             with nullcontext() if last else getattr(self.network, "no_sync", nullcontext)():
                 output = self.forward(self.network, batch, generator)
-                (output["loss"] / parts).backward()
-            totals += torch.stack([output[name].detach() for name in self.LOSSES]) / parts
+                (output["loss"] * weight / whole).backward()
+            totals += torch.stack([output[name].detach() for name in self.LOSSES]) * weight / whole
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self._set_learning_rates(step)
         self._update(step, norm)

@@ -512,12 +512,31 @@ def test_augmentation_is_for_training(tmp_path, recipe, monkeypatch):
     assert all(one != other for one, other in zip(*losses))
 
 
+def one_second_of_every_other(rows):
+    """The labels of seconds, of every other recording the first one only."""
+    return [(path, label.split(";")[0] if i % 2 else label, split) for i, (path, label, split) in enumerate(rows)]
+
+
+@pytest.fixture
+def uneven(changed_set):
+    """A task with one labelled second in some recordings and three in others."""
+    return {"data": changed_set(one_second_of_every_other, "seconds"), "problem": "per_second", "clip_frames": 300,
+            "epochs": 1, "model": {"drop_path_rate": 0.0}}
+
+
 def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
     """Clips and mixtures belong to their place in the sequence; masks are drawn for each part."""
     for parts in (1, 2):
         finetune(recipe(epochs=1, accumulation=parts, mixup=0.5, model={"drop_path_rate": 0.0}), tmp_path / str(parts))
     losses = [[loss for _, loss in logged(tmp_path / parts, "loss")] for parts in "12"]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_parts_with_unequal_numbers_of_labelled_seconds_are_the_same_step(tmp_path, recipe, uneven):
+    for parts in (1, 4):
+        finetune(recipe(**uneven, accumulation=parts), tmp_path / str(parts))
+    found = [logged(tmp_path / parts, "loss", "gradient_norm") for parts in "14"]
+    np.testing.assert_allclose(*found, rtol=1e-4)
 
 
 @pytest.mark.gpu
@@ -541,6 +560,15 @@ def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
         assert ours == pytest.approx(theirs, abs=1e-6) and ours["recordings"] == 6
         ours, theirs = (weights(tmp_path / name / f"fold-{fold}" / "last") for name in ("two", "one"))
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-20) for name in theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_with_unequal_numbers_of_labelled_seconds_make_the_same_steps(
+        tmp_path, recipe, recipe_file, uneven):
+    torchrun("finetune", recipe_file(**uneven, accumulation=2), "--out", tmp_path / "two")
+    finetune(recipe(**uneven), tmp_path / "one")
+    found = [logged(tmp_path / name, "loss", "gradient_norm") for name in ("two", "one")]
+    np.testing.assert_allclose(*found, rtol=1e-4)
 
 
 # Bad input

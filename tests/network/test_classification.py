@@ -233,8 +233,13 @@ def test_seconds_by_their_definition(frequency_stride, time_stride, frames):
 
 def test_seconds_without_a_label_are_left_out():
     model, fbank = classifier(SECONDS, 300), torch.randn(1, 300, 128)
-    output = model(fbank, labels=torch.tensor([[-100, 1, -100]]))
+    labels = torch.tensor([[-100, 1, -100]])
+    output = model(fbank, labels=labels)
     torch.testing.assert_close(output.loss, -output.logits[0, 1].log_softmax(0)[1])
+    torch.testing.assert_close(model(fbank, labels, num_items_in_batch=4).loss, output.loss / 4)
+    unlabelled = model(fbank, labels=torch.full((1, 3), -100)).loss
+    unlabelled.backward()
+    assert unlabelled == 0 and not any(parameter.grad.any() for parameter in model.parameters())
 
 
 def test_a_second_hears_its_own_time_most():
