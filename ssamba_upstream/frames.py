@@ -23,8 +23,8 @@ class UpstreamOptions:
     """How waveforms become frames.
 
     Attributes:
-        window_secs: length of the windows that the network reads. Default: 100 frames, but no more than 10 s or the
-            pretraining clips.
+        window_secs: length of the windows that the network reads, see :meth:`Windowing.for_model`. Default: 100 frames,
+            but no more than 10 s or the whole patches of a pretraining clip.
         time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, from 1 to the width
             of its patches. Default: 10, a frame every 100 ms, of patches 16 wide as the published ones are; of others,
             that width.

@@ -5,7 +5,7 @@ of an utterance depend on that utterance alone.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,27 +47,30 @@ class Windowing:
 
         Args:
             config: its SsambaConfig.
-            window_secs: length of a window. Default: 100 frames, but no more than 10 s or the pretraining clips.
+            window_secs: length of a window. Default: 100 frames, but no more than 10 s or the whole patches of a
+                pretraining clip. A window that ends less than a column after the last "physical" position, as one of
+                the pretraining clips' length can, is cut there.
             padding: see :class:`Windowing`.
 
         Raises:
             ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical".
         """
         front_end = config.front_end
-        shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.pretraining_frames))
+        shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.learned_frames))
         if window_secs is None:
             hundred = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
             window_secs = max(shortest, min(LONGEST_DEFAULT_WINDOW, longest, hundred))
         if not shortest <= window_secs:
             raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
         windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end)
-        last = (windowing.columns - 1) * windowing.time_stride
-        if config.positions == "physical" and last >= config.pretraining_frames:
+        if config.positions != "physical" or windowing.columns <= config.most_columns:
+            return windowing
+        if windowing.fbank_frames // config.time_stride > config.most_columns:
             raise ValueError(
-                f"window_secs={window_secs} is longer than the {longest} s whose positions the checkpoint has learned; "
-                'use shorter windows, or positions="published", which stretches them'
+                f"window_secs={window_secs} is longer than the {longest:g} s whose positions the checkpoint has "
+                'learned; use shorter windows, or positions="published", which stretches them'
             )
-        return windowing
+        return replace(windowing, window_secs=front_end.seconds_of(config.most_columns * config.time_stride))
 
     @property
     def hop(self):
@@ -79,12 +82,16 @@ class Windowing:
         return round(self.window_secs * self.front_end.sampling_rate)
 
     @property
+    def fbank_frames(self):
+        """Whole shifts from fbank frame to fbank frame in a full window."""
+        return self.window_samples // self.front_end.shift_samples
+
+    @property
     def columns(self):
         """Columns in a full window."""
-        fbank_frames = self.window_samples // self.front_end.shift_samples
         if self.padding == "published":
-            return (fbank_frames - self.patch_width) // self.time_stride + 1
-        return max(1, round(fbank_frames / self.time_stride))
+            return (self.fbank_frames - self.patch_width) // self.time_stride + 1
+        return max(1, round(self.fbank_frames / self.time_stride))
 
     def frames(self, samples):
         """Frames of an utterance of so many samples: ceil(samples / hop)."""
@@ -121,8 +128,7 @@ class Windowing:
     def _cut_published(self, wavs, log_mel):
         parts = [wav.split(self.window_samples) for wav in wavs]
         padded = [F.pad(part, (0, self.window_samples - len(part))) for run in parts for part in run]
-        frames = self.window_samples // self.front_end.shift_samples
-        windows = iter(_fit(fbank, frames) for fbank in log_mel(padded))
+        windows = iter(_fit(fbank, self.fbank_frames) for fbank in log_mel(padded))
         return [[next(windows) for _ in run] for run in parts]
 
 

@@ -22,7 +22,7 @@ from ssamba_upstream.corpora.statistics import LONGEST_CLIP, measure_statistics
 from ssamba_upstream.extraction import extract
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
 from ssamba_upstream.finetuning.trainer import finetune
-from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.network.classification import columns_of_seconds
 from ssamba_upstream.network.configuration import FrontEnd
@@ -153,6 +153,28 @@ def test_hear_is_told_the_rate(checkpoint):
     frames, milliseconds = hear.get_timestamp_embeddings(torch.randn(1, 22050) * 0.1, heard)
     assert frames.shape[1] == milliseconds.shape[1] == math.ceil(22050 / (4 * 264))
     torch.testing.assert_close(milliseconds[0, :3], torch.tensor([0.0, 1, 2]) * (1000 * 4 * 264 / 22050))
+
+
+@pytest.mark.parametrize("frames, sampling_rate", [(501, 22050), (103, 16000)])
+def test_clips_of_no_whole_number_of_patches(frames, sampling_rate, recordings, tmp_path):
+    """Windows of the clips' length, of which the learned positions cover the whole patches: all that reads audio."""
+    checkpoint = tmp_path / "checkpoint"
+    save_model(SsambaModel(SsambaConfig(**{**NETWORK, "pretraining_frames": frames}, sampling_rate=sampling_rate,
+                                        patch_size=[32, 8])), checkpoint)
+    seconds = SsambaConfig.from_pretrained(checkpoint).front_end.seconds_of(frames)
+    wav = torch.randn(12 * sampling_rate) * 0.1
+    for window_secs in (None, seconds):
+        encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(window_secs=window_secs)).eval()
+        assert encoder.windowing.columns == frames // 8
+        count = encoder.windowing.frames(len(wav))
+        assert encoder([wav]).last_hidden_state.shape[1] == count > 2 * encoder.windowing.columns
+        averages = time_averages(encoder.model, recordings, window_secs)
+        assert averages.isfinite().all()
+    if sampling_rate == 16000:
+        states = UpstreamExpert(str(checkpoint), window_secs=seconds).eval()([wav])["last_hidden_state"]
+        torch.testing.assert_close(states, encoder([wav]).last_hidden_state)
+    heard = hear.load_model(str(checkpoint))
+    assert hear.get_scene_embeddings(wav[None], heard).isfinite().all()
 
 
 def test_superb_refuses_other_rates(checkpoint):

@@ -38,6 +38,33 @@ def test_windows_hold_a_patch_by_default():
     assert Windowing.for_model(config).window_secs == 1.28
 
 
+@pytest.mark.parametrize("patch_size", [(16, 16), (32, 8), (64, 4), (128, 4), (128, 2)])
+@pytest.mark.parametrize("sampling_rate", [16000, 22050])
+def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
+    """Pretraining clips of any length: windows of their length, and the default ones, at any stride."""
+    for frames in [*range(patch_size[1], 60), 103, 251, 255, 501, 1000, 1023]:
+        for stride in {1, patch_size[1] // 2, 5 * patch_size[1] // 8, patch_size[1]} - {0}:
+            config = SsambaConfig(patch_size=patch_size, time_stride=stride, pretraining_frames=frames,
+                                  sampling_rate=sampling_rate)
+            windowing = Windowing.for_model(config)
+            learned = frames // patch_size[1] * patch_size[1]
+            assert 1 <= windowing.columns <= 100
+            assert (windowing.columns - 1) * stride < learned
+            if stride == patch_size[1]:
+                whole = Windowing.for_model(config, config.front_end.seconds_of(frames))
+                assert whole.columns == frames // stride
+
+
+@pytest.mark.parametrize("padding", ["none", "published"])
+def test_windows_beyond_the_learned_positions(padding):
+    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # of which 96 are in whole patches
+    assert Windowing.for_model(config, 1.03, padding).columns == 12
+    with pytest.raises(ValueError, match=r"window_secs=1.12 is longer than the 0.96 s whose positions"):
+        Windowing.for_model(config, 1.12, padding)
+    config.positions = "published"
+    assert Windowing.for_model(config, 1.12, padding).columns == 14
+
+
 def test_the_grid_of_columns_runs_through_the_windows():
     """Column c of the utterance is fbank frames 10c ... 10c + 15, whichever window it falls into."""
     wav, windowing = torch.randn(56000), Windowing(1.0, 10, 16, "none")

@@ -266,6 +266,16 @@ class SsambaConfig(PretrainedConfig):
         """Columns of patches in a window of so many fbank frames."""
         return (frames - self.patch_size[1]) // self.time_stride + 1
 
+    @property
+    def learned_frames(self):
+        """fbank frames that the learned positions cover: the whole patches of a pretraining clip."""
+        return self.position_grid[1] * self.patch_size[1]
+
+    @property
+    def most_columns(self):
+        """Columns of patches of a window that begin within the learned positions."""
+        return math.ceil(self.learned_frames / self.time_stride)
+
     def tokens(self, frames):
         """Tokens of such a window: the class token and the patches."""
         return 1 + self.num_patch_rows * self.columns(frames)

@@ -75,10 +75,9 @@ def _physical(grid, config, rows, columns):
 
     Pretraining patches stand a patch size apart; places past the last of them take its position.
     """
-    first_frame = (columns - 1) * config.time_stride
-    if first_frame >= config.pretraining_frames:
+    if columns > config.most_columns:
         raise ValueError(
-            f"a window of {columns} columns reaches beyond the {config.pretraining_frames} frames whose positions "
+            f"a window of {columns} columns reaches beyond the {config.learned_frames} frames whose positions "
             'were learned; use shorter windows, or positions="published", which stretches them'
         )
     if (config.frequency_stride, config.time_stride) == tuple(config.patch_size):

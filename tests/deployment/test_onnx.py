@@ -78,7 +78,8 @@ def run(path, name, values):
     ({"norm": "rms_norm", "block_order": "paired"}, {"time_stride": 16, "frequency_stride": 16}),
     ({"pretraining_frames": 256}, {"frequency_pooling": "mean", "window_secs": 1.7}),
     ({"sampling_rate": 22050, "num_mel_bins": 64, "normalisation": "clip"}, {"frequency_stride": 16}),
-], ids=["default", "paired, RMS norm", "short windows", "another front end"])
+    ({"pretraining_frames": 255, "patch_size": [64, 4]}, {"window_secs": 2.55}),
+], ids=["default", "paired, RMS norm", "short windows", "another front end", "clips of no whole patches"])
 def test_hidden_states_of_a_waveform(tmp_path, save, fields, options):
     checkpoint = save(**fields)
     export(checkpoint, tmp_path / "out.onnx", writes="hidden_states", **options)

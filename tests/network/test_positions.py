@@ -42,6 +42,13 @@ def test_physical_positions_end_with_the_pretraining_clips():
         position_embedding(places(config), config, 8, 104)
 
 
+def test_physical_positions_end_with_the_last_whole_patch():
+    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)
+    assert position_embedding(places(config), config, 4, 12).shape == (1, 1 + 4 * 12, 2)
+    with pytest.raises(ValueError, match="13 columns reaches beyond the 96 frames"):
+        position_embedding(places(config), config, 4, 13)
+
+
 def test_published_positions_cut_the_middle_when_shorter():
     config = SsambaConfig(time_stride=10, positions="published")
     grid = position_embedding(places(config), config, 8, 9)[0, 1:].view(8, 9, 2)
