@@ -261,6 +261,26 @@ def test_lora_of_every_projection(tmp_path, block_order):
         torch.testing.assert_close(merged(clips.fbanks).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["LoHaConfig", "LoKrConfig"])
+def test_adapters_of_convolutions(kind):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = getattr(peft, kind)(r=2, target_modules=["conv1d", "conv1d_b"], init_weights=False)
+    model, clips = peft.get_peft_model(classifier(), config).eval(), Noise(4)
+    windows = [*clips.fbanks, clips.fbanks[0, :40]]
+    encoder = model.base_model.model.ssamba
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sum("conv1d." in name for name in trained) == sum("conv1d_b." in name for name in trained) > 0
+    for inputs in (clips.fbanks, windows):
+        output = encoder(inputs)[0]
+        for gradient in torch.autograd.grad(output.square().sum(), [*trained.values()]):
+            assert gradient.any()
+        with model.disable_adapter():
+            assert not torch.allclose(encoder(inputs)[0], output, rtol=1e-2)
+    merged = model.merge_and_unload().ssamba
+    assert type(merged.layers[0].mixer.conv1d) is torch.nn.Conv1d
+    torch.testing.assert_close(merged(windows)[0], output, rtol=1e-4, atol=1e-5)
+
+
 def test_dynamic_quantisation_of_a_whole_classifier():
     if "fbgemm" not in torch.backends.quantized.supported_engines and "qnnpack" not in (
             torch.backends.quantized.supported_engines):

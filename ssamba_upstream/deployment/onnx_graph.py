@@ -215,9 +215,10 @@ class Network:
 
     def _direction(self, direction, x):
         graph, reverse = self.graph, direction["reverse"]
-        weight, states = direction["convolution"], direction["A_log"].shape[1]
+        convolution, states = direction["convolution"], direction["A_log"].shape[1]
+        weight = convolution.weight
         past = weight.shape[2] - 1
-        convolved = graph("Conv", x, weight.flip(2) if reverse else weight, direction["convolution_bias"],
+        convolved = graph("Conv", x, weight.flip(2) if reverse else weight, convolution.bias,
                           group=weight.shape[0], pads=[0, past] if reverse else [past, 0])
         u = graph("Transpose", self._silu(convolved), perm=[0, 2, 1])
         projected = self.linear(direction["input_projection"], u)

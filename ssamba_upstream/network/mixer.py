@@ -52,9 +52,8 @@ class BidirectionalMamba(nn.Module):
 
     def direction(self, suffix, reverse):
         """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
-        convolution = getattr(self, f"conv1d{suffix}")
         return {
-            "convolution": convolution.weight, "convolution_bias": convolution.bias,
+            "convolution": getattr(self, f"conv1d{suffix}"), "taps": self.config.conv_kernel,
             "input_projection": getattr(self, f"x_proj{suffix}"), "step_projection": getattr(self, f"dt_proj{suffix}"),
             "A_log": getattr(self, f"A{suffix}_log"), "D": getattr(self, f"D{suffix}"), "reverse": reverse,
         }

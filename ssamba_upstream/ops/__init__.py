@@ -10,10 +10,11 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
-from .product import apply_linear, is_plain, is_plain_linear, linear  # noqa: F401 (part of this package's face)
+from .product import apply_linear, is_plain, linear  # noqa: F401 (part of this package's face)
 from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 
@@ -29,6 +30,7 @@ _PLAIN = ("torch", "reference")  # of torch's own operators: they serve everywhe
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
 _MIXERS = {"cpu": cpu.mix_cpu}
+_MODULES = {"step_projection": nn.Linear, "input_projection": nn.Linear, "convolution": nn.Conv1d}
 
 _forced = None
 _best = {}  # by device type and dtype; asking every backend anew would take longer than a small scan
@@ -190,15 +192,16 @@ def mix(channels_and_gate, directions, offsets=None):
     """What a mixer computes between its outer projections: the mean of its directions' scans, under one gate.
 
     Each direction convolves the channels, projects what comes of it to steps of low rank, B and C, and scans; see
-    :class:`ssamba_upstream.network.mixer.BidirectionalMamba`. Where a backend has all of that in one piece and the
-    projections are plain ``nn.Linear``, it is asked; otherwise it is put together from the functions above.
+    :class:`ssamba_upstream.network.mixer.BidirectionalMamba`. If all modules are plain ones, a backend that has all of
+    this in one piece is asked; otherwise it is put together from the functions above, and the other modules are called.
 
     Args:
         channels_and_gate: (batch, length, 2 * channels): what is convolved, and z.
-        directions: a dict for each: ``convolution`` (channels, 1, width) and ``convolution_bias`` (channels,);
-            ``input_projection``, a module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module
-            with a bias, (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states),
-            the logarithm of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
+        directions: a dict for each: ``convolution``, an ``nn.Conv1d`` of the channels by themselves, with a bias and
+            without padding, or a module in its place, and ``taps``, the width of its kernel; ``input_projection``, a
+            module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module with a bias,
+            (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states), the logarithm
+            of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
         offsets: of a ragged batch, as in :func:`selective_scan_mean`.
 
     Returns:
@@ -207,14 +210,17 @@ def mix(channels_and_gate, directions, offsets=None):
     Raises:
         ValueError: offsets that do not fit.
     """
-    plain_steps = all(is_plain_linear(direction["step_projection"]) for direction in directions)
-    plain = plain_steps and all(is_plain_linear(direction["input_projection"]) for direction in directions)
-    if plain and len(directions) <= 2 and (mix_at_once := _MIXERS.get(choose_backend(channels_and_gate))):
+    plain_steps, plain_inputs, plain_convolutions = (_all_plain(directions, name) for name in _MODULES)
+    all_plain = plain_steps and plain_inputs and plain_convolutions
+    if all_plain and len(directions) <= 2 and (mix_at_once := _MIXERS.get(choose_backend(channels_and_gate))):
         return mix_at_once(channels_and_gate, directions, offsets)
     x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
-    inputs = causal_convolutions(x, *(
-        [direction[name] for direction in directions] for name in ("convolution", "convolution_bias", "reverse")
-    ), offsets)
+    if plain_convolutions:
+        weights, biases = zip(*((direction["convolution"].weight, direction["convolution"].bias)
+                                for direction in directions))
+        inputs = causal_convolutions(x, weights, biases, [direction["reverse"] for direction in directions], offsets)
+    else:
+        inputs = [_call_convolution(x, direction, offsets) for direction in directions]
     scans = [_scan_arguments(u, direction, plain_steps) for u, direction in zip(inputs, directions)]
     if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # which reads the logarithm itself
         return triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
@@ -244,6 +250,25 @@ def _each_sequence(compute, x, offsets):
     ends = itertools.pairwise(boundaries(x, offsets))
     not_empty = [slice(begin, end) for begin, end in ends if begin < end] or [slice(0, 0)]
     return [torch.cat(pieces, dim=-1) for pieces in zip(*map(compute, not_empty))]
+
+
+def _call_convolution(x, direction, offsets):
+    """:func:`causal_convolution` by a direction's module, which is called once, with zeros before each sequence."""
+    module, context = direction["convolution"], direction["taps"] - 1
+    if direction["reverse"]:
+        turned = None if offsets is None else x.shape[-1] - offsets.flip(0)
+        return _call_convolution(x.flip(-1), direction | {"reverse": False}, turned).flip(-1)
+    if offsets is None:
+        return F.silu(module(F.pad(x, (context, 0))))
+    check_offsets(x, offsets)
+    steps = torch.arange(x.shape[-1], device=x.device)
+    places = steps + context * torch.bucketize(steps, offsets[1:-1], right=True)
+    padded = x.new_zeros(*x.shape[:2], len(steps) + context * (len(offsets) - 1))
+    return F.silu(module(padded.index_copy(-1, places + context, x))[..., places])
+
+
+def _all_plain(directions, name):
+    return all(is_plain(direction[name], _MODULES[name]) for direction in directions)
 
 
 def _causal_convolution(x, weight, bias, reverse):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 LIBRARIES = ("torch", "onednn")
 FASTER_BY_ONEDNN = ("AuthenticAMD", "26")  # vendor and family, as the system tells them
@@ -43,21 +44,19 @@ def linear(x, weight, bias=None):
 
 
 def apply_linear(module, x):
-    """A module's result for x: :func:`linear` for a plain ``nn.Linear``; anything else, such as an adapter or a
-    quantised layer, is called."""
-    return linear(x, module.weight, module.bias) if is_plain_linear(module) else module(x)
-
-
-def is_plain_linear(module):
-    """Whether a module is an ``nn.Linear`` and nothing more, see :func:`is_plain`."""
-    return is_plain(module, nn.Linear)
+    """Return a module's result for x: by :func:`linear` if it is a plain ``nn.Linear``; otherwise it is called."""
+    return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
 
 
 def is_plain(module, kind):
-    """Whether a module is of a class, such as ``nn.Conv2d``, and nothing more: neither of a class derived from it, as
-    adapters are, nor with hooks, so that its weight and bias are all there is to it."""
-    return type(module) is kind and not (
+    """True if a module is of this class and nothing more, so that its weight and bias are all there is to it.
+
+    False for adapters, quantised and parametrised layers, which are of other classes; for modules with hooks, such as
+    pruned ones, and for all modules while there are hooks of all modules; and if ``forward`` was replaced.
+    """
+    return type(module) is kind and "forward" not in module.__dict__ and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or _has_any_global_hook()
     )
 
 

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
 
 from ssamba_upstream import SsambaConfig, ops
 from ssamba_upstream.network.mixer import BidirectionalMamba
@@ -91,7 +94,7 @@ def test_a_sequence_is_mixed_by_itself():
 def test_operator_is_well_registered():
     module = mixer(hidden_size=8, state_size=3)
     directions = [module.direction("", False), module.direction("_b", True)]
-    lists = [[direction[name] for direction in directions] for name in ("convolution", "convolution_bias")]
+    lists = [[getattr(direction["convolution"], name) for direction in directions] for name in ("weight", "bias")]
     lists += [[direction["input_projection"].weight for direction in directions]]
     lists += [[getattr(direction["step_projection"], name) for direction in directions] for name in ("weight", "bias")]
     lists += [[direction[name] for direction in directions] for name in ("A_log", "D")]
@@ -115,25 +118,117 @@ class Adapter(nn.Module):
     def __init__(self, layer):
         super().__init__()
         self.layer = layer.requires_grad_(False)
-        self.down = nn.Linear(layer.in_features, 2, bias=False)
-        self.up = nn.Linear(2, layer.out_features, bias=False)
+        self.down = nn.Parameter(0.2 * torch.randn(2, layer.weight[0].numel()))
+        self.up = nn.Parameter(0.2 * torch.randn(len(layer.weight), 2))
+
+    def change(self):
+        return (self.up @ self.down).view_as(self.layer.weight)
 
     def forward(self, x):
-        return self.layer(x) + self.up(self.down(x))
+        if isinstance(self.layer, nn.Linear):
+            return self.layer(x) + F.linear(x, self.change())
+        return self.layer(x) + F.conv1d(x, self.change(), groups=self.layer.groups)
 
 
-@pytest.mark.parametrize("name", ["in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj"])
-def test_an_adapter_is_heard_and_learns(name):
+CONVOLUTIONS = ["conv1d", "conv1d_b"]
+MODULES = ["in_proj", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b", "out_proj", *CONVOLUTIONS]
+CALLS = [(False, None), (True, None), (False, OFFSETS), (True, OFFSETS)]  # time_reversed and offsets
+
+
+@pytest.mark.parametrize("names", [*([name] for name in MODULES), CONVOLUTIONS], ids=" ".join)
+def test_an_adapter_is_heard_and_learns(names):
     """What it computes is what the layer does whose weight is changed by as much."""
-    module, tokens = mixer(), torch.randn(2, 20, 48)
-    merged, adapter = copy.deepcopy(module), Adapter(getattr(module, name))
-    setattr(module, name, adapter)
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    merged = copy.deepcopy(module)
+    adapters = {name: Adapter(getattr(module, name)) for name in names}
     with torch.no_grad():
-        getattr(merged, name).weight += adapter.up.weight @ adapter.down.weight
-    output = module(tokens)
-    torch.testing.assert_close(output, merged(tokens), rtol=1e-4, atol=1e-5)
+        for name, adapter in adapters.items():
+            getattr(merged, name).weight += adapter.change()
+            setattr(module, name, adapter)
+    for arguments in CALLS:
+        output = module(tokens, *arguments)
+        torch.testing.assert_close(output, merged(tokens, *arguments), rtol=1e-4, atol=1e-5)
+        for adapter in adapters.values():
+            gradients = torch.autograd.grad(output.square().sum(), [adapter.up, adapter.down], retain_graph=True)
+            assert all(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("arguments", CALLS)
+def test_a_called_convolution_is_the_convolution(arguments):
+    """Itself and its gradients, in float64, in both directions and with sequences of every length."""
+    module, tokens = mixer().double(), torch.randn(1, 120, 48, dtype=torch.float64)
+    expected = outputs_and_gradients(module, tokens, *arguments)
+    for name in CONVOLUTIONS:
+        getattr(module, name).register_forward_hook(lambda module, inputs, output: None)
+    for name, value in outputs_and_gradients(module, tokens, *arguments).items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_offsets_are_checked_where_convolutions_are_called():
+    module = mixer()
+    module.conv1d.register_forward_hook(lambda module, inputs, output: None)
+    for batch, offsets, message in (
+        (2, OFFSETS, "a batch of 2"), (1, OFFSETS[1:], "from 0 to the length"), (1, OFFSETS[:-1], "from 0 to"),
+        (1, OFFSETS.int(), "must be int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(torch.randn(batch, 120, 48), False, offsets)
+
+
+@pytest.mark.parametrize("offsets", [None, OFFSETS])
+def test_a_called_convolution_in_bfloat16(offsets):
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = module(tokens, False, offsets)
+        module.conv1d.register_forward_hook(lambda module, inputs, output: None)
+        found = module(tokens, False, offsets)
+    assert found.dtype == torch.bfloat16 and (found - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("arguments", CALLS)
+def test_pruning_follows_the_weights(arguments):
+    """A pruned layer works its weight out anew in each call."""
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    for name in MODULES:
+        prune.random_unstructured(getattr(module, name), "weight", 0.5)
+    with torch.no_grad():
+        for name in MODULES:
+            getattr(module, name).weight_orig *= 1.5  # as by a step of training
+    output = module(tokens, *arguments)
     output.square().sum().backward()
-    assert adapter.up.weight.grad.any() and adapter.down.weight.grad.any()
+    for name in MODULES:
+        layer = getattr(module, name)
+        assert layer.weight_orig.grad.any() and not layer.weight_orig.grad[layer.weight_mask == 0].any(), name
+        prune.remove(layer, "weight")
+    torch.testing.assert_close(module(tokens, *arguments), output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("register", [
+    lambda modules, hook: [module.register_forward_hook(hook) for module in modules],
+    lambda modules, hook: [register_module_forward_hook(hook)],
+], ids=["each", "all"])
+def test_hooks_are_called_once_and_heard(register):
+    module, tokens, called = mixer(), torch.randn(1, 120, 48), []
+    modules, plain = {getattr(module, name): name for name in MODULES}, module(tokens, False, OFFSETS)
+
+    def hook(layer, inputs, output):
+        called.append(modules.get(layer))
+        return 1.1 * output if layer in (module.conv1d, module.x_proj_b) else output
+
+    handles = register(modules, hook)
+    found = module(tokens, False, OFFSETS)
+    assert sorted(name for name in called if name) == sorted(MODULES) and not torch.allclose(found, plain, rtol=1e-3)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(module(tokens, False, OFFSETS), plain)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_replaced_forward_is_called(name):
+    module, tokens = mixer(), torch.randn(2, 20, 48)
+    layer, plain = getattr(module, name), module(tokens)
+    layer.forward = lambda x: 1.5 * type(layer).forward(layer, x)
+    assert not torch.allclose(module(tokens), plain, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantization.*deprecated.*", "ignore::DeprecationWarning")

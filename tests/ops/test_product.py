@@ -87,9 +87,9 @@ class Scaled(nn.Linear):
 
 def test_only_a_plain_linear_layer_is_looked_into():
     x, plain = torch.randn(3, 4), nn.Linear(4, 2)
-    assert product.is_plain_linear(plain) and torch.equal(product.apply_linear(plain, x), plain(x))
+    assert product.is_plain(plain, nn.Linear) and torch.equal(product.apply_linear(plain, x), plain(x))
     for other in (Scaled(4, 2), nn.Sequential(plain), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))):
-        assert not product.is_plain_linear(other) and torch.equal(product.apply_linear(other, x), other(x))
+        assert not product.is_plain(other, nn.Linear) and torch.equal(product.apply_linear(other, x), other(x))
     hooked = copy.deepcopy(plain)
     hooked.register_forward_hook(lambda module, inputs, output: 3 * output)
     assert torch.equal(product.apply_linear(hooked, x), 3 * plain(x))

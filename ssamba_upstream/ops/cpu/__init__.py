@@ -66,11 +66,10 @@ def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
 
 
 def mix_cpu(channels_and_gate, directions, offsets=None):
-    """Arguments and result: see :func:`ssamba_upstream.ops.mix`, with plain projections. Differentiable once."""
-    lists = [[direction[name].float() for direction in directions] for name in _PARAMETERS]
-    projections = [direction["input_projection"].weight.float() for direction in directions]
-    steps = [direction["step_projection"] for direction in directions]
-    lists[2:2] = projections, [step.weight.float() for step in steps], [step.bias.float() for step in steps]
+    """Arguments and result: see :func:`ssamba_upstream.ops.mix`, with plain modules. Differentiable once."""
+    lists = [
+        [getattr(direction[module], name).float() for direction in directions] for module, name in _WEIGHTS
+    ] + [[direction[name].float() for direction in directions] for name in ("A_log", "D")]
     reverse = [direction["reverse"] for direction in directions]
     tensors = [channels_and_gate, *(tensor for tensors in lists for tensor in tensors)]
     if offsets is not None:
@@ -82,7 +81,10 @@ def mix_cpu(channels_and_gate, directions, offsets=None):
     return operator(_readable(channels_and_gate), *lists, offsets, reverse, keep)[0].to(channels_and_gate.dtype)
 
 
-_PARAMETERS = "convolution", "convolution_bias", "A_log", "D"
+_WEIGHTS = (
+    ("convolution", "weight"), ("convolution", "bias"), ("input_projection", "weight"), ("step_projection", "weight"),
+    ("step_projection", "bias"),
+)
 
 
 def exponential2(x, out=None):
