@@ -265,7 +265,9 @@ def summary(options):
 
 
 def _save(result, options):
-    text = json.dumps(result, indent=2)
+    from ssamba_upstream.files import to_json
+
+    text = to_json(result, indent=2)
     (options.out / f"{options.step}.json").write_text(text)
     if result and isinstance(result, list):
         from ssamba_upstream.benchmark.timing import markdown

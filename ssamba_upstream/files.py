@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -54,8 +55,24 @@ def write_text(text, path, errors="strict"):
 
 
 def write_json(content, path):
-    """Write what JSON can hold, indented, with a line end after it."""
-    write_text(json.dumps(content, indent=2) + "\n", path)
+    """Write a file of JSON, see :func:`to_json`, indented and with a line end after it."""
+    write_text(to_json(content, indent=2) + "\n", path)
+
+
+def to_json(content, indent=None):
+    """JSON of something made of dicts, lists, strings and numbers; NaN and infinity, which JSON does not have, are
+    null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def read_json(path):
+    """The content of a file of JSON; None for NaN and infinity, which earlier versions wrote into some."""
+    return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda name: None)
+
+
+def shown(number, layout=".4f"):
+    """A number as tables have it, in Python's format; "-" if it is None or not finite."""
+    return "-" if _finite(number) is None else format(number, layout)
 
 
 def file_hash(path):
@@ -70,6 +87,15 @@ def file_hash(path):
 def json_hash(content):
     """The SHA-256 of something made of dicts, lists, strings and numbers, in hexadecimal; dicts may be in any order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _finite(content):
+    """The content with None in place of numbers that are not finite."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [*map(_finite, content)]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _permissions_of_new(path):

@@ -1,10 +1,22 @@
 """Files and folders that are whole at every moment, and hashes."""
 
 import hashlib
+import json
+import math
 
 import pytest
 
-from ssamba_upstream.files import file_hash, json_hash, new_folder, replacing, write_json, write_text
+from ssamba_upstream.files import (
+    file_hash,
+    json_hash,
+    new_folder,
+    read_json,
+    replacing,
+    shown,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -16,6 +28,17 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "first\n" and list(file.parent.iterdir()) == [file]
     write_json({"a": [1, "é"]}, file)
     assert file.read_text(encoding="utf-8") == '{\n  "a": [\n    1,\n    "\\u00e9"\n  ]\n}\n'
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    content = {"a": [math.nan, 1.5, (math.inf, -math.inf)], "b": {"c": math.nan}, "d": 2, "e": "NaN"}
+    expected = {"a": [None, 1.5, [None, None]], "b": {"c": None}, "d": 2, "e": "NaN"}
+    assert json.loads(to_json(content)) == expected and math.isnan(content["a"][0])
+    write_json(content, tmp_path / "new.json")
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert read_json(tmp_path / "new.json") == read_json(tmp_path / "old.json") == expected
+    assert [*map(shown, (0.5, 1, math.nan, None))] == ["0.5000", "1.0000", "-", "-"]
+    assert shown(0.123456, ".2g") == "0.12"
 
 
 def test_two_may_write_the_same_file(tmp_path):

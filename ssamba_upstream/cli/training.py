@@ -43,7 +43,9 @@ def _pretrain(options):
 
 
 def _finetune(options):
+    from ..files import shown
     from ..finetuning.recipe import FinetuningRecipe
+    from ..finetuning.results import metrics_of
     from ..finetuning.trainer import finetune
     from ..training.distributed import rank
     from ..training.recipe import read_recipe
@@ -55,9 +57,8 @@ def _finetune(options):
     if rank() > 0:
         return 0
     deviations = results.get("deviation", {})
-    for name, value in results["test"].items():
-        if isinstance(value, float):
-            print(f"test {name} {value:.4f}" + (f" ± {deviations[name]:.4f}" if name in deviations else ""))
+    for name, value in metrics_of(results["test"]).items():
+        print(f"test {name} {shown(value)}" + (f" ± {shown(deviations[name])}" if name in deviations else ""))
 
 
 def _show_masks(options):

@@ -1,7 +1,5 @@
 """How well a classifier does: accuracy, mean average precision, mean area under the ROC curve."""
 
-import math
-
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -22,8 +20,8 @@ def evaluate(logits, targets, problem) -> dict:
             for single labels.
 
     Returns:
-        These by their names, and beside ``mAP`` and ``mAUC`` how many classes they could not take in,
-        ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
+        These by their names, None where they are not defined, and beside ``mAP`` and ``mAUC`` how many classes they
+        could not take in, ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
 
     Raises:
         ValueError: shapes or values do not fit, nothing is there to count, or logits are not finite.
@@ -63,7 +61,7 @@ def mean_average_precision(scores, targets):
         targets: ``(rows, classes)`` of 0 and 1.
 
     Returns:
-        (mean, left out): the mean over the classes that occur, NaN if there is none, and how many do not occur.
+        (mean, left out): the mean over the classes that occur, None if there is none, and how many do not occur.
     """
     return _mean_over(targets.any(dim=0), average_precision_score, scores, targets)
 
@@ -76,15 +74,15 @@ def mean_auc(scores, targets):
         targets: ``(rows, classes)`` of 0 and 1.
 
     Returns:
-        (mean, left out): the mean over the classes that occur but not in every row, NaN if there is none, and how many
-        others there are.
+        (mean, left out): the mean over the classes that occur but not in every row, None if there is none, and how
+        many others there are.
     """
     return _mean_over(targets.any(dim=0) & ~targets.all(dim=0), roc_auc_score, scores, targets)
 
 
 def _mean_over(defined, metric, scores, targets):
     values = [metric(truth, score) for truth, score in zip(targets.T[defined].numpy(), scores.T[defined].numpy())]
-    return sum(values) / len(values) if values else math.nan, len(defined) - len(values)
+    return sum(values) / len(values) if values else None, len(defined) - len(values)
 
 
 def _seconds(logits, targets):

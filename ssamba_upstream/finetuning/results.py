@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from huggingface_hub import EvalResult
 
 from ..checkpoint import write_classifier
-from ..files import write_json, write_text
+from ..files import shown, write_json, write_text
 from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
@@ -25,8 +25,8 @@ def model_card(model, description, step, scores):
     recipe, front_end = description["recipe"], model.config.front_end
     seconds, kilohertz = front_end.seconds_of(recipe["clip_frames"]), front_end.sampling_rate / 1000
     rows = [
-        f"| {split} | {name} | {value:.4f} |" for split in ("dev", "test") if scores.get(split)
-        for name, value in scores[split].items() if isinstance(value, float)
+        f"| {split} | {name} | {shown(value)} |" for split in ("dev", "test") if scores.get(split)
+        for name, value in metrics_of(scores[split]).items()
     ]
     table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
@@ -35,7 +35,7 @@ def model_card(model, description, step, scores):
     header = card_header(
         recipe, pipeline_tag="audio-classification", tags=["audio", "mamba", "ssamba"], model_name=name,
         eval_results=[EvalResult("audio-classification", data, data, metric, value, dataset_split="test")
-                      for metric, value in (scores.get("test") or {}).items() if isinstance(value, float)],
+                      for metric, value in metrics_of(scores.get("test") or {}).items() if value is not None],
     )
     fold = "" if recipe["fold"] is None else f", fold {recipe['fold']} for testing"
     return f"""{header}
@@ -67,20 +67,27 @@ Classes: {", ".join(model.config.id2label.values())}
 """
 
 
+def metrics_of(scores):
+    """The metrics among what was found on a split; the others are counts."""
+    return {name: value for name, value in scores.items() if not isinstance(value, int)}
+
+
 def summarise(results):
-    """Mean and standard deviation (of a sample) over folds of the metrics on the test set.
+    """Mean and standard deviation (of a sample) of the metrics on the test set, over the folds that define them.
 
     Args:
         results: of each fold, by its name, the content of its ``results.json``.
 
     Returns:
-        ``test``, the means, and ``deviation``, by the metrics' names, and ``folds``, the results.
+        ``test``, the means, and ``deviation``, by the metrics' names, None with too few folds; and ``folds``, the
+        results.
     """
-    names = [name for name, value in next(iter(results.values()))["test"].items() if isinstance(value, float)]
+    names = metrics_of(next(iter(results.values()))["test"])
     values = {name: [of_fold["test"][name] for of_fold in results.values()] for name in names}
+    defined = {name: [value for value in of_folds if value is not None] for name, of_folds in values.items()}
     return {
-        "test": {name: mean(of_folds) for name, of_folds in values.items()},
-        "deviation": {name: stdev(of_folds) for name, of_folds in values.items()},
+        "test": {name: mean(of_folds) if of_folds else None for name, of_folds in defined.items()},
+        "deviation": {name: stdev(of_folds) if len(of_folds) > 1 else None for name, of_folds in defined.items()},
         "folds": results,
     }
 
@@ -90,8 +97,8 @@ def write_results(summary, out):
     names = summary["test"]
     lines = [f"| fold | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for fold, of_fold in summary["folds"].items():
-        lines.append(f"| {fold} | " + " | ".join(f"{of_fold['test'][name]:.4f}" for name in names) + " |")
-    together = " | ".join(f"{summary['test'][name]:.4f} ± {summary['deviation'][name]:.4f}" for name in names)
+        lines.append(f"| {fold} | " + " | ".join(shown(of_fold["test"][name]) for name in names) + " |")
+    together = " | ".join(f"{shown(summary['test'][name])} ± {shown(summary['deviation'][name])}" for name in names)
     lines.append(f"| mean ± standard deviation | {together} |")
     write_json(summary, out / RESULTS)
     write_text("\n".join(lines) + "\n", out / "results.md")

@@ -1,7 +1,5 @@
 """The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
 
-import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from ..checkpoint import content_hash, load_model, new_classifier
 from ..corpora.labelled import read_labelled
 from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
-from ..files import write_json
+from ..files import read_json, write_json
 from ..frontend import LogMel
 from ..network.classification import IGNORED, SsambaForAudioClassification, SsambaForAudioFrameClassification
 from ..training.batches import batch_to_fbank
@@ -92,7 +90,7 @@ def _folds(labelled, recipe):
 
 def _finetune_one(recipe, task, out, description, processes, stopped):
     if (out / RESULTS).is_file():
-        return json.loads((out / RESULTS).read_text())
+        return read_json(out / RESULTS)
     processes.wait()
     run = _Finetuning(recipe, task, out, description, processes)
     return run.results if run.train(stopped) else None
@@ -164,7 +162,7 @@ class _Finetuning(Run):
         """Metrics on dev; keeps the best network."""
         metrics = self._metrics(self.model, "dev")
         self.log.record(step, "validation", **metrics)
-        if math.isnan(metrics[self.recipe.metric]):
+        if metrics[self.recipe.metric] is None:
             raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of "
                               "its recordings; choose the best epoch by another metric")
         if metrics[self.recipe.metric] > self.progress["best"]:

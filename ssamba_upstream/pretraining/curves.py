@@ -1,6 +1,7 @@
 """A picture of a run's log: losses, accuracy of the contrastive task, effective rank and probe over the steps."""
 
 import json
+import math
 
 from ..figures import load_pyplot, save_figure
 
@@ -23,7 +24,8 @@ def draw_curves(log, out):
     curves = {}
     for line in map(json.loads, log.read_text().splitlines()):
         for name in PANELS.keys() & line.keys():
-            curves.setdefault(name, {}).setdefault(line["kind"], []).append((line["step"], line[name]))
+            value = math.nan if line[name] is None else line[name]  # a gap
+            curves.setdefault(name, {}).setdefault(line["kind"], []).append((line["step"], value))
     panels = [name for name in PANELS if name in curves]
     figure, axes = load_pyplot().subplots(1, len(panels), figsize=(4 * len(panels), 3.5), layout="constrained")
     for axis, name in zip(axes, panels):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..checkpoint import write_model
 from ..feature_extraction import SsambaFeatureExtractor
-from ..files import write_json
+from ..files import shown, write_json
 from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
@@ -21,7 +21,7 @@ def model_card(model, description, step, validation):
     """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
     seconds = config.front_end.seconds_of(config.pretraining_frames)
-    scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in validation.items())
+    scores = "\n".join(f"| {name.replace('_', ' ')} | {shown(value)} |" for name, value in validation.items())
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
     return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import content_hash
-from ..files import json_hash, new_folder, write_json, write_text
+from ..files import json_hash, new_folder, to_json, write_json, write_text
 from ..frames import FrameEncoder, UpstreamOptions
 from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
 from .frame_features import iterate_frames, iterate_log_mel_frames
@@ -86,7 +86,7 @@ def remembered(folder, description, compute):
     """
     file = Path(folder) / f"{_key({**description, 'format': FORMAT})}.json"
     if not file.is_file():
-        write_text(json.dumps(compute()), file)
+        write_text(to_json(compute()), file)
     return json.loads(file.read_text())
 
 

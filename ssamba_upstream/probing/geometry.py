@@ -11,7 +11,7 @@ MOST_UTTERANCES = 1000
 @torch.no_grad()
 def norms(features):
     """Mean Euclidean norm of each layer's time averages: (layers, utterances, features) -> (layers,)."""
-    return torch.stack([layer.float().norm(dim=1).mean() for layer in features])
+    return torch.stack([torch.linalg.vector_norm(layer, dim=1, dtype=torch.float64).mean() for layer in features])
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
 """The results of ``ssamba probe`` and ``ssamba probe-frames`` as JSON, Markdown and two pictures."""
 
-import json
 import math
 from statistics import stdev
 
 from ..figures import load_pyplot, save_figure
-from ..files import write_text
+from ..files import to_json, write_text
 
 # Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -28,7 +27,7 @@ def write_report(results, out):
             :func:`ssamba_upstream.probing.frame_study.probe_frames`, where the models have no ``superb_head``.
         out: a folder, which is made if it is not there.
     """
-    write_text(json.dumps(results, indent=1, allow_nan=False), out / "results.json")
+    write_text(to_json(results, indent=1), out / "results.json")
     write_text(markdown(results), out / "results.md")
     save_figure(_draw_layers(results), out / "layers.png")
     networks = [model for model in results["models"] if len(model["layers"]) > 1]

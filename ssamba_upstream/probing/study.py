@@ -183,13 +183,9 @@ def _head_splits(data):
 
 
 def geometry_of(cache, key, features):
-    """The norms of the layers and their linear CKA, None where it is undefined; remembered by the features' hash."""
+    """The norms of the layers and their linear CKA, None where it is not defined; remembered by the features' hash."""
     def compute():
-        similarities = linear_cka(features).tolist()
-        return {
-            "norms": norms(features).tolist(),
-            "cka": [[None if value != value else value for value in row] for row in similarities],
-        }
+        return {"norms": norms(features).tolist(), "cka": linear_cka(features).tolist()}
 
     return remembered(cache, {"features": key, "geometry": True}, compute)
 

@@ -8,7 +8,6 @@ finished, ``result.json``: the values on dev and test in the table's units, see 
 import dataclasses
 import fcntl
 import itertools
-import json
 import os
 import queue
 import re
@@ -22,7 +21,7 @@ import torch
 import yaml
 
 from ..checkpoint import content_hash
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from ..plugin import compat
 from .cells import Cell
 from .processes import CellError, Processes, run_s3prl
@@ -53,7 +52,7 @@ def cell_folder(cell: Cell, out) -> Path:
 def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
     """Whether a cell has its result, with all that its scorer, where it is there, can measure."""
     path = cell_folder(cell, out) / RESULT
-    return path.is_file() and not _to_be_scored(cell, json.loads(path.read_text()), scorers or Scorers())
+    return path.is_file() and not _to_be_scored(cell, read_json(path), scorers or Scorers())
 
 
 def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> dict[str, str]:
@@ -119,7 +118,7 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
                 raise CellError(f"{checkpoint} changed while the cell ran; copy it to where nothing writes, "
                                 "and run the copy")
             write_json(result, folder / RESULT)
-        result = json.loads((folder / RESULT).read_text())
+        result = read_json(folder / RESULT)
         if _to_be_scored(cell, result, scorers):
             again = _evaluation(task_named(cell.task), f"{EXPERIMENT}/{result['checkpoint']}")
             scores = scorers.score(cell, folder / EXPERIMENT, lambda arguments: run([*again, *arguments]))
@@ -163,8 +162,11 @@ def _evaluate_states(cell: Cell, experiment: Path, run) -> dict:
             printed = run([*_evaluation(task, f"{EXPERIMENT}/{states.name}"),
                            "-o", f"args.expdir={EXPERIMENT}/{states.stem}"])
             write_json(_test_values(task, printed), place / RESULT)
-        found[states] = json.loads((place / RESULT).read_text())
-    best = better(metric)(found, key=lambda states: found[states][metric.name])
+        found[states] = read_json(place / RESULT)
+    defined = [states for states, values in found.items() if values[metric.name] is not None]
+    if not defined:
+        raise CellError(f"s3prl measured no {metric.name} that is a number; see what it printed in {experiment.parent}")
+    best = better(metric)(defined, key=lambda states: found[states][metric.name])
     for _, form in task.predictions:
         shutil.copyfile(experiment / best.stem / form.source, experiment / form.source)
     return {"dev": found[best][metric.name], "test": found[best], "step": _step(best), "checkpoint": best.name}

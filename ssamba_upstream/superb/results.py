@@ -1,11 +1,10 @@
 """The table of a campaign's results, from the cells in its folder: results.json and results.md."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from .campaign import EXPERIMENT, RESULT, better, value
 from .cells import Cell, Upstream
 from .scorers import Scorers
@@ -28,10 +27,10 @@ def write_results(out, scorers: Scorers | None = None) -> list[dict]:
     out = Path(out)
     series = defaultdict(list)
     for file in sorted(out.glob("cells/*/cell.json")):
-        cell = json.loads(file.read_text())
+        cell = read_json(file)
         result = file.with_name(RESULT)
         if finished := result.is_file():
-            cell["result"] = {**json.loads(result.read_text()), "run": str(file.with_name(EXPERIMENT))}
+            cell["result"] = {**read_json(result), "run": str(file.with_name(EXPERIMENT))}
         cell["unfinished"] = not finished
         series[cell["series"]].append(cell)
     rows = [_row(cells, scorers or Scorers()) for cells in series.values()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from ..files import write_text
+from ..files import shown, to_json, write_text
 
 SECONDS_IN_A_FILE = 60.0  # from one state of the progress bar to the next, where no terminal draws over the one before
 
@@ -48,17 +48,18 @@ class RunLog:
         if not self.active:
             return
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            file.write(to_json({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.curves.add_scalar(f"{kind}/{name}", value, step)
-        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+        texts = {name: shown(value, ".4g") if value is None or isinstance(value, float) else value
+                 for name, value in values.items()}
         if kind == "training":
-            self.shown |= shown
+            self.shown |= texts
         else:
             if kind == "probe":
-                self.shown["probe"] = shown["test_accuracy"]
-            self.say(f"step {step} {kind}: {', '.join(f'{name} {value}' for name, value in shown.items())}")
+                self.shown["probe"] = texts["test_accuracy"]
+            self.say(f"step {step} {kind}: {', '.join(f'{name} {text}' for name, text in texts.items())}")
         self.progress.set_postfix(self.shown, refresh=False)
 
     def say(self, sentence):

@@ -23,6 +23,7 @@ from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
 from ssamba_upstream.finetuning import trainer
 from ssamba_upstream.finetuning.batches import evaluation_batches
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
+from ssamba_upstream.finetuning.results import summarise, write_results
 from ssamba_upstream.finetuning.trainer import finetune
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.training import training_state
@@ -241,6 +242,37 @@ def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
     with pytest.raises(RecipeError, match="fold 'test' is none of"):
         finetune(recipe(fold="test"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_fold_of_one_class_counts_where_a_metric_is_defined(tmp_path, recipe, changed_set):
+    """Also where an earlier version wrote the fold's results, with a NaN, and ended at the mean of the folds."""
+    run = recipe(epochs=1, data=changed_set(lambda rows: [(path, "low" if fold == "3" else label, fold)
+                                                          for path, label, fold in rows], "folds"))
+    results = finetune(run, tmp_path / "run")
+    areas = [of_fold["test"]["mAUC"] for of_fold in results["folds"].values()]
+    assert areas[2] is None and results["folds"]["3"]["test"]["mAUC_classes_left_out"] == 3
+    assert results["test"]["mAUC"] == pytest.approx(statistics.mean(areas[:2]))
+    assert results["deviation"]["mAUC"] == pytest.approx(statistics.stdev(areas[:2]))
+    assert results["test"]["accuracy"] == pytest.approx(
+        statistics.mean(of_fold["test"]["accuracy"] for of_fold in results["folds"].values()))
+    table = (tmp_path / "run" / "results.md").read_text().splitlines()
+    assert table[4].startswith("| 3 | ") and table[4].endswith(" | - |")
+    assert "| test | mAUC | - |" in (tmp_path / "run" / "fold-3" / "last" / "README.md").read_text()
+    written = [*(tmp_path / "run").rglob("*.json"), *(tmp_path / "run").rglob("*.jsonl")]
+    assert len(written) > 9 and not any("NaN" in file.read_text() for file in written)
+    of_fold = tmp_path / "run" / "fold-3" / "results.json"
+    of_fold.write_text(of_fold.read_text().replace('"mAUC": null', '"mAUC": NaN'))
+    (tmp_path / "run" / "results.json").unlink()
+    assert finetune(run, tmp_path / "run", resume=True) == results
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
+
+def test_too_few_folds_for_a_mean_or_a_deviation(tmp_path):
+    folds = {fold: {"test": {"recordings": 2, "mAP": value, "mAUC": None}} for fold, value in (("1", 0.5), ("2", None))}
+    summary = summarise(folds)
+    assert summary["test"] == {"mAP": 0.5, "mAUC": None} and summary["deviation"] == {"mAP": None, "mAUC": None}
+    write_results(summary, tmp_path)
+    assert (tmp_path / "results.md").read_text().endswith("| mean ± standard deviation | 0.5000 ± - | - ± - |\n")
 
 
 def test_the_test_set_is_not_read_before_the_end(tmp_path, recipe, steps, monkeypatch):

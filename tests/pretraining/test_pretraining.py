@@ -215,6 +215,17 @@ def test_a_network_that_makes_the_same_of_every_clip_is_told_of(tmp_path, recipe
     assert "the network has collapsed" in capsys.readouterr().out
 
 
+def test_figures_that_are_not_numbers(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(trainer, "effective_rank", lambda averages: float("nan"))
+    run = tmp_path / "run"
+    assert pretrain(recipe(steps=1), run)
+    assert logged(run, "effective_rank", kind="validation") == [[0, None], [1, None]]
+    assert json.loads((run / "last" / "run.json").read_text())["validation"]["effective_rank"] is None
+    assert "| effective rank | - |" in (run / "last" / "README.md").read_text()
+    assert (run / "curves.png").is_file()
+    assert not any("NaN" in file.read_text() for file in [*run.rglob("*.json"), *run.rglob("*.jsonl")])
+
+
 def constant_network(config):
     """A network that reads nothing of its patches."""
     model = SsambaForPreTraining(config)
@@ -359,6 +370,7 @@ def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps,
         return
     pretrain(run, tmp_path / "run")
     assert logged(tmp_path / "run", "skipped")[-1] == [14, 4]
+    assert [loss is None for _, loss in logged(tmp_path / "run", "loss")] == [2 <= step < 6 for step in range(1, 15)]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run" / "last").values())
 
 

@@ -271,4 +271,5 @@ def test_effective_rank():
 
 
 def test_norms():
-    torch.testing.assert_close(norms(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]])), torch.tensor([3.0]))
+    features = torch.tensor([[[3.0, 4.0], [0.0, 1.0]], [[3e30, 4e30], [0.0, 0.0]]])
+    assert norms(features).tolist() == pytest.approx([3.0, 2.5e30])

@@ -167,6 +167,26 @@ def test_verification_keeps_the_best_predictions(superb, tmp_path):
     assert "no dev set" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_verification_keeps_none_that_is_not_a_number(superb, tmp_path, capsys):
+    assert superb("asv") == 0
+    run = Path(row(tmp_path)["runs"]["asv"]["run"])
+    for lacking, status in ((["states-2"], 0), (["states-2", "states-4"], 1)):
+        run.with_name("result.json").unlink()
+        for states in lacking:
+            (run / states / "result.json").write_text('{"EER": NaN}')
+        assert superb("asv") == status
+    assert "s3prl measured no EER that is a number" in capsys.readouterr().err
+
+
+def test_a_learning_rate_whose_dev_is_not_a_number_is_not_chosen(superb, tmp_path):
+    assert superb("ks") == 0
+    best = Path(row(tmp_path)["runs"]["ks"]["run"]).with_name("result.json")
+    best.write_text(json.dumps({**json.loads(best.read_text()), "dev": float("nan")}))
+    assert superb("ks") == 0
+    assert row(tmp_path)["chosen"] == 0.001 and row(tmp_path)["dev_by_choice"]["0.01"] is None
+    assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
+
+
 def test_several_tasks_in_one_table(superb, corpora, tmp_path, capsys):
     assert superb("ic", "--qbe", str(corpora / PLACES["qbe"]), "--plan") == 0
     printed = capsys.readouterr().out.splitlines()
