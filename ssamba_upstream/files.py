@@ -1,5 +1,6 @@
-"""The only writer: files and folders that are whole at every moment, and hashes of what is in them."""
+"""The only writer: files and folders that are whole at every moment, locks, and hashes of what is in them."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -46,6 +47,21 @@ def new_folder(path):
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path, notice):
+    """Hold a lock file, which is made where it is not there; if another process holds it, print the notice and wait.
+
+    Yields its file descriptor, so that child processes that inherit it hold the lock as well.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(notice, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def write_text(text, path, errors="strict"):

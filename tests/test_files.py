@@ -1,14 +1,17 @@
 """Files and folders that are whole at every moment, and hashes."""
 
+import fcntl
 import hashlib
 import json
 import math
+import threading
 
 import pytest
 
 from ssamba_upstream.files import (
     file_hash,
     json_hash,
+    locked,
     new_folder,
     read_json,
     replacing,
@@ -66,6 +69,28 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     with pytest.raises(ValueError, match="broken"), new_folder(tmp_path / "none"):
         raise ValueError("broken")
     assert {entry.name for entry in tmp_path.iterdir()} == {"empty", "deeper"}
+
+
+def test_one_holds_a_lock_and_others_say_that_they_wait(tmp_path, monkeypatch, capsys):
+    waits, flock, order = threading.Event(), fcntl.flock, []
+
+    def flock_noted(file, operation):
+        if operation == fcntl.LOCK_EX:
+            waits.set()
+        flock(file, operation)
+
+    def second():
+        with locked(tmp_path / "lock", "waiting"):
+            order.append("second")
+
+    monkeypatch.setattr(fcntl, "flock", flock_noted)
+    with locked(tmp_path / "lock", "not said"):
+        other = threading.Thread(target=second)
+        other.start()
+        assert waits.wait(60)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"] and capsys.readouterr().out == "waiting\n"
 
 
 def test_hashes(tmp_path):

@@ -6,7 +6,6 @@ finished, ``result.json``: the values on dev and test in the table's units, see 
 """
 
 import dataclasses
-import fcntl
 import itertools
 import os
 import queue
@@ -14,14 +13,13 @@ import re
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
 
 from ..checkpoint import content_hash
-from ..files import read_json, write_json, write_text
+from ..files import locked, read_json, write_json, write_text
 from ..plugin import compat
 from .cells import Cell
 from .processes import CellError, Processes, run_s3prl
@@ -106,7 +104,7 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
         ScorerError: the scorer failed; the rest of the result is recorded.
     """
     folder, scorers = cell_folder(cell, out), scorers or Scorers()
-    with _locked(folder) as lock:
+    with locked(folder / "lock", f"{folder.name}: waiting for a process that already runs it") as lock:
         def run(arguments):
             return run_s3prl(processes, folder, [*arguments, "--device", device], gpu, lock)
 
@@ -211,17 +209,6 @@ def training_arguments(cell: Cell) -> list[str]:
     """s3prl's arguments; ``-a`` goes on from the last states, if there are any."""
     arguments = ["-m", "train", "-a", *upstream_arguments(cell), "-p", EXPERIMENT]
     return arguments + (["-f"] if cell.mode == "fine-tuned" else [])
-
-
-@contextmanager
-def _locked(folder):
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder.name}: waiting for a process that already runs it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _remove_what_was_cut_off(experiment):

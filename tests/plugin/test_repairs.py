@@ -1,7 +1,9 @@
 """What is put in the place of what s3prl's downstreams lack, and what is refused before a run."""
 
+import fcntl
 import random
 import types
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -294,20 +296,59 @@ def test_series_give_their_items():
     assert points == {"x": {"path": "x", "label": 1}, "y": {"path": "y", "label": 2}}
 
 
-def test_lengths_are_kept_by_corpus(tmp_path, monkeypatch):
-    built = []
+@pytest.fixture
+def lengths(tmp_path, monkeypatch):
+    """Stands for sv_voxceleb1.dataset; what it writes beside itself, and how often it measures a corpus."""
 
     class Dataset:
         def __init__(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
-            built.append(module.__file__)
+            cache = Path(module.__file__).parent / ".wav_lengths" / "Voxceleb1_length.pt"
+            cache.parent.mkdir(exist_ok=True)
+            with pytest.raises(BlockingIOError), open(cache.parents[1] / "lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not cache.is_file():
+                module.measured.append(cache)
+                module.torch.save([file_path[0].name], str(cache))
+            self.lengths = module.torch.load(str(cache))
 
-    module = types.SimpleNamespace(SpeakerVerifi_train=Dataset, __file__="installed/dataset.py")
+    module = types.SimpleNamespace(
+        SpeakerVerifi_train=Dataset, __file__="installed/dataset.py", torch=torch, measured=[],
+        build=lambda corpus: Dataset({}, ["Voxceleb1"], [tmp_path / corpus], None).lengths)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     downstreams.keep_lengths_by_corpus(module)
     for corpus in ("one", "two"):
         (tmp_path / corpus).mkdir()
         (tmp_path / corpus / "a.wav").touch()
-    for corpus in ("one", "two", "one"):
-        Dataset({}, ["Voxceleb1"], [tmp_path / corpus], None)
-    assert built[0] == built[2] != built[1]
-    assert all(path.startswith(str(tmp_path / "hub")) for path in built) and module.__file__ == "installed/dataset.py"
+    return module
+
+
+def test_lengths_are_kept_by_corpus(lengths, tmp_path):
+    assert [lengths.build(corpus) for corpus in ("one", "two", "one")] == [["one"], ["two"], ["one"]]
+    assert len(lengths.measured) == 2 and all(path.is_relative_to(tmp_path / "hub") for path in lengths.measured)
+    assert lengths.__file__ == "installed/dataset.py"
+
+
+@pytest.mark.parametrize("rest", [0, 10, 200])
+def test_lengths_that_cannot_be_read_are_measured_again(lengths, capsys, rest):
+    lengths.build("one")
+    cache, = lengths.measured
+    cache.write_bytes(cache.read_bytes()[:rest])
+    assert lengths.build("one") == ["one"] and len(lengths.measured) == 2
+    assert f"{cache} cannot be read" in capsys.readouterr().out
+    assert lengths.build("one") == ["one"] and len(lengths.measured) == 2
+
+
+def test_what_s3prl_saves_is_whole_or_not_there(tmp_path, monkeypatch):
+    module, path = types.SimpleNamespace(torch=torch), tmp_path / "states-2.ckpt"
+    downstreams.write_whole_files(module)
+    module.torch.save({"Step": 2}, str(path))
+
+    def killed(content, place):
+        Path(place).write_text("hal")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.torch.save({"Step": 4}, str(path))
+    assert module.torch.load(path) == {"Step": 2} and list(tmp_path.iterdir()) == [path]
+    assert module.torch.nn is torch.nn

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import random
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ...configs import configs_folder
+from ...files import locked, replacing
 from . import ctc_corpora
 
 # The corpora and vocabularies that the wheel lacks
@@ -88,24 +90,54 @@ def _write_lengths(libri_root, name, table):
 # Caches in the installation
 
 
+class _WholeFiles:
+    """The ``torch`` module, with a ``save`` whose files are whole at every moment."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def save(content, path, *others, **named):
+        with replacing(path) as temporary:
+            torch.save(content, temporary, *others, **named)
+
+
+def write_whole_files(module):
+    """s3prl saves in place: a process that is killed meanwhile leaves half a file under the final name."""
+    module.torch = _WholeFiles()
+
+
 def keep_lengths_by_corpus(module):
     """sv_voxceleb1 keeps the lengths of its recordings in the installation, whatever the corpus: keep them apart.
 
-    They lie in torch's hub folder, under a hash of the recordings' paths, sizes and times.
+    They lie in torch's hub folder, under a hash of the recordings' paths, sizes and times. One process at a time
+    measures a corpus, others wait for it; what cannot be read is measured again.
     """
+    write_whole_files(module)
     build = module.SpeakerVerifi_train.__init__
 
     @functools.wraps(build)
     def build_with_own_cache(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
         folder = Path(torch.hub.get_dir()) / "ssamba_upstream" / "lengths" / _fingerprint(file_path)
         folder.mkdir(parents=True, exist_ok=True)
-        module.__file__, original = str(folder / "dataset.py"), module.__file__
-        try:
-            build(self, vad_config, key_list, file_path, meta_data, max_timestep, min(n_jobs, os.cpu_count()))
-        finally:
-            module.__file__ = original
+        with locked(folder / "lock", f"{folder}: waiting for a process that measures the same recordings"):
+            _remove_unreadable(folder / ".wav_lengths")
+            module.__file__, original = str(folder / "dataset.py"), module.__file__
+            try:
+                build(self, vad_config, key_list, file_path, meta_data, max_timestep, min(n_jobs, os.cpu_count()))
+            finally:
+                module.__file__ = original
 
     module.SpeakerVerifi_train.__init__ = build_with_own_cache
+
+
+def _remove_unreadable(folder):
+    for path in folder.glob("*.pt"):
+        try:
+            torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            print(f"{path} cannot be read, so the recordings are measured again")
+            path.unlink()
 
 
 def _fingerprint(roots) -> str:
