@@ -4,6 +4,8 @@ The features are Kaldi's fbank, without dither and energy, by default with the r
 Hanning window every 10 ms, 128 mel bands from 20 Hz to 8 kHz, normalised with the statistics of the pretraining data.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,9 @@ class LogMel(nn.Module):
     window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)``, then ``(x + 4.2677393) / (2 * 4.5689974)``.
     The mean that the recipe takes off each waveform is not taken off here: Kaldi takes it off every frame.
 
+    It is computed in float32 at least, whatever dtype the module or torch's default is set to, and under autocast: a
+    log-mel of fewer bits is another input than the one of pretraining.
+
     Args:
         front_end: the :class:`FrontEnd`. Default: the one above.
     """
@@ -37,10 +42,20 @@ class LogMel(nn.Module):
         self.front_end = front_end
         self.fft_length = 2 ** (front_end.frame_samples - 1).bit_length()
         highest = 0.0 if front_end.highest_frequency is None else front_end.highest_frequency
-        bands, _ = get_mel_banks(front_end.num_mel_bins, self.fft_length, float(front_end.sampling_rate),
-                                 float(front_end.lowest_frequency), highest, 100.0, -500.0, 1.0)
+        with _float32_by_default():
+            bands, _ = get_mel_banks(front_end.num_mel_bins, self.fft_length, float(front_end.sampling_rate),
+                                     float(front_end.lowest_frequency), highest, 100.0, -500.0, 1.0)
+            window = torch.hann_window(front_end.frame_samples, periodic=False)
         self.register_buffer("mel_bands", F.pad(bands, (0, 1)).T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(front_end.frame_samples, periodic=False), persistent=False)
+        self.register_buffer("window", window, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Move the buffers as ``fn`` does, which is of ``to``, ``half`` and the like, but to float32 at least."""
+        def move(buffer):
+            moved = fn(buffer)
+            return buffer.to(moved.device, torch.promote_types(moved.dtype, torch.float32))
+
+        return super()._apply(move, recurse)
 
     def forward(self, wavs):
         """
@@ -57,7 +72,8 @@ class LogMel(nn.Module):
                   for wav, count in zip(wavs, counts) if count]
         if not frames:
             return [wav.new_zeros(0, self.mel_bands.shape[1]) for wav in wavs]
-        features = [self._log_mel(part) for part in torch.cat(frames).split(FRAMES_AT_ONCE)]
+        with torch.autocast(self.window.device.type, enabled=False):
+            features = [self._log_mel(part) for part in torch.cat(frames).split(FRAMES_AT_ONCE)]
         clips = list(torch.cat(features).split(counts))
         return clips if front_end.normalisation == "data" else [self._normalise_clip(clip) for clip in clips]
 
@@ -111,6 +127,16 @@ def as_tensor(samples):
     return torch.from_numpy(np.array(samples, dtype=samples.dtype.newbyteorder("="), order="C"))
 
 
+@contextlib.contextmanager
+def _float32_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
     """Waveforms as the front end reads them, (samples,) in float32.
 
@@ -139,7 +165,7 @@ def _check_waveform(wav, i, sampling_rate):
     if len(wav) == 0:
         raise ValueError(f"waveform {i} is empty; expected at least one sample")
     if wav.dtype == torch.int16:
-        wav = wav / 32768
+        wav = wav.float() / 32768
     if not wav.is_floating_point():
         raise ValueError(f"waveform {i} is {wav.dtype}; expected floating point in [-1, 1], or int16")
     return wav.float()

@@ -65,7 +65,8 @@ def get_timestamp_embeddings(audio, model):
     windowing = model.encoder.windowing
     count = windowing.frames(audio.shape[1])
     frames = model.encoder(list(F.pad(audio, (model.lead, 0)))).last_hidden_state[:, :count]
-    milliseconds = torch.arange(count, device=audio.device) * (1000 * windowing.hop / model.sample_rate)
+    step = 1000 * windowing.hop / model.sample_rate
+    milliseconds = step * torch.arange(count, dtype=torch.float32, device=audio.device)
     return frames, milliseconds.expand(len(audio), -1)
 
 

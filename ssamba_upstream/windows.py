@@ -102,7 +102,7 @@ class Windowing:
         utterance, from 1 down to 0: the rest are zeros past the end. Without ``padding``."""
         fbank_frames = max(1, self.front_end.frames_of(samples))
         begins = torch.arange(self.frames(samples)) * self.time_stride
-        return (fbank_frames - begins).clamp(0, self.patch_width) / self.patch_width
+        return (fbank_frames - begins).clamp(0, self.patch_width).float() / self.patch_width
 
     def cut(self, wavs, log_mel):
         """list of (samples,) -> for each utterance, its windows in order: a list of (fbank frames, mel)."""

@@ -43,6 +43,12 @@ def on_the_cpu(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.fixture
+def set_default_dtype():
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The golden arrays of a file in tests/data, as tensors."""

@@ -183,6 +183,19 @@ def test_hear_timestamps(checkpoint, seconds):
     assert torch.equal(hear.get_scene_embeddings(audio.flip(1).numpy()[:, ::-1], model), scenes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_hear_of_another_dtype(checkpoint, set_default_dtype, dtype):
+    audio = 2 * torch.rand(2, 40 * 800) - 1
+    expected, timestamps = hear.get_timestamp_embeddings(audio, hear.load_model(str(checkpoint)))
+    models = [hear.load_model(str(checkpoint)).to(dtype)]
+    set_default_dtype(dtype)
+    models.append(hear.load_model(str(checkpoint)))
+    for model in models:
+        embeddings, found = hear.get_timestamp_embeddings(audio, model)
+        assert embeddings.dtype == torch.float32 and torch.equal(found, timestamps)
+        assert (embeddings - expected).norm() < 0.01 * expected.norm()
+
+
 def test_hear_timestamps_of_narrow_patches(tmp_path):
     save_model(SsambaModel(SsambaConfig(hidden_size=32, num_hidden_layers=2, patch_size=[64, 4])), tmp_path / "narrow")
     _, timestamps = hear.get_timestamp_embeddings(torch.rand(1, 16000), hear.load_model(str(tmp_path / "narrow")))

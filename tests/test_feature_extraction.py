@@ -10,7 +10,7 @@ import torch
 from torchaudio.compliance import kaldi
 from transformers import AutoFeatureExtractor
 
-from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor
+from ssamba_upstream import SsambaConfig, SsambaFeatureExtractor, feature_extraction
 from ssamba_upstream.frontend import LogMel
 
 ESC50 = {"mean": -6.6268077, "std": 5.358466}
@@ -25,6 +25,18 @@ def recipe(wav, frames, mean=-4.2677393, std=4.5689974):
     )
     padded = torch.nn.ZeroPad2d((0, 0, 0, max(0, frames - len(fbank))))(fbank)[:frames]
     return (padded - mean) / (std * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_whatever_torch_s_default_dtype_and_autocast(set_default_dtype, dtype):
+    wav = torch.randn(9000)
+    expected = SsambaFeatureExtractor(max_length=64)(wav.tolist())["input_values"]
+    with torch.autocast("cpu", dtype):
+        assert np.array_equal(SsambaFeatureExtractor(max_length=64)(wav.tolist())["input_values"], expected)
+    feature_extraction._log_mel.cache_clear()
+    set_default_dtype(dtype)
+    found = SsambaFeatureExtractor(max_length=64)(wav.tolist())["input_values"]
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("statistics", [{}, ESC50])

@@ -44,6 +44,27 @@ def test_only_the_published_patches_overlap_by_default(tmp_path, patch_size, str
     assert encoder([torch.randn(3200)]).last_hidden_state.shape == (1, frames, width)
 
 
+LOWER = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("made", [FrameEncoder.from_checkpoint, UpstreamExpert], ids=["encoder", "upstream"])
+@pytest.mark.parametrize("dtype", [*LOWER, torch.float64])
+def test_a_network_of_another_dtype_reads_the_same_log_mel(checkpoint, set_default_dtype, made, dtype):
+    """Cast after it is loaded, or loaded as torch's default dtype has it: its weights are rounded, and no more."""
+    wavs = [torch.randn(20000), torch.randn(900), torch.randint(-3000, 3000, (5000,), dtype=torch.int16)]
+    expected = FrameEncoder.from_checkpoint(checkpoint).eval()(wavs).last_hidden_state
+    encoders = [made(checkpoint).eval().to(dtype)]
+    set_default_dtype(dtype)
+    encoders.append(made(checkpoint).eval())
+    for encoder in encoders:
+        assert {parameter.dtype for parameter in encoder.parameters()} == {dtype}
+        with torch.no_grad():
+            output = encoder(wavs)
+        found = output["last_hidden_state"]
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 class Waits(TorchDispatchMode):
     """Notes when the content of a tensor decides how to go on: where a GPU would be waited for."""
 

@@ -56,6 +56,35 @@ def test_arrays_that_torch_does_not_take(dtype, samples):
         assert found.dtype == torch.float32 and found.tolist() == [sample / scale for sample in given.tolist()]
 
 
+LOWER = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("normalisation", ["data", "clip"])
+@pytest.mark.parametrize("dtype", LOWER)
+def test_float32_whatever_the_module_s_dtype(dtype, normalisation):
+    wavs, front_end = [torch.randn(9000), torch.randn(400)], FrontEnd(normalisation=normalisation)
+    module = torch.nn.Sequential(LogMel(front_end))
+    expected = [found.clone() for found in module[0](wavs)]
+    for changed in (module.to(dtype), module.half(), module.bfloat16(), module.to("cpu", dtype), module.float()):
+        assert {buffer.dtype for buffer in changed.buffers()} == {torch.float32}
+        for found, right in zip(changed[0](wavs), expected, strict=True):
+            assert torch.equal(found, right)
+    with torch.autocast("cpu", dtype):
+        for found, right in zip(LogMel(front_end)(wavs), expected, strict=True):
+            assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("dtype", [*LOWER, torch.float64])
+def test_float32_whatever_the_default_dtype(set_default_dtype, dtype):
+    wav, short = torch.randn(9000), torch.tensor([1000, -2001, 32767], dtype=torch.int16)
+    (expected,), (converted,) = LogMel()([wav]), check_waveforms([short])
+    set_default_dtype(dtype)
+    (found,), (again,) = LogMel()([wav]), check_waveforms([short])
+    assert torch.get_default_dtype() == dtype
+    assert found.dtype == again.dtype == torch.float32
+    assert torch.equal(found, expected) and torch.equal(again, converted)
+
+
 def test_many_frames_are_transformed_in_parts(monkeypatch):
     wavs = [torch.randn(n) for n in (3000, 16000, 400)]
     whole = LogMel()(wavs)

@@ -46,7 +46,7 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
     """
     encoder = FrameEncoder(model, window_secs).to(model.device)
     layers, width = averages_shape(encoder)
-    averages = torch.full((len(recordings), layers, width * (1 + deviations)), torch.nan)
+    averages = torch.full((len(recordings), layers, width * (1 + deviations)), torch.nan, dtype=torch.float32)
     for batch, found in iterate_time_averages(encoder, recordings, batch_secs, report, deviations, by_audio):
         averages[batch] = found
     return averages.transpose(0, 1)
@@ -105,7 +105,7 @@ def log_mel_averages(recordings, report=None):
         AudioError: a recording cannot be read.
         ValueError: no recordings.
     """
-    averages = torch.full((len(recordings), 1, 256), torch.nan)
+    averages = torch.full((len(recordings), 1, 256), torch.nan, dtype=torch.float32)
     for batch, found in iterate_log_mel_averages(recordings, report):
         averages[batch] = found
     return averages.transpose(0, 1)

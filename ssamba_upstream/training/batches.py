@@ -171,7 +171,7 @@ def _leave_process_group(worker):
 
 def pad(clips, samples):
     """Clips as rows ``(clips, samples)``, padded with zeros at the end, and their lengths ``(clips,)``."""
-    waveforms = torch.zeros(len(clips), samples)
+    waveforms = torch.zeros(len(clips), samples, dtype=torch.float32)
     for row, clip in zip(waveforms, clips):
         row[:len(clip)] = clip
     return waveforms, torch.tensor([len(clip) for clip in clips])
