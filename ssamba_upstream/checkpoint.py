@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .network.configuration import SsambaConfig
-from .network.modeling import SsambaModel
+from .network.modeling import SsambaModel, current_names
 from .network.positions import stretch_positions
 from .network.pretraining import SsambaForPreTraining
 
@@ -33,8 +33,8 @@ ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a mod
 # What a model has beside the encoder; a checkpoint's class is told by it.
 HEADS = {
     SsambaForPreTraining: {"mask_embed", "contrastive_head", "reconstruction_head"},
-    SsambaForAudioClassification: {"classifier"},
-    SsambaForAudioFrameClassification: {"frame_classifier"},
+    SsambaForAudioClassification: {"classifier", "classifier_norm"},
+    SsambaForAudioFrameClassification: {"frame_classifier", "frame_classifier_norm"},
 }
 
 # Where training loops keep a state dict, and what they put before all the names in it.
@@ -97,7 +97,7 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
         ValueError: an override that no network can be built from.
     """
     config, state = _read(path, block_order, overrides.get("num_mel_bins", SsambaConfig().num_mel_bins))
-    stored = _class_of(state)
+    state, stored = current_names(state), _class_of(state)
     model_class = stored if model_class is None else model_class
     if model_class is SsambaModel:
         heads = HEADS.get(stored, ())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining
 
@@ -102,7 +103,7 @@ def test_num_labels_puts_a_head_on_an_encoder(folder):
         assert torch.equal(model.ssamba.state_dict()[name], tensor), name
     again = AutoModelForAudioClassification.from_pretrained(folder, num_labels=5)
     assert not torch.equal(again.classifier.weight, model.classifier.weight)  # drawn, not left as memory was
-    assert model.classifier.weight.abs().max() < 1 and (model.classifier.norm.weight == 1).all()
+    assert model.classifier.weight.abs().max() < 1 and (model.classifier_norm.weight == 1).all()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
@@ -281,17 +282,43 @@ def test_adapters_of_convolutions(kind):
     torch.testing.assert_close(merged(windows)[0], output, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_class, targets", [
+    *((model_class, "all-linear") for model_class in CLASSES), (SsambaForAudioClassification, ["classifier"]),
+])
+def test_merged_adapters_compute_what_the_adapters_did(model_class, targets):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    adapted = peft.get_peft_model(model_class(SsambaConfig(**{**NETWORK, "pretraining_frames": 128})), config).eval()
+    inputs, expected = torch.randn(2, 128, 32), []
+    with torch.no_grad():
+        base = adapted.get_base_model()
+        assert any(module for name, module in base.named_modules() if name.endswith(".lora_A"))
+        for model in (adapted, adapted.merge_and_unload()):
+            torch.manual_seed(0)  # by which masks are drawn
+            expected.append(model(input_values=inputs)[0])
+        assert isinstance(base, model_class) and not any("lora" in name for name, _ in base.named_modules())
+        torch.testing.assert_close(*expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_what_is_a_linear_layer_by_its_type_computes_nothing_else(model_class):
+    """Adapters are merged, weights are pruned and quantised, by a module's type."""
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    layers = [module for module in model_class(SsambaConfig(**NETWORK)).modules() if isinstance(module, plain)]
+    assert layers and all(type(layer) in plain for layer in layers)
+
+
 def test_dynamic_quantisation_of_a_whole_classifier():
     if "fbgemm" not in torch.backends.quantized.supported_engines and "qnnpack" not in (
             torch.backends.quantized.supported_engines):
         pytest.skip("this torch has no engine for quantised products")
     model, clips = classifier().eval(), Noise(6)
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-    assert type(quantised.ssamba.layers[0].mixer.dt_proj) is not torch.nn.Linear
+    assert nn.Linear not in {type(quantised.ssamba.layers[0].mixer.dt_proj), type(quantised.classifier)}
     with torch.no_grad():
         found, expected = (network(clips.fbanks).logits for network in (quantised, model))
     assert not torch.equal(found, expected)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * expected.abs().max().item())
 
 
 def test_traces_are_refused_in_a_sentence():

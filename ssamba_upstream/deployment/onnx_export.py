@@ -218,14 +218,14 @@ class _Classifier:
         tokens = network(value)[-1]
         if model.config.final_norm_twice:
             tokens = network.norm(model.ssamba.norm_f, tokens)
-        head = model.frame_classifier if model.labels_seconds else model.classifier
+        norm, layer = model.head
         if model.labels_seconds:
             features = graph("MatMul", self._seconds(), network.patches(tokens))
         elif model.config.pooling == "cls":
             features = graph("Squeeze", graph.cut(tokens, 1, 0, 1), 1)
         else:
             features = graph("ReduceMean", network.patches(tokens), 1, keepdims=0)
-        return [network.linear(head, network.norm(head.norm, features))]
+        return [network.linear(layer, network.norm(norm, features))]
 
     @torch.no_grad()
     def compute(self, batch):

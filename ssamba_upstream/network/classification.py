@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from ..ops import linear
+from ..ops import apply_linear
 from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, initialise_projection
 
 IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
@@ -15,34 +15,38 @@ WINDOWS_AT_ONCE = 16
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
-class ClassificationHead(nn.Linear):
-    """A layer norm, then a linear layer: the published head.
+class SsambaClassifier(SsambaPreTrainedModel):
+    """Base of the classifiers: the encoder and the published head, a layer norm followed by a linear layer.
 
-    It is the linear layer itself, since transformers initialises those modules only that hold parameters directly.
+    The linear layer is a plain ``nn.Linear``, so that adapters on it can be merged. Its name is HEAD, and the norm's is
+    that and "_norm".
     """
 
-    def __init__(self, config):
-        super().__init__(config.hidden_size, config.num_labels)
-        self.norm = nn.LayerNorm(config.hidden_size)
-
-    def forward(self, features):
-        """(..., E) -> (..., classes)"""
-        return linear(self.norm(features), self.weight, self.bias)
-
-
-class SsambaClassifier(SsambaPreTrainedModel):
-    """What the classifiers have in common: the encoder, and how heads begin."""
+    HEAD = "classifier"
 
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ssamba = SsambaModel(config)
+        setattr(self, self.HEAD, nn.Linear(config.hidden_size, config.num_labels))
+        setattr(self, f"{self.HEAD}_norm", nn.LayerNorm(config.hidden_size))
+        self.post_init()
+
+    @property
+    def head(self):
+        """(layer norm, linear layer)"""
+        return getattr(self, f"{self.HEAD}_norm"), getattr(self, self.HEAD)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, ClassificationHead):
+        if module is self.head[1]:
             initialise_projection(module)
+
+    def _logits(self, features):
+        """(..., E) -> (..., classes)"""
+        norm, layer = self.head
+        return apply_linear(layer, norm(features))
 
     def _encode(self, input_values, output_hidden_states):
         """(tokens that the head reads, (batch, 1 + rows * columns, E); hidden states or None)"""
@@ -66,11 +70,6 @@ class SsambaForAudioClassification(SsambaClassifier):
 
     The head reads ``config.pooling``: "avgtok", the mean of the patches, or "cls", the class token.
     """
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.classifier = ClassificationHead(config)
-        self.post_init()
 
     def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
         """
@@ -110,7 +109,7 @@ class SsambaForAudioClassification(SsambaClassifier):
         """(logits, hidden states or None) of clips"""
         tokens, hidden_states = self._encode(input_values, output_hidden_states)
         features = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        return self.classifier(features), hidden_states
+        return self._logits(features), hidden_states
 
     def _classify_windows(self, input_values, lengths):
         """(batch, windows * frames, mel) and (batch, windows) -> (batch, classes)"""
@@ -135,15 +134,14 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         ValueError: ``problem_type`` is "multi_label_classification".
     """
 
+    HEAD = "frame_classifier"
     labels_seconds = True
     accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
 
     def __init__(self, config):
-        super().__init__(config)
         if config.problem_type == MULTI:
             raise ValueError(f"a second has one class; problem_type must be {SINGLE} or None")
-        self.frame_classifier = ClassificationHead(config)
-        self.post_init()
+        super().__init__(config)
 
     def forward(
         self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None,
@@ -173,7 +171,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         columns = tokens[:, 1:].unflatten(1, (self.config.num_patch_rows, -1)).mean(dim=1)
         counts = columns_of_seconds(self.config, input_values.shape[1])
         seconds = columns[:, : sum(counts)].split(counts, dim=1)
-        logits = self.frame_classifier(torch.stack([second.mean(dim=1) for second in seconds], dim=1))
+        logits = self._logits(torch.stack([second.mean(dim=1) for second in seconds], dim=1))
         loss = None if labels is None else seconds_loss(logits, labels, num_items_in_batch)
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return self._returned(output, return_dict)

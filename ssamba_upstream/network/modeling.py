@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def _warn_of_states():
                   "[-1, 1]", RuntimeWarning, stacklevel=1)
 
 
+# Of the norm of classifiers' heads, in checkpoints that were written when it was a part of the linear layer.
+FORMER_NAMES = {"classifier.norm.": "classifier_norm."}
+
+
+def current_names(state):
+    """A state dict with today's names of parameters."""
+    for former, name in FORMER_NAMES.items():
+        state = {stored.replace(former, name): tensor for stored, tensor in state.items()}
+    return state
+
+
 class SsambaPreTrainedModel(PreTrainedModel):
     """Initialisation, saving and loading, by transformers' conventions."""
 
@@ -146,6 +158,19 @@ class SsambaPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self):
         """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
         return self.base_model.patch_embed
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping=None, **kwargs):
+        """As every transformers model; folders with former names of parameters load too."""
+        former = {re.escape(name): current for name, current in FORMER_NAMES.items()}
+        return super().from_pretrained(*args, key_mapping={**former, **(key_mapping or {})}, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, *args):
+        """Load a state dict with today's or former names of parameters."""
+        renamed = current_names(state_dict)
+        state_dict.clear()
+        state_dict.update(renamed)
+        super()._load_from_state_dict(state_dict, *args)
 
     def save_pretrained(self, save_directory, **kwargs):
         """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
@@ -168,7 +193,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
         if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
             return None
         stored = load_file(folder / "model.safetensors")
-        stored = {name.removeprefix(encoder): tensor for name, tensor in stored.items()}
+        stored = {name.removeprefix(encoder): tensor for name, tensor in current_names(stored).items()}
         for name, tensor in self.state_dict().items():
             name = name.removeprefix(encoder)
             if name not in stored or not torch.equal(stored[name], tensor.cpu()):

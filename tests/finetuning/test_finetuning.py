@@ -502,7 +502,7 @@ def test_learning_rates_of_head_and_blocks(tmp_path, recipe, decayed):
         expected = {"ssamba.layers.0": 0.5, "ssamba.layers.1": 1, "ssamba.norm_f.weight": 1, "ssamba.norm_f.bias": 1}
         expected = expected.get(beginning, 0.25 if name.startswith("ssamba.") else 3)
         assert rate == pytest.approx(0.5 * 1e-3 * expected), name
-    assert {"classifier.weight", "classifier.norm.weight", "ssamba.pos_embed", "ssamba.cls_token"} <= rates.keys()
+    assert {"classifier.weight", "classifier_norm.weight", "ssamba.pos_embed", "ssamba.cls_token"} <= rates.keys()
 
 
 def test_the_average_is_of_the_weights_at_the_ends_of_epochs(tmp_path, recipe, monkeypatch):

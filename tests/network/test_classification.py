@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
@@ -43,28 +44,53 @@ def classifier(model_class=CLIPS, frames=128, **overrides):
 @pytest.mark.parametrize("prefix, block_order", [("bi", "paired"), ("uni", "sequential")])
 def test_golden_features_and_their_logits(golden, official_checkpoint, prefix, block_order, pooling):
     model = new_classifier(official_checkpoint, CLIPS, CLASSES, 1024, block_order=block_order, pooling=pooling)
-    torch.nn.init.normal_(model.classifier.norm.weight)
-    torch.nn.init.normal_(model.classifier.norm.bias)
+    norm, layer = model.head
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
     seen = []
-    model.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         logits = model(golden("input_fbank")["fbank"][:1]).logits
     expected = golden("reduced_encoder")[f"{prefix}_{pooling}"]
     torch.testing.assert_close(seen[0], expected, **CLOSE)
     centred = expected - expected.mean(dim=1, keepdim=True)
     normed = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-    head = model.classifier
-    normed = normed * head.norm.weight + head.norm.bias
-    torch.testing.assert_close(logits, normed @ head.weight.T + head.bias, rtol=1e-3, atol=1e-4)
+    normed = normed * norm.weight + norm.bias
+    torch.testing.assert_close(logits, normed @ layer.weight.T + layer.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_the_final_norm_once():
     model, fbank = classifier(), torch.randn(2, 64, 128)
     tokens = model.ssamba(fbank).last_hidden_state
-    torch.testing.assert_close(model(fbank).logits, model.classifier(tokens[:, 1:].mean(dim=1)))
+    torch.testing.assert_close(model(fbank).logits, model.classifier(model.classifier_norm(tokens[:, 1:].mean(dim=1))))
     model.config.final_norm_twice = True
     twice = model.ssamba.norm_f(tokens)
-    torch.testing.assert_close(model(fbank).logits, model.classifier(twice[:, 1:].mean(dim=1)))
+    torch.testing.assert_close(model(fbank).logits, model.classifier(model.classifier_norm(twice[:, 1:].mean(dim=1))))
+
+
+@pytest.mark.parametrize("model_class, name", [(CLIPS, "classifier"), (SECONDS, "frame_classifier")])
+def test_checkpoints_whose_norm_was_a_part_of_the_linear_layer(tmp_path, model_class, name):
+    model, fbank = classifier(model_class), torch.randn(2, 128, 128)
+    norm, layer = model.head
+    assert (norm, layer) == (getattr(model, f"{name}_norm"), getattr(model, name))
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    write_classifier(model, SsambaFeatureExtractor(max_length=128), tmp_path / "former")
+    state = {stored.replace(f"{name}_norm", f"{name}.norm"): tensor for stored, tensor in model.state_dict().items()}
+    assert {f"{name}.norm.weight", f"{name}.weight"} <= state.keys()
+    save_file(state, tmp_path / "former" / "model.safetensors", metadata={"format": "pt"})
+    torch.save({"ssamba_config": model.config.to_dict(), "state_dict": state}, tmp_path / "former.ckpt")
+    loaded = model_class.from_pretrained(tmp_path / "former").eval()
+    loaded.save_pretrained(tmp_path / "again")
+    resumed = torch.optim.swa_utils.AveragedModel(classifier(model_class))  # as the average in a training state
+    resumed.load_state_dict({"n_averaged": torch.tensor(1), **{f"module.{key}": state[key] for key in state}})
+    found = [loaded, resumed.module, model_class.from_pretrained(tmp_path / "again").eval()]
+    found += [load_model(tmp_path / path, model_class=None) for path in ("former", "former.ckpt", "again")]
+    with torch.no_grad():
+        for other in found:
+            assert other.state_dict().keys() == model.state_dict().keys()
+            assert torch.equal(other(fbank).logits, model(fbank).logits)
+    assert torch.equal(load_model(tmp_path / "former").pos_embed, model.ssamba.pos_embed)
 
 
 def plain_single(logits, labels):
@@ -226,7 +252,7 @@ def test_seconds_by_their_definition(frequency_stride, time_stride, frames):
     labels = torch.randint(0, 3, (2, frames // 100))
     output = model(fbank, labels=labels)
     tokens = model.ssamba.norm_f(model.ssamba(fbank).last_hidden_state)
-    expected = model.frame_classifier(slow_seconds(tokens, model.config, frames))
+    expected = model.frame_classifier(model.frame_classifier_norm(slow_seconds(tokens, model.config, frames)))
     torch.testing.assert_close(output.logits, expected)
     torch.testing.assert_close(output.loss, plain_single(expected.flatten(0, 1), labels.flatten()))
 
@@ -374,7 +400,7 @@ def test_an_encoder_s_folder_gets_a_new_head(tmp_path):
     encoder.save_pretrained(tmp_path)
     model = CLIPS.from_pretrained(tmp_path, num_labels=5)
     assert torch.equal(model.ssamba.pos_embed, encoder.pos_embed)
-    assert model.classifier.weight.std() > 0.01 and (model.classifier.norm.weight == 1).all()
+    assert model.classifier.weight.std() > 0.01 and (model.classifier_norm.weight == 1).all()
 
 
 def test_a_run_s_folder_is_written_over_file_by_file(folder, tmp_path, monkeypatch):
