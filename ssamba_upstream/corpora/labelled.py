@@ -44,7 +44,7 @@ class LabelledSet:
 
     Attributes:
         paths: audio files.
-        labels: the class of each; or several, see :func:`split_labels`.
+        labels: the class of each; or several, see :func:`split_labels`; or "", a recording in which nothing is heard.
         splits: "train", "dev" or "test" of each, all three present or all but dev; or the name of its fold, three
             or more.
 
@@ -94,12 +94,16 @@ class LabelledSet:
         """True when the splits are folds for cross-validation, False when they are train, dev and test."""
         return not set(self.splits) <= set(SPLITS)
 
-    def check_dev(self):
-        """See that probes can be trained on the set, which choose on dev.
+    def check_probes(self):
+        """See that probes can be trained on the set: each recording has a class for them, and they choose on dev.
 
         Raises:
-            ValueError: there is neither dev nor folds.
+            ValueError: a recording has an empty label, or there is neither dev nor folds.
         """
+        if unlabelled := [path for path, label in zip(self.paths, self.labels) if not label]:
+            raise LabelledSetError(f"{len(unlabelled)} of {len(self.paths)} recordings have no label: "
+                                   f"{first(unlabelled)}. Probes need a class for each: name one for them, such as "
+                                   "nothing, or leave them out")
         if not self.has_folds and "dev" not in self.splits:
             raise ValueError(f"no utterance in dev; probes need train, dev and test, and the splits are "
                              f"{', '.join(sorted(set(self.splits)))}")
@@ -147,8 +151,11 @@ def members_of_splits(splits):
 
 
 def split_labels(label) -> list[str]:
-    """The classes in a label: of a recording that has several, or of each of its seconds, in order."""
-    return label.split(SEPARATOR)
+    """The classes in a label: of a recording that has several, or of each of its seconds, in order.
+
+    An empty label has none. A class "" among others is that of a second that does not count.
+    """
+    return label.split(SEPARATOR) if label else []
 
 
 def join_labels(classes) -> str:
@@ -174,8 +181,9 @@ def read_labelled(source, seed=0) -> LabelledSet:
 
     Args:
         source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's
-            folder); or a folder with a folder for each class, whose name is the label, and audio files at any
-            depth in it, see :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
+            folder, and a label may be empty, see :func:`split_labels`); or a folder with a folder for each class,
+            whose name is the label, and audio files at any depth in it, see
+            :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
         seed: of the split where there is none.
 
     Raises:
@@ -215,9 +223,9 @@ def _read_csv(file):
         if not {"path", "label"} <= set(columns) <= set(COLUMNS):
             raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
                                    "and label, and split if wanted")
-        rows = []
+        rows, filled = [], [name for name in columns if name != "label"]
         for row in reader:
-            if None in row or not all(row.values()):
+            if None in row or None in row.values() or not all(row[name] for name in filled):
                 raise LabelledSetError(f"{file}, line {reader.line_num}: expected a value for each of "
                                        f"{', '.join(columns)}; got {', '.join(map(str, row.values()))}")
             rows.append(row)

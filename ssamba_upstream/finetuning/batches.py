@@ -107,7 +107,7 @@ def label_targets(labels, classes):
     """Targets ``(recordings, classes)`` float32: 1 for each of a recording's labels, else 0.
 
     Args:
-        labels: a list of labels for each recording.
+        labels: a list of labels for each recording; an empty one where nothing is heard.
         classes: all labels, each once; a class's place here is its number.
 
     Raises:
@@ -130,8 +130,8 @@ def label_targets(labels, classes):
 def balancing_weights(targets):
     """Weights for :func:`training_batches` by which rare labels are heard as often as common ones.
 
-    A recording weighs the sum over its labels of 1 / recordings with that label, as published up to scale; one without
-    labels weighs nothing and is never drawn.
+    A recording weighs the sum over its labels of 1 / recordings with that label, as published up to scale. Nothing
+    counts as a label of the recordings without any, which the published code does not know.
 
     Args:
         targets: ``(recordings, classes)``, above 0 for a recording's labels.
@@ -139,7 +139,8 @@ def balancing_weights(targets):
     Returns:
         (recordings,) float64.
     """
-    labelled = (targets > 0).double()
+    labelled = targets > 0
+    labelled = torch.cat([labelled, ~labelled.any(dim=1, keepdim=True)], dim=1).double()
     return labelled @ (1 / labelled.sum(dim=0).clamp(min=1))
 
 

@@ -17,14 +17,14 @@ def evaluate(logits, targets, problem) -> dict:
             where a second does not count.
         problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;
             ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over all seconds, as
-            for single labels.
+            for single labels; without any that counts, none is defined.
 
     Returns:
         These by their names, None where they are not defined, and beside ``mAP`` and ``mAUC`` how many classes they
         could not take in, ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
 
     Raises:
-        ValueError: shapes or values do not fit, nothing is there to count, or logits are not finite.
+        ValueError: shapes or values do not fit, there are no clips, or logits are not finite.
     """
     if problem not in METRICS:
         raise ValueError(f"problem is one of {', '.join(METRICS)}; got {problem!r}")
@@ -49,7 +49,12 @@ def accuracy(scores, targets):
     Args:
         scores: ``(rows, classes)``.
         targets: ``(rows, classes)``, a 1 for the class of each row, else 0.
+
+    Returns:
+        a float; None if there are no rows.
     """
+    if not len(scores):
+        return None
     return (scores.argmax(dim=1) == targets.argmax(dim=1)).double().mean().item()
 
 
@@ -92,16 +97,14 @@ def _seconds(logits, targets):
                          f"{tuple(logits.shape)} and {tuple(targets.shape)}")
     counted = targets != IGNORED
     classes, labels = logits.shape[2], targets[counted]
-    if not len(labels):
-        raise ValueError(f"none of the {targets.numel()} seconds has a label")
-    if labels.min() < 0 or labels.max() >= classes:
+    if ((labels < 0) | (labels >= classes)).any():
         raise ValueError(f"labels of seconds are classes from 0 to {classes - 1} or {IGNORED}; got "
                          f"{labels.min().item()} to {labels.max().item()}")
     return logits[counted], torch.nn.functional.one_hot(labels, classes)
 
 
 def _check(logits, targets, problem):
-    if logits.shape != targets.shape or logits.dim() != 2 or not len(logits):
+    if logits.shape != targets.shape or logits.dim() != 2 or (not len(logits) and problem != "per_second"):
         raise ValueError(f"expected a row of logits for each row of targets, of the same classes; got logits of shape "
                          f"{tuple(logits.shape)} and targets of shape {tuple(targets.shape)}")
     finite = logits.isfinite().all(dim=1)

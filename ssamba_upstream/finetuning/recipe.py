@@ -26,7 +26,8 @@ class FinetuningRecipe(TrainingRecipe):
         data: a labelled set, such as ``ssamba prepare`` writes.
         fold: the fold that is the test set, of a set with folds. Default: each in turn.
         checkpoint: of the encoder. Default: random weights, of ``size``.
-        problem: "single_label"; "multi_label": labels joined by ";"; or "per_second": a label for each second.
+        problem: "single_label"; "multi_label": labels joined by ";", none where nothing is heard; or "per_second": a
+            label for each second, joined by ";", empty for a second that does not count.
         loss: "cross_entropy", or "binary_cross_entropy" of each class by itself.
         metric: by which the best epoch on dev is chosen, see :data:`METRICS`.
         clip_frames: length of the network's input in fbank frames. Longer recordings are cut, shorter ones padded.
@@ -97,6 +98,8 @@ class FinetuningRecipe(TrainingRecipe):
             raise RecipeError(f"{self.problem} has the loss {self._only_loss()}; got {self.loss!r}")
         if self.problem == "per_second" and self.mixup:
             raise RecipeError("labels of seconds cannot be mixed; set mixup to 0")
+        if self.problem == "per_second" and self.balanced:
+            raise RecipeError("recordings with a label for each second cannot be balanced; set balanced to false")
         for name, limit in (("frequency_mask", config.num_mel_bins), ("time_mask", self.clip_frames)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= limit:

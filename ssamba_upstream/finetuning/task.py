@@ -37,13 +37,16 @@ class ClassificationTask:
             front_end: the network's, which says how long a frame is.
 
         Raises:
-            RecipeError: a recording whose labels do not fit the problem, a class that train lacks, or clips of no whole
-                seconds where these have labels.
+            RecipeError: a recording whose labels do not fit the problem, a class that train lacks, a split without a
+                labelled second, or clips of no whole seconds where these have labels.
         """
         seconds = _whole_seconds(recipe.clip_frames, front_end) if recipe.problem == "per_second" else None
         labels = [_names(*row, recipe, seconds) for row in zip(labelled.paths, labelled.labels)]
-        classes = sorted({name for names in labels for name in names})
+        classes = sorted({name for names in labels for name in names if name})
         if recipe.problem == "per_second":
+            if len(classes) < 2:
+                raise RecipeError(f"{recipe.data}: the classes of the seconds are {', '.join(classes) or '(none)'}; "
+                                  "expected two or more")
             targets = _seconds(labels, classes, seconds)
         else:
             targets = label_targets(labels, classes)
@@ -54,6 +57,9 @@ class ClassificationTask:
         heard = {name for i in members["train"] for name in labels[i]}
         if absent := sorted(set(classes) - heard):
             raise RecipeError(f"{recipe.data}: no recording of train has the class {absent[0]!r}")
+        for split, indices in members.items():
+            if (targets[indices] == IGNORED).all():
+                raise RecipeError(f"{recipe.data}: no second of {split} has a label; label some, or move recordings")
         return cls(
             classes,
             {split: [labelled.paths[i] for i in indices] for split, indices in members.items()},
@@ -71,19 +77,24 @@ def _whole_seconds(frames, front_end):
 
 
 def _names(path, label, recipe, seconds):
-    """The classes of a recording, or of its seconds as far as the clip lasts."""
+    """The classes of a recording, or of its seconds as far as the clip lasts, "" where a second does not count."""
     names = split_labels(label)
+    if recipe.problem == "per_second":
+        return names[:seconds]
     if "" in names:
         raise RecipeError(f"{recipe.data}: a class in the label {label!r} of {path} has no name")
+    if recipe.problem == "single_label" and not names:
+        raise RecipeError(f"{recipe.data}: {path} has no label. single_label needs one for each recording; with "
+                          "multi_label an empty label is a recording in which nothing is heard")
     if recipe.problem == "single_label" and len(names) > 1:
         raise RecipeError(f"{recipe.data}: {path} has the label {label!r}, which is {len(names)} classes; single_label "
                           "has one for a recording, multi_label several, per_second one for each second")
-    return names[:seconds]
+    return names
 
 
 def _seconds(labels, classes, seconds):
     """(recordings, seconds) of classes; a second that has none is ignored."""
-    number = {name: i for i, name in enumerate(classes)}
+    number = {"": IGNORED, **{name: i for i, name in enumerate(classes)}}
     targets = torch.full((len(labels), seconds), IGNORED)
     for row, names in zip(targets, labels):
         row[:len(names)] = torch.tensor([number[name] for name in names])

@@ -164,7 +164,8 @@ class _Finetuning(Run):
         self.log.record(step, "validation", **metrics)
         if metrics[self.recipe.metric] is None:
             raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of "
-                              "its recordings; choose the best epoch by another metric")
+                              "its recordings, or none of its seconds counts; choose the best epoch by another metric, "
+                              "or add recordings to dev")
         if metrics[self.recipe.metric] > self.progress["best"]:
             self.progress.update(best=metrics[self.recipe.metric], best_step=step)
             self._save_result(self.model, "best", step, {"dev": metrics})

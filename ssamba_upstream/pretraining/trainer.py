@@ -74,7 +74,7 @@ class _Pretraining(Run):
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
-            self.labelled.check_dev()  # lest the first probe find out that it is missing
+            self.labelled.check_probes()  # which would end the run at the first probe
         self.samples = config.front_end.samples_of(config.pretraining_frames)
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)

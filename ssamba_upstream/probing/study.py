@@ -46,7 +46,7 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
     Raises:
         ValueError: no folds and no dev, none left of a split, or see :func:`train_probes`.
     """
-    data.check_dev()  # which would be missed only after all hidden states are computed
+    data.check_probes()  # which would fail only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
     results = {

@@ -71,6 +71,7 @@ def test_a_csv_with_splits_or_folds(folder):
     (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,"], "line 3: expected a value for each of"),
     (["path,label", "cat/1.wav,cat,train"], "line 2: expected a value for each of path, label"),
     (["path,label", "cat/1.wav"], "line 2: expected a value for each of path, label"),
+    (["path,label", ",cat"], "line 2: expected a value for each of path, label"),
     (["file,label", "cat/1.wav,cat"], "columns file, label; expected path and label"),
     (["path,label,speaker", "cat/1.wav,cat,x"], "columns path, label, speaker; expected"),
     (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"],
@@ -91,6 +92,15 @@ def test_an_empty_folder_and_no_folder(tmp_path):
         read_labelled(tmp_path / "absent")
     with pytest.raises(LabelledSetError, match="2 paths, 1 labels and 2 splits"):
         LabelledSet([Path("a"), Path("b")], ["x"], ["1", "2"])
+
+
+def test_empty_labels(folder):
+    rows = ["cat/1.wav,,train", "cat/2.wav,a,train", "dog/1.wav,a;;b,dev", "dog/2.wav,a,test"]
+    found = read_labelled(write_csv(folder, "path,label,split", *rows))
+    assert found.labels == ["", "a", "a;;b", "a"]
+    assert [*map(split_labels, found.labels)] == [[], ["a"], ["a", "", "b"], ["a"]]
+    with pytest.raises(LabelledSetError, match=r"1 of 4 recordings have no label: \S*1.wav. Probes need a class"):
+        found.check_probes()
 
 
 def test_train_and_test_without_dev(folder):

@@ -614,6 +614,7 @@ def test_two_processes_with_unequal_numbers_of_labelled_seconds_make_the_same_st
     ({"problem": "per_second", "loss": "binary_cross_entropy", "clip_frames": 100},
      "per_second has the loss cross_entropy"),
     ({"problem": "per_second", "mixup": 0.5, "clip_frames": 100}, "labels of seconds cannot be mixed"),
+    ({"problem": "per_second", "balanced": True, "clip_frames": 100}, "a label for each second cannot be balanced"),
     ({"problem": "regression"}, "problem must be one of single_label, multi_label, per_second; got 'regression'"),
     ({"frequency_mask": 129}, "frequency_mask must be a whole number from 0 to 128; got 129"),
     ({"time_mask": 65}, "time_mask must be a whole number from 0 to 64; got 65"),
@@ -644,6 +645,11 @@ def relabelled(**labels):
     (relabelled(), {"problem": "per_second"}, "whole seconds, such as 100, 1000, 6000 for 1, 10, 60; got 64"),
     (relabelled(_3="low;;high"), {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"},
      "a class in the label 'low;;high' of .*3.wav has no name"),
+    (relabelled(_3=""), {}, r"3.wav has no label. single_label needs one for each recording; with multi_label"),
+    (lambda rows: [(path, label.replace("high", "low").replace("middle", ""), split) for path, label, split in rows],
+     {"problem": "per_second", "clip_frames": 100}, "the classes of the seconds are low; expected two or more"),
+    (lambda rows: [(path, label if split == "train" else "", split) for path, label, split in rows],
+     {"problem": "per_second", "clip_frames": 100}, "no second of test has a label"),
     (lambda rows: rows[:12], {}, "changed.csv: the splits are train"),
     (lambda rows: [("gone.wav", *row[1:]) if i == 3 else row for i, row in enumerate(rows)], {},
      "1 of 18 recordings do not exist: .*gone.wav"),
@@ -667,11 +673,36 @@ def test_files_that_are_not_there(tmp_path, recipe):
 
 
 def test_seconds_after_the_clip_or_without_a_label_do_not_count(recipe, changed_set):
-    change = relabelled(_0="low", _1="high;low;middle;beyond")
+    change = relabelled(_0="low", _1="high;low;middle;beyond", _2="high;;low", _3="")
     run = recipe(data=changed_set(change, "seconds"), problem="per_second", clip_frames=300)
     task = trainer.ClassificationTask.of(read_labelled(run.data), run)
     assert task.classes == ["high", "low", "middle"]
-    assert task.targets["train"][:2].tolist() == [[1, -100, -100], [0, 1, 2]]
+    assert task.targets["train"][:4].tolist() == [[1, -100, -100], [0, 1, 2], [0, -100, 1], [-100, -100, -100]]
+
+
+def test_recordings_in_which_nothing_is_heard(tmp_path, recipe, changed_set):
+    """They are targets of zeros, also for a detector of one class."""
+    def only_low(rows):
+        return [(path, label if label == "low" else "", split) for path, label, split in rows]
+
+    several = {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"}
+    run = recipe(data=changed_set(only_low), **several, epochs=12, learning_rate=5e-3)
+    task = trainer.ClassificationTask.of(read_labelled(run.data), run)
+    assert task.classes == ["low"] and task.targets["train"].tolist() == [[0.0], [1.0], [0.0]] * 4
+    assert finetune(run, tmp_path / "run")["test"]["mAUC"] == 1
+    model = load_model(tmp_path / "run" / "last", model_class=None)
+    assert model.config.num_labels == 1 and model.config.problem_type == "multi_label_classification"
+
+
+def test_steps_without_a_second_that_counts(tmp_path, recipe, changed_set):
+    data = changed_set(lambda rows: [(path, "" if i < 11 else label, split)
+                                     for i, (path, label, split) in enumerate(rows)], "seconds")
+    run = recipe(data=data, problem="per_second", clip_frames=300, batch_size=2, epochs=1)
+    results = finetune(run, tmp_path / "run")
+    steps = logged(tmp_path / "run", "loss", "gradient_norm")
+    assert len(steps) == 6 and [norm > 0 for _, _, norm in steps].count(True) == 1
+    assert all((loss == 0) == (norm == 0) for _, loss, norm in steps) and results["test"]["accuracy"] is not None
+    assert logged(tmp_path / "run", "skipped")[-1] == [6, 0]
 
 
 def test_unreadable_recordings_are_counted(tmp_path, recipe, changed_set):

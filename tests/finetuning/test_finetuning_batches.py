@@ -224,13 +224,16 @@ def test_recordings_are_drawn_by_weight(paths, targets):
 def test_balancing_weights_by_hand():
     targets = label_targets([["a"], ["a"], ["a", "b"], ["b", "c"], []], ["a", "b", "c", "d"])
     weights = balancing_weights(targets)
-    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3 + 1 / 2, 1 / 2 + 1, 0])
+    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3 + 1 / 2, 1 / 2 + 1, 1])
 
 
 def test_balanced_labels_are_heard_equally_often(paths):
-    targets = label_targets([["a"]] * 5 + [["b"], ["c"]], ["a", "b", "c"])
+    """As often as nothing, where recordings have no label."""
+    targets = label_targets([["a"]] * 3 + [["b"], [], [], []], ["a", "b"])
     batches = take(90, paths, targets, 10, SAMPLES, 0, weights=balancing_weights(targets))
-    heard = joined(batches, "targets").sum(dim=0)
+    targets = joined(batches, "targets")
+    heard = torch.cat([targets, 1 - targets.sum(dim=1, keepdim=True)], dim=1).sum(dim=0)
+    assert heard.sum() == 900
     assert ((heard - 300) ** 2 / 300).sum() < 13.8  # chi-square, 2 degrees of freedom: one seed in 1000 fails
 
 

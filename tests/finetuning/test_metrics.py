@@ -119,5 +119,8 @@ def test_what_cannot_be_judged_is_refused():
         evaluate(torch.zeros(2, 4, 3), seconds, "per_second")
     with pytest.raises(ValueError, match="from 0 to 2 or -100; got 0 to 3"):
         evaluate(torch.zeros(2, 5, 3), seconds.index_fill(1, torch.tensor([1]), 3), "per_second")
-    with pytest.raises(ValueError, match="none of the 10 seconds has a label"):
-        evaluate(torch.zeros(2, 5, 3), seconds - 100, "per_second")
+
+
+def test_without_a_second_that_counts_nothing_is_defined():
+    metrics = evaluate(torch.zeros(2, 5, 3), torch.full((2, 5), -100), "per_second")
+    assert metrics == {"accuracy": None, "mAP": None, "mAP_classes_left_out": 3}
