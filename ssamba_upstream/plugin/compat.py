@@ -1,9 +1,10 @@
 """s3prl 0.4 on today's torch, torchaudio and huggingface_hub.
 
 ``apply`` restores what s3prl expects of its libraries and no longer finds. Every repair looks first: what
-exists and works is left alone, and neither ``torch.load`` nor a builtin is replaced. Three habits of s3prl's
+exists and works is left alone, and neither ``torch.load`` nor a builtin is replaced. Four habits of s3prl's
 own are wrong beside any version of its libraries and are mended beside all of them: the file lists it caches
-in its own installation folder, the states it saves in place, and its replacement of the builtin ``isinstance``.
+in its own installation folder, the states it saves in place, the seed that is the same after every resume, and its
+replacement of the builtin ``isinstance``.
 
 s3prl itself is not imported here; its modules are mended when something imports them. Worker processes
 started by spawn, forkserver or loky (joblib) call ``apply`` before they unpickle their work.
@@ -367,7 +368,9 @@ _MENDED_MODULES = {
     "s3prl.hub": _add_entries,
     "s3prl.upstream.interfaces": _in_repairs("frames", "keep_frames"),
     "s3prl.downstream.runner": _both(_pass_records_through_distributed_training, _in_repairs("frames", "check_runs"),
-                                     _in_repairs("downstreams", "write_whole_files")),
+                                     _in_repairs("downstreams", "write_whole_files"),
+                                     _in_repairs("resuming", "seed_resumed_runs")),
+    "s3prl.problem.base": _in_repairs("resuming", "seed_resumed_recipes"),
     "s3prl.utility.helper": _keep_isinstance,
     "s3prl.run_downstream": _keep_isinstance,
     "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
