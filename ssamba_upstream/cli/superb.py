@@ -119,6 +119,9 @@ def _run_superb(options):
     upstream = find_upstream(options.checkpoint, options.upstream, options.upstream_config)
     cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
                        options.override)
+    _, earlier = campaign.read_cells(options.out)
+    if earlier:  # said before hours of training, too
+        print(results.note_on_earlier(earlier), file=sys.stderr, flush=True)
     if options.cell is None:
         print(plan(cells, options.out, device, options.jobs, scorers), flush=True)
         if options.plan:
@@ -134,7 +137,7 @@ def _run_superb(options):
     print(f"\n{results.markdown(rows)}\n\nwrote {options.out}/results.md and results.json")
     for name, reason in failures.items():
         print(f"\n{name} {reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures or earlier else 0
 
 
 def _submit(options):

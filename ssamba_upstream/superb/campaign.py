@@ -21,7 +21,7 @@ import yaml
 from ..checkpoint import content_hash
 from ..files import locked, read_json, write_json, write_text
 from ..plugin import compat
-from .cells import Cell
+from .cells import Cell, Corpus, Upstream
 from .processes import CellError, Processes, run_s3prl
 from .scorers import Scorers
 from .tasks import Metric, SuperbTask, task_named
@@ -31,16 +31,33 @@ RESULT = "result.json"
 
 
 def prepare(cells: list[Cell], out) -> None:
-    """Make the cells' folders, each with what the cell is; what is there stays."""
+    """Make the cells' folders, each with what the cell is; a corpus that was moved is read where it is now."""
     for cell in cells:
         folder = cell_folder(cell, out)
-        if (folder / "cell.json").is_file():
+        if read_cell(folder) == cell:
             continue
         write_text(yaml.safe_dump(cell.s3prl_config(), sort_keys=False), folder / "config.yaml")
         if cell.upstream.options is not None:
             write_text(yaml.safe_dump(cell.upstream.options), folder / "upstream.yaml")
-        content = {**dataclasses.asdict(cell), "series": cell.series}
-        write_json(content, folder / "cell.json")
+        write_json(dataclasses.asdict(cell), folder / "cell.json")
+
+
+def read_cell(folder: Path) -> Cell | None:
+    """The cell that a folder is of; None if there is none, or one that an earlier version of this package wrote."""
+    try:
+        content = read_json(folder / "cell.json")
+        content |= {"upstream": Upstream(**content["upstream"]), "corpus": Corpus(**content["corpus"])}
+        cell = Cell(**content)
+        return cell if cell.name == folder.name else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read_cells(out) -> tuple[dict[Path, Cell], list[str]]:
+    """The cells in OUT by folder, and the names of the folders of others, see :func:`read_cell`."""
+    found = {file.parent: read_cell(file.parent) for file in sorted(Path(out).glob("cells/*/cell.json"))}
+    return ({folder: cell for folder, cell in found.items() if cell is not None},
+            [folder.name for folder, cell in found.items() if cell is None])
 
 
 def cell_folder(cell: Cell, out) -> Path:
@@ -105,8 +122,11 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
     """
     folder, scorers = cell_folder(cell, out), scorers or Scorers()
     with locked(folder / "lock", f"{folder.name}: waiting for a process that already runs it") as lock:
-        def run(arguments):
-            return run_s3prl(processes, folder, [*arguments, "--device", device], gpu, lock)
+        def run(arguments, override=""):
+            # When s3prl goes on from a checkpoint, it takes the config from there, where the corpus may have lain then.
+            options = ",,".join(filter(None, [cell.corpus.override, override]))
+            arguments = [*arguments, *(["-o", options] if options else []), "--device", device]
+            return run_s3prl(processes, folder, arguments, gpu, lock)
 
         if not (folder / RESULT).is_file():
             result = _evaluate(cell, folder, run)
@@ -119,7 +139,7 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
         result = read_json(folder / RESULT)
         if _to_be_scored(cell, result, scorers):
             again = _evaluation(task_named(cell.task), f"{EXPERIMENT}/{result['checkpoint']}")
-            scores = scorers.score(cell, folder / EXPERIMENT, lambda arguments: run([*again, *arguments]))
+            scores = scorers.score(cell, folder / EXPERIMENT, lambda override: run(again, override))
             result = {**result, **scores, "test": {**result["test"], **scores["test"]}}
             write_json(result, folder / RESULT)
         return result
@@ -157,8 +177,8 @@ def _evaluate_states(cell: Cell, experiment: Path, run) -> dict:
         place = experiment / states.stem
         if not (place / RESULT).is_file():
             place.mkdir(exist_ok=True)
-            printed = run([*_evaluation(task, f"{EXPERIMENT}/{states.name}"),
-                           "-o", f"args.expdir={EXPERIMENT}/{states.stem}"])
+            printed = run(_evaluation(task, f"{EXPERIMENT}/{states.name}"),
+                          f"args.expdir={EXPERIMENT}/{states.stem}")
             write_json(_test_values(task, printed), place / RESULT)
         found[states] = read_json(place / RESULT)
     defined = [states for states, values in found.items() if values[metric.name] is not None]

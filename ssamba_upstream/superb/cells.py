@@ -3,20 +3,31 @@
 import ast
 import copy
 import dataclasses
-from dataclasses import dataclass
+import functools
+import importlib.metadata
+import json
+import operator
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 
+from ..audio import AUDIO_EXTENSIONS
 from ..checkpoint import STARTER, content_hash, find_checkpoint, load_config, load_model
 from ..configs import config_names, find_config
-from ..corpora.report import CorpusError
+from ..corpora.report import CorpusError, CorpusReport, recordings_of
 from ..corpora.superb_sets import CHECKS
 from ..downloads import find_published
-from ..files import json_hash
+from ..files import file_hash, json_hash, to_json
 from ..plugin.hubconf import ENTRIES
 from ..plugin.registry import register
 from .tasks import TASKS, SuperbTask, task_named
+
+LARGEST_TEXT = 2**20
+"""Bytes of a file in a folder that a config names, up to which its content counts, unless it is audio."""
 
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
 
@@ -39,6 +50,26 @@ class Upstream:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """The corpus of a task.
+
+    Attributes:
+        content: SHA-256 of what s3prl reads, see :attr:`ssamba_upstream.corpora.report.CorpusReport.content_hash`, and
+            of the files and folders that the config names otherwise.
+        counts: utterances by split or session and, in it, by class, as the check counted them.
+        released: True if it is SUPERB's by these counts; None for a downstream that is none of SUPERB's tasks.
+        override: s3prl's ``-o`` that says where it lies. It does not count as a part of the cell, nor do the notes.
+        notes: of the check.
+    """
+
+    content: str
+    counts: dict = field(default_factory=dict)
+    released: bool | None = None
+    override: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One training with its evaluation, and all that decides its result.
 
@@ -49,7 +80,8 @@ class Cell:
         upstream: see :class:`Upstream`.
         config: s3prl's config with all overrides applied, but for the fold and the learning rate.
         overrides: the user's, as given, those that the config has a field for.
-        corpus: how many utterances the check counted, by split or session.
+        corpus: see :class:`Corpus`.
+        versions: of this package, s3prl and torch, by name.
         learning_rate: of the optimizer; None without training.
         fold: test fold of ER, ``fold1`` to ``fold5``, else None.
         layer: number of the hidden state, of a task without training, else None.
@@ -61,7 +93,8 @@ class Cell:
     upstream: Upstream
     config: dict
     overrides: str
-    corpus: dict
+    corpus: Corpus
+    versions: dict
     learning_rate: float | None
     fold: str | None = None
     layer: int | None = None
@@ -69,13 +102,13 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the cell's folder; it ends in a hash of the whole cell, so that no other has it."""
-        digest = _digest(dataclasses.asdict(self))
+        digest = _digest(self)
         return "-".join(filter(None, [self.task, self.mode, self.fold, self.choice, digest]))
 
     @property
     def series(self) -> str:
         """A hash shared by the cells that differ in nothing but learning rate, layer and fold."""
-        return _digest(dataclasses.asdict(dataclasses.replace(self, learning_rate=None, fold=None, layer=None)))
+        return _digest(dataclasses.replace(self, learning_rate=None, fold=None, layer=None))
 
     @property
     def choice(self) -> str:
@@ -169,24 +202,29 @@ def make_cells(
     """
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
-    cells = []
+    versions, cells = installed_versions(), []
     for name, root in corpora.items():
         task = TASKS[name]
         report = CHECKS[name](root)
         if not report.ok:
             raise CorpusError(str(report))
         config = _read_yaml(_config_name(name, fine_tune), "downstream")
-        _override(config, report.override)
         applied = _complete(config, overrides, name)
+        _refuse_places(applied, report)
         if task.drops_incomplete_batches:
             _check_batch(config, report)
-        cell = Cell(name, task.downstream, mode, upstream, config, applied, report.counts, None)
+        content = json_hash([report.content_hash, _hashes_of_files(config)])
+        corpus = Corpus(content, report.counts, report.released, report.override, report.notes)
+        _override(config, report.override)
+        cell = Cell(name, task.downstream, mode, upstream, config, applied, corpus, versions, None)
         cells += [dataclasses.replace(cell, fold=fold, **choice)
                   for fold in task.folds for choice in _choices(task, rates, upstream)]
     for downstream, path in downstreams:
         config = _read_yaml(path, "downstream")
         applied = _complete(config, overrides, downstream)
-        cells += [Cell(downstream, downstream, mode, upstream, config, applied, {}, rate) for rate in rates]
+        corpus = Corpus(json_hash(_hashes_of_files(config)))
+        cells += [Cell(downstream, downstream, mode, upstream, config, applied, corpus, versions, rate)
+                  for rate in rates]
     if not cells:
         raise ValueError("there is nothing to run; give the corpus of one or more of "
                          f"{', '.join(f'--{name}' for name in TASKS)}")
@@ -194,6 +232,49 @@ def make_cells(
     if nowhere := [option for option in _options(overrides) if option not in taken]:
         raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config")
     return cells
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of this package, s3prl and torch, which decide the results, too."""
+    import s3prl
+
+    try:
+        ours = importlib.metadata.version("ssamba-upstream")
+    except importlib.metadata.PackageNotFoundError:
+        ours = "not installed"
+    return {"ssamba-upstream": ours, "s3prl": s3prl.__version__, "torch": torch.__version__}
+
+
+def _hashes_of_files(config) -> dict[str, str]:
+    """Hashes of the files and folders that a config names by absolute paths, by path."""
+    paths = [Path(text) for text in sorted(set(_strings(config))) if os.path.isabs(text)]
+    return {str(path): file_hash(path) if path.is_file() else _hash_of_folder(path)
+            for path in paths if path.is_file() or path.is_dir()}
+
+
+def _strings(content) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list)):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from _strings(item)
+
+
+def _hash_of_folder(folder: Path) -> str:
+    files = recordings_of({path.relative_to(folder).as_posix(): path
+                           for path in sorted(folder.rglob("*")) if path.is_file()})
+    texts = {file.name: file.path for file in files
+             if file.size <= LARGEST_TEXT and file.path.suffix.lower() not in AUDIO_EXTENSIONS}
+    return CorpusReport("", folder, "", recordings={"": files}, texts=texts).content_hash
+
+
+def _refuse_places(overrides: str, report):
+    """What was checked has to be what s3prl reads."""
+    places = [option.partition("=")[0] for option in _options(report.override)]
+    for option in _options(overrides):
+        if option.partition("=")[0].strip() in places:
+            raise ValueError(f"-o {option}: this field names what was checked in {report.root}. Put the file there, or "
+                             "a link to it.")
 
 
 def _config_name(name, fine_tune):
@@ -291,5 +372,11 @@ def _read_yaml(name, kind):
     return yaml.safe_load(find_config(name, kind).read_text(encoding="utf-8"))
 
 
-def _digest(content) -> str:
-    return json_hash(content)[:10]
+def _digest(cell: Cell) -> str:
+    """A hash of all that decides a cell's result, so not of the place where its corpus lies."""
+    content = dataclasses.asdict(cell)
+    for option in _options(cell.corpus.override):
+        *parents, last = option.partition("=")[0].split(".")[1:]
+        del functools.reduce(operator.getitem, parents, content["config"])[last]
+    del content["corpus"]["override"], content["corpus"]["notes"]
+    return json_hash(json.loads(to_json(content)))[:10]  # of what cell.json can hold, so that its reader finds the same

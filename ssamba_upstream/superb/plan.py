@@ -20,8 +20,8 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
     """A table of the cells and an estimate of the time they take, hours:minutes:seconds.
 
     Each task with cells to run gets a short trial. Evaluations are reckoned by their utterances, as training
-    steps; of a fine-tuned upstream they take less than that. Tasks without training are not estimated. What a scorer
-    lacks is said.
+    steps; of a fine-tuned upstream they take less than that. Tasks without training are not estimated. The notes of the
+    corpora's checks, and what a scorer lacks, are said.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
@@ -32,6 +32,7 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
                     f"{cell.steps:7}  {state}".rstrip())
     seconds, steps = 0.0, sum(cell.steps for cell in waiting)
     for cell in {cell.series: cell for cell in cells}.values():
+        rows += [f"{cell.task}: {note}" for note in cell.corpus.notes]
         if lacking := (scorers or Scorers()).lacking(cell):
             rows.append(f"{cell.task}: {lacking}")
     for cell in {cell.series: cell for cell in waiting}.values():
@@ -79,7 +80,7 @@ def measure(cell: Cell, out, device: str) -> tuple[float, float]:
 
 def _evaluations_in_steps(cell):
     """How many training steps the evaluations on dev and test are worth, by the number of utterances."""
-    counts = {split: count.get("utterances", sum(count.values())) for split, count in cell.corpus.items()}
+    counts = {split: count.get("utterances", sum(count.values())) for split, count in cell.corpus.counts.items()}
     if cell.task == "er":  # s3prl's dev set is a fifth of the four sessions that train
         utterances = sum(counts.values()) * (0.2 * 4 + 1) / 5
     else:

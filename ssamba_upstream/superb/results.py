@@ -5,69 +5,72 @@ from pathlib import Path
 from statistics import fmean
 
 from ..files import read_json, write_json, write_text
-from .campaign import EXPERIMENT, RESULT, better, value
-from .cells import Cell, Upstream
+from .campaign import EXPERIMENT, RESULT, better, read_cells, value
+from .cells import Cell, installed_versions
 from .scorers import Scorers
 from .tasks import task_named
 
-COLUMNS = ("task", "upstream", "checkpoint", "test", "by fold", "dev", "chosen", "steps", "")
-HEADINGS = {
-    "frozen": "Frozen upstream: SUPERB's constrained track",
-    "fine-tuned": "Fine-tuned upstream: not comparable with SUPERB's constrained track",
-}
+COLUMNS = ("task", "upstream", "checkpoint", "test", "by fold", "dev", "chosen", "steps", "corpus", "")
+FINE_TUNED = "Fine-tuned upstream: not comparable with SUPERB's constrained track"
+CONSTRAINED = "Frozen upstream: SUPERB's constrained track"
+ELSEWHERE = "Frozen upstream, other tasks or corpora than SUPERB's: not comparable with its constrained track"
 
 
 def write_results(out, scorers: Scorers | None = None) -> list[dict]:
     """Write ``OUT/results.json`` and ``OUT/results.md`` from all cells in OUT, and return the rows.
 
-    A row is a task with one upstream, mode, config and corpus. Its learning rate, the same in all folds, or its layer
-    is the one with the best mean on dev among those of which every fold has finished; the lower of equals. Values
-    are in the units of the tasks' metrics.
+    A row is a task with one upstream, mode, config, corpus and set of versions. Its learning rate, the same in all
+    folds, or its layer is the one with the best mean on dev among those of which every fold has finished; the lower of
+    equals. Values are in the units of the tasks' metrics. Cells of an earlier version of this package are left out, and
+    named below the tables.
     """
     out = Path(out)
+    cells, earlier = read_cells(out)
     series = defaultdict(list)
-    for file in sorted(out.glob("cells/*/cell.json")):
-        cell = read_json(file)
-        result = file.with_name(RESULT)
-        if finished := result.is_file():
-            cell["result"] = {**read_json(result), "run": str(file.with_name(EXPERIMENT))}
-        cell["unfinished"] = not finished
-        series[cell["series"]].append(cell)
+    for folder, cell in cells.items():
+        result = None
+        if (folder / RESULT).is_file():
+            result = {**read_json(folder / RESULT), "run": str(folder / EXPERIMENT)}
+        series[cell.series].append((cell, result))
     rows = [_row(cells, scorers or Scorers()) for cells in series.values()]
     rows.sort(key=lambda row: (row["task"], row["upstream"], row["series"]))
     write_json(rows, out / "results.json")
-    write_text(markdown(rows) + "\n", out / "results.md")
+    write_text("\n\n".join(filter(None, [markdown(rows), note_on_earlier(earlier)])) + "\n", out / "results.md")
     return rows
 
 
-def _row(cells, scorers):
-    first = cells[0]
-    task = task_named(first["task"])
+def note_on_earlier(names: list[str]) -> str:
+    """What to say of cells that an earlier version of this package wrote; nothing where there are none."""
+    if not names:
+        return ""
+    return (f"Left out, as an earlier version of this package wrote them: {', '.join(names)}. Delete these folders in "
+            "`cells`, or move them away.")
+
+
+def _row(cells: list[tuple[Cell, dict | None]], scorers):
+    first = cells[0][0]
+    task = task_named(first.task)
     search = defaultdict(dict)
-    for cell in cells:
-        search[cell[task.searched]][cell["fold"]] = cell.get("result")
+    for cell, result in cells:
+        search[getattr(cell, task.searched)][cell.fold] = result
     scores = {choice: fmean(results[fold]["dev"] for fold in task.folds) for choice, results in sorted(search.items())
               if all(results.get(fold) and results[fold]["dev"] is not None for fold in task.folds)}
     best = better(task.chosen_by)(scores, key=scores.get, default=None)
     chosen = [] if best is None else [search[best][fold] for fold in task.folds]
     test = {metric.name: _mean([result["test"][metric.name] for result in chosen]) for metric in task.metrics}
     return {
-        "task": first["task"], "mode": first["mode"], "series": first["series"],
-        "upstream": first["upstream"]["name"], "checkpoint": first["upstream"]["checkpoint"],
-        "checkpoint_sha256": first["upstream"]["sha256"], "overrides": first["overrides"],
-        "steps": _cell(first).steps,
+        "task": first.task, "mode": first.mode, "series": first.series,
+        "upstream": first.upstream.name, "checkpoint": first.upstream.checkpoint,
+        "checkpoint_sha256": first.upstream.sha256, "overrides": first.overrides,
+        "steps": first.steps,
+        "corpus_sha256": first.corpus.content, "released_corpus": first.corpus.released, "versions": first.versions,
         "searched": task.searched, "chosen": best, "dev": scores.get(best),
         "test": test,
-        "runs": {fold or first["task"]: result for fold, result in zip(task.folds, chosen)},
+        "runs": {fold or first.task: result for fold, result in zip(task.folds, chosen)},
         "dev_by_choice": {f"{choice:g}": scores.get(choice) for choice in sorted(search)},
-        "unfinished": sum(cell["unfinished"] for cell in cells),
-        "lacking": scorers.lacking(_cell(first)) if None in test.values() else None,
+        "unfinished": sum(result is None for _, result in cells),
+        "lacking": scorers.lacking(first) if None in test.values() else None,
     }
-
-
-def _cell(content):
-    fields = {name: content[name] for name in Cell.__dataclass_fields__}
-    return Cell(**{**fields, "upstream": Upstream(**content["upstream"])})
 
 
 def _mean(values):
@@ -75,13 +78,19 @@ def _mean(values):
 
 
 def markdown(rows: list[dict]) -> str:
-    """A table for each mode; for ER the mean of the five folds."""
+    """A table for each heading; for ER the mean of the five folds."""
     lines = ["# SUPERB results"]
-    for mode, heading in HEADINGS.items():
-        if chosen := [row for row in rows if row["mode"] == mode]:
+    for heading in (CONSTRAINED, ELSEWHERE, FINE_TUNED):
+        if chosen := [row for row in rows if _heading(row) == heading]:
             lines += ["", f"## {heading}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
             lines += map(_line, chosen)
     return "\n".join(lines)
+
+
+def _heading(row):
+    if row["mode"] == "fine-tuned":
+        return FINE_TUNED
+    return CONSTRAINED if row["released_corpus"] else ELSEWHERE
 
 
 def _line(row):
@@ -95,7 +104,9 @@ def _line(row):
                        if fold != row["task"])
     dev = f"{task.chosen_by.name} {value(task.chosen_by, row['dev'])}" if row["dev"] is not None else ""
     chosen = "" if row["chosen"] is None else f"{row['searched'].replace('_', ' ')} {row['chosen']:g}"
-    values = [row["task"], row["upstream"], checkpoint, test, folds, dev, chosen, row["steps"]]
+    kind = {True: "released ", False: "not the released corpus ", None: ""}[row["released_corpus"]]
+    corpus = f"{kind}({row['corpus_sha256'][:8]})"
+    values = [row["task"], row["upstream"], checkpoint, test, folds, dev, chosen, row["steps"], corpus]
     return f"| {' | '.join(map(str, [*values, '; '.join(_notes(row, task))]))} |"
 
 
@@ -109,6 +120,8 @@ def _notes(row, task):
               if task.best is not None and (run["checkpoint"] or task.best) != task.best]
     if row["lacking"]:
         notes.append(row["lacking"])
+    installed = installed_versions()
+    notes += [f"{name} {version}" for name, version in row["versions"].items() if version != installed.get(name)]
     overrides = row["overrides"].replace("config.downstream_expert.datarc.", "").replace("config.", "")
     if overrides:
         notes.append(f"`{overrides.replace(',,', ', ')}`")

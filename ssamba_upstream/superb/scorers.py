@@ -84,13 +84,13 @@ class Scorers:
             return "WER with LM needs --language-model, and may be left out"
         return None
 
-    def score(self, cell: Cell, experiment: Path, run: Callable[[list[str]], str]) -> dict:
+    def score(self, cell: Cell, experiment: Path, run: Callable[[str], str]) -> dict:
         """What a cell's scorer measures.
 
         Args:
             cell: whose scorer lacks nothing.
             experiment: s3prl's folder, with the predictions of the test set; beside it, with "-dev", that of dev.
-            run: of s3prl's arguments, returns what it printed.
+            run: evaluates once more, with an override in the form of s3prl's ``-o``; returns what s3prl printed.
 
         Returns:
             "dev", a value or nothing, and "test", values by the names of metrics, in the table's units.
@@ -106,8 +106,8 @@ class Scorers:
                       for split, folder in folders.items()}
             return {"dev": values["dev"], "test": {"MTWV": values["test"]}}
         model, lexicon = self.language_model
-        printed = run(["-o", ",,".join([f"{DECODER}decoder_type='kenlm'", f"{DECODER}kenlm_model={str(model)!r}",
-                                        f"{DECODER}lexicon={str(lexicon)!r}"])])
+        printed = run(",,".join([f"{DECODER}decoder_type='kenlm'", f"{DECODER}kenlm_model={str(model)!r}",
+                                 f"{DECODER}lexicon={str(lexicon)!r}"]))
         return {"test": {"WER with LM": float(_found(r"test-clean wer: (\S+)", printed, "s3prl"))}}
 
 

@@ -420,6 +420,17 @@ def test_diarization_reports_files(name, old, new, fragment, corpus):
         problem("sd", root, fragment)
 
 
+def test_lists_may_name_recordings_elsewhere(corpus, synthetic, tmp_path):
+    root = corpus("sd")
+    before = CHECKS["sd"](root).content_hash
+    for scp in root.rglob("wav.scp"):
+        scp.write_text(scp.read_text().replace(str(synthetic), str(tmp_path)))
+    shutil.rmtree(root / "train" / "wav")
+    assert not CHECKS["sd"](root).ok
+    shutil.copytree(synthetic / "diarization" / "train" / "wav", root / "train" / "wav")
+    assert CHECKS["sd"](root).content_hash == before
+
+
 def test_diarization_reports_speakers_and_absent_files(corpus):
     root = corpus("sd")
     (root / "test" / "rttm").unlink()

@@ -20,6 +20,7 @@ from ssamba_upstream.configs import config_names, find_config
 from ssamba_upstream.corpora.superb_sets import CHECKS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
 from ssamba_upstream.superb import plan, processes
+from ssamba_upstream.superb.cells import Cell, Corpus, Upstream, find_upstream, make_cells
 from ssamba_upstream.superb.scorers import ScorerError, Scorers, diarization_error_rate
 from ssamba_upstream.superb.tasks import TASKS
 
@@ -157,6 +158,16 @@ def test_searches_evaluates_and_resumes(name, superb, tmp_path, capsys):
     next((tmp_path / "out" / "cells").glob("*/result.json")).unlink()
     assert superb(name) == 0
     assert [call.split()[1] for call in superb.calls] == ["train"] + ["evaluate"] * (name != "asv")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_cells_do_not_depend_on_the_place_of_their_corpus(name, corpora, checkpoint, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(corpora)
+    here, there = (make_cells(find_upstream(checkpoint), {name: root / PLACES[name]}, learning_rates=[0.01])
+                   for root in (corpora, tmp_path / "elsewhere"))
+    assert [cell.name for cell in here] == [cell.name for cell in there]
+    assert here[0].series == there[0].series and here[0].config != there[0].config
+    assert str(tmp_path / "elsewhere") in str(there[0].s3prl_config()) and there[0].corpus.notes
 
 
 def test_verification_keeps_the_best_predictions(superb, tmp_path):
@@ -368,8 +379,6 @@ def test_language_model(superb, tmp_path, capsys, monkeypatch):
 
 
 def test_scorers_lack_nothing_for_other_tasks(checkpoint):
-    from ssamba_upstream.superb.cells import Cell, Upstream
-
-    cell = Cell("ic", "fluent_commands", "frozen", Upstream("fbank"), {}, "", {}, 0.1)
+    cell = Cell("ic", "fluent_commands", "frozen", Upstream("fbank"), {}, "", Corpus(""), {}, 0.1)
     assert Scorers().lacking(cell) is None
     assert Scorers().lacking(dataclasses.replace(cell, task="another")) is None

@@ -21,6 +21,7 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.corpora import speech_commands
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
@@ -43,6 +44,7 @@ expdir.mkdir(exist_ok=True)
 step = max([int(path.stem[7:]) for path in expdir.glob("states-*.ckpt")], default=0)
 with open(control / "calls", "a") as calls:
     calls.write(f"{mode} {rate:g}{fold} {step}\\n")
+open(control / "arguments", "a").write(" ".join(sys.argv[1:]) + "\\n")
 open(control / "gpus", "a").write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
 if (control / f"fail-{rate:g}").exists():
     sys.exit("Traceback\\nRuntimeError: the disk is full")
@@ -128,10 +130,11 @@ def rows(tmp_path):
 
 def test_plan(control, superb, capsys, tmp_path):
     assert superb("--plan", "--jobs", "2", task="er") == 0
-    *table, trial, total = capsys.readouterr().out.splitlines()
+    *table, note, trial, total = capsys.readouterr().out.splitlines()
     assert [line.split()[:5] for line in table[1:]] == [
         [str(2 * fold + number), "er", "frozen", f"fold{fold + 1}", rate]
         for fold in range(5) for number, rate in enumerate(("0.01", "0.001"))]
+    assert note.startswith("er: This is not the whole released corpus, which has neu 1,708, ")
     assert trial == "er: 500 ms a step, 10 s to start, measured over 2 steps"
     # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8.
     assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(10 / 2 * 22.34) - 60:02}"
@@ -304,6 +307,142 @@ def test_a_stale_result_is_never_reused(control, superb, checkpoint, tmp_path):
     assert len(calls(control)) == 4
     found = {(row["checkpoint_sha256"], row["steps"]) for row in rows(tmp_path)}
     assert len(found) == 3
+
+
+@pytest.fixture
+def own_corpora(corpora, tmp_path):
+    """A copy of the corpora."""
+    return {task: Path(shutil.copytree(root, tmp_path / "corpora" / task)) for task, root in corpora.items()}
+
+
+def cell_names(checkpoint, corpora, **options):
+    return [cell.name for cell in cells.make_cells(cells.find_upstream(checkpoint), corpora, **options)]
+
+
+def shuffle_metadata(corpora):
+    path = corpora["er"] / "meta_data" / "Session1" / "train_meta_data.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"meta_data": content["meta_data"][::-1]}))
+
+
+def change_samples(corpora):
+    """Other recordings of the same names and sizes, in a part of the corpus."""
+    for path in (corpora["ks"] / "speech_commands_v0.01").glob("*/*.wav"):
+        header, samples = path.read_bytes()[:44], path.read_bytes()[44:]
+        path.write_bytes(header + samples[2:] + samples[:2])
+
+
+def remove_a_word(corpora):
+    next((corpora["ks"] / "speech_commands_v0.01" / "yes").glob("*.wav")).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change, others", [
+    (shuffle_metadata, "er"), (change_samples, "ks"), (remove_a_word, "ks")])
+def test_a_cell_knows_what_is_in_its_corpus(change, others, checkpoint, own_corpora):
+    def names():
+        return {task: cell_names(checkpoint, {task: root}, overrides=STEPS + BATCH[task], learning_rates=[0.01])
+                for task, root in own_corpora.items()}
+
+    before = names()
+    change(own_corpora)
+    assert {task for task, found in names().items() if found != before[task]} == {others}
+
+
+def test_a_cell_knows_the_files_that_its_config_names(checkpoint, tmp_path):
+    config, folder = tmp_path / "config.yaml", tmp_path / "data"
+    (folder / "labels").mkdir(parents=True)
+    (folder / "labels" / "train.csv").write_text("1,2\n")
+    (tmp_path / "list.txt").write_text("1 a")
+    runner = {"total_steps": 4, "eval_step": 2, "save_step": 2, "eval_dataloaders": ["dev"]}
+    paths = {"root": str(folder), "lists": [str(tmp_path / "list.txt")], "absent": "/of/no/such/place", "mode": "mean"}
+    config.write_text(yaml.safe_dump({"runner": runner, "optimizer": {"lr": 1.0}, "downstream_expert": paths}))
+
+    def name():
+        found, = cell_names(checkpoint, {}, downstreams=[("another", config)], learning_rates=[0.01])
+        return found
+
+    names = [name(), name()]
+    (tmp_path / "list.txt").write_text("2 a")
+    names.append(name())
+    (folder / "labels" / "train.csv").write_text("2,1\n")
+    names.append(name())
+    (folder / "labels" / "dev.csv").touch()
+    names.append(name())
+    assert names[0] == names[1] and len(set(names)) == 4
+
+
+@pytest.mark.parametrize("which", ["ssamba-upstream", "s3prl", "torch"])
+def test_a_cell_knows_the_versions(which, control, superb, tmp_path, monkeypatch):
+    assert superb("--cell", "0") == 0
+    installed = cells.installed_versions()
+    monkeypatch.setattr(cells, "installed_versions", lambda: {**installed, which: "9.9"})
+    monkeypatch.setattr(results, "installed_versions", cells.installed_versions)
+    calls(control)
+    assert superb("--cell", "0") == 0 and len(calls(control)) == 2
+    assert {row["versions"][which] for row in rows(tmp_path)} == {installed[which], "9.9"}
+    assert (tmp_path / "out" / "results.md").read_text().count(f"{which} {installed[which]}") == 1
+
+
+@pytest.mark.slow
+def test_a_corpus_that_moves_keeps_its_cells(control, superb, own_corpora, checkpoint, tmp_path):
+    (control / "fail-0.001").touch()
+    superb()
+    (control / "fail-0.001").unlink()
+    calls(control)
+    assert main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(own_corpora["ks"]), "--device",
+                 "cpu", "-o", STEPS + BATCH["ks"], "--learning-rates", "1e-2", "1e-3"]) == 0
+    assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]  # and not what has finished
+    row, = rows(tmp_path)
+    assert row["unfinished"] == 0
+    for folder in (tmp_path / "out" / "cells").iterdir():
+        datarc = yaml.safe_load((folder / "config.yaml").read_text())["downstream_expert"]["datarc"]
+        assert datarc["speech_commands_root"] == str(own_corpora["ks"] / "speech_commands_v0.01")
+    # s3prl takes the config from the checkpoint that it evaluates.
+    assert f"datarc.speech_commands_root={own_corpora['ks']}" in (control / "arguments").read_text().splitlines()[-1]
+
+
+def test_what_was_checked_is_what_runs(superb, capsys):
+    assert superb("-o", f"{STEPS},,config.downstream_expert.datarc.speech_commands_root=elsewhere") == 1
+    assert "this field names what was checked in" in capsys.readouterr().err
+
+
+def test_other_corpora_than_superbs_are_in_a_table_of_their_own(control, superb, corpora, tmp_path, monkeypatch):
+    assert superb() == 0
+    row, = rows(tmp_path)
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "## Frozen upstream, other tasks or corpora than SUPERB's: not comparable" in table
+    assert "Frozen upstream: SUPERB's constrained track" not in table
+    assert f"| not the released corpus ({row['corpus_sha256'][:8]}) |" in table
+    shutil.rmtree(tmp_path / "out")
+    counts = {split: sum(count for name, count in classes.items() if split == "test" or name != "_silence_")
+              for split, classes in speech_commands.check(corpora["ks"]).counts.items()}
+    monkeypatch.setattr(speech_commands, "RELEASED", {"v0.01": counts, "v0.02": {}})
+    assert superb() == 0
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "## Frozen upstream: SUPERB's constrained track" in table and "other tasks or corpora" not in table
+    assert f"| released ({row['corpus_sha256'][:8]}) |" in table
+
+
+def test_cells_of_an_earlier_version_are_left_out_and_named(control, superb, tmp_path, capsys):
+    for name, content in (("ks-frozen-lr0.01-0123456789", {"task": "ks", "corpus": {}, "series": "0"}),
+                          ("ks-frozen-lr0.1-0123456789", [])):
+        folder = tmp_path / "out" / "cells" / name
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps(content))
+        (folder / "result.json").write_text('{"dev_accuracy": 1.0}')
+    (tmp_path / "out" / "cells" / "being made").mkdir()
+    assert superb("--plan") == 0
+    message = "an earlier version of this package wrote them: ks-frozen-lr0.01-0123456789, ks-frozen-lr0.1-0123456789."
+    assert message in capsys.readouterr().err
+    assert superb() == 1
+    assert message in capsys.readouterr().err and message in (tmp_path / "out" / "results.md").read_text()
+    assert [row["chosen"] for row in rows(tmp_path)] == [0.01]
+    assert superb("-o", f"{STEPS}{BATCH['ks']},,config.runner.gradient_clipping=1e999") == 1  # infinite
+    assert len(results.read_cells(tmp_path / "out")[1]) == 2
+    renamed = next((tmp_path / "out" / "cells").glob("ks-frozen-lr0.001-*"))
+    renamed.rename(renamed.with_name("ks-frozen-lr0.001-0123456789"))  # whose content says another name
+    assert len(results.read_cells(tmp_path / "out")[1]) == 3
 
 
 def test_a_checkpoint_that_changes_meanwhile_gives_no_result(control, superb, checkpoint, capsys, tmp_path):
