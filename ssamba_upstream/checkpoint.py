@@ -5,11 +5,15 @@ writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuratio
 (``.pth``, a state dict with the prefix ``module.``) load as they are. No file is ever allowed to run code.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import pickle
+import pickletools
+import re
 import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,14 +41,16 @@ HEADS = {
     SsambaForAudioFrameClassification: {"frame_classifier", "frame_classifier_norm"},
 }
 
-# Where training loops keep a state dict, and what they put before all the names in it.
-STATE_NAMES = ("state_dict", "model")
-WRAPPERS = ("module.", "model.", "_orig_mod.")
+STATE_NAMES = ("state_dict", "model", "model_state_dict", "net")  # where training loops keep a state dict
+MARK = "layers.0.mixer.A_log"  # a parameter of every encoder, by which it is found among the names of a larger model
 
 # What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
 OFFICIAL_CLASSIFIER = "v.head."
 OFFICIAL_NAMES = {"v.": ENCODER, "cpredlayer.": "contrastive_head.", "gpredlayer.": "reconstruction_head."}
+
+S3PRL_NAMES = {"Downstream", "Featurizer"}  # in a checkpoint of s3prl's downstream training
+SAVE_ALONE = "as in torch.save(model.state_dict(), FILE)"
 
 # What transformers needs to load a classifier's folder in a program that has not imported this package.
 AUTO_CLASSES = {
@@ -76,10 +82,10 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     Args:
         path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
             the published code's; or "ssamba_starter", see :func:`find_checkpoint`. In a file the weights may lie under
-            "state_dict" or "model", beside an optimizer or what else a training loop keeps, and may all have "module.",
-            "model." or "_orig_mod." before their names, as DataParallel, Lightning and torch.compile put it there.
-            Where they are this package's but without its configuration, the encoder is read, of 128 mel bands or
-            ``num_mel_bins``.
+            "state_dict", "model", "model_state_dict" or "net", beside an optimizer or what else a training loop keeps.
+            The network may be a part of a larger one, with any prefix before its names, such as "module.", "model." or
+            "backbone."; what has another prefix is not read. Of weights of this package's models without their
+            configuration the encoder is read, of 128 mel bands or ``num_mel_bins``.
         block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
             which do not say, "paired", the order in which they were trained. This package's weights without a
             configuration do not say either, and are read with a block_order only.
@@ -264,7 +270,7 @@ def _read(path, block_order=None, num_mel_bins=None):
         content = _read_pickle(path)
         config = content.get(CONFIG_KEY)
         state = next((content[name] for name in STATE_NAMES if isinstance(content.get(name), dict)), content)
-    state = _without_wrappers(state)
+    state = _without_prefix(state, path)
     if config is not None:
         return SsambaConfig(**config), state
     if any(name in OFFICIAL_GRID or name.startswith("v.") for name in state):
@@ -272,13 +278,18 @@ def _read(path, block_order=None, num_mel_bins=None):
     return _read_bare(state, path, block_order, num_mel_bins)
 
 
-def _without_wrappers(state):
-    while state:
-        wrapper = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)), None)
-        if wrapper is None:
-            break
-        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    return state
+def _without_prefix(state, path):
+    """The network's part of a state dict, with the names that it has by itself; all of it if there is no encoder."""
+    state = {str(name): tensor for name, tensor in state.items()}
+    prefixes = {found[1] for name in state if (found := re.fullmatch(rf"(|.*\.){re.escape(MARK)}", name))}
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{path} holds {len(prefixes)} encoders, with the prefixes "
+                              f"{', '.join(map(repr, sorted(prefixes)))}. Save the state dict of one of them alone, "
+                              f"{SAVE_ALONE}")
+    if not prefixes:
+        return state
+    prefix = re.sub(rf"(^|(?<=\.))({re.escape(ENCODER)}|v\.)$", "", prefixes.pop())
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _read_folder(folder):
@@ -313,18 +324,33 @@ def _read_pickle(file):
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "argparse.Namespace" in str(error):
-            raise _s3prl_checkpoint(file) from None
-        raise CheckpointError(
-            f"{file} is refused: it is not a plain state dict, and reading it might run code ({error})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged or truncated: {error}") from error
+        raise _refused(file, error) from None  # torch advises to let the file run code
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise CheckpointError(f"{file} is damaged or truncated: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a state dict")
-    if "Downstream" in content and "Featurizer" in content:
+    if S3PRL_NAMES <= content.keys():
         raise _s3prl_checkpoint(file)
     return content
+
+
+def _refused(file, error):
+    if S3PRL_NAMES <= _strings(file):
+        return _s3prl_checkpoint(file)
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    held = f"but holds {found[1]}" if found else "as torch.save writes it"
+    return CheckpointError(f"{file} is refused: it is not a plain state dict {held}, and reading it might run code. "
+                           f"Save the state dict alone where the file was written, {SAVE_ALONE}")
+
+
+def _strings(file):
+    """The strings in what torch.save has written, of which nothing is loaded."""
+    with contextlib.suppress(zipfile.BadZipFile, ValueError):  # of an older format, or damaged
+        with zipfile.ZipFile(file) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+        return {argument for content in pickles for _, argument, _ in pickletools.genops(content)
+                if isinstance(argument, str)}
+    return set()
 
 
 def _s3prl_checkpoint(file):
@@ -334,7 +360,7 @@ def _s3prl_checkpoint(file):
 
 def _read_official(state, path):
     """Configuration and weights of a checkpoint of the published code; every size is read from a shape."""
-    missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", "v.layers.0.mixer.A_log") if name not in state]
+    missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", f"v.{MARK}") if name not in state]
     if missing:
         raise CheckpointError(f"{path} is no SSAMBA checkpoint: it lacks {', '.join(missing)}")
     try:
@@ -351,9 +377,9 @@ def _read_official(state, path):
 def _read_bare(state, path, block_order, num_mel_bins):
     """Configuration and weights of the encoder in a state dict of this package's models, which has none."""
     stored = _class_of(state)
-    heads = HEADS.get(stored, ())
-    weights = {name.removeprefix(ENCODER): t for name, t in state.items() if name.split(".")[0] not in heads}
-    if "cls_token" not in weights or "layers.0.mixer.A_log" not in weights:
+    prefix = ENCODER if ENCODER + MARK in state else ""
+    weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    if "cls_token" not in weights or MARK not in weights:
         held = ", ".join(map(str, [*state][:4]))
         raise CheckpointError(f"{path} is no SSAMBA checkpoint: it holds {held} and so on")
     if block_order is None:

@@ -1,9 +1,14 @@
 """Checkpoints of every format, and files that are none."""
 
+import argparse
 import json
 import os
 import pickle
+import re
+import traceback
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -236,6 +241,13 @@ WRAPPED = {
     "Lightning": lambda state: {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
                                 "optimizer_states": [{}], "epoch": 3, "pytorch-lightning_version": "2.5.0"},
     "compiled": lambda state: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: 1}}, 7: 8},
+    "a part of a network": lambda state: {"net": {
+        **{f"encoder.{name}": tensor for name, tensor in state.items()}, "head.weight": torch.ones(2), "epoch": 3}},
+    "a part, flat": lambda state: {
+        **{f"backbone.conv.{name}": tensor for name, tensor in state.items()}, "head.bias": torch.ones(2)},
+    "an average": lambda state: {
+        **{f"module.{name}": tensor for name, tensor in state.items()}, "n_averaged": torch.tensor(3)},
 }
 
 
@@ -255,14 +267,21 @@ def test_state_dicts_of_training_loops(tmp_path, model_class, wrap):
         assert type(found) is SsambaModel and found.config.position_grid == model.config.position_grid
         assert_same_model(found, model)
     torch.save({**wrap(whole.state_dict()), "ssamba_config": whole.config.to_dict()}, tmp_path / "whole.ckpt")
-    if wrap is not WRAPPED["DataParallel"]:
-        assert_same_model(load_model(tmp_path / "whole.ckpt", model_class=None), whole)
+    assert_same_model(load_model(tmp_path / "whole.ckpt", model_class=None), whole)
 
 
-def test_official_state_dicts_of_training_loops(tmp_path, official_checkpoint):
-    state = load_file(official_checkpoint)
-    torch.save({"model": state, "optimizer": {}}, tmp_path / "official.pth")
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_official_state_dicts_of_training_loops(tmp_path, official_checkpoint, wrap):
+    torch.save(wrap(load_file(official_checkpoint)), tmp_path / "official.pth")
     assert_same_model(load_model(tmp_path / "official.pth"), load_model(official_checkpoint))
+
+
+def test_of_two_encoders_none_is_chosen(tmp_path):
+    state = small_model().state_dict()
+    both = {f"{prefix}{name}": tensor for prefix in ("", "teacher.") for name, tensor in state.items()}
+    torch.save(both, tmp_path / "both.ckpt")
+    with pytest.raises(CheckpointError, match="holds 2 encoders, with the prefixes '', 'teacher.'. Save"):
+        load_model(tmp_path / "both.ckpt", block_order="sequential")
 
 
 def test_the_training_state_of_a_run_says_what_it_is(tmp_path):
@@ -300,6 +319,29 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "HACKED").exists()
 
 
+@pytest.mark.parametrize("beside, name", [
+    (argparse.Namespace(stage="Downstream", learning_rate=1e-4), "argparse.Namespace"),
+    (Path("audio"), "pathlib.*Path"), (np.float64(0.9), "numpy.*scalar"),
+])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights_are_named(tmp_path, beside, name, zipped):
+    """And no advice is given to let a file run code."""
+    content = {"model": small_model().state_dict(), "args": beside}
+    torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "last.pt", block_order="sequential")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert re.search(f"not a plain state dict but holds {name}, .*Save the state dict alone .*torch.save", shown)
+    assert not re.search("WeightsUnpickler|safe_globals|trusted source|s3prl", shown)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"name,label\n", bytes(range(256)), b"\x80\x02}q\x00K\x01s."])
+def test_files_of_something_else(tmp_path, content):
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"other.pth (is damaged|is refused|holds a|is no SSAMBA)"):
+        load_model(tmp_path / "other.pth")
+
+
 @pytest.mark.parametrize("name", ["file.safetensors", "file.ckpt", "folder/model.safetensors"])
 @pytest.mark.parametrize("kept", [0, 100, 20000])
 def test_truncated_files(tmp_path, name, kept):
@@ -326,8 +368,6 @@ def test_missing_files(tmp_path):
 
 
 def test_a_checkpoint_of_s3prl_is_recognised(tmp_path):
-    import argparse
-
     torch.save({"Downstream": {}, "Featurizer": {}, "Args": argparse.Namespace(mode="train")}, tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match="s3prl's downstream training.*with -e"):
         load_model(tmp_path / "best.ckpt")
