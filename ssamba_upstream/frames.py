@@ -133,7 +133,8 @@ class FrameEncoder(nn.Module):
         Returns:
             BaseModelOutput with ``hidden_states``, depth + 1 tensors (utterances, frames, width), and
             ``last_hidden_state`` of that shape, the final norm. An utterance of n samples has ceil(n / hop) frames;
-            past its end there are zeros.
+            past its end there are zeros. The frames do not depend on the other utterances, unless linear layers are
+            quantised dynamically.
 
         Raises:
             ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.

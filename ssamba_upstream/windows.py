@@ -1,7 +1,8 @@
 """Utterances -> windows of log-mel that the network reads, and its tokens -> frames of the utterances.
 
 A frame is one column of patches: the hop is the time stride, and n samples give exactly ceil(n / hop) frames. Frames
-of an utterance depend on that utterance alone.
+of an utterance depend on that utterance alone, unless the network's linear layers are quantised dynamically: these
+round their inputs by the largest value of all windows.
 """
 
 import itertools

@@ -72,7 +72,8 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
             and takes log-mel from one patch to that length.
         writes: "hidden_states", "embedding" or "logits". Default: "logits" of a classifier, else "embedding".
         int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
-            rounded to as many when the graph runs (onnxruntime's dynamic quantisation).
+            rounded to as many when the graph runs (onnxruntime's dynamic quantisation). An utterance's outputs then
+            depend on what else is in the batch.
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
 
     Returns:
