@@ -237,6 +237,20 @@ def _read(audio, start, count):
     return np.concatenate(pieces)[lead:]
 
 
+def identity(path):
+    """What tells an audio file from others, and from itself after a change: a list of its absolute path, its size in
+    bytes and its time of modification in nanoseconds.
+
+    Raises:
+        AudioError: The file does not exist.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise AudioError(path, why_unreadable(error, path)) from error
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
 def expected_seconds(path, start=0, stop=None):
     """How long an audio file, or a part of it, should last; infinite where only reading it can tell.
 

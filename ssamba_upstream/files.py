@@ -1,5 +1,6 @@
-"""The only writer: files and folders that are whole at every moment, locks, and hashes of what is in them."""
+"""The only writer: files and folders that are whole at every moment, journals, locks, and hashes of files."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -7,8 +8,17 @@ import math
 import os
 import shutil
 import uuid
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = ".lock"
+"""The name of a folder's lock, and the end of a file's."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+
+_held = set()  # file descriptors of the locks of this process
 
 
 @contextmanager
@@ -50,18 +60,66 @@ def new_folder(path):
 
 
 @contextmanager
-def locked(path, notice):
-    """Hold a lock file, which is made where it is not there; if another process holds it, print the notice and wait.
+def locked(output, wait=False):
+    """Keep other processes from writing a file or folder until the end of the context.
 
-    Yields its file descriptor, so that child processes that inherit it hold the lock as well.
+    The lock is a file, ``.lock`` in the folder or ``.NAME.lock`` beside the file, which is removed at the end. If a
+    process is killed, its file stays, and the next process takes it over. Programs that inherit the descriptor hold the
+    lock too; forked processes, such as workers that read data, do not.
+
+    Args:
+        output: the file, or a folder that exists.
+        wait: If True, print a line and wait until the other process has finished. Default: False, raise an error.
+
+    Yields:
+        The file descriptor of the lock.
+
+    Raises:
+        BlockingIOError: Another process has the lock, and ``wait`` is False.
     """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(notice, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    output = Path(output)
+    path = output / LOCK if output.is_dir() else output.with_name(f".{output.name}{LOCK}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(path, output, wait)
+    _held.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        path.unlink(missing_ok=True)
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+class Journal:
+    """A file of JSON that gains a line with each entry; half a line, which an interruption left at its end, is removed.
+
+    Args:
+        path: the file, made if it does not exist.
+
+    Attributes:
+        entries: all that the file holds, in order.
+    """
+
+    def __init__(self, path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b")
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")
+        self._file.seek(-len(lines.pop()), os.SEEK_END)
+        self._file.truncate()
+        self.entries = [json.loads(line) for line in lines]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+    def append(self, entry):
+        """Add an entry, anything that JSON can hold; it is in the file when this returns."""
+        self.entries.append(entry)
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
 
 
 def write_text(text, path, errors="strict"):
@@ -112,6 +170,44 @@ def _finite(content):
     if isinstance(content, (list, tuple)):
         return [*map(_finite, content)]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _take(path, output, wait):
+    """The file descriptor of a lock's file, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, output, wait)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the process that had the lock has removed the file
+
+
+def _lock(descriptor, output, wait):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise BlockingIOError(f"another process is writing {output}. Wait until it has finished, or give another "
+                                  "name") from None
+        print(f"{output}: waiting for another process that is writing it", flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(f"the file system of {output} has no locks. See that no other process writes it", stacklevel=5)
+
+
+def _let_go_of_locks():
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def _permissions_of_new(path):

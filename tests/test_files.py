@@ -1,14 +1,17 @@
-"""Files and folders that are whole at every moment, and hashes."""
+"""Files and folders that are whole at every moment, locks, journals and hashes."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
+import os
 import threading
 
 import pytest
 
 from ssamba_upstream.files import (
+    Journal,
     file_hash,
     json_hash,
     locked,
@@ -71,26 +74,82 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"empty", "deeper"}
 
 
-def test_one_holds_a_lock_and_others_say_that_they_wait(tmp_path, monkeypatch, capsys):
-    waits, flock, order = threading.Event(), fcntl.flock, []
+@pytest.mark.parametrize("name", ["folder", "table.csv"])
+def test_one_process_at_a_time_has_a_lock(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for _ in range(2):
+        with locked(tmp_path / name), locked(tmp_path / "other"):
+            with pytest.raises(BlockingIOError, match=f"another process is writing .*{name}. Wait until"):
+                with locked(tmp_path / name):
+                    pass
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / name):
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.rglob("*")) == before
 
-    def flock_noted(file, operation):
-        if operation == fcntl.LOCK_EX:
-            waits.set()
-        flock(file, operation)
 
-    def second():
-        with locked(tmp_path / "lock", "waiting"):
-            order.append("second")
+def test_who_waits_for_a_lock_gets_it_next(tmp_path, monkeypatch):
+    """The second and the third one wait, and each finds that the file of the lock was removed in the meantime."""
+    had, waiting, waits = [], threading.Semaphore(0), []
 
-    monkeypatch.setattr(fcntl, "flock", flock_noted)
-    with locked(tmp_path / "lock", "not said"):
-        other = threading.Thread(target=second)
-        other.start()
-        assert waits.wait(60)
-        order.append("first")
-    other.join()
-    assert order == ["first", "second"] and capsys.readouterr().out == "waiting\n"
+    def wait(number):
+        with locked(tmp_path / "table", wait=True):
+            with pytest.raises(BlockingIOError), locked(tmp_path / "table"):
+                pass
+            had.append(number)
+
+    def note(*said, **options):
+        waits.append(said)
+        waiting.release()
+
+    monkeypatch.setattr("builtins.print", note)
+    others = [threading.Thread(target=wait, args=(number,)) for number in range(2)]
+    with locked(tmp_path / "table"):
+        for other in others:
+            other.start()
+            assert waiting.acquire(timeout=60)
+        assert not had
+    for other in others:
+        other.join()
+    assert sorted(had) == [0, 1]
+    assert waits[0] == (f"{tmp_path / 'table'}: waiting for another process that is writing it",)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_process_does_not_have_the_lock(tmp_path):
+    """As the workers that read data, which outlive a killed run by some seconds."""
+    with locked(tmp_path / "table") as descriptor:
+        child = os.fork()
+        if not child:
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="has no locks. See that no other process"), locked(tmp_path / "table"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": [3', b"\xff"])
+def test_a_journal_is_continued_after_its_last_whole_line(tmp_path, torn):
+    with Journal(tmp_path / "new" / "journal") as journal:
+        assert journal.entries == []
+        journal.append({"a": [1, "\udcff"]})
+    with open(tmp_path / "new" / "journal", "ab") as file:
+        file.write(torn)
+    with Journal(tmp_path / "new" / "journal") as journal:
+        journal.append(2)
+        assert journal.entries == [{"a": [1, "\udcff"]}, 2]
+    assert (tmp_path / "new" / "journal").read_text() == '{"a": [1, "\\udcff"]}\n2\n'
 
 
 def test_hashes(tmp_path):

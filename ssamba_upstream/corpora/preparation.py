@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..audio import AudioError, read_header
-from ..files import replacing
+from ..files import locked, replacing
 from .audioset import AUDIOSET20K
 from .data_set import PreparationError
 from .esc50 import ESC50
@@ -68,11 +68,12 @@ def prepare(name, root, out) -> PreparationReport:
         root: the data set's folder.
         out: the CSV. Paths in it are absolute, but relative for what lies below its folder. The scenes of
             "urban8k_scenes" are written beside it, into a folder of its name without the ending, see
-            :func:`ssamba_upstream.corpora.scenes.mix_scenes`.
+            :func:`ssamba_upstream.corpora.scenes.mix_scenes`; a CSV that is there is removed first.
 
     Raises:
         PreparationError: the data set is not there, is laid out otherwise, or lacks something; the message says how
             it has to be. No CSV is written then.
+        BlockingIOError: Another process is writing the CSV.
     """
     data_set = SETS[name]
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
@@ -80,6 +81,11 @@ def prepare(name, root, out) -> PreparationReport:
         raise PreparationError(f"{out}: the name of a labelled set has to end in .csv")
     if (root / data_set.folder).is_dir():
         root = root / data_set.folder
+    with locked(out):
+        return _prepare(data_set, root, out)
+
+
+def _prepare(data_set, root, out):
     try:
         if not root.is_dir():
             raise PreparationError("no such folder")
@@ -89,6 +95,7 @@ def prepare(name, root, out) -> PreparationReport:
         recordings, unreadable = _readable(recordings)
         counts, classes = _compare(recordings, data_set, notes)
         if data_set.scenes:
+            out.unlink(missing_ok=True)  # its labels may be of other scenes than those that are written now
             recordings = mix_scenes(recordings, out.with_suffix(""), report=unreadable.append)
             scenes = Counter(fold for _, _, fold in recordings)
             notes.append(f"They make {len(recordings):,} scenes of {SCENE_SECONDS} s: "

@@ -17,7 +17,7 @@ from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
-from ..training.run_folder import check_continuation, describe_run
+from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
 from .augmentation import noise_and_roll, spec_augment
 from .batches import balancing_weights, evaluation_batches, training_batches
@@ -47,6 +47,7 @@ def finetune(recipe, out, resume=False, device=None):
         RecipeError: the recipe does not fit the data, or ``resume`` with another recipe, data or checkpoint than the
             run began with.
         FileExistsError: something is in ``out``, and not ``resume``.
+        BlockingIOError: Another run is writing into ``out``.
         TrainingError: see :func:`ssamba_upstream.pretraining.trainer.pretrain`.
     """
     out = Path(out)
@@ -58,7 +59,7 @@ def finetune(recipe, out, resume=False, device=None):
                           "normalised each by itself; set both to null")
     recipes = {fold: replace(recipe, fold=fold) for fold in folds or [recipe.fold]}
     tasks = {fold: ClassificationTask.of(labelled, of_fold, front_end) for fold, of_fold in recipes.items()}
-    with start_processes(device) as processes, signals() as stopped:
+    with start_processes(device) as processes, signals() as stopped, lock_run(out, processes):
         description = describe_run(recipe, recordings=labelled.content_hash,
                                    checkpoint=recipe.checkpoint and content_hash(recipe.checkpoint))
         if processes.first:

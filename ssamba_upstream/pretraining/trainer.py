@@ -19,7 +19,7 @@ from ..probing.linear import cross_validate, train_probes
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
-from ..training.run_folder import check_continuation, describe_run
+from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
 from .batches import training_batches, validation_batches
 from .curves import draw_curves
@@ -47,10 +47,11 @@ def pretrain(recipe, out, resume=False, device=None):
         ManifestError: no readable audio.
         RecipeError: ``resume`` with a recipe or manifests other than the run began with.
         FileExistsError: something is in ``out``, and not ``resume``.
+        BlockingIOError: Another run is writing into ``out``.
         TrainingError: ten steps in a row had no finite gradient, or the state cannot be saved or read.
     """
     out = Path(out)
-    with start_processes(device) as processes, signals() as stopped:
+    with start_processes(device) as processes, signals() as stopped, lock_run(out, processes):
         description = describe_run(recipe)
         if processes.first:
             check_continuation(out, description, recipe, resume)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..audio import identity
 from ..checkpoint import content_hash
-from ..files import json_hash, new_folder, to_json, write_json, write_text
+from ..files import json_hash, locked, new_folder, to_json, write_json, write_text
 from ..frames import FrameEncoder, UpstreamOptions
 from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
 from .frame_features import iterate_frames, iterate_log_mel_frames
@@ -25,7 +26,8 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
 
     Each set of averages has a folder of its own in the cache, named by a hash of all that they depend on: the
     checkpoint's bytes, the options, and path, size and time of modification of every recording. When
-    interrupted at any moment, the next call computes only what is missing.
+    interrupted at any moment, the next call computes only what is missing. A set that another process is computing is
+    waited for.
 
     Args:
         checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
@@ -43,7 +45,8 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
     Raises:
         ValueError: see :func:`time_averages`; or values that are not finite, or not in that dtype.
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
-        OSError: a recording or the checkpoint is missing, or the disk is full.
+        AudioError: A recording is missing.
+        OSError: The checkpoint is missing, or the disk is full.
     """
     return _completed_states(iterate_time_averages, checkpoint, recordings, folder, dtype, device, report, options)
 
@@ -112,22 +115,33 @@ def _completed(folder, description, recordings, dtype, shape, iterate):
     key = _key(description)
     entry = Path(folder) / key
     if not entry.is_dir():
-        _create(entry, description, (len(recordings), *shape()), dtype)
-    rows, done = (np.load(entry / name, mmap_mode="r+") for name in ("features.npy", "done.npy"))
-    missing = np.flatnonzero(~done)
-    if len(missing):
-        for batch, found in iterate([recordings[i] for i in missing]):
-            with np.errstate(over="ignore"):  # told below, with advice
-                values = found.numpy().astype(dtype)
-            if not np.isfinite(values).all():
-                raise ValueError(f"features are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
-            rows[missing[batch]] = values
-            rows.flush()  # the rows must be on the disk before anything says that they are
-            done[missing[batch]] = True
-            done.flush()
-        rows[np.flatnonzero(~done)] = np.nan
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with locked(entry.parent, wait=True):
+            if not entry.is_dir():
+                _create(entry, description, (len(recordings), *shape()), dtype)
+    if not np.load(entry / "done.npy").all():
+        with locked(entry, wait=True):
+            _complete(entry, recordings, dtype, iterate)
     # Copy-on-write, as torch maps no read-only array.
     return torch.from_numpy(np.load(entry / "features.npy", mmap_mode="c")).transpose(0, 1), key
+
+
+def _complete(entry, recordings, dtype, iterate):
+    """Compute the rows that are missing; those of recordings that cannot be read become NaN."""
+    rows, done = (np.load(entry / name, mmap_mode="r+") for name in ("features.npy", "done.npy"))
+    missing = np.flatnonzero(~done)
+    if not len(missing):
+        return
+    for batch, found in iterate([recordings[i] for i in missing]):
+        with np.errstate(over="ignore"):  # told below, with advice
+            values = found.numpy().astype(dtype)
+        if not np.isfinite(values).all():
+            raise ValueError(f"features are NaN, infinite or beyond what {dtype} holds; is the checkpoint sound?")
+        rows[missing[batch]] = values
+        rows.flush()  # the rows must be on the disk before anything says that they are
+        done[missing[batch]] = True
+        done.flush()
+    rows[np.flatnonzero(~done)] = np.nan
 
 
 def _create(entry, description, shape, dtype):
@@ -146,8 +160,6 @@ def _key(description):
 
 
 def _identity(recording):
-    path = os.path.abspath(recording)
-    status = os.stat(path)
     # The first field of an Excerpt and of a RecordingFrame is the path; the others say which part of it.
     part = astuple(recording)[1:] if is_dataclass(recording) else ()
-    return [type(recording).__name__ if part else "whole", path, status.st_size, status.st_mtime_ns, *part]
+    return [type(recording).__name__ if part else "whole", *identity(recording), *part]

@@ -121,7 +121,7 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
         ScorerError: the scorer failed; the rest of the result is recorded.
     """
     folder, scorers = cell_folder(cell, out), scorers or Scorers()
-    with locked(folder / "lock", f"{folder.name}: waiting for a process that already runs it") as lock:
+    with locked(folder, wait=True) as lock:
         def run(arguments, override=""):
             # When s3prl goes on from a checkpoint, it takes the config from there, where the corpus may have lain then.
             options = ",,".join(filter(None, [cell.corpus.override, override]))

@@ -1,17 +1,37 @@
-"""What a run leaves beside its weights: recipe, data and environment."""
+"""A run's folder: locked while the run lasts, and what it holds beside the weights: recipe, data and environment."""
 
 import json
 import platform
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 import transformers
 
-from ..files import file_hash, write_json, write_text
+from ..files import LOCK, file_hash, locked, write_json, write_text
 from .recipe import RecipeError
 
 RUN = "run.json"
+
+
+@contextmanager
+def lock_run(out, processes):
+    """Keep other runs out of a run's folder until the end of the context.
+
+    Args:
+        out: the folder, made if it does not exist.
+        processes: see :func:`ssamba_upstream.training.distributed.start_processes`; the first one has the lock.
+
+    Raises:
+        BlockingIOError: Another run is writing into the folder.
+    """
+    if not processes.first:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        yield
 
 
 def describe_run(recipe, **hashes):
@@ -52,7 +72,7 @@ def check_continuation(out, description, recipe, resume):
         defaults = {item.name: item.default for item in fields(recipe) if item.default is not MISSING}
         _compare({**defaults, **began["recipe"]}, description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
         _compare(_hashes(began), _hashes(description), (), out)
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
     write_json(description, file)
 

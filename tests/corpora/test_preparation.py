@@ -18,6 +18,7 @@ from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.preparation import SETS, PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
 from ssamba_upstream.corpora.superb_sets import read_superb
+from ssamba_upstream.files import locked
 
 
 def write_audio(path, samples=80, rate=16000):
@@ -463,6 +464,22 @@ def test_a_second_call_writes_only_what_is_wrong(urban, tmp_path):
     assert before and {path: path.stat().st_mtime_ns for path in paths[3:]} == before
     assert {path: path.read_bytes() for path in sorted((tmp_path / "scenes").iterdir())} == right
     assert out.read_bytes() == content
+
+
+def test_labels_do_not_outlive_their_scenes(urban, tmp_path, monkeypatch, capsys):
+    """An interruption while other scenes are written, and two processes at once."""
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "scenes.csv"
+    out.write_text("path,label,split\nscenes/fold1_000.flac,siren,fold1\n")
+    with locked(out):
+        assert main(["prepare", "urban8k_scenes", str(urban), "--out", str(out)]) == 1
+    assert "another process is writing" in capsys.readouterr().err and out.exists()
+    monkeypatch.setattr(preparation, "mix_scenes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("urban8k_scenes", urban, out)
+    assert not list(tmp_path.glob("*scenes*"))
 
 
 def test_urban_sound_that_cannot_be_mixed(urban, tmp_path):

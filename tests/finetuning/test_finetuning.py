@@ -20,6 +20,7 @@ from ssamba_upstream import SsambaConfig, SsambaForAudioClassification
 from ssamba_upstream.checkpoint import CheckpointError, load_model, save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.labelled import LabelledSetError, read_labelled
+from ssamba_upstream.files import locked
 from ssamba_upstream.finetuning import trainer
 from ssamba_upstream.finetuning.batches import evaluation_batches
 from ssamba_upstream.finetuning.recipe import FinetuningRecipe
@@ -417,6 +418,9 @@ def test_kill_9_and_resume(tmp_path, recipe, recipe_file):
 def test_what_cannot_be_resumed(tmp_path, recipe, changed_set, pretrained):
     data = changed_set(lambda rows: rows)
     run, out = recipe(data=data, epochs=1, checkpoint=str(pretrained)), tmp_path / "run"
+    out.mkdir()
+    with locked(out), pytest.raises(BlockingIOError, match="another process is writing .*run. Wait"):
+        finetune(run, out, resume=True)
     finetune(run, out)
     with pytest.raises(FileExistsError, match="is not empty; resume the run"):
         finetune(run, out)

@@ -304,7 +304,7 @@ def lengths(tmp_path, monkeypatch):
         def __init__(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
             cache = Path(module.__file__).parent / ".wav_lengths" / "Voxceleb1_length.pt"
             cache.parent.mkdir(exist_ok=True)
-            with pytest.raises(BlockingIOError), open(cache.parents[1] / "lock") as lock:
+            with pytest.raises(BlockingIOError), open(cache.parents[1] / ".lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not cache.is_file():
                 module.measured.append(cache)

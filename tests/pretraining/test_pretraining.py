@@ -21,6 +21,7 @@ from ssamba_upstream import SsambaModel, ops
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.manifest import write_manifest
+from ssamba_upstream.files import locked
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining import trainer
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
@@ -417,7 +418,11 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
 
 
 def test_what_cannot_be_resumed(tmp_path, recipe, audio):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"), pytest.raises(BlockingIOError, match="another process is writing .*run. Wait"):
+        pretrain(recipe(steps=1), tmp_path / "run", resume=True)
     pretrain(recipe(steps=1), tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
     with pytest.raises(FileExistsError, match="is not empty; resume the run"):
         pretrain(recipe(), tmp_path / "run")
     with pytest.raises(RecipeError, match="began with learning_rate 0.001, not 0.01"):

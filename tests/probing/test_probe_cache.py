@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -180,6 +181,13 @@ def test_killed_at_any_moment_it_goes_on(checkpoint, recordings, computed, tmp_p
         found, _ = cached_time_averages(checkpoint, recordings, tmp_path / "caches" / moment)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert len(computed) < len(recordings) if done is None else len(computed) == len(recordings) - done
+
+
+def test_two_processes_compute_a_set_once(checkpoint, recordings, computed, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda _: cached_time_averages(checkpoint, recordings, tmp_path / "cache"), range(2))]
+    assert sorted(computed) == recordings and found[0][1] == found[1][1]
+    assert torch.equal(found[0][0], found[1][0]) and not found[0][0].isnan().any()
 
 
 def test_an_error_leaves_no_wrong_row(checkpoint, recordings, computed, tmp_path):

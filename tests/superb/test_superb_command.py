@@ -241,7 +241,7 @@ sys.exit(main({arguments!r}))"""
     else:
         process.kill()
         process.wait()
-        with open(next((tmp_path / "out" / "cells").glob("*lr0.001*")) / "lock") as lock:
+        with open(next((tmp_path / "out" / "cells").glob("*lr0.001*")) / ".lock") as lock:
             with pytest.raises(BlockingIOError):  # the child, which was not killed, keeps the cell
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.killpg(process.pid, how)
@@ -273,7 +273,7 @@ def test_waits_for_a_process_that_runs_the_cell(control, superb, monkeypatch, tm
     result = (folder / "result.json").read_text()
     (folder / "result.json").unlink()
     calls(control)
-    lock, flock, waits = open(folder / "lock", "w"), fcntl.flock, threading.Event()
+    lock, flock, waits = open(folder / ".lock", "w"), fcntl.flock, threading.Event()
     flock(lock, fcntl.LOCK_EX)
 
     def flock_noted(file, operation):
@@ -291,7 +291,7 @@ def test_waits_for_a_process_that_runs_the_cell(control, superb, monkeypatch, tm
     other.start()
     superb()
     other.join()
-    assert waits.is_set() and f"{folder.name}: waiting for a process that already" in capsys.readouterr().out
+    assert waits.is_set() and f"{folder.name}: waiting for another process" in capsys.readouterr().out
     assert not calls(control) and rows(tmp_path)[0]["unfinished"] == 0
 
 

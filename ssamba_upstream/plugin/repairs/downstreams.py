@@ -120,7 +120,7 @@ def keep_lengths_by_corpus(module):
     def build_with_own_cache(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
         folder = Path(torch.hub.get_dir()) / "ssamba_upstream" / "lengths" / _fingerprint(file_path)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock", f"{folder}: waiting for a process that measures the same recordings"):
+        with locked(folder, wait=True):
             _remove_unreadable(folder / ".wav_lengths")
             module.__file__, original = str(folder / "dataset.py"), module.__file__
             try:
