@@ -17,6 +17,7 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
+from ssamba_upstream.audio import identity
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.corpora.labelled import members_of_splits, rotate_folds
 from ssamba_upstream.files import write_text
@@ -57,10 +58,10 @@ def main():
         compared += [(f"{name}, random weights", recipe.to_dict(), partial(untrained, recipe)),
                      (name, recipe.to_dict(), partial(pretrained, recipe, out / name))]
     read = [digit for digit in digits if take(digit) in READ]
-    table = []
+    audio_read, table = [identity(file) for file in [*read, *sounds]], []
     for name, recipe, reader in compared:
-        rows = remembered(out / "results", {"compared": name, "recipe": recipe, "hop": HOP, **READING},
-                          lambda reader=reader: measure(reader(), read, sounds))
+        description = {"compared": name, "recipe": recipe, "audio": audio_read, "hop": HOP, **READING}
+        rows = remembered(out / "results", description, lambda reader=reader: measure(reader(), read, sounds))
         table += [{"recipe": name, **row} for row in rows]
     write_table(out / "results.md", table)
     print(f"wrote {out / 'results.md'}")

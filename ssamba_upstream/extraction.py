@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .audio import AudioError, batches_by_length, expected_seconds, read_clip
+from .audio import AudioError, batches_by_length, expected_seconds, identity, read_clip
 from .checkpoint import content_hash
 from .devices import send
-from .files import replacing, write_json
+from .files import Journal, locked, replacing, write_json
 from .frames import FrameEncoder, UpstreamOptions
 from .reading import read_ahead, read_all
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-SETTINGS = "extraction.json"
+SETTINGS, SOURCES = "extraction.json", "sources.jsonl"
 
 
 class ExtractionError(ValueError):
@@ -31,8 +31,10 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     """Write the hidden states of recordings.
 
     ``OUT/<path below the recordings' common folder>.<format>`` holds ``hidden_states``, (layers, frames, D); a "npy"
-    file that array alone. ``OUT/extraction.json`` says what they were computed with. Files that are there are not
-    computed again, so that a run that was interrupted goes on where it stopped.
+    file that array alone. ``OUT/extraction.json`` says what they were computed with, and ``OUT/sources.jsonl`` which
+    recording each file was made from: its absolute path, size and time of modification. Files of recordings that have
+    not changed are not computed again, so the same command continues an interrupted run. Files of other recordings are
+    not replaced.
 
     Args:
         recordings: audio files of any rate; channels are averaged.
@@ -43,8 +45,8 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         file_format: "safetensors" or "npy".
         batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
         device: on which the network computes.
-        report: called with a sentence about each recording that is left out, since it cannot be read or its hidden
-            states reach beyond the dtype; the others are extracted.
+        report: called with a sentence about each recording that is left out, since it cannot be read, its hidden
+            states reach beyond the dtype, or its file was made from another recording; the others are extracted.
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
@@ -53,6 +55,7 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     Raises:
         ExtractionError: no recordings, two of the same name, an unknown layer, or a folder of another checkpoint or
             other settings.
+        BlockingIOError: Another process is writing into the folder.
         CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
     """
     options = UpstreamOptions(**options)
@@ -61,12 +64,37 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
     layers = list(range(depth + 1)) if layers is None else list(layers)
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise ExtractionError(f"layers must be from 0 to {depth}; got {layers}")
-    targets = _targets(recordings, Path(out), file_format)
-    _check_settings(Path(out), {
-        "checkpoint": content_hash(checkpoint), "config": encoder.model.config.to_dict(), **asdict(options),
-        "layers": layers, "dtype": dtype, "format": file_format,
-    })
-    missing = {recording: target for recording, target in targets.items() if not target.exists()}
+    out = Path(out)
+    targets = _targets(recordings, out, file_format)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _check_settings(out, {
+            "checkpoint": content_hash(checkpoint), "config": encoder.model.config.to_dict(), **asdict(options),
+            "layers": layers, "dtype": dtype, "format": file_format, "sources": SOURCES,
+        })
+        with Journal(out / SOURCES) as journal:
+            output = _Output(out, file_format, journal)
+            missing, refused = _missing(targets, output, report)
+            written = _write_missing(missing, output, encoder, layers, dtype, batch_secs, report)
+    return written, refused + len(missing) - written
+
+
+def _missing(targets, output, report):
+    """The recordings whose hidden states are not there, each with its target and identity; and how many are refused."""
+    missing, refused = {}, 0
+    for recording, target in targets.items():
+        try:
+            source = identity(recording)
+            if not output.holds(target, source):
+                missing[recording] = target, source
+        except (AudioError, ExtractionError) as error:
+            report(f"{recording} is left out: {getattr(error, 'reason', error)}")
+            refused += 1
+    return missing, refused
+
+
+def _write_missing(missing, output, encoder, layers, dtype, batch_secs, report):
+    """Write the hidden states of the recordings that can be read; returns how many these are."""
     recordings, written = list(missing), 0
     with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
         batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
@@ -76,14 +104,44 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
             for recording, states in _hidden_states(encoder, wavs, layers):
                 kept = states.to(DTYPES[dtype])
                 if kept.isfinite().all():
-                    _write(kept, missing[recording], file_format)
+                    output.write(kept, *missing[recording])
                     written += 1
                 else:
                     report(f"{recording} is left out: its hidden states "
                            + (f"reach beyond {dtype}; extract float32" if states.isfinite().all() else
                               "are NaN or infinite; check the checkpoint's weights"))
             progress.update(len(found))
-    return written, len(missing) - written
+    return written
+
+
+class _Output:
+    """Files of hidden states, and the journal of what they were made from."""
+
+    def __init__(self, folder, file_format, journal):
+        self.folder, self.file_format, self.journal = folder, file_format, journal
+        self.sources = {entry["file"]: entry["source"] for entry in journal.entries}
+
+    def holds(self, target, source):
+        """True if a file is there, and was made from the recording of this identity as it is now.
+
+        Raises:
+            ExtractionError: The file was made from another recording.
+        """
+        if not target.exists():
+            return False
+        made_from = self.sources.get(self._name(target), ["an unknown recording"])
+        if made_from[0] != source[0]:
+            raise ExtractionError(f"{target} was made from {made_from[0]}. Extract this one into another folder")
+        return made_from == source
+
+    def write(self, states, target, source):
+        """Write a file, and first into the journal what it is made from."""
+        target.unlink(missing_ok=True)  # one that is out of date, and must not be taken for what the journal says now
+        self.journal.append({"file": self._name(target), "source": source})
+        _write(states, target, self.file_format)
+
+    def _name(self, target):
+        return target.relative_to(self.folder).as_posix()
 
 
 @torch.no_grad()

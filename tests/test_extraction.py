@@ -1,6 +1,7 @@
 """Hidden states in files, and HEAR's API."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import manifest
 from ssamba_upstream.extraction import ExtractionError, extract
+from ssamba_upstream.files import locked
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
 
@@ -89,6 +91,53 @@ def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
     with pytest.raises(ExtractionError, match=r"\(checkpoint\)"):
         extract(recordings, tmp_path / "other", tmp_path / "out", layers=[1])
     assert json.loads((tmp_path / "out" / "extraction.json").read_text())["layers"] == [1]
+
+
+def test_no_file_stands_for_another_recording(tmp_path, checkpoint, capsys):
+    """Two sites name their recordings by the day."""
+    sites = [tmp_path / "a" / "20240101.wav", tmp_path / "b" / "20240101.wav"]
+    for number, path in enumerate(sites):
+        path.parent.mkdir()
+        soundfile.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 8000), 16000)
+    command = ["extract", str(checkpoint), "--out", str(tmp_path / "out"), "--format", "npy"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    first = (tmp_path / "out" / "20240101.npy").read_bytes()
+    assert main([*command, str(tmp_path / "b")]) == 1
+    said = capsys.readouterr()
+    assert f"was made from {sites[0]}. Extract this one into another folder" in said.err
+    assert "there already: 0, left out: 1" in said.out
+    assert (tmp_path / "out" / "20240101.npy").read_bytes() == first
+    (tmp_path / "out" / "sources.jsonl").unlink()
+    assert main([*command, str(tmp_path / "a")]) == 1
+    assert "was made from an unknown recording" in capsys.readouterr().err
+
+
+def test_a_recording_that_has_changed_is_extracted_again(tmp_path, checkpoint, recordings, monkeypatch):
+    changed = tmp_path / "audio" / "a.wav"
+    extract(recordings, checkpoint, tmp_path / "out")
+    target = tmp_path / "out" / "a.safetensors"
+    before, others = load_file(target), (tmp_path / "out" / "b.safetensors").stat().st_mtime_ns
+    soundfile.write(changed, np.random.default_rng(5).uniform(-0.5, 0.5, 16000), 16000)
+    os.utime(changed, ns=(0, 1))
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(extraction, "_write", interrupted)
+        extract(recordings, checkpoint, tmp_path / "out")
+    assert extract(recordings, checkpoint, tmp_path / "out") == (1, 0)
+    assert not torch.equal(load_file(target)["hidden_states"], before["hidden_states"])
+    assert (tmp_path / "out" / "b.safetensors").stat().st_mtime_ns == others
+    assert extract(recordings, checkpoint, tmp_path / "out") == (0, 0)
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path, checkpoint, recordings, capsys):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        assert main(["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "out")]) == 1
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert f"another process is writing {tmp_path / 'out'}. Wait" in capsys.readouterr().err
 
 
 def test_recordings_that_cannot_be_read_are_named_and_the_others_extracted(tmp_path, checkpoint, recordings):

@@ -9,15 +9,17 @@ import io
 import itertools
 import json
 import math
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..audio import AudioError, read_clip, read_header
+from ..audio import AudioError, identity, read_clip, read_header
 from ..checkpoint import CheckpointError, content_hash, load_model
 from ..feature_extraction import SsambaFeatureExtractor
-from ..files import write_text
+from ..files import Journal, locked
 from ..network.classification import (
     MULTI,
     WINDOWS_AT_ONCE,
@@ -25,6 +27,7 @@ from ..network.classification import (
 )
 
 COLUMNS = ("file", "start", "end", "label", "score")
+TABLE_FORMAT = 2  # of the journal; to be raised when an older one cannot be continued
 THRESHOLD = 0.5
 """From which score on a classifier for several labels at once is taken to have heard one."""
 
@@ -171,9 +174,10 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
     """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
 
     A line is a label of a window, or, by a classifier of seconds, of one second of it, from ``start`` to ``end`` in
-    seconds, with its probability. Lines are there as soon as windows are heard; ``OUT.progress`` says how far it got,
-    so that a run that was interrupted goes on in the middle of a recording, and recordings that are done are not heard
-    again.
+    seconds, with its probability. Lines are there as soon as windows are heard; ``OUT.progress`` says how far each
+    recording got, and its absolute path, size and time of modification. So the same command continues an interrupted
+    run in the middle of a recording, and recordings that are done are not heard again. ``file`` is the recording as it
+    was given.
 
     Args:
         model: folder of a classifier, see :class:`WindowClassifier`.
@@ -183,37 +187,47 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
         all_labels: a line for every label. Default: for the best one; where a window can have several, for those from
             0.5.
         device: on which the network computes.
-        report: called with a sentence about each recording that cannot be read to its end; the windows before stay,
-            and the other recordings are heard.
+        report: called with a sentence about each recording that cannot be read to its end, of which the windows before
+            stay, or that the table cannot take: it has changed since the table heard it, or the table has another
+            recording of its name. The other recordings are heard.
 
     Returns:
-        the number of recordings heard to their end, and of those that could not be.
+        the number of recordings heard to their end, and of those left out.
 
     Raises:
         ClassificationError: no recordings, or the table of another classifier or other settings.
+        BlockingIOError: Another process is writing the table.
         CheckpointError: see :class:`WindowClassifier`.
     """
     recordings = [str(recording) for recording in recordings]
     if not recordings:
         raise ClassificationError("there are no recordings to classify")
     classifier = WindowClassifier(model, every, device)
-    settings = {"model": content_hash(model), "every": classifier.every, "all_labels": all_labels}
+    settings = {
+        "model": content_hash(model), "every": classifier.every, "all_labels": all_labels, "format": TABLE_FORMAT,
+    }
     heard = left_out = 0
-    with _Table(Path(out), settings) as table, tqdm(unit="window", desc="classifying", disable=None) as progress:
+    with _open_table(Path(out), settings) as table, tqdm(unit="window", desc="classifying", disable=None) as progress:
         for recording in dict.fromkeys(recordings):
-            windows, finished = table.done.get(recording, (0, False))
-            if finished:
-                continue
+            windows = 0
             try:
+                entry = table.entry(recording, identity(recording))
+                windows = entry["windows"]
+                if entry["finished"]:
+                    continue
                 for count, spans, probabilities in classifier.scores(recording, windows):
                     windows += count
-                    table.append(recording, windows, _lines(recording, spans, probabilities, classifier, all_labels))
+                    table.append({**entry, "windows": windows},
+                                 _lines(entry["recording"], spans, probabilities, classifier, all_labels))
                     progress.update(count)
             except AudioError as error:
                 report(f"{recording} is left out from window {windows} on: {error.reason}")
                 left_out += 1
+            except ClassificationError as error:
+                report(f"{recording} is left out: {error}")
+                left_out += 1
             else:
-                table.append(recording, windows, [], finished=True)
+                table.append({**entry, "windows": windows, "finished": True}, [])
                 heard += 1
     return heard, left_out
 
@@ -256,47 +270,71 @@ def _lines(recording, spans, probabilities, classifier, all_labels):
         yield from ((recording, f"{start:.3f}", f"{end:.3f}", label, f"{score:.4f}") for score, label in found)
 
 
-class _Table:
-    """A CSV that grows, and beside it a log of what is in it: a line of settings, then one for every batch of windows.
+@contextmanager
+def _open_table(path, settings):
+    journal = path.with_name(f"{path.name}.progress")
+    with locked(path):
+        if path.exists() and not journal.exists():
+            raise ClassificationError(f"{path} is there without {journal.name}, which says what is in it; give another "
+                                      "name, or remove it first")
+        with Journal(journal) as entries, open(path, "a+b") as file:
+            yield _Table(file, entries, settings)
 
-    Attributes:
-        done: recording -> (windows that are in the table, whether these are all).
+
+class _Table:
+    """A CSV that grows, and a journal of what is in it: the settings, then an entry for every batch of windows.
+
+    Args:
+        file: the CSV, opened to be read and appended to.
+        journal: its Journal.
+        settings: that the lines are made with.
+
+    Raises:
+        ClassificationError: The table was made with other settings, or has lost lines.
     """
 
-    def __init__(self, path, settings):
-        self.path, self.log_path = path, path.with_name(f"{path.name}.progress")
-        if not self.log_path.exists():
-            if path.exists():
-                raise ClassificationError(f"{path} is there without {self.log_path.name}, which says what is in it; "
-                                          "give another name, or remove it first")
-            write_text(",".join(COLUMNS) + "\n", path)
-            write_text(json.dumps(settings) + "\n", self.log_path)
-        first, *lines = self.log_path.read_bytes().split(b"\n")
-        if json.loads(first) != settings:
-            raise ClassificationError(f"{path} was made with {first.decode()}; now it is {json.dumps(settings)}: give "
-                                      "another name")
-        entries = [json.loads(line) for line in lines[:-1]]  # after the last line end there is nothing, or half a line
-        self.done = {entry["recording"]: (entry["windows"], entry["finished"]) for entry in entries}
-        self.size = entries[-1]["size"] if entries else len(",".join(COLUMNS)) + 1
-        self.log_size = len(first) + 1 + sum(len(line) + 1 for line in lines[:-1])
+    def __init__(self, file, journal, settings):
+        if not journal.entries:
+            journal.append(settings)
+        self.file, self.journal = file, journal
+        began, *entries = journal.entries
+        if began != settings:
+            raise ClassificationError(f"{file.name} was made with {json.dumps(began)}; now it is "
+                                      f"{json.dumps(settings)}: give another name")
+        size = entries[-1]["size"] if entries else 0
+        if os.path.getsize(file.name) < size:
+            raise ClassificationError(f"{file.name} has lost lines since it was written. Give another name")
+        file.truncate(size)
+        if not size:
+            self._write([COLUMNS])
+        self.entries = {entry["source"][0]: entry for entry in entries}
+        self.names = {entry["recording"]: entry["source"][0] for entry in entries}
 
-    def __enter__(self):
-        self.table, self.log = open(self.path, "r+b"), open(self.log_path, "r+b")
-        for file, size in ((self.table, self.size), (self.log, self.log_size)):
-            file.truncate(size)
-            file.seek(size)
-        return self
+    def entry(self, recording, source):
+        """The last entry of a recording, or a first one.
 
-    def __exit__(self, *error):
-        self.table.close()
-        self.log.close()
+        Raises:
+            ClassificationError: The table holds another recording of that name, or this one before it changed.
+        """
+        path = self.names.get(recording, source[0])
+        if path != source[0]:
+            raise ClassificationError(f"the table has {path} under this name. Give the absolute path")
+        first = {"recording": recording, "source": source, "windows": 0, "finished": False}
+        entry = self.entries.get(path, first)
+        if entry["source"] != source:
+            raise ClassificationError("it has changed since the table heard it. Give another table")
+        return entry
 
-    def append(self, recording, windows, lines, finished=False):
-        """Add lines, after which so many windows of a recording are in the table."""
+    def append(self, entry, lines):
+        """Add lines, after which the entry holds."""
+        entry = {**entry, "size": self._write(lines)}
+        self.journal.append(entry)
+        self.entries[entry["source"][0]], self.names[entry["recording"]] = entry, entry["source"][0]
+
+    def _write(self, lines):
+        """Append lines; return the size of the table."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        self.table.write(text.getvalue().encode("utf-8", "surrogateescape"))
-        self.table.flush()
-        entry = {"recording": recording, "windows": windows, "finished": finished, "size": self.table.tell()}
-        self.log.write(json.dumps(entry).encode() + b"\n")
-        self.log.flush()
+        self.file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        self.file.flush()
+        return self.file.tell()

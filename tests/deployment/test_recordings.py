@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ssamba_upstream.checkpoint import save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.deployment import recordings
 from ssamba_upstream.deployment.recordings import ClassificationError, WindowClassifier, embed_recording, window_starts
+from ssamba_upstream.files import locked
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2}
@@ -257,11 +259,48 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_no_lines_stand_for_another_recording(tmp_path, save_clip_classifier, write_wav, monkeypatch, capsys):
+    """``classify x.wav`` in two folders, and after the audio was replaced; the other recordings are heard."""
+    folder, first = save_clip_classifier(), write_wav("x.wav", 0.9)
+    second, other = tmp_path / "second" / "x.wav", write_wav("other.wav", 0.5)
+    second.parent.mkdir()
+    soundfile.write(second, np.zeros(14400), 16000)
+    command = ["classify", str(folder), "--out", str(tmp_path / "out.csv")]
+    monkeypatch.chdir(first.parent)
+    assert main([*command, "x.wav"]) == 0
+    assert main([*command, "./x.wav", str(first)]) == 0  # by other names
+    monkeypatch.chdir(second.parent)
+    capsys.readouterr()
+    assert main([*command, "x.wav", str(other)]) == 1
+    said = capsys.readouterr()
+    assert f"x.wav is left out: the table has {first} under this name. Give the absolute path" in said.err
+    assert "wrote" in said.out and "1 recording; there already: 0, left out: 1" in said.out
+    assert main([*command, str(second)]) == 0
+    assert [line["file"] for line in read(tmp_path / "out.csv")] == ["x.wav", str(other), str(second)]
+    os.utime(second, ns=(0, 1))
+    assert main([*command, str(second)]) == 1
+    said = capsys.readouterr()
+    assert f"{second} is left out: it has changed since the table heard it. Give another table" in said.err
+    assert len(read(tmp_path / "out.csv")) == 3
+
+
+def test_one_process_at_a_time_writes_a_table(tmp_path, save_clip_classifier, write_wav, capsys):
+    out = tmp_path / "out.csv"
+    command = ["classify", str(save_clip_classifier()), str(write_wav("a.wav", 1.0)), "--out", str(out)]
+    with locked(out):
+        assert main(command) == 1
+    assert f"another process is writing {out}. Wait" in capsys.readouterr().err and not out.exists()
+    assert main(command) == 0 and not list(tmp_path.glob(".*"))
+
+
 def test_what_is_refused(tmp_path, save_clip_classifier, write_wav):
     folder, path = save_clip_classifier(), write_wav("a.wav", 1.0)
     recordings.classify(folder, [path], tmp_path / "out.csv")
     with pytest.raises(ClassificationError, match="was made with .*now it is"):
         recordings.classify(folder, [path], tmp_path / "out.csv", every=0.5)
+    (tmp_path / "out.csv").write_text("file,start\n")
+    with pytest.raises(ClassificationError, match="out.csv has lost lines since it was written. Give another name"):
+        recordings.classify(folder, [path], tmp_path / "out.csv")
     (tmp_path / "out.csv.progress").unlink()
     with pytest.raises(ClassificationError, match="is there without out.csv.progress"):
         recordings.classify(folder, [path], tmp_path / "out.csv")
