@@ -345,6 +345,12 @@ def _both(*mends):
     return mend
 
 
+def _check_overrides(module):
+    from .overrides import check_overrides
+
+    check_overrides(module)
+
+
 def _add_entries(module):
     """Put SSAMBA's entries on the hub of every process that imports it, spawned ones included."""
     from .hubconf import ENTRIES
@@ -372,7 +378,7 @@ _MENDED_MODULES = {
                                      _in_repairs("resuming", "seed_resumed_runs")),
     "s3prl.problem.base": _in_repairs("resuming", "seed_resumed_recipes"),
     "s3prl.utility.helper": _keep_isinstance,
-    "s3prl.run_downstream": _keep_isinstance,
+    "s3prl.run_downstream": _both(_keep_isinstance, _check_overrides),
     "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
     "s3prl.downstream.ctc.data": _in_repairs("downstreams", "keep_corpus_config"),
     "s3prl.downstream.ctc.expert": _in_repairs("frames", "report_alignments_of_downstream"),

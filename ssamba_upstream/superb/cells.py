@@ -23,6 +23,7 @@ from ..corpora.superb_sets import CHECKS
 from ..downloads import find_published
 from ..files import file_hash, json_hash, to_json
 from ..plugin.hubconf import ENTRIES
+from ..plugin.overrides import check_field, did_you_mean, fields_of
 from ..plugin.registry import register
 from .tasks import TASKS, SuperbTask, task_named
 
@@ -230,7 +231,8 @@ def make_cells(
                          f"{', '.join(f'--{name}' for name in TASKS)}")
     taken = {option for cell in cells for option in _options(cell.overrides)}
     if nowhere := [option for option in _options(overrides) if option not in taken]:
-        raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config")
+        raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config."
+                         f"{did_you_mean(_field(nowhere[0]), [cell.config for cell in cells])}")
     return cells
 
 
@@ -331,18 +333,14 @@ def _check_batch(config, report):
 
 
 def _applicable(config, overrides) -> str:
-    """Those of the user's overrides that a task's config has a field for; below ``downstream_expert`` names differ."""
+    """Those of the user's overrides that are for a task: in the sections that differ by task, fields of its config."""
+    own_only, fields = ("downstream_expert", "specaug", "specaug_hop", "upstream_config"), fields_of(config)
     return ",,".join(option for option in _options(overrides)
-                     if not option.startswith("config.downstream_expert.") or _has_field(config, option))
+                     if _field(option) in fields or _field(option).split(".")[0] not in own_only)
 
 
-def _has_field(config, option):
-    fields = config
-    for name in option.partition("=")[0].strip().split(".")[1:]:
-        if not isinstance(fields, dict) or name not in fields:
-            return False
-        fields = fields[name]
-    return True
+def _field(option) -> str:
+    return option.partition("=")[0].strip().removeprefix("config.")
 
 
 def _options(overrides) -> list[str]:
@@ -359,6 +357,7 @@ def _override(config, overrides):
         if key in ("config.optimizer.lr", "config.downstream_expert.datarc.test_fold"):
             raise ValueError(f"-o {option}: learning rates are given with --learning-rates, and all "
                              "folds are run")
+        check_field(config, _field(option))
         fields = config
         for parent in parents:
             fields = fields.setdefault(parent, {})

@@ -1,5 +1,6 @@
 """scripts/run_downstream.py: three tasks through s3prl's own runner, and what we do with its arguments."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import math
@@ -19,12 +20,14 @@ from helpers.paths import CHECKOUT
 from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
-from ssamba_upstream.configs import configs_folder
+from ssamba_upstream.configs import config_names, configs_folder
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import compat, runner
+from ssamba_upstream.plugin.overrides import check_field, fields_of
+from ssamba_upstream.plugin.repairs.frames import RunError
 
 CPU = ("--device", "cpu")
 TASKS = {
@@ -341,7 +344,66 @@ def test_interruption_ends_with_its_status(handed_over, capsys):
     assert "-a" in capsys.readouterr().err
 
 
+# Overrides
+
+
+@pytest.fixture
+def override(monkeypatch):
+    """s3prl's -o for a config, as run_downstream applies it."""
+    from ssamba_upstream import register
+
+    register()
+    from s3prl import run_downstream
+
+    def override(option, name="keyword_spotting"):
+        config = yaml.safe_load((configs_folder("downstream") / f"{name}.yaml").read_text())
+        arguments = argparse.Namespace(expdir="run", seed=1)
+        run_downstream.override(option, arguments, config)
+        return config, arguments
+
+    return override
+
+
+@pytest.mark.parametrize("option, message", [
+    ("config.runner.totalsteps=100", "s3prl reads no such field. Did you mean config.runner.total_steps?"),
+    ("config.runner.total_steps=4,,config.optimiser.lr=1", "Did you mean config.optimizer.lr?"),
+    ("config.specaug.time_mask_width=[0, 1]", "Did you mean config.specaug.time_mask_width_range?"),
+    ("config.xyz=1", "config.xyz: s3prl reads no such field.$"),
+    ("args.sed=1", "s3prl has no such argument. Did you mean args.seed?"),
+    ("confg.runner.total_steps=1", "expected config.<section>.<field>=<value>"),
+    ("config.runner.total_steps", "expected config"), ("config.a=b=c", "without a second ="), ("", "expected config"),
+    ("config.upstream_config='hop_20ms'", "Give them with -g"),
+])
+def test_an_override_without_effect_is_refused(override, option, message):
+    with pytest.raises(RunError, match=message.replace("?", r"\?")):
+        override(option, "slot_filling")
+
+
+def test_fields_that_s3prl_reads_where_they_are_there(override, capsys):
+    config, arguments = override(
+        "config.runner.fp16=True,,config.runner.evaluate_ratio=0.5,,config.runner.train_dataloader='dev',,"
+        "config.scheduler.name='linear_schedule_with_warmup',,config.scheduler.num_warmup_steps=9,,"
+        "config.optimizer.weight_decay=0.1,,config.optimizer.momentum=0.9,,config.specaug.num_time_mask=2,,"
+        "config.specaug_hop=320,,args.seed=2,,config.runner.eval_dataloaders=['dev']")
+    assert config["runner"]["fp16"] and config["scheduler"]["num_warmup_steps"] == 9 and arguments.seed == 2
+    assert config["optimizer"]["momentum"] == 0.9 and config["specaug"] == {"num_time_mask": 2}
+    assert "no such field" not in capsys.readouterr().out
+
+
+def test_a_field_that_only_the_downstream_can_know_is_taken_and_named(override, capsys):
+    config, _ = override("config.downstream_expert.datarc.batchsize=3")
+    assert config["downstream_expert"]["datarc"]["batchsize"] == 3
+    assert "Did you mean config.downstream_expert.datarc.batch_size?" in capsys.readouterr().out
+
+
 # The configs
+
+
+@pytest.mark.parametrize("name", config_names("downstream"))
+def test_every_field_of_the_configs_is_read(name):
+    config = yaml.safe_load((configs_folder("downstream") / f"{name}.yaml").read_text())
+    for field in fields_of(config) - {"upstream_config"}:
+        check_field({}, field)
 
 
 def flattened(tree, prefix=""):

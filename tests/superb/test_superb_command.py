@@ -486,6 +486,11 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["-o", "config.optimizer.lr=1"], "--learning-rates"),
     (["-o", "args.seed=1"], "only the config may change"),
+    (["-o", "config.runner.totalsteps=100"], "config.runner.totalsteps: s3prl reads no such field. Did you mean "
+                                             "config.runner.total_steps?"),
+    (["-o", f"{STEPS},,config.specaug.num_time_mask=1"], "none of the tasks has this field"),
+    (["-o", f"{STEPS},,config.downstream_expert.datarc.batchsize=1"],
+     "none of the tasks has this field in its config. Did you mean config.downstream_expert.datarc.batch_size?"),
     (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
     (["--er", "nowhere"], "does not exist"),
     (["-g", "nothing"], "published_10s"),
