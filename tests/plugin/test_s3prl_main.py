@@ -37,13 +37,19 @@ class Lacking:
             raise ModuleNotFoundError("No module named 'sed_eval'", name="sed_eval")
 
 
-def test_a_recipe_whose_package_is_missing_says_so(monkeypatch):
+@pytest.fixture
+def lacking():
+    sys.meta_path.insert(0, Lacking)
+    yield
+    sys.meta_path.remove(Lacking)
+
+
+def test_a_recipe_whose_package_is_missing_says_so(monkeypatch, lacking):
     import s3prl
 
     for name in [name for name in sys.modules if name.startswith("s3prl.problem")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(s3prl, "problem", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Lacking, *sys.meta_path])
     with pytest.raises(SystemExit, match="s3prl needs sed_eval here: pip install .*superb-all"):
         runner.run_s3prl_main(["SuperbSID"])
 
