@@ -21,6 +21,7 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.configs import find_config
 from ssamba_upstream.corpora import speech_commands
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
@@ -139,6 +140,13 @@ def test_plan(control, superb, capsys, tmp_path):
     # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8.
     assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(10 / 2 * 22.34) - 60:02}"
     assert not calls(control) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, batch", [("speech_recognition", 16), ("slot_filling", 32), ("speaker_verification", 10),
+                                         ("speaker_diarization", 8), ("keyword_spotting", 32)])
+def test_batches_as_the_estimate_has_them(name, batch):
+    expert = yaml.safe_load(find_config(name, "downstream").read_text())["downstream_expert"]
+    assert plan._batch_size("asr" if name == "speech_recognition" else name, expert) == batch
 
 
 def test_trial(control, superb, monkeypatch, capsys, tmp_path):
