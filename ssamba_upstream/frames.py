@@ -1,6 +1,7 @@
 """Waveforms -> frame-level hidden states: the front end, the windows and the encoder, one after the other."""
 
 import contextlib
+import inspect
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,6 +13,7 @@ from .checkpoint import load_config, load_model
 from .configs import find_config
 from .devices import send
 from .frontend import LogMel, check_waveforms
+from .store import state_hash
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
 PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of patches downstream, in mel bands and fbank frames (SSAST, section 3.1)
@@ -112,6 +114,18 @@ class FrameEncoder(nn.Module):
         """
         options = options or UpstreamOptions()
         return cls(load_encoder(checkpoint, options), **options.framing)
+
+    def description(self):
+        """Everything that decides the hidden states of a waveform, made of dicts, lists, strings and numbers, see
+        :class:`ssamba_upstream.store.HiddenStateStore`."""
+        config, windowing = self.model.config, self.windowing
+        return {
+            "weights": state_hash(self.model),
+            "network": {name: getattr(config, name) for name in inspect.signature(type(config)).parameters
+                        if name != "kwargs"},
+            "window_secs": windowing.window_secs, "padding": windowing.padding,
+            "frequency_pooling": self.frequency_pooling, "precision": str(self.autocast_dtype or torch.float32),
+        }
 
     @property
     def sampling_rate(self):

@@ -10,7 +10,7 @@ PACKAGE = CHECKOUT / "ssamba_upstream"
 FLOORS = [
     {"torchaudio_extension", "devices", "files", "configs", "packing", "ops", "audio", "reading"},
     {"figures", "frontend", "network"},
-    {"feature_extraction", "windows", "checkpoint", "corpora"},
+    {"feature_extraction", "windows", "checkpoint", "corpora", "store"},
     {"auto_classes", "downloads", "frames", "training", "benchmark"},
     {"deployment", "extraction", "hear", "probing"},
     {"pretraining", "finetuning"},

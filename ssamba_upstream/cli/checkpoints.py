@@ -1,8 +1,8 @@
-"""``ssamba init``, ``convert`` and ``info``."""
+"""``ssamba init``, ``convert``, ``info`` and ``cache``."""
 
 from pathlib import Path
 
-from .options import SIZES, add_out, counted
+from .options import SIZES, add_out, add_upstream_config, counted
 
 OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 
@@ -34,6 +34,15 @@ def add_commands(commands):
     subject.add_argument("checkpoint", type=Path, nargs="?")
     subject.add_argument("--system", action="store_true", help="versions, and which scan backends there are")
     info.set_defaults(run=_info)
+
+    cache = commands.add_parser("cache", help="list the hidden states that --cache has kept, or estimate their size")
+    cache.add_argument("folder", type=Path, nargs="?", help="the folder given with --cache")
+    cache.add_argument("--size-of", metavar="CHECKPOINT",
+                       help="print how many GB the hidden states of a checkpoint take per hour of audio")
+    add_upstream_config(cache)
+    cache.add_argument("--remove-unused", type=float, metavar="DAYS",
+                       help="remove hidden states that no run has used for this many days; 0 removes all of them")
+    cache.set_defaults(run=_cache)
 
 
 def _init(options):
@@ -69,6 +78,63 @@ def _info(options):
         _print_system()
     else:
         _print_checkpoint(options.checkpoint)
+
+
+def _cache(options):
+    from ..store import contents, folder_bytes, gigabytes, remove_unused
+
+    if options.size_of:
+        _print_size(options.size_of, options.upstream_config)
+    if options.folder is None:
+        return
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder} is not a folder. Give the folder that a run got with --cache.")
+    if options.remove_unused is not None:
+        for states in remove_unused(options.folder, options.remove_unused):
+            print(f"removed {states.path}: {gigabytes(states.size)}")
+    for states in contents(options.folder):
+        print(_describe_kept(states))
+    print(f"{options.folder}: {gigabytes(folder_bytes(options.folder))}")
+
+
+def _describe_kept(states):
+    import time
+
+    from ..store import gigabytes
+
+    found = states.description
+    lines = [
+        f"{states.path.name}: {counted(states.waveforms, 'waveform')}, {gigabytes(states.size)}, last used "
+        f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(states.used))}",
+        f"  {found['upstream']}, weights {found['weights'][:12]}, {found['feature']}, "
+        f"{'averages over time' if found['time'] == 'average' else 'all frames'}, {found['dtype']}, "
+        f"{states.layers} layers of {states.width} features",
+    ]
+    if states.outdated:
+        lines.append("  written by another version of this package, which this one does not read; "
+                     "--remove-unused removes it")
+    return "\n".join(lines)
+
+
+def _print_size(checkpoint, upstream_config):
+    import dataclasses
+
+    from ..frames import FrameEncoder, UpstreamOptions
+    from ..store import DTYPES, gigabytes
+
+    read = UpstreamOptions.read(upstream_config)
+    row = "{:18} {:9} {:>7} {:>9} {:>17} {:>17} {:>17}".format
+    print(row("frequency_pooling", "dtype", "layers", "features", "1 hour of frames", "of it one layer",
+              "1000 averages"))
+    for pooling in ("concat", "mean"):
+        encoder = FrameEncoder.from_checkpoint(checkpoint, dataclasses.replace(read, frequency_pooling=pooling))
+        layers = encoder.model.config.num_hidden_layers + 1
+        frames = 3600 * encoder.sampling_rate / encoder.windowing.hop
+        for name, dtype in DTYPES.items():
+            average = layers * encoder.width * dtype.itemsize
+            sizes = frames * average, frames * average / layers, 1000 * average
+            print(row(pooling, name, layers, encoder.width, *map(gigabytes, sizes)))
+    print(f"with a frame every {1000 * encoder.windowing.hop / encoder.sampling_rate:g} ms")
 
 
 def _print_checkpoint(checkpoint):

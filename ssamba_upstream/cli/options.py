@@ -34,6 +34,17 @@ def add_device(parser):
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
 
 
+def add_cache(parser):
+    """``--cache``, ``--cache-limit`` and ``--cache-dtype``, see :class:`ssamba_upstream.plugin.keeping.Keeping`."""
+    parser.add_argument("--cache", type=Path, metavar="FOLDER",
+                        help="keep hidden states of frozen upstreams in this folder, which several runs may share, so "
+                             "that they are computed once")
+    parser.add_argument("--cache-limit", type=float, metavar="GB",
+                        help="size up to which hidden states are kept; default: no limit")
+    parser.add_argument("--cache-dtype", choices=("float16", "bfloat16", "float32"),
+                        help="type of the numbers that are kept; default: float16 for frames, float32 for averages")
+
+
 def upstream_options(options):
     """The upstream's options, a dict, that ``-g`` names."""
     from ..frames import UpstreamOptions

@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .options import INTERRUPTED, SUPERB_CORPORA, add_device, add_out, add_upstream_config
+from .options import INTERRUPTED, SUPERB_CORPORA, add_cache, add_device, add_out, add_upstream_config
 
 RUN_HELP = {
     "pr": "the folder of s3prl's run of ctc with phones, its best checkpoint evaluated last; or its test-hyp.ark",
@@ -49,6 +49,9 @@ def add_commands(commands):
     superb.add_argument("--finetune", action="store_true", help="train the upstream as well, with the papers' configs")
     superb.add_argument("--learning-rates", type=float, nargs="+", metavar="RATE",
                         help="searched on dev; default: 1e-2 1e-3 1e-4, with --finetune 1e-4 5e-5 1e-5")
+    superb.add_argument("--by-runner", action="store_true",
+                        help="train SID, ER, KS and IC on waveforms, as s3prl does, and not on averages over time")
+    add_cache(superb)
     superb.add_argument("--jobs", type=int, default=1, help="cells run at once, on one GPU after the other; default: 1")
     add_device(superb)
     superb.add_argument("--dscore", type=Path, metavar="FOLDER",
@@ -105,6 +108,7 @@ def _superb(options):
 
 
 def _run_superb(options):
+    from ..plugin.keeping import Keeping
     from ..superb import campaign, results
     from ..superb.cells import find_upstream, make_cells
     from ..superb.plan import plan
@@ -117,8 +121,9 @@ def _run_superb(options):
     scorers = Scorers(options.dscore, options.language_model and tuple(options.language_model))
     device = choose_device(options.device)
     upstream = find_upstream(options.checkpoint, options.upstream, options.upstream_config)
+    keeping = Keeping(options.cache, options.cache_limit, options.cache_dtype)
     cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
-                       options.override)
+                       options.override, keeping, options.by_runner)
     _, earlier = campaign.read_cells(options.out)
     if earlier:  # said before hours of training, too
         print(results.note_on_earlier(earlier), file=sys.stderr, flush=True)
@@ -132,7 +137,7 @@ def _run_superb(options):
     else:
         raise ValueError(f"--cell {options.cell}: the plan has cells 0 to {len(cells) - 1}")
     campaign.prepare(cells, options.out)
-    failures = campaign.run_cells(chosen, options.out, device, options.jobs, scorers)
+    failures = campaign.run_cells(chosen, options.out, device, options.jobs, scorers, keeping)
     rows = results.write_results(options.out, scorers)
     print(f"\n{results.markdown(rows)}\n\nwrote {options.out}/results.md and results.json")
     for name, reason in failures.items():

@@ -1,7 +1,7 @@
 """s3prl's ``run_downstream`` with ssamba_upstream's entries, on today's libraries."""
 
 import argparse
-import importlib.util
+import functools
 import os
 import re
 import sys
@@ -13,12 +13,14 @@ import yaml
 
 from ..checkpoint import CheckpointError
 from ..configs import config_names, find_config
+from ..store import StoreError
+from .keeping import keeping_runner, parse_keeping
 from .registry import register
 from .repairs.frames import RunError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``s3prl.run_downstream`` with exactly its own arguments.
+    """Run ``s3prl.run_downstream`` with its own arguments, and those of :class:`Keeping`.
 
     ``-c`` and ``-g`` may also name one of this package's configs by its file's stem, as in
     ``-c keyword_spotting``; a file of that name comes first. Where a config names an ``upstream_config``, an upstream
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = [re.sub(r"^--local-rank(?==|$)", "--local_rank", argument)
                  for argument in (sys.argv[1:] if arguments is None else arguments)]
+    keeping, arguments = parse_keeping(arguments)
     given = _parse(arguments)
     _check_device(given)
     # s3prl's argparse keeps the last value of an option that is given twice.
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     preset = given.upstream_model_config or _preset_of(given)
     arguments += _named(preset, "--upstream_model_config", "upstream")
     arguments += [] if given.local_rank is None else ["--local_rank", given.local_rank]
-    _hand_over(arguments)
+    _hand_over(arguments, functools.partial(_run_downstream, keeping))
 
 
 def _parse(arguments):
@@ -112,10 +115,15 @@ def run_s3prl_main(arguments: Sequence[str]) -> None:
     _hand_over(list(arguments), run)
 
 
-def _run_downstream():
+def _run_downstream(keeping):
     from s3prl import run_downstream
 
-    run_downstream.main()
+    runner = run_downstream.Runner
+    run_downstream.Runner = keeping_runner(runner, keeping)
+    try:
+        run_downstream.main()
+    finally:
+        run_downstream.Runner = runner
 
 
 def _hand_over(arguments, run=_run_downstream):
@@ -128,7 +136,7 @@ def _hand_over(arguments, run=_run_downstream):
         if explanation := _explain_missing_file(str(error.filename)):
             raise SystemExit(explanation) from error
         raise
-    except (CheckpointError, RunError) as error:
+    except (CheckpointError, RunError, StoreError) as error:
         raise SystemExit(str(error)) from None
     except ModuleNotFoundError as error:
         raise SystemExit(_explain_missing_module(error.name or str(error))) from None
@@ -140,28 +148,13 @@ def _hand_over(arguments, run=_run_downstream):
         sys.argv = command_line
 
 
-EXTRAS = {
-    "superb": {"librosa", "tensorboardX"},
-    "superb-all": {"asteroid", "dtw", "editdistance", "h5py", "lxml", "more_itertools", "pandas", "pesq",
-                   "pkg_resources", "pystoi", "sed_eval", "sentencepiece", "sklearn", "tensorboard"},
-}
-"""What the extras install for s3prl, by the names of its imports."""
-
-
 def _explain_missing_module(name) -> str:
-    package, *rest = name.split(".")
-    if package == "s3prl":
-        if len(rest) > 1 and rest[0] == "downstream" and not importlib.util.find_spec(".".join(["s3prl", *rest[:2]])):
-            return f"-d: s3prl has no downstream {rest[1]}"
-        others = (" Install s3prl from a clone, or take another corpus: librispeech, libriphone or snips."
-                  if rest[:3] == ["downstream", "ctc", "corpus"] else " Install s3prl from a clone.")
-        return f"s3prl's package lacks {name}, which only its repository has.{others}"
-    if package == "fairseq":
+    if name.startswith("s3prl.downstream."):
+        return f"-d: s3prl has no downstream {name.split('.')[2]}"
+    if name.split(".")[0] == "fairseq":
         return ("s3prl needs fairseq here (speech translation does), which asks for an omegaconf that s3prl's own "
                 "requirements exclude: no extra of ssamba-upstream installs it.")
-    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
-    if extra is None:
-        return f"s3prl needs {name} here, which no extra of ssamba-upstream installs. Install it with pip."
+    extra = "superb" if name in ("librosa", "tensorboardX") else "superb-all"
     return f"s3prl needs {name} here: pip install 'ssamba-upstream[{extra}]'"
 
 

@@ -21,6 +21,7 @@ import yaml
 from ..checkpoint import content_hash
 from ..files import locked, read_json, write_json, write_text
 from ..plugin import compat
+from ..plugin.keeping import Keeping
 from .cells import Cell, Corpus, Upstream
 from .processes import CellError, Processes, run_s3prl
 from .scorers import Scorers
@@ -28,6 +29,7 @@ from .tasks import Metric, SuperbTask, task_named
 
 EXPERIMENT = "s3prl"
 RESULT = "result.json"
+CACHE = "cache"
 
 
 def prepare(cells: list[Cell], out) -> None:
@@ -70,10 +72,12 @@ def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
     return path.is_file() and not _to_be_scored(cell, read_json(path), scorers or Scorers())
 
 
-def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> dict[str, str]:
+def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None,
+              keeping: Keeping | None = None) -> dict[str, str]:
     """Run the cells that have not finished, ``jobs`` at once; on GPUs, each job on the next of them.
 
-    An interruption ends s3prl's processes, too, and is passed on.
+    An interruption ends s3prl's processes, too, and is passed on. Averages are kept in ``OUT/cache`` if ``keeping``
+    names no other folder.
 
     Returns:
         By the name of a cell that failed, why. The others have their results.
@@ -85,7 +89,7 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
     def run(cell):
         gpu = slots.get()
         try:
-            return run_cell(cell, out, device, processes, gpu, scorers)
+            return run_cell(cell, out, device, processes, gpu, scorers, keeping)
         finally:
             slots.put(gpu)
 
@@ -110,7 +114,7 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
 
 
 def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
-             scorers: Scorers | None = None) -> dict:
+             scorers: Scorers | None = None, keeping: Keeping | None = None) -> dict:
     """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
 
     A task without training is evaluated on dev and test; one without a dev set at every ``eval_step``. What a scorer
@@ -125,7 +129,8 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
         def run(arguments, override=""):
             # When s3prl goes on from a checkpoint, it takes the config from there, where the corpus may have lain then.
             options = ",,".join(filter(None, [cell.corpus.override, override]))
-            arguments = [*arguments, *(["-o", options] if options else []), "--device", device]
+            arguments = [*arguments, *(["-o", options] if options else []), "--device", device,
+                         *(keeping or Keeping()).arguments(cell.kept, Path(out, CACHE))]
             return run_s3prl(processes, folder, arguments, gpu, lock)
 
         if not (folder / RESULT).is_file():

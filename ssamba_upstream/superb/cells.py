@@ -22,7 +22,9 @@ from ..corpora.report import CorpusError, CorpusReport, recordings_of
 from ..corpora.superb_sets import CHECKS
 from ..downloads import find_published
 from ..files import file_hash, json_hash, to_json
+from ..plugin.averages import sees_averages_only
 from ..plugin.hubconf import ENTRIES
+from ..plugin.keeping import Keeping
 from ..plugin.overrides import check_field, did_you_mean, fields_of
 from ..plugin.registry import register
 from .tasks import TASKS, SuperbTask, task_named
@@ -86,6 +88,8 @@ class Cell:
         learning_rate: of the optimizer; None without training.
         fold: test fold of ER, ``fold1`` to ``fold5``, else None.
         layer: number of the hidden state, of a task without training, else None.
+        kept: which hidden states are computed once and kept, and their dtype: "averages float32" or "frames float16",
+            see :mod:`ssamba_upstream.plugin.keeping`; None if every step computes them.
     """
 
     task: str
@@ -99,6 +103,7 @@ class Cell:
     learning_rate: float | None
     fold: str | None = None
     layer: int | None = None
+    kept: str | None = None
 
     @property
     def name(self) -> str:
@@ -184,7 +189,8 @@ def count_layers(upstream: Upstream) -> int:
 
 
 def make_cells(
-    upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides=""
+    upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides="", keeping=None,
+    by_runner=False,
 ) -> list[Cell]:
     """The cells of the tasks chosen, in a fixed order.
 
@@ -196,6 +202,10 @@ def make_cells(
         fine_tune: train the upstream as well; the configs are then the papers' and not SUPERB's.
         learning_rates: to be searched. Default: LEARNING_RATES.
         overrides: in the form of s3prl's ``-o``; only fields of ``config``, for all tasks whose config has the field.
+        keeping: the user's :class:`ssamba_upstream.plugin.keeping.Keeping`. If it names a cache, the frames of frozen
+            upstreams are kept there.
+        by_runner: train on waveforms, as s3prl's runner does. Default: tasks that see nothing of an utterance but its
+            average are trained on averages.
 
     Raises:
         CorpusError: a corpus has problems; lists them.
@@ -217,14 +227,16 @@ def make_cells(
         content = json_hash([report.content_hash, _hashes_of_files(config)])
         corpus = Corpus(content, report.counts, report.released, report.override, report.notes)
         _override(config, report.override)
-        cell = Cell(name, task.downstream, mode, upstream, config, applied, corpus, versions, None)
+        kept = _kept(task.downstream, config, mode, keeping or Keeping(), by_runner)
+        cell = Cell(name, task.downstream, mode, upstream, config, applied, corpus, versions, None, kept=kept)
         cells += [dataclasses.replace(cell, fold=fold, **choice)
                   for fold in task.folds for choice in _choices(task, rates, upstream)]
     for downstream, path in downstreams:
         config = _read_yaml(path, "downstream")
         applied = _complete(config, overrides, downstream)
         corpus = Corpus(json_hash(_hashes_of_files(config)))
-        cells += [Cell(downstream, downstream, mode, upstream, config, applied, corpus, versions, rate)
+        kept = _kept(downstream, config, mode, keeping or Keeping(), by_runner)
+        cells += [Cell(downstream, downstream, mode, upstream, config, applied, corpus, versions, rate, kept=kept)
                   for rate in rates]
     if not cells:
         raise ValueError("there is nothing to run; give the corpus of one or more of "
@@ -234,6 +246,13 @@ def make_cells(
         raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config."
                          f"{did_you_mean(_field(nowhere[0]), [cell.config for cell in cells])}")
     return cells
+
+
+def _kept(downstream, config, mode, keeping, by_runner):
+    averages = not by_runner and sees_averages_only(downstream, config)
+    if mode == "fine-tuned" or not averages and keeping.cache is None:
+        return None
+    return f"{'averages' if averages else 'frames'} {keeping.dtype_of(averages)}"
 
 
 def installed_versions() -> dict[str, str]:

@@ -62,7 +62,7 @@ def _row(cells: list[tuple[Cell, dict | None]], scorers):
         "task": first.task, "mode": first.mode, "series": first.series,
         "upstream": first.upstream.name, "checkpoint": first.upstream.checkpoint,
         "checkpoint_sha256": first.upstream.sha256, "overrides": first.overrides,
-        "steps": first.steps,
+        "steps": first.steps, "kept": first.kept,
         "corpus_sha256": first.corpus.content, "released_corpus": first.corpus.released, "versions": first.versions,
         "searched": task.searched, "chosen": best, "dev": scores.get(best),
         "test": test,
@@ -120,6 +120,8 @@ def _notes(row, task):
               if task.best is not None and (run["checkpoint"] or task.best) != task.best]
     if row["lacking"]:
         notes.append(row["lacking"])
+    if row["kept"]:
+        notes.append("trained on {} in {}".format(*row["kept"].split()))
     installed = installed_versions()
     notes += [f"{name} {version}" for name, version in row["versions"].items() if version != installed.get(name)]
     overrides = row["overrides"].replace("config.downstream_expert.datarc.", "").replace("config.", "")

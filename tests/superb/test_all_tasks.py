@@ -19,6 +19,7 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.configs import config_names, find_config
 from ssamba_upstream.corpora.superb_sets import CHECKS
 from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import plan, processes
 from ssamba_upstream.superb.cells import Cell, Corpus, Upstream, find_upstream, make_cells
 from ssamba_upstream.superb.scorers import ScorerError, Scorers, diarization_error_rate
@@ -109,7 +110,7 @@ def superb(checkpoint, corpora, tmp_path, monkeypatch):
     (control / "runner.py").write_text(RUNNER)
     monkeypatch.setenv("CONTROL", str(control))
     monkeypatch.setattr(processes, "RUNNER", (sys.executable, str(control / "runner.py")))
-    monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
+    monkeypatch.setattr(plan, "measure", lambda cell, out, device, kept: (10.0, Trial(0.5, 0.4)))
 
     def run(name, *arguments, root=None):
         (control / "calls").write_text("")

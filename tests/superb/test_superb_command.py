@@ -21,11 +21,11 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.configs import find_config
 from ssamba_upstream.corpora import speech_commands
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import cells, plan, processes, results, tasks
 
 STEPS = ",,".join([
@@ -34,6 +34,13 @@ STEPS = ",,".join([
 BATCH = {"ks": ",,config.downstream_expert.datarc.batch_size=4", "er": ""}
 MEASURE = plan.measure
 
+
+def measured(cell, out, device, kept):
+    """Stands in for the trials: seconds to start, and those of steps and utterances."""
+    averages = kept is not None and kept.startswith("averages")
+    return 10.0, Trial(step=0.01, computing=0.0, utterance=0.02) if averages else Trial(step=0.5, computing=0.4)
+
+
 # Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
 RUNNER = """
 import os, pathlib, shutil, sys, time, zipfile, yaml
@@ -41,6 +48,8 @@ control, expdir = pathlib.Path(os.environ["CONTROL"]), pathlib.Path("s3prl")
 config = yaml.safe_load(open("config.yaml"))
 rate, fold = config["optimizer"]["lr"], config["downstream_expert"]["datarc"].get("test_fold", "")
 mode, steps = sys.argv[2], config["runner"]["total_steps"]
+if "--trial" in sys.argv:
+    pathlib.Path(sys.argv[sys.argv.index("--trial") + 1]).write_text('{"step": 0.5, "computing": 0.4, "utterance": 0}')
 expdir.mkdir(exist_ok=True)
 step = max([int(path.stem[7:]) for path in expdir.glob("states-*.ckpt")], default=0)
 with open(control / "calls", "a") as calls:
@@ -105,7 +114,7 @@ def control(tmp_path, monkeypatch):
         torch.save(states, control / f"best-{rate:g}.ckpt")
     monkeypatch.setenv("CONTROL", str(control))
     monkeypatch.setattr(processes, "RUNNER", (sys.executable, str(control / "runner.py")))
-    monkeypatch.setattr(plan, "measure", lambda cell, out, device: (10.0, 0.5))
+    monkeypatch.setattr(plan, "measure", measured)
     return control
 
 
@@ -136,17 +145,21 @@ def test_plan(control, superb, capsys, tmp_path):
         [str(2 * fold + number), "er", "frozen", f"fold{fold + 1}", rate]
         for fold in range(5) for number, rate in enumerate(("0.01", "0.001"))]
     assert note.startswith("er: This is not the whole released corpus, which has neu 1,708, ")
-    assert trial == "er: 500 ms a step, 10 s to start, measured over 2 steps"
-    # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8.
-    assert total == f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(10 / 2 * 22.34) - 60:02}"
+    assert trial == ("er: 10 ms a step from averages, after 20 ms for each of 20 utterances; 500 ms a step with "
+                     "--by-runner; 10 s to start")
+    # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8; and the averages
+    # once.
+    planned, computing_always = 10 / 2 * 20.047 + 0.2, 10 / 2 * 22.34
+    assert total == (f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(planned) - 60:02}; "
+                     f"0:01:{round(computing_always) - 60:02} if every step computed its hidden states")
+    assert superb("--plan", "--by-runner", task="er") == 0
+    *_, trial, total = capsys.readouterr().out.splitlines()
+    assert trial == "er: 500 ms a step, 100 ms if they were kept (--cache FOLDER); 10 s to start"
+    assert total == f"10 of 10 cells to run, 40 steps, 1 at once: about 0:03:{round(2 * computing_always) - 180}"
+    assert superb("--plan", "--by-runner", "--cache", str(tmp_path / "kept"), task="er") == 0
+    *_, trial, total = capsys.readouterr().out.splitlines()
+    assert trial == "er: 100 ms a step once hidden states are kept, 500 ms before; 10 s to start"
     assert not calls(control) and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name, batch", [("speech_recognition", 16), ("slot_filling", 32), ("speaker_verification", 10),
-                                         ("speaker_diarization", 8), ("keyword_spotting", 32)])
-def test_batches_as_the_estimate_has_them(name, batch):
-    expert = yaml.safe_load(find_config(name, "downstream").read_text())["downstream_expert"]
-    assert plan._batch_size("asr" if name == "speech_recognition" else name, expert) == batch
 
 
 def test_trial(control, superb, monkeypatch, capsys, tmp_path):
@@ -157,10 +170,13 @@ def test_trial(control, superb, monkeypatch, capsys, tmp_path):
     (control / "fail-0.001").unlink()
     calls(control)
     assert superb("--plan") == 0 and superb("--plan") == 0
-    assert calls(control) == ["train 0.001 0"]
-    trial, = (tmp_path / "out").rglob("*.*")
-    start, per_step = json.loads(trial.read_text())
-    assert start >= 0 and 0 <= per_step < 10 and trial.match("trials/ks-*-cpu.json")
+    assert calls(control) == ["train 0.001 0"] * 2
+    trials = sorted((tmp_path / "out").rglob("*.*"))
+    assert [trial.match(f"trials/ks-*-{kept}-cpu.json") for trial, kept in zip(
+        trials, ("averages-float32", "frames-float16"), strict=True)] == [True, True]
+    for trial in trials:
+        content = json.loads(trial.read_text())
+        assert content["start"] >= 0 and content["trial"] == {"step": 0.5, "computing": 0.4, "utterance": 0}
 
 
 def test_the_learning_rate_is_chosen_on_dev_alone(control, superb, tmp_path, capsys):
@@ -211,7 +227,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     row, = rows(tmp_path)
     assert row["chosen"] == 0.001 and row["unfinished"] == 1
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "cells of the search not finished: 1; `runner.total_steps=4, " in table
+    assert "cells of the search not finished: 1; trained on averages in float32; `runner.total_steps=4, " in table
     calls(control)
     (control / "fail-0.01").unlink()
     assert superb() == 0
@@ -226,12 +242,13 @@ def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, t
                  "-o", STEPS + BATCH["ks"], "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
     script = f"""import signal, sys
 from ssamba_upstream.cli import main
+from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import plan, processes
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would have ignored
 
 processes.RUNNER = {processes.RUNNER!r}
-plan.measure = lambda *arguments: (1, 1)
+plan.measure = lambda *arguments: (1, Trial(1, 0.5, 0.5))
 sys.exit(main({arguments!r}))"""
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True,
                                env={**os.environ, "PYTHONPATH": str(CHECKOUT)})

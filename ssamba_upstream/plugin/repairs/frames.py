@@ -105,6 +105,25 @@ def check_runs(module):
     module.Runner._get_downstream = get_checked_downstream
 
 
+class StackedLayers(list):
+    """Hidden states as s3prl's Featurizer takes them, a list of (utterances, frames, width).
+
+    Attributes:
+        stacked: (utterances, layers, frames, width), of which the list's tensors are views.
+        frames: number of frames of each utterance. Later frames are zeros.
+    """
+
+    def __init__(self, stacked, frames):
+        super().__init__(stacked.unbind(1))
+        self.stacked, self.frames = stacked, frames
+
+
+def count_frames(upstream, samples, rate):
+    """Return how many frames of an utterance reach the downstream, at a rate in samples per frame."""
+    count = math.ceil if isinstance(getattr(upstream, "module", upstream), FrameEncoder) else round
+    return max(1, count(samples / rate))
+
+
 def keep_frames(module):
     """``Featurizer`` rounds the number of frames: up to half a frame is lost, and of a short utterance all.
 
@@ -112,6 +131,7 @@ def keep_frames(module):
     none. A feature or a layer that the upstream lacks is refused instead of replaced, or left to an IndexError.
     """
     build, select = module.Featurizer.__init__, module.Featurizer._select_feature
+    add_up, forward = module.Featurizer._weighted_sum, module.Featurizer.forward
 
     @functools.wraps(build)
     def build_and_check(self, upstream, feature_selection="hidden_states", *others, **named):
@@ -119,23 +139,42 @@ def keep_frames(module):
         if self.feature_selection != feature_selection:
             raise RunError(f"-s {feature_selection}: the upstream has no such feature; take hidden_states or "
                            "last_hidden_state")
-        self._count = math.ceil if isinstance(getattr(upstream, "module", upstream), FrameEncoder) else round
+        self._count = functools.partial(count_frames, upstream)
 
     @functools.wraps(select)
     def select_existing(self, features):
         layers, layer = features.get(self.feature_selection), self.layer_selection
+        if isinstance(layers, StackedLayers) and len(layers) == 1:
+            return layers[0]
         if isinstance(layers, (list, tuple)) and layer is not None and not -len(layers) <= layer < len(layers):
             raise RunError(f"-l {layer}: the upstream has the layers 0 to {len(layers) - 1}")
         return select(self, features)
 
     def tolist(self, paired_wavs, paired_feature):
-        lengths = [max(1, self._count(len(wav) / self.downsample_rate)) for wav in paired_wavs]
+        lengths = [self._count(len(wav), self.downsample_rate) for wav in paired_wavs]
         if abs(paired_feature.size(1) - max(lengths)) >= module.TOLERABLE_SEQLEN_DIFF:
             raise RunError(f"the upstream gave {paired_feature.size(1)} frames where its rate of "
                            f"{self.downsample_rate} samples a frame means {max(lengths)}")
+        if self._frames is not None:
+            lengths = map(min, lengths, self._frames)
         return [feature[:length] for feature, length in zip(paired_feature, lengths)]
 
+    @functools.wraps(add_up)
+    def add_up_at_once(self, layers):
+        if not isinstance(layers, StackedLayers) or self.normalize:
+            return add_up(self, layers)
+        stacked = layers.stacked
+        return (self.weights.softmax(dim=0) @ stacked.flatten(2)).unflatten(1, stacked.shape[2:])
+
+    @functools.wraps(forward)
+    def forward_known_frames(self, paired_wavs, paired_features):
+        layers = paired_features.get(self.feature_selection)
+        self._frames = layers.frames if isinstance(layers, StackedLayers) else None
+        return forward(self, paired_wavs, paired_features)
+
     module.Featurizer.__init__ = build_and_check
+    module.Featurizer._weighted_sum = add_up_at_once
+    module.Featurizer.forward = forward_known_frames
     module.Featurizer._select_feature = select_existing
     module.Featurizer.tolist = tolist
 

@@ -1,0 +1,231 @@
+"""Utterance-level tasks from averages over time, under s3prl's unmodified runner.
+
+In s3prl the classifiers of speaker identification, emotion recognition, keyword spotting and intent classification are
+a weighted sum of the layers, a linear projector, the mean over time and a linear layer. Everything before the mean is
+linear, so the mean may come first: an utterance is one frame, its average. :class:`AveragedDataset` hands s3prl's
+runner the number of an utterance in place of its waveform, and :class:`AveragedUpstream` the average of that number.
+"""
+
+import contextlib
+import functools
+import os
+import random
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..audio import SAMPLE_RATE
+from ..files import locked
+from ..store import waveform_key
+from .kept_states import KeptUpstream
+from .repairs.frames import RunError, count_frames
+
+DOWNSTREAMS = ("voxceleb1", "emotion", "speech_commands", "fluent_commands")
+"""s3prl's names of the tasks whose heads see nothing of an utterance but its average."""
+
+CROPS = 4
+"""Crops of a recording from which training draws, for each length of a crop that the recording exceeds it by."""
+
+SECONDS_AT_ONCE = 120.0
+TRIAL_ITEMS = 64
+
+
+def sees_averages_only(downstream, config):
+    """Return True if a task's head, by s3prl's config, sees nothing of an utterance but its average."""
+    head = config.get("downstream_expert", {}).get("modelrc", {})
+    options = head.get("UtteranceLevel", {})
+    return (downstream in DOWNSTREAMS and head.get("select") == "UtteranceLevel"
+            and options.get("pooling", "MeanPooling") == "MeanPooling" and options.get("pre_net") is None)
+
+
+class AveragedUpstream(KeptUpstream):
+    """A :class:`KeptUpstream` that keeps averages over time, each as a single frame.
+
+    Attributes:
+        keys: the store's key of every number that an AveragedDataset has given. While there is none, the call takes
+            waveforms, as s3prl's Featurizer does at the start.
+        seconds_per_utterance: to read and compute one, of the last data set that was averaged.
+    """
+
+    def __init__(self, upstream, store, selection="hidden_states", layer=None):
+        super().__init__(upstream, store, selection, layer)
+        self.keys = []
+        self.seconds_per_utterance = 0.0
+
+    def forward(self, wavs):
+        """Numbers of an AveragedDataset, a list of (1,) -> see :class:`KeptUpstream`; one frame each."""
+        if not self.keys:
+            return super().forward(wavs)
+        keys = [self.keys[int(number)] for number in torch.cat(wavs).tolist()]
+        return self.features(*self.store.read(keys, self.layer), wavs[0].device)
+
+    def summarise(self, states, samples):
+        frames = count_frames(self.module, samples, self.get_downsample_rates(self.selection))
+        return states[:, :frames].mean(dim=1, keepdim=True)
+
+    def number(self, key):
+        """The number of a key from now on."""
+        self.keys.append(key)
+        return len(self.keys) - 1
+
+
+class AveragedDataset(Dataset):
+    """A data set of s3prl's, with numbers in place of waveforms.
+
+    An item whose waveform s3prl crops at random is drawn from several crops, see :func:`crop_starts`. All else is the
+    data set's own. With fewer items than the data set has, as in a trial, they stand for the others.
+    """
+
+    def __init__(self, dataset, items):
+        self.dataset, self.items = dataset, items
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        numbers, others = self.items[index % len(self.items)]
+        number = numbers[0] if len(numbers) == 1 else random.choice(numbers)
+        return np.array([number], dtype=np.float32), *others
+
+    def __getattr__(self, name):
+        if name == "dataset":  # not there yet, in a process that unpickles this
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def use_averages(expert, upstream, device, trial=False):
+    """Have an expert of s3prl's read averages: each split's are computed when the runner first asks for its data.
+
+    Args:
+        expert: a DownstreamExpert of one of DOWNSTREAMS.
+        upstream: an AveragedUpstream.
+        device: the network's.
+        trial: if True, TRIAL_ITEMS of each split stand for all of them.
+    """
+    expert.model.pooling.forward = _take_only_frame
+    get_dataloader = expert.get_dataloader
+
+    @functools.wraps(get_dataloader)
+    def get_dataloader_of_averages(split, **others):
+        name = f"{split}_dataset"
+        dataset = getattr(expert, name)
+        if not isinstance(dataset, AveragedDataset):
+            places = range(0, len(dataset), max(1, len(dataset) // TRIAL_ITEMS) if trial else 1)
+            workers = min(expert.datarc["num_workers"], os.cpu_count())
+            setattr(expert, name, average(dataset, upstream, split, device, workers, places))
+        # Reading a number takes no time, and the configuration is part of the checkpoint.
+        workers, expert.datarc["num_workers"] = expert.datarc["num_workers"], 0
+        try:
+            return get_dataloader(split, **others)
+        finally:
+            expert.datarc["num_workers"] = workers
+
+    expert.get_dataloader = get_dataloader_of_averages
+
+
+def average(dataset, upstream, split, device, workers=0, places=None):
+    """Compute and keep the averages of a data set's waveforms.
+
+    Args:
+        dataset: s3prl's, whose items are a waveform, (samples,), and what belongs to it.
+        upstream: an AveragedUpstream.
+        split: its name, for the progress bar.
+        device: on which the network computes.
+        workers: processes that read. Default: this one reads.
+        places: indices of the items. Default: all of them.
+
+    Returns:
+        AveragedDataset.
+
+    Raises:
+        RunError: the store takes no more.
+    """
+    items, waiting, seconds, began = [], {}, 0.0, time.perf_counter()
+    places = range(len(dataset)) if places is None else places
+    reader = _Reader(dataset, upstream.store)
+    # A generator of its own, so that the runner's batches are those of a run without averages.
+    loader = DataLoader(reader, None, sampler=places, num_workers=workers, generator=torch.Generator())
+    lock = upstream.store.path / f"{split}.lock"
+    with locked(lock, f"averages of {split}: waiting for another process that computes them"):
+        for keys, missing, others in tqdm(loader, f"averages of {split}", dynamic_ncols=True):
+            items.append(([upstream.number(key) for key in keys], others))
+            waiting |= {key: wav.to(device) for key, wav in missing}
+            seconds += sum(len(wav) for _, wav in missing) / SAMPLE_RATE
+            if seconds > SECONDS_AT_ONCE:
+                _keep(waiting, upstream)
+                waiting, seconds = {}, 0.0
+        _keep(waiting, upstream)
+    upstream.seconds_per_utterance = (time.perf_counter() - began) / len(items)
+    return AveragedDataset(dataset, items)
+
+
+def crop_starts(first, last, length):
+    """Samples at which the crops of a recording start: evenly spaced, one more than CROPS for each length of a crop
+    between the first and the last possible start."""
+    count = 1 + -(-CROPS * (last - first) // length)
+    return sorted({round(start) for start in np.linspace(first, last, count)})
+
+
+def _take_only_frame(features, lengths, **kwargs):
+    """MeanPooling of one frame each, without its loop over utterances."""
+    return features[:, 0], torch.ones(len(features), dtype=torch.int64)
+
+
+def _keep(wavs, upstream):
+    upstream.store.keep_missing(wavs, upstream.compute)
+    if upstream.store.full:
+        raise RunError(f"The averages do not fit into {upstream.store.folder}: {upstream.store.full}. Give another "
+                       "folder or a higher limit.")
+
+
+class _Reader(Dataset):
+    """Reads what a data set's items are made of: the keys of an item's crops, the waveforms of those that are not in
+    the store yet, and the rest of the item."""
+
+    def __init__(self, dataset, store):
+        self.dataset, self.store = dataset, store
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        wavs, others = self._crops(index)
+        wavs = {waveform_key(wav): wav for wav in map(torch.FloatTensor, wavs)}
+        missing = [(key, wav) for key, wav in wavs.items() if key not in self.store]
+        return [*wavs], missing, others
+
+    def _crops(self, index):
+        with _draws(self.dataset, lambda first, last: first) as ranges:
+            wav, *others = self.dataset[index]
+        if not ranges:
+            return [wav], others
+        wavs = []
+        for start in crop_starts(*ranges[0], len(wav)):
+            with _draws(self.dataset, lambda first, last, start=start: start):
+                wavs.append(self.dataset[index][0])
+        return wavs, others
+
+
+@contextlib.contextmanager
+def _draws(dataset, draw):
+    """Replace ``random.randint``, with which a data set draws the start of a crop; yields the ranges that were asked
+    for."""
+    ranges = []
+
+    def randint(first, last):
+        ranges.append((first, last))
+        return draw(first, last)
+
+    places = [random, sys.modules[type(dataset).__module__]]
+    originals = [(place, place.randint) for place in places if hasattr(place, "randint")]
+    for place, _ in originals:
+        place.randint = randint
+    try:
+        yield ranges
+    finally:
+        for place, original in originals:
+            place.randint = original

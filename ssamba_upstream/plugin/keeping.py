@@ -1,0 +1,173 @@
+"""s3prl's Runner with hidden states that are kept: which ones, and where."""
+
+import argparse
+import hashlib
+import importlib.metadata
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from ..files import write_json
+from ..frames import FrameEncoder
+from ..store import DTYPES, HiddenStateStore, state_hash
+from .averages import DOWNSTREAMS, AveragedUpstream, sees_averages_only, use_averages
+from .kept_states import KeptUpstream
+from .repairs.frames import RunError
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of a run's hidden states.
+
+    Attributes:
+        cache: folder of the store. None: nothing is kept.
+        cache_limit: the most that it may hold, in GB. Default: no limit but the disk.
+        cache_dtype: see :class:`ssamba_upstream.store.HiddenStateStore`. Default: float16 for frames, float32 for
+            averages.
+        averages: keep averages over time instead of frames, and train on them.
+        trial: a JSON file for the times of a few steps, see :class:`Trial`. Averages are then computed of a few
+            recordings only, which stand for all of them.
+    """
+
+    cache: Path | None = None
+    cache_limit: float | None = None
+    cache_dtype: str | None = None
+    averages: bool = False
+    trial: Path | None = None
+
+    def dtype_of(self, averages):
+        """The dtype in which averages, or frames, are kept."""
+        return self.cache_dtype or ("float32" if averages else "float16")
+
+    def arguments(self, kept, default):
+        """Arguments of ``run-downstream`` that keep hidden states as a cell of ``ssamba superb`` has it.
+
+        Args:
+            kept: see :class:`ssamba_upstream.superb.cells.Cell`.
+            default: folder of the store if there is no ``cache``.
+        """
+        trial = [] if self.trial is None else ["--trial", os.path.abspath(self.trial)]
+        if kept is None:
+            return trial
+        what, dtype = kept.split()
+        arguments = ["--cache", os.path.abspath(self.cache or default), "--cache-dtype", dtype]
+        arguments += ["--averages"] if what == "averages" else []
+        arguments += [] if self.cache_limit is None else ["--cache-limit", str(self.cache_limit)]
+        return arguments + trial
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial has measured, in seconds by the clock of the process that trained.
+
+    Attributes:
+        step: one step of the optimizer, and what belongs to it.
+        computing: the upstream's part of it, which a step does not have once the hidden states are kept.
+        utterance: computing the averages of one utterance; 0 without averages.
+    """
+
+    step: float
+    computing: float
+    utterance: float = 0.0
+
+
+def parse_keeping(arguments):
+    """(Keeping, the other arguments) of ``run-downstream``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache-limit", type=float)
+    parser.add_argument("--cache-dtype", choices=[*DTYPES])
+    parser.add_argument("--averages", action="store_true")
+    parser.add_argument("--trial", type=Path)
+    options, others = parser.parse_known_args(arguments)
+    if options.averages and options.cache is None:
+        raise SystemExit("--averages: name the folder where averages are kept, with --cache FOLDER.")
+    return Keeping(**vars(options)), others
+
+
+def keeping_runner(base, keeping):
+    """s3prl's Runner class, or one that reads and keeps hidden states."""
+    if keeping == Keeping():
+        return base
+
+    class KeepingRunner(base):
+        def _get_featurizer(self):
+            if keeping.cache is not None and self.upstream.trainable:
+                print("--cache: nothing is kept, because the upstream is trained too (-f).", file=sys.stderr)
+            elif keeping.cache is not None:
+                self.upstream.model = _kept(self.upstream.model, self.args, self.config, keeping)
+            return super()._get_featurizer()
+
+        def _get_downstream(self):
+            entry = super()._get_downstream()
+            upstream = self.upstream.model
+            if isinstance(upstream, AveragedUpstream) and self.args.mode != "inference":
+                use_averages(entry.model, upstream, self.args.device, keeping.trial is not None)
+            return entry
+
+        def train(self):
+            if keeping.trial is None:
+                return super().train()
+            ends, computing = [], []
+
+            def note(*_):
+                ends.append(time.perf_counter())
+                computing.append(getattr(self.upstream.model, "seconds_computing", 0.0))
+
+            self.downstream.model.register_forward_hook(note)
+            super().train()
+            batches = self.config["runner"]["gradient_accumulate_steps"]
+            trial = Trial(
+                step=batches * median(later - earlier for earlier, later in pairwise(ends)),
+                computing=batches * median(later - earlier for earlier, later in pairwise(computing)),
+                utterance=getattr(self.upstream.model, "seconds_per_utterance", 0.0),
+            )
+            write_json(asdict(trial), keeping.trial)
+
+    return KeepingRunner
+
+
+def _kept(upstream, args, config, keeping):
+    if keeping.averages:
+        check_averages(args, config)
+    selection = args.upstream_feature_selection
+    description = {**_describe(upstream, args), "feature": selection, "time": "average" if keeping.averages else "all"}
+    limit = None if keeping.cache_limit is None else round(keeping.cache_limit * 1e9)
+    store = HiddenStateStore(keeping.cache, description, keeping.dtype_of(keeping.averages), limit)
+    if not isinstance(upstream, FrameEncoder):
+        print(f"--cache: frames of {args.upstream} may depend on the padding in a batch; each utterance is computed by "
+              "itself.", file=sys.stderr)
+    kept = AveragedUpstream if keeping.averages else KeptUpstream
+    return kept(upstream, store, selection, args.upstream_layer_selection)
+
+
+def _describe(upstream, args):
+    """Everything that decides an upstream's hidden states."""
+    if isinstance(upstream, FrameEncoder):
+        return {"upstream": "ssamba", **upstream.description()}
+    files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+             for name, path in (("checkpoint", args.upstream_ckpt), ("config", args.upstream_model_config))
+             if path is not None and Path(path).is_file()}
+    return {"upstream": args.upstream, "weights": state_hash(upstream), **files,
+            "s3prl": importlib.metadata.version("s3prl")}
+
+
+def check_averages(args, config):
+    """Refuse averages for a run, by s3prl's arguments and config, that needs more.
+
+    Raises:
+        RunError: why, and what to do.
+    """
+    if not sees_averages_only(args.downstream, config):
+        raise RunError(f"--averages: the head of -d {args.downstream} sees more of an utterance than its average. "
+                       f"Leave --averages out; it is for {', '.join(DOWNSTREAMS)} with UtteranceLevel and "
+                       "MeanPooling.")
+    if args.upstream_feature_normalize:
+        raise RunError("--averages: --upstream_feature_normalize normalises each frame, before the average. Leave one "
+                       "of the two out.")
+    if args.local_rank is not None:
+        raise RunError("--averages: a run from averages is a single process. Start it without torchrun.")

@@ -1,0 +1,93 @@
+"""A frozen upstream whose hidden states are computed once and kept, under s3prl's unmodified runner."""
+
+import time
+
+import torch
+from torch import nn
+
+from ..devices import send
+from ..frames import FrameEncoder
+from .repairs.frames import RunError, StackedLayers
+
+
+class KeptUpstream(nn.Module):
+    """A frozen upstream that reads hidden states from a store, and computes and keeps those that are missing.
+
+    Its output is rounded to the store's dtype whether it was read or computed, so a second run repeats the first.
+    Upstreams of this package compute a whole batch at once, because their frames do not depend on the other utterances.
+    Other upstreams get one utterance at a time.
+
+    Args:
+        upstream: an s3prl upstream.
+        store: a HiddenStateStore for this upstream and feature.
+        selection: the feature that is kept, s3prl's ``-s``, such as "hidden_states". If the upstream has no such
+            feature, its own output is returned.
+        layer: the only layer that is read, s3prl's ``-l``. Default: all layers.
+
+    Attributes:
+        seconds_computing: seconds spent on what was not in the store.
+    """
+
+    def __init__(self, upstream, store, selection="hidden_states", layer=None):
+        super().__init__()
+        self.module = upstream
+        self.store, self.selection, self.layer = store, selection, layer
+        self.seconds_computing = 0.0
+
+    def get_downsample_rates(self, key):
+        """Samples per frame at 16 kHz."""
+        return self.module.get_downsample_rates(key)
+
+    @torch.no_grad()
+    def forward(self, wavs):
+        """
+        Args:
+            wavs: list of (samples,) at 16 kHz.
+
+        Returns:
+            dict from the feature's name to :class:`StackedLayers`, float32.
+
+        Raises:
+            RunError: the upstream has no such layer.
+            StoreError: hidden states that are not finite, or too large for the store's dtype.
+        """
+        try:
+            return self.features(*self.store.read_or_compute(wavs, self.compute, self.layer), wavs[0].device)
+        except _NoSuchFeature:
+            return self.module(wavs)
+        except IndexError:
+            raise RunError(f"-l {self.layer}: the upstream has no such layer.") from None
+
+    def features(self, stacked, frames, device):
+        """What the Featurizer gets of hidden states in the store's dtype, see :meth:`HiddenStateStore.read`."""
+        return {self.selection: StackedLayers(send(stacked, device).float(), frames)}
+
+    def compute(self, wavs):
+        """list of (samples,) -> list of what is kept of each, (layers, frames, width)."""
+        began = time.perf_counter()
+        if isinstance(self.module, FrameEncoder):
+            layers = self._layers(wavs)
+            counts = [self.module.windowing.frames(len(wav)) for wav in wavs]
+            states = [torch.stack([layer[i, :count] for layer in layers]) for i, count in enumerate(counts)]
+        else:
+            states = [torch.cat(self._layers([wav])) for wav in wavs]
+        states = [self.summarise(of_wav, len(wav)) for of_wav, wav in zip(states, wavs)]
+        self.seconds_computing += time.perf_counter() - began
+        return states
+
+    def summarise(self, states, samples):
+        """What is kept of the hidden states, (layers, frames, width), of an utterance."""
+        return states
+
+    def _layers(self, wavs):
+        """The upstream's feature, which may be a tensor, a list or a dict, as a list of (utterances, frames, width)."""
+        feature = self.module(wavs).get(self.selection)
+        if feature is None:
+            raise _NoSuchFeature
+        if isinstance(feature, dict):
+            return [*feature.values()]
+        return [*feature] if isinstance(feature, (list, tuple)) else [feature]
+
+
+class _NoSuchFeature(Exception):
+    """The upstream has no feature of the name that was asked for."""

@@ -1,0 +1,299 @@
+"""Hidden states on disk, computed once for each waveform and for all that decides the result.
+
+``FOLDER/<hash>`` holds the hidden states of one description, such as a checkpoint with its options. It has a
+``description.json`` and an LMDB environment, which several processes may read and write at once. A waveform is known by
+its samples, so random crops, other splits and other corpora need no bookkeeping. LMDB commits a batch as a whole or not
+at all, so nothing half written is ever read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import torch
+
+from .files import json_hash, write_json
+
+# Raise this when the same checkpoint, options and waveform come to mean other hidden states.
+NUMERICS = 6
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DESCRIPTION = "description.json"
+ADDRESS_SPACE = 1 << 42  # bytes that LMDB reserves for an environment; they take neither memory nor disk
+HEADER = "<qqq"  # layers, frames and width, before the values of an entry
+
+
+class StoreError(ValueError):
+    """Hidden states that cannot be kept as asked; says what to do."""
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """The hidden states of one description in a store's folder.
+
+    Attributes:
+        path: their folder.
+        description: see :class:`HiddenStateStore`.
+        waveforms: number of waveforms kept.
+        layers, width: numbers of hidden states and of their features; 0 while nothing is kept.
+        size: bytes on the disk.
+        used: time of the last use, in seconds since the epoch.
+    """
+
+    path: Path
+    description: dict
+    waveforms: int
+    layers: int
+    width: int
+    size: int
+    used: float
+
+    @property
+    def outdated(self):
+        """Whether this version of the package reads other numbers, and so never these."""
+        return self.description.get("numerics") != NUMERICS
+
+
+class HiddenStateStore:
+    """The hidden states of one description.
+
+    Args:
+        folder: the store's; may hold the hidden states of any number of descriptions.
+        description: everything that decides the hidden states of a waveform, made of dicts, lists, strings and
+            numbers; ``dtype`` and the version of the numerics are added.
+        dtype: "float16", "bfloat16" or "float32", in which they are kept. What :meth:`read` returns and what
+            :meth:`write` was given differ by the rounding to it.
+        limit: the most bytes that the whole folder may hold. Default: no limit but the disk.
+
+    Raises:
+        StoreError: an unknown dtype.
+    """
+
+    def __init__(self, folder, description, dtype="float16", limit=None):
+        if dtype not in DTYPES:
+            raise StoreError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+        self.folder, self.limit, self.dtype = Path(folder), limit, DTYPES[dtype]
+        self.description = {**description, "dtype": dtype, "numerics": NUMERICS}
+        self.path = self.folder.resolve() / json_hash(self.description)[:32]
+        self.full = None
+        if (self.path / DESCRIPTION).is_file():
+            os.utime(self.path / DESCRIPTION)  # the time of its last use
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.description, self.path / DESCRIPTION)
+
+    def read_or_compute(self, wavs, compute, layer=None):
+        """Return the hidden states of waveforms, and keep those that had to be computed.
+
+        Args:
+            wavs: list of (samples,) float32.
+            compute: from such a list to the list of their hidden states, (layers, frames, width).
+            layer: see :meth:`read`.
+
+        Returns:
+            see :meth:`read`. The values are rounded to the store's dtype whether they were read or computed.
+
+        Raises:
+            IndexError: see :meth:`read`.
+            StoreError: see :meth:`round`.
+        """
+        keys = [waveform_key(wav) for wav in wavs]
+        return self.read(keys, layer, self.keep_missing(dict(zip(keys, wavs)), compute))
+
+    def keep_missing(self, wavs, compute):
+        """Compute and keep the hidden states of those waveforms, a dict by key, that have none.
+
+        Returns:
+            dict of the hidden states that the store did not take, because it is full.
+        """
+        missing = [key for key in wavs if key not in self]
+        if not missing:
+            return {}
+        computed = dict(zip(missing, (self.round(states).cpu() for states in compute([wavs[key] for key in missing]))))
+        was_full = self.full
+        if self.write(computed) and not was_full:
+            warnings.warn(f"{self.folder} keeps no more hidden states: {self.full}. Work continues, and computes what "
+                          "is not there.", RuntimeWarning, stacklevel=2)
+        return computed if self.full else {}
+
+    def read(self, keys, layer=None, unkept=None):
+        """Read the hidden states of several waveforms.
+
+        Args:
+            keys: see :func:`waveform_key`.
+            layer: read this layer only. Default: all layers.
+            unkept: hidden states of keys that the store took no more, as :meth:`write` got them.
+
+        Returns:
+            (waveforms, layers, longest, width) in the store's dtype, zeros past the end of the shorter ones; and the
+            number of frames of each waveform.
+
+        Raises:
+            KeyError: a key is in neither.
+            IndexError: there is no such layer.
+        """
+        unkept = {key: _encode(states) for key, states in (unkept or {}).items()}
+        with self._begin(buffers=True) as transaction:
+            found = [unkept.get(key) or transaction.get(key) for key in keys]
+            if None in found:
+                raise KeyError(keys[found.index(None)])
+            found = [_decode(value, self.dtype, layer) for value in found]
+            layers, _, width = found[0].shape
+            frames = [states.shape[1] for states in found]
+            stacked = torch.zeros(len(keys), layers, max(frames), width, dtype=self.dtype)
+            for states, count, place in zip(found, frames, _as_numpy(stacked)):
+                place[:, :count] = states
+        return stacked, frames
+
+    def __contains__(self, key):
+        with self._begin(buffers=True) as transaction:
+            return transaction.get(key) is not None
+
+    def write(self, states):
+        """Keep hidden states: all of them, or none once the limit or the disk is reached.
+
+        Args:
+            states: dict from key to (layers, frames, width) in the store's dtype.
+
+        Returns:
+            None, or why nothing is kept from now on. What was kept before stays readable.
+        """
+        encoded = {key: _encode(values) for key, values in states.items()}
+        size = sum(map(len, encoded.values()))
+        if not self.full and self.limit is not None and folder_bytes(self.folder) + size > self.limit:
+            self.full = f"it has reached its limit of {gigabytes(self.limit)}"
+        if self.full or not states:
+            return self.full
+        try:
+            with self._begin(write=True) as transaction:
+                for key, value in encoded.items():
+                    transaction.put(key, value, overwrite=False)
+        except lmdb.Error as error:  # a full disk is also reported as an input/output error
+            self.full = f"its disk is full, or cannot be written to ({error})"
+        return self.full
+
+    def round(self, states):
+        """Convert hidden states of any shape to the store's dtype.
+
+        Raises:
+            StoreError: values that are not finite, or too large for that dtype.
+        """
+        rounded = states.to(self.dtype)
+        if torch.isfinite(rounded).all():
+            return rounded
+        if torch.isfinite(states).all():
+            raise StoreError(f"Hidden states of up to {states.abs().max():.3g} are too large for float16. Keep them in "
+                             "bfloat16 or float32.")
+        raise StoreError("Hidden states are NaN or infinite. Check the checkpoint, and compute in float32 if you use "
+                         "another precision.")
+
+    def _begin(self, **options):
+        return _environment(self.path).begin(**options)
+
+
+def waveform_key(wav):
+    """Return the key of a waveform, (samples,) float32: the SHA-256 of its samples."""
+    return hashlib.sha256(wav.detach().cpu().contiguous().numpy()).digest()
+
+
+def state_hash(module):
+    """Return the SHA-256 of a module's parameters and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def contents(folder):
+    """List what a store's folder holds, the most recently used first.
+
+    Returns:
+        list of :class:`StoredStates`.
+    """
+    found = [_stored_states(path.parent) for path in Path(folder).glob(f"*/{DESCRIPTION}")]
+    return sorted(found, key=lambda states: states.used, reverse=True)
+
+
+def remove_unused(folder, days):
+    """Remove the hidden states of descriptions that were not used for some days, and all that this version of the
+    package cannot read.
+
+    Returns:
+        the list of :class:`StoredStates` that were removed.
+    """
+    oldest = time.time() - 86400 * days
+    removed = [states for states in contents(folder) if states.outdated or states.used <= oldest]
+    for states in removed:
+        (states.path / DESCRIPTION).unlink()  # from here on nobody reads the rest
+        if environment := _environments.pop(states.path.resolve(), None):
+            environment.close()
+        shutil.rmtree(states.path)
+    return removed
+
+
+def folder_bytes(folder):
+    """Return the bytes that a store's folder takes on the disk."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*/data.mdb"))
+
+
+def gigabytes(size):
+    """Return a number of bytes in words, such as "1.50 GB"."""
+    return f"{size / 1e9:.2f} GB"
+
+
+_environments = {}  # by path: LMDB allows a process one environment for each
+
+
+def _environment(path):
+    if path not in _environments:
+        environment = lmdb.open(str(path), map_size=ADDRESS_SPACE, max_readers=512, readahead=False)
+        environment.reader_check()  # frees the places of readers that were killed
+        _environments[path] = environment
+    return _environments[path]
+
+
+def _close_environments():
+    while _environments:
+        _environments.popitem()[1].close()
+
+
+os.register_at_fork(after_in_child=_close_environments)  # a forked process must open its own
+
+
+def _stored_states(path):
+    description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+    used = (path / DESCRIPTION).stat().st_mtime
+    if not (path / "data.mdb").is_file():
+        return StoredStates(path, description, 0, 0, 0, 0, used)
+    with _environment(path.resolve()).begin(buffers=True) as transaction:
+        cursor = transaction.cursor()
+        layers, _, width = struct.unpack_from(HEADER, cursor.value()) if cursor.first() else (0, 0, 0)
+        waveforms = transaction.stat()["entries"]
+    return StoredStates(path, description, waveforms, layers, width, (path / "data.mdb").stat().st_size, used)
+
+
+def _encode(states):
+    return struct.pack(HEADER, *states.shape) + _as_numpy(states.contiguous()).tobytes()
+
+
+def _decode(value, dtype, layer):
+    """(layers, frames, width) of whole numbers as wide as the dtype, on the memory of an entry."""
+    layers, frames, width = struct.unpack_from(HEADER, value)
+    found = np.frombuffer(value, _WHOLE[dtype.itemsize], offset=struct.calcsize(HEADER)).reshape(layers, frames, width)
+    return found if layer is None else found[range(layers)[layer]][None]
+
+
+def _as_numpy(states):
+    return states.view(_WHOLE_IN_TORCH[states.dtype.itemsize]).numpy()  # numpy has no bfloat16
+
+
+_WHOLE, _WHOLE_IN_TORCH = {2: np.int16, 4: np.int32}, {2: torch.int16, 4: torch.int32}
