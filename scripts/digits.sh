@@ -32,6 +32,7 @@ for upstream; do
     measure "$upstream" ic "$out/joined/fluent_speech_commands_dataset" 200 "1e-3 3e-3" dev "$data.num_workers=0"
     measure "$upstream" pr "$out/joined/LibriSpeech" 300 "1e-3 3e-3" dev \
         "$corpus.num_workers=0,,$corpus.batch_size=8,,config.runner.gradient_accumulate_steps=1" "${hop[@]}"
+    # s3prl's ASR halves its batches: 8 utterances a step.
     measure "$upstream" asr "$out/joined/LibriSpeech" 600 1e-3 dev-clean \
-        "$data.num_workers=0,,$data.batch_size=8,,$model.project_dim=256,,$model.RNNs.dim=[256,256]" "${hop[@]}"
+        "$data.num_workers=0,,$data.batch_size=16,,$model.project_dim=256,,$model.RNNs.dim=[256,256]" "${hop[@]}"
 done
