@@ -20,7 +20,8 @@ data=config.downstream_expert.datarc corpus=config.downstream_expert.corpus mode
 measure() {
     local steps="config.runner.total_steps=$4,,config.runner.eval_step=$4,,config.runner.save_step=$4"
     # shellcheck disable=SC2086
-    "$ssamba" superb "$1" --out "$out/$(basename "$1")" --device cpu "--$2" "$3" --learning-rates $5 "${@:8}" -o \
+    "$ssamba" superb "$1" --out "$out/$(basename "$1")" --device cpu --cache "$out/cache" "--$2" "$3" \
+        --learning-rates $5 "${@:8}" -o \
         "$steps,,config.runner.log_step=10,,config.runner.eval_dataloaders=['$6'],,$7"
 }
 
