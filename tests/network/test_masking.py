@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.paths import DATA
+from ssamba_upstream.network import masking
 from ssamba_upstream.network.masking import cluster_mask
 
 ROWS, COLUMNS = 8, 64
@@ -59,8 +60,31 @@ def test_published_statistics(masked):
     assert abs(highest - expected["mean_max_index"]) < 1
 
 
+def test_of_the_last_square_a_random_part_is_kept(monkeypatch):
+    """All of the squares before it, and nothing of those after it."""
+    times = torch.tensor([0.9, 0.2, 0.2, 0.90001, 0.1, 0.1, 0.2, 0.20001, 0.1, 0.2], dtype=torch.float64)
+    monkeypatch.setattr(masking, "_cover", lambda sides, *others: times.expand(len(sides), -1))
+    mask = cluster_mask(4000, 2, 5, 5)
+    before, last = times < 0.2, times == 0.2
+    assert mask[:, before].all() and not mask[:, ~(before | last)].any()
+    kept = mask[:, last].float().mean(0)
+    torch.testing.assert_close(kept, torch.full((4,), 0.5), rtol=0, atol=5 * (0.25 / 4000) ** 0.5)
+    together = (mask[:, last].float().T @ mask[:, last].float()) / 4000
+    torch.testing.assert_close(together[~torch.eye(4, dtype=torch.bool)], torch.full((12,), 1 / 6), rtol=0, atol=0.03)
+
+
+def test_edges_are_masked_about_as_often_as_the_inside():
+    """On the grid of one_hour, where the edges were masked 0.60 of the time and the inside 0.58."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.cat([cluster_mask(2000, 4, 32, 75, generator) for _ in range(6)]).float().mean(0).view(4, 32)
+    corners = grid[[0, 0, -1, -1], [0, -1, 0, -1]]
+    for part in (corners, grid[:, [0, -1]], grid[[0, -1]], grid[1:-1, 5:-5]):
+        assert abs(part.mean() - 75 / 128) < 0.01
+
+
 @pytest.mark.parametrize("masked", [250, 400])
 def test_corrected_masks_prefer_no_patch(masked):
+    """By more than the error of 4,000 masks allows to tell."""
     share = torch.cat([cluster_mask(500, ROWS, COLUMNS, masked) for _ in range(8)]).float().mean(0)
     expected = masked / 512
     error = (expected * (1 - expected) / 4000) ** 0.5
