@@ -27,7 +27,8 @@ NUMERICS = 6
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DESCRIPTION = "description.json"
-ADDRESS_SPACE = 1 << 42  # bytes that LMDB reserves for an environment; they take neither memory nor disk
+ADDRESS_SPACE = 1 << 40  # bytes that LMDB reserves for an environment; they take neither memory nor disk
+MOST_OPEN = 8  # environments, of the 128 for which a process has the addresses
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry
 
 
@@ -258,6 +259,8 @@ def _environment(path):
         environment = lmdb.open(str(path), map_size=ADDRESS_SPACE, max_readers=512, readahead=False)
         environment.reader_check()  # frees the places of readers that were killed
         _environments[path] = environment
+        if len(_environments) > MOST_OPEN:
+            _environments.pop(next(iter(_environments))).close()
     return _environments[path]
 
 
