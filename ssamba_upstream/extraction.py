@@ -16,6 +16,7 @@ from .devices import send
 from .files import Journal, locked, replacing, write_json
 from .frames import FrameEncoder, UpstreamOptions
 from .reading import read_ahead, read_all
+from .store import ALL_FRAMES, HiddenStateStore, StoreError
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -27,7 +28,7 @@ class ExtractionError(ValueError):
 
 
 def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_format="safetensors", batch_secs=60.0,
-            device="cpu", report=print, **options):
+            device="cpu", report=print, cache=None, **options):
     """Write the hidden states of recordings.
 
     ``OUT/<path below the recordings' common folder>.<format>`` holds ``hidden_states``, (layers, frames, D); a "npy"
@@ -47,6 +48,8 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         device: on which the network computes.
         report: called with a sentence about each recording that is left out, since it cannot be read, its hidden
             states reach beyond the dtype, or its file was made from another recording; the others are extracted.
+        cache: folder of a :class:`ssamba_upstream.store.HiddenStateStore`, such as that of ``run_downstream.py
+            --cache``, from which hidden states are read and in which computed ones are kept. Default: none.
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
@@ -75,7 +78,9 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         with Journal(out / SOURCES) as journal:
             output = _Output(out, file_format, journal)
             missing, refused = _missing(targets, output, report)
-            written = _write_missing(missing, output, encoder, layers, dtype, batch_secs, report)
+            store = cache and HiddenStateStore(cache, {**encoder.description(), **ALL_FRAMES}, dtype)
+            compute = partial(_kept_hidden_states, encoder, store) if store else partial(_hidden_states, encoder)
+            written = _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs, report)
     return written, refused + len(missing) - written
 
 
@@ -93,15 +98,16 @@ def _missing(targets, output, report):
     return missing, refused
 
 
-def _write_missing(missing, output, encoder, layers, dtype, batch_secs, report):
+def _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs, report):
     """Write the hidden states of the recordings that can be read; returns how many these are."""
     recordings, written = list(missing), 0
     with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
         batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
         read = partial(read_clip, sampling_rate=encoder.sampling_rate)
         for found in read_ahead(read, ([recordings[i] for i in batch] for batch in batches)):
-            wavs = _readable(found, report)
-            for recording, states in _hidden_states(encoder, wavs, layers):
+            wavs = dict(_readable(found, report))
+            for recording, states in zip(wavs, compute([*wavs.values()])):
+                states = states[layers]
                 kept = states.to(DTYPES[dtype])
                 if kept.isfinite().all():
                     output.write(kept, *missing[recording])
@@ -145,14 +151,24 @@ class _Output:
 
 
 @torch.no_grad()
-def _hidden_states(encoder, wavs, layers):
-    """Yields each recording, and its hidden states (layers, frames, D) on the CPU."""
+def _hidden_states(encoder, wavs):
+    """list of (samples,) -> list of their hidden states, (depth + 1, frames, D) on the CPU."""
     if not wavs:
-        return
-    states = encoder([send(wav, encoder.model.device) for _, wav in wavs]).hidden_states
-    for i, (recording, wav) in enumerate(wavs):
-        frames = encoder.windowing.frames(len(wav))
-        yield recording, torch.stack([states[layer][i, :frames] for layer in layers]).cpu()
+        return []
+    states = encoder([send(wav, encoder.model.device) for wav in wavs]).hidden_states
+    counts = [encoder.windowing.frames(len(wav)) for wav in wavs]
+    return [torch.stack([layer[i, :count] for layer in states]).cpu() for i, count in enumerate(counts)]
+
+
+def _kept_hidden_states(encoder, store, wavs):
+    """:func:`_hidden_states`, read from a store, or computed and kept there."""
+    if not wavs:
+        return []
+    try:
+        stacked, counts = store.read_or_compute(wavs, partial(_hidden_states, encoder))
+    except StoreError:  # some are not finite, or too large for the dtype; which ones is reported where they are written
+        return _hidden_states(encoder, wavs)
+    return [states[:, :count] for states, count in zip(stacked, counts)]
 
 
 def _targets(recordings, out, file_format):

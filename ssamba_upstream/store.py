@@ -27,6 +27,8 @@ NUMERICS = 6
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DESCRIPTION = "description.json"
+ALL_FRAMES = {"upstream": "ssamba", "feature": "hidden_states", "time": "all"}
+"""A part of the description of what ``run_downstream.py --cache`` keeps of this package's upstreams."""
 ADDRESS_SPACE = 1 << 40  # bytes that LMDB reserves for an environment; they take neither memory nor disk
 MOST_OPEN = 8  # environments, of the 128 for which a process has the addresses
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry

@@ -17,6 +17,8 @@ from ssamba_upstream.corpora import manifest
 from ssamba_upstream.extraction import ExtractionError, extract
 from ssamba_upstream.files import locked
 from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.plugin.kept_states import KeptUpstream
+from ssamba_upstream.store import ALL_FRAMES, HiddenStateStore
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,22 @@ def test_chosen_layers_as_numpy(tmp_path, checkpoint, recordings, capsys):
     assert found.shape == (1, 16, 12 * 32) and found.dtype == np.float16
     assert main(command) == 0
     assert "wrote 0 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_hidden_states_are_read_where_s3prl_has_kept_them(tmp_path, checkpoint, recordings, dtype, monkeypatch):
+    extract(recordings, checkpoint, tmp_path / "computed", dtype=dtype)
+    upstream = UpstreamExpert(checkpoint).eval()
+    wavs = [torch.from_numpy(soundfile.read(recording, dtype="float32")[0]) for recording in recordings]
+    store = HiddenStateStore(tmp_path / "kept", {**ALL_FRAMES, **upstream.description()}, dtype)
+    KeptUpstream(upstream, store)(wavs)
+    monkeypatch.setattr(extraction, "_hidden_states", lambda *_: pytest.fail("everything is there"))
+    command = ["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "read"), "--dtype", dtype]
+    assert main([*command, "--layers", "0", "2", "--cache", str(tmp_path / "kept")]) == 0
+    for recording in recordings:
+        name = recording.relative_to(tmp_path / "audio").with_suffix(".safetensors")
+        computed, read = (load_file(tmp_path / out / name)["hidden_states"] for out in ("computed", "read"))
+        torch.testing.assert_close(read, computed[[0, 2]], rtol=1e-3, atol=1e-5)
 
 
 def test_an_interrupted_extraction_goes_on(tmp_path, checkpoint, recordings, monkeypatch):
@@ -184,9 +202,9 @@ def test_no_recording_ends_the_extraction_of_the_others(tmp_path, checkpoint, re
 def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordings, monkeypatch):
     compute = extraction._hidden_states
 
-    def of_a_loud_flac(*args):
-        for recording, states in compute(*args):
-            yield recording, states * 1e6 if recording.suffix == ".flac" else states
+    def of_a_loud_flac(encoder, wavs):
+        loud = recordings[tmp_path / "audio" / "b.flac"]
+        return [states * (1e6 if len(wav) == loud else 1) for wav, states in zip(wavs, compute(encoder, wavs))]
 
     monkeypatch.setattr(extraction, "_hidden_states", of_a_loud_flac)
     said = []
@@ -194,6 +212,8 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
     (sentence,) = said
     assert sentence.endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
     assert extract(recordings, checkpoint, tmp_path / "whole", dtype="float32") == (3, 0)
+    assert extract(recordings, checkpoint, tmp_path / "through", report=said.append, cache=tmp_path / "kept") == (2, 1)
+    assert said[1].endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
 
 
 @pytest.mark.filterwarnings("ignore:the network's hidden states are NaN")

@@ -28,6 +28,8 @@ def add_commands(commands):
     extract.add_argument("--format", choices=("safetensors", "npy"), default="safetensors",
                          help="default: safetensors")
     extract.add_argument("--batch-secs", type=float, default=60.0, help="audio read at once; default: 60")
+    extract.add_argument("--cache", type=Path, metavar="FOLDER",
+                         help="read hidden states that run_downstream.py or superb keeps in this folder, and keep more")
     add_device(extract)
     extract.set_defaults(run=_extract)
 
@@ -80,7 +82,7 @@ def _extract(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
-        choose_device(options.device), report=warn, **upstream_options(options),
+        choose_device(options.device), report=warn, cache=options.cache, **upstream_options(options),
     )
     print(f"wrote {counted(written, 'file')} below {options.out}; there already: "
           f"{len(recordings) - written - left_out}, left out: {left_out}")

@@ -13,7 +13,7 @@ from statistics import median
 
 from ..files import write_json
 from ..frames import FrameEncoder
-from ..store import DTYPES, HiddenStateStore, state_hash
+from ..store import ALL_FRAMES, DTYPES, HiddenStateStore, state_hash
 from .averages import DOWNSTREAMS, AveragedUpstream, sees_averages_only, use_averages
 from .kept_states import KeptUpstream
 from .repairs.frames import RunError
@@ -148,7 +148,7 @@ def _kept(upstream, args, config, keeping):
 def _describe(upstream, args):
     """Everything that decides an upstream's hidden states."""
     if isinstance(upstream, FrameEncoder):
-        return {"upstream": "ssamba", **upstream.description()}
+        return {**ALL_FRAMES, **upstream.description()}
     files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
              for name, path in (("checkpoint", args.upstream_ckpt), ("config", args.upstream_model_config))
              if path is not None and Path(path).is_file()}
