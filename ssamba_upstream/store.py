@@ -29,8 +29,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 DESCRIPTION = "description.json"
 ALL_FRAMES = {"upstream": "ssamba", "feature": "hidden_states", "time": "all"}
 """A part of the description of what ``run_downstream.py --cache`` keeps of this package's upstreams."""
-ADDRESS_SPACE = 1 << 40  # bytes that LMDB reserves for an environment; they take neither memory nor disk
-MOST_OPEN = 8  # environments, of the 128 for which a process has the addresses
+MOST_OPEN = 8  # environments, each of which takes as many addresses as its disk has bytes
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry
 
 
@@ -258,7 +257,8 @@ _environments = {}  # by path: LMDB allows a process one environment for each
 
 def _environment(path):
     if path not in _environments:
-        environment = lmdb.open(str(path), map_size=ADDRESS_SPACE, max_readers=512, readahead=False)
+        largest = shutil.disk_usage(path).total
+        environment = lmdb.open(str(path), map_size=largest, max_readers=512, readahead=False)
         environment.reader_check()  # frees the places of readers that were killed
         _environments[path] = environment
         if len(_environments) > MOST_OPEN:
