@@ -15,6 +15,7 @@ from ..training.batches import Batch, next_clip, pad
 
 try:
     import webdataset
+    from webdataset import tariterators
 except ImportError as error:
     raise ImportError("reading shards (.tar) needs the webdataset library: pip install webdataset") from error
 
@@ -172,10 +173,10 @@ def _audio_files(url, unreadable):
             unreadable.append(f"{url}: {why_unreadable(error).split(' @ ')[0]}")
         return True
 
-    for sample in webdataset.tarfile_samples([{"url": url}], handler=report, select_files=_is_audio):
-        for field, content in sample.items():
-            if not field.startswith("__"):
-                yield f"{url}/{sample['__key__']}.{field}", content
+    # Files one by one: grouped to samples, webdataset drops those whose names it cannot split at a dot.
+    streams = tariterators.url_opener([{"url": url}], handler=report)
+    for file in tariterators.tar_file_expander(streams, handler=report, select_files=_is_audio, eof_value=None):
+        yield f"{url}/{file['fname']}", file["data"]
 
 
 def _is_audio(name):

@@ -462,6 +462,18 @@ def test_a_torn_shard_and_damaged_files_are_skipped_and_reported(shards):
     assert f"{torn}: unexpected end of data" in reported
 
 
+def test_files_of_any_name_are_read(shards):
+    """``a.__b.wav`` was taken for a field of webdataset's own, and a name that begins with a dot for none."""
+    names = ["a.__b.wav", "a.wav", "a.WAV", ".hidden.wav", "deeper.x/.wav", "deeper.x/_a.b.wav", "__a.wav"]
+    with tarfile.open(shards.parent / "other.tar", "w") as tar:
+        for number, name in enumerate(names):
+            add(tar, name, encode(ramp(500 * number, 300)))
+        add(tar, "a.__damaged.wav", b"no wav")
+    batch = next(training_batches([shards.parent / "other.tar"], len(names), SAMPLES, 0))
+    assert sorted(numbers([batch])) == [*range(len(names))]
+    assert all(line.startswith(f"{shards.parent / 'other.tar'}/a.__damaged.wav: ") for line in batch.unreadable)
+
+
 def test_a_worker_without_a_readable_shard_reads_the_others(shards):
     for shard in range(3):
         (shards.parent / f"shard-{shard}.tar").write_bytes(b"torn")
