@@ -24,6 +24,9 @@ UNKNOWN_LENGTH = 2 ** 63 - 1
 PIECE = 2 ** 16
 """Samples of each channel that are read at once: a header may promise more than there is memory."""
 
+LEAD = 10
+"""Seconds of MP3 or Vorbis that are decoded before what is wanted, in about the time of a seek."""
+
 USUAL_DENSITY = 8
 """Samples in a byte. A header that promises more is right for silence and the like, or damaged."""
 
@@ -112,28 +115,42 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_ra
         AudioError: the file cannot be read, or holds no samples, or some that are not finite or beyond 2**31, where 1
             is full scale.
     """
-    import torch
-
     with _opened(file) as audio:
-        rate = audio.samplerate
-        _check_rate(rate, sampling_rate)
+        _check_rate(audio.samplerate, sampling_rate)
         part = range(audio.frames)[start:stop]
-        wanted = len(part) if samples is None else math.ceil(samples * rate / sampling_rate)
-        try:
-            clip = torch.from_numpy(_read_part(audio, part, wanted, crop))
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"is damaged, or shorter than the {audio.frames:,} samples that its header promises "
-                             f"({error.error_string})") from error
-        if not len(clip):
-            raise ValueError("holds no samples")
-        if rate != sampling_rate:
-            clip = resampler(rate, sampling_rate)(clip)[:samples]
-        loudest = clip.abs().max()
-        if not loudest.isfinite():
-            raise ValueError("holds samples that are not finite")
-        if loudest > LOUDEST:
-            raise ValueError(f"holds samples of up to {loudest:.1e}, where 1 is full scale")
-    return clip
+        wanted = len(part) if samples is None else math.ceil(samples * audio.samplerate / sampling_rate)
+        return _resampled(_read_part(audio, part, wanted, crop), audio.samplerate, sampling_rate, samples)
+
+
+def read_windows(path, starts, samples, sampling_rate=SAMPLE_RATE):
+    """Yield parts of an audio file, each as :func:`read_clip` returns it.
+
+    Parts that overlap or follow each other are decoded in one go, each sample once. In long MP3 files a seek takes
+    longer than decoding a part.
+
+    Args:
+        path: the file.
+        starts: where the parts begin, ascending, in samples at the file's own rate.
+        samples: the longest part, in samples at ``sampling_rate``.
+        sampling_rate: of what is returned, in Hz.
+
+    Yields:
+        (samples,) float32, less at the end of the file.
+
+    Raises:
+        AudioError: see :func:`read_clip`; the parts before have been yielded.
+    """
+    rate = read_header(path).rate
+    wanted = math.ceil(samples * rate / sampling_rate)
+    for run in _runs(starts, wanted):
+        with _opened(path) as audio:
+            _check_rate(rate, sampling_rate)
+            begin, held = run[0], _read(audio, run[0], wanted)
+            for start in run:
+                held = held[start - begin:]
+                held = np.concatenate([held, _read_on(audio, wanted - len(held))])
+                begin = start
+                yield _resampled(held, rate, sampling_rate, samples)
 
 
 def why_unreadable(error, file=None):
@@ -156,8 +173,17 @@ def _opened(file):
         raise AudioError(file, why_unreadable(error, file)) from error
 
 
+class _SoundFile(soundfile.SoundFile):
+    """An audio file in which the seek to where it is that soundfile adds to each read can be left out."""
+
+    reads_without_seek = False
+
+    def seekable(self):
+        return not self.reads_without_seek and super().seekable()
+
+
 def _open(file):
-    audio = soundfile.SoundFile(file if hasattr(file, "read") else os.fsencode(file))
+    audio = _SoundFile(file if hasattr(file, "read") else os.fsencode(file))
     if audio.frames or not audio.format.startswith("WAV"):
         return audio
     audio.close()
@@ -167,7 +193,7 @@ def _open(file):
     else:
         with open(file, "rb") as stream:
             content = stream.read()
-    return soundfile.SoundFile(io.BytesIO(_fill_in_length(content)))
+    return _SoundFile(io.BytesIO(_fill_in_length(content)))
 
 
 def _fill_in_length(content):
@@ -204,6 +230,23 @@ def _has_last_sample(audio):
         return False
 
 
+def _resampled(clip, rate, sampling_rate, samples=None):
+    """(samples,) of an array at a rate as a tensor at the sampling rate, cut at so many samples."""
+    import torch
+
+    clip = torch.from_numpy(clip)
+    if not len(clip):
+        raise ValueError("holds no samples")
+    if rate != sampling_rate:
+        clip = resampler(rate, sampling_rate)(clip)[:samples]
+    loudest = clip.abs().max()
+    if not loudest.isfinite():
+        raise ValueError("holds samples that are not finite")
+    if loudest > LOUDEST:
+        raise ValueError(f"holds samples of up to {loudest:.1e}, where 1 is full scale")
+    return clip
+
+
 def _read_part(audio, part, wanted, crop):
     """So many samples out of a range of them, or all where it has fewer."""
     draw = None if isinstance(crop, str) else crop.random()
@@ -224,17 +267,60 @@ def _read_part(audio, part, wanted, crop):
 
 def _read(audio, start, count):
     """The mean of the channels, (samples,): so many from there on, or as many as there are."""
-    lead = 0 if audio.seekable() else start
-    if audio.subtype.startswith("MPEG"):
-        # An MP3 frame takes bits from those before it: just after a seek, what is decoded is garbled.
-        lead = min(start, audio.samplerate)
-    if audio.seekable():
-        audio.seek(start - lead)
-    pieces, left = [], lead + count
-    while not pieces or left and len(pieces[-1]) == PIECE:
-        pieces.append(audio.read(min(left, PIECE), dtype="float32", always_2d=True).mean(axis=1))
-        left -= len(pieces[-1])
-    return np.concatenate(pieces)[lead:]
+    lead = _lead(audio, start)
+    with _damage_told(audio):
+        if audio.seekable():
+            audio.seek(start - lead)
+    return _read_on(audio, lead + count)[lead:]
+
+
+def _lead(audio, start):
+    """How many samples before a start decoding has to begin.
+
+    A frame of MP3 takes bits from those before it: just after a seek, what is decoded is garbled, and libmpg123 writes
+    to stderr that bits are missing. In the last page of a Vorbis file, which may last some seconds, libsndfile seeks to
+    a wrong place.
+    """
+    if not audio.seekable():
+        return start
+    if not audio.subtype.startswith(("MPEG", "VORBIS")):
+        return 0
+    return min(start, LEAD * audio.samplerate)
+
+
+def _read_on(audio, count):
+    """The mean of the channels, (samples,): the next so many, or as many as there are."""
+    pieces, left = [], count
+    audio.reads_without_seek = audio.subtype.startswith("MPEG")  # which a seek can garble
+    try:
+        with _damage_told(audio):
+            while not pieces or left and len(pieces[-1]) == PIECE:
+                pieces.append(audio.read(min(left, PIECE), dtype="float32", always_2d=True).mean(axis=1))
+                left -= len(pieces[-1])
+    finally:
+        audio.reads_without_seek = False
+    return np.concatenate(pieces)
+
+
+def _runs(starts, length):
+    """Yield the starts of parts of this length, those together of which each begins no later than the last one ends."""
+    run = []
+    for start in starts:
+        if run and start > run[-1] + length:
+            yield run
+            run = []
+        run.append(start)
+    if run:
+        yield run
+
+
+@contextmanager
+def _damage_told(audio):
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"is damaged, or shorter than the {audio.frames:,} samples that its header promises "
+                         f"({error.error_string})") from error
 
 
 def identity(path):

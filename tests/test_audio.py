@@ -14,7 +14,16 @@ import soundfile
 import torch
 
 from helpers.damage import claim_flac_samples, claim_mp3_frames, claim_wav_bytes
-from ssamba_upstream.audio import AUDIO_EXTENSIONS, AudioError, expected_seconds, read_clip, read_header
+from ssamba_upstream import audio
+from ssamba_upstream.audio import (
+    AUDIO_EXTENSIONS,
+    AudioError,
+    expected_seconds,
+    identity,
+    read_clip,
+    read_header,
+    read_windows,
+)
 
 
 @pytest.fixture
@@ -121,6 +130,58 @@ def test_a_part_of_a_file_counts_as_the_file(tmp_path, noise):
     with pytest.raises(AudioError, match="holds no samples"):
         read_clip(tmp_path / "a.flac", start=100000)
     assert expected_seconds(tmp_path / "a.flac", 70000, 200000) == 30000 / 16000
+
+
+@pytest.mark.parametrize("extension", [".wav", ".flac", ".ogg", ".mp3"])
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_windows_are_what_is_read_one_by_one(tmp_path, noise, extension, rate):
+    path = tmp_path / f"noise{extension}"
+    kind, subtype = FORMATS[extension]
+    soundfile.write(path, np.stack([noise, noise[::-1]], axis=1), rate, format=kind, subtype=subtype)
+    for starts in ([0, 4000, 8000], [5, 1000, 1001, 30_000, 31_000, 60_000, 99_990], [70_000]):
+        found = [wav.clone() for wav in read_windows(path, starts, 4000)]
+        for start, wav in zip(starts, found, strict=True):
+            torch.testing.assert_close(wav, read_clip(path, 4000, "start", start), rtol=0, atol=1e-5)
+    windows = read_windows(path, [99_000, 200_000], 4000)
+    assert len(next(windows)) <= 1000
+    with pytest.raises(AudioError):
+        next(windows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [".ogg", ".mp3"])
+def test_a_part_of_a_compressed_file_is_that_of_the_whole(tmp_path, monkeypatch, extension):
+    """Just after a seek MP3 is garbled, and near its end Vorbis is of another place."""
+    path, random, rate = tmp_path / f"noise{extension}", np.random.default_rng(0), 16000
+    kind, subtype = FORMATS[extension]
+    soundfile.write(path, random.uniform(-0.5, 0.5, 31 * rate), rate, format=kind, subtype=subtype)
+    whole = soundfile.read(path, dtype="float32")[0]
+    monkeypatch.setattr(audio, "PIECE", 1000)
+    np.testing.assert_allclose(read_clip(path, sampling_rate=rate), whole, rtol=0, atol=1e-5)
+    monkeypatch.undo()
+    for start in [*random.integers(0, len(whole) - 400, 40), *range(len(whole) - rate, len(whole) - 400, rate // 20)]:
+        part = read_clip(path, start=int(start), stop=int(start) + 400, sampling_rate=rate)
+        np.testing.assert_allclose(part, whole[start:start + 400], rtol=0, atol=1e-5)
+
+
+def test_the_windows_of_an_mp3_are_read_without_a_word(tmp_path, capfd):
+    """libmpg123 writes to stderr where a frame after a seek lacks the bits of those before it."""
+    time = np.arange(20 * 16000) / 16000
+    tones = 0.3 * np.sin(2 * np.pi * 440 * time * (1 + 0.1 * np.sin(time))) * (np.sin(3 * time) > 0)
+    soundfile.write(tmp_path / "a.mp3", tones, 16000, bitrate_mode="AVERAGE", compression_level=0.5)
+    assert len(list(read_windows(tmp_path / "a.mp3", range(0, 300_000, 8000), 16000))) == 38
+    assert capfd.readouterr().err == ""
+
+
+def test_an_identity_tells_a_file_from_others_and_from_itself_after_a_change(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"one")
+    before = identity(tmp_path / "a.wav")
+    monkeypatch.chdir(tmp_path)
+    assert identity("a.wav") == identity("./a.wav") == before
+    os.utime("a.wav", ns=(0, before[2] + 1))
+    assert identity("a.wav") == [*before[:2], before[2] + 1]
+    with pytest.raises(AudioError, match="b.wav cannot be read as audio: does not exist"):
+        identity("b.wav")
 
 
 def test_the_error_says_which_file_and_why_and_goes_from_process_to_process(tmp_path):

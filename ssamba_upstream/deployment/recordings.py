@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..audio import AudioError, identity, read_clip, read_header
+from ..audio import AudioError, identity, read_header, read_windows
 from ..checkpoint import CheckpointError, content_hash, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import Journal, locked
@@ -233,7 +233,7 @@ def classify(model, recordings, out, every=None, all_labels=False, device="cpu",
 
 
 def _windows(path, header, samples, sampling_rate, every, first=0):
-    """Yield the windows of an audio file: the sample of the file at which each begins, and its waveform.
+    """An iterator over the windows of an audio file: the sample of the file at which each begins, and its waveform.
 
     Args:
         samples: length of a window, at the sampling rate.
@@ -241,8 +241,8 @@ def _windows(path, header, samples, sampling_rate, every, first=0):
         first: number of the first window wanted.
     """
     window = math.ceil(samples * header.rate / sampling_rate)  # as many of the file's samples as a window is read from
-    for start in window_starts(header.samples, window, every * header.rate, first):
-        yield start, read_clip(path, samples, "start", start, sampling_rate=sampling_rate)
+    starts = list(window_starts(header.samples, window, every * header.rate, first))
+    return zip(starts, read_windows(path, starts, samples, sampling_rate))
 
 
 def _at_once(windows, count):

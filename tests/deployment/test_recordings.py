@@ -154,14 +154,14 @@ def test_the_table_of_seconds(tmp_path, save_clip_classifier, write_wav):
 
 def test_memory_is_bounded_by_windows(save_clip_classifier, write_wav, monkeypatch):
     lengths, at_once = [], []
-    read_clip = recordings.read_clip
+    read_windows = recordings.read_windows
 
-    def read_and_note(*arguments, **keywords):
-        wav = read_clip(*arguments, **keywords)
-        lengths.append(len(wav))
-        return wav
+    def read_and_note(*arguments):
+        for wav in read_windows(*arguments):
+            lengths.append(len(wav))
+            yield wav
 
-    monkeypatch.setattr(recordings, "read_clip", read_and_note)
+    monkeypatch.setattr(recordings, "read_windows", read_and_note)
     classifier = WindowClassifier(save_clip_classifier())
     for _ in classifier.scores(write_wav("long.wav", 40, rate=8000)):
         at_once.append(len(lengths) - sum(at_once))
@@ -237,16 +237,17 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(
     arguments = folder, [path, write_wav("second.wav", 2)], tmp_path / "out.csv", 0.8
     recordings.classify(folder, arguments[1], tmp_path / "whole.csv", 0.8)
 
-    read_clip, count = recordings.read_clip, 0
+    read_windows, count = recordings.read_windows, 0
 
-    def interrupt(*clip, **keywords):
+    def interrupt(*arguments):
         nonlocal count
-        count += 1
-        if count == 40:
-            raise KeyboardInterrupt
-        return read_clip(*clip, **keywords)
+        for wav in read_windows(*arguments):
+            count += 1
+            if count == 40:
+                raise KeyboardInterrupt
+            yield wav
 
-    monkeypatch.setattr(recordings, "read_clip", interrupt)
+    monkeypatch.setattr(recordings, "read_windows", interrupt)
     with pytest.raises(KeyboardInterrupt):
         recordings.classify(*arguments)
     assert len(read(tmp_path / "out.csv")) == 2 * recordings.WINDOWS_AT_ONCE
