@@ -1,0 +1,21 @@
+"""Try the wheel that is installed in this environment: the kernel loads, and the encoder computes with it."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import ssamba_upstream
+from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream.ops import cpu
+
+if not Path(ssamba_upstream.__file__).is_relative_to(sys.prefix):
+    sys.exit(f"{ssamba_upstream.__file__} is not the wheel's. Install the wheel first")
+if not cpu.is_available():
+    sys.exit(f"The wheel's kernel is not used: {cpu.unavailable_reason()}")
+encoder = FrameEncoder.from_checkpoint("ssamba_starter").eval()
+with torch.no_grad():
+    frames = encoder([torch.randn(16000), torch.randn(40000)]).last_hidden_state
+if not frames.isfinite().all():
+    sys.exit("The encoder's frames are not finite")
+print(f"The wheel works: {cpu.instruction_set}, frames {tuple(frames.shape)}")

@@ -1,0 +1,56 @@
+"""The wheel's tag and the kernel's file name, as ``setup.py`` gives them, without building either."""
+
+import importlib.machinery
+import runpy
+import sysconfig
+
+import pytest
+import setuptools
+
+from helpers.paths import CHECKOUT
+from ssamba_upstream.ops.cpu import library
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Returns a function: name -> the command that ``setup.py`` defines."""
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    runpy.run_path(str(CHECKOUT / "setup.py"))
+    distribution = setuptools.Distribution({"name": "ssamba-upstream", "version": "1", **given})
+
+    def get(name):
+        found = distribution.get_command_obj(name)
+        found.ensure_finalized()
+        return found
+
+    return get
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_only_a_wheel_with_the_kernel_is_of_a_platform(command, tmp_path, built):
+    wheel = command("bdist_wheel")
+    wheel.bdist_dir = str(tmp_path)
+    if built:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "_kernel.so").touch()
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.get_tag() == ("py3", "none", platform if built else "any")
+
+
+def test_any_python_3_finds_the_kernel(command):
+    name = command("build_ext").get_ext_filename(f"{library.__package__}._kernel")
+    assert name == "ssamba_upstream/ops/cpu/_kernel.so"
+    assert ".so" in importlib.machinery.EXTENSION_SUFFIXES  # alone, without a version
+
+
+def test_a_new_kernel_takes_the_place_of_one_named_after_a_python(command, tmp_path, monkeypatch):
+    """importlib would take the old one first."""
+    folder = tmp_path / "ssamba_upstream" / "ops" / "cpu"
+    folder.mkdir(parents=True)
+    (folder / "_kernel.cpython-310-x86_64-linux-gnu.so").touch()
+    monkeypatch.chdir(tmp_path)
+    build = command("build_ext")
+    build.extensions = []
+    build.copy_extensions_to_source()
+    assert not [*folder.iterdir()]
