@@ -149,8 +149,7 @@ def average(dataset, upstream, split, device, workers=0, places=None):
     reader = _Reader(dataset, upstream.store)
     # A generator of its own, so that the runner's batches are those of a run without averages.
     loader = DataLoader(reader, None, sampler=places, num_workers=workers, generator=torch.Generator())
-    lock = upstream.store.path / f"{split}.lock"
-    with locked(lock, f"averages of {split}: waiting for another process that computes them"):
+    with locked(upstream.store.path / split, wait=True):  # another process may be computing them
         for keys, missing, others in tqdm(loader, f"averages of {split}", dynamic_ncols=True):
             items.append(([upstream.number(key) for key in keys], others))
             waiting |= {key: wav.to(device) for key, wav in missing}
