@@ -36,6 +36,10 @@ LOUDEST = 2.0 ** 31
 LOWEST_RATE = 1000
 """In Hz. Real rates are higher; a damaged header's few Hz make days out of seconds."""
 
+CROPS = 4
+"""Crops of a recording from which training draws, for each length of a crop that the recording exceeds it by, where
+crops repeat."""
+
 LARGEST_RESAMPLER = 2 ** 24
 """Weights of a resampling filter. Real rates need far fewer; a damaged header can ask for more than there is memory."""
 
@@ -94,7 +98,7 @@ def read_header(path) -> AudioHeader:
         return AudioHeader(audio.frames, audio.samplerate, audio.channels)
 
 
-def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_rate=SAMPLE_RATE):
+def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_rate=SAMPLE_RATE, repeating=False):
     """At most ``samples`` samples of an audio file, as mono float32 at a sampling rate, by default 16 kHz.
 
     Only what is needed is read and resampled; the mean of the channels is taken. Where the header promises more than
@@ -107,6 +111,7 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_ra
             it uniformly.
         start, stop: the part of the file that counts as the file, in samples at its own rate. Default: all of it.
         sampling_rate: of what is returned, in Hz.
+        repeating: If True, a drawn crop is one of those of :func:`crop_starts`, so that the same crops come again.
 
     Returns:
         (samples,) float32.
@@ -119,7 +124,7 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_ra
         _check_rate(audio.samplerate, sampling_rate)
         part = range(audio.frames)[start:stop]
         wanted = len(part) if samples is None else math.ceil(samples * audio.samplerate / sampling_rate)
-        return _resampled(_read_part(audio, part, wanted, crop), audio.samplerate, sampling_rate, samples)
+        return _resampled(_read_part(audio, part, wanted, crop, repeating), audio.samplerate, sampling_rate, samples)
 
 
 def read_windows(path, starts, samples, sampling_rate=SAMPLE_RATE):
@@ -151,6 +156,13 @@ def read_windows(path, starts, samples, sampling_rate=SAMPLE_RATE):
                 held = np.concatenate([held, _read_on(audio, wanted - len(held))])
                 begin = start
                 yield _resampled(held, rate, sampling_rate, samples)
+
+
+def crop_starts(first, last, length):
+    """Samples at which the crops of a recording start: evenly spaced, one more than CROPS for each length of a crop
+    between the first and the last possible start."""
+    count = 1 + -(-CROPS * (last - first) // length)
+    return sorted({round(start) for start in np.linspace(first, last, count)})
 
 
 def why_unreadable(error, file=None):
@@ -247,12 +259,15 @@ def _resampled(clip, rate, sampling_rate, samples=None):
     return clip
 
 
-def _read_part(audio, part, wanted, crop):
+def _read_part(audio, part, wanted, crop, repeating):
     """So many samples out of a range of them, or all where it has fewer."""
     draw = None if isinstance(crop, str) else crop.random()
 
     def first(length):
         spare = max(0, length - wanted)
+        if draw is not None and repeating:
+            starts = crop_starts(0, spare, wanted)
+            return starts[int(draw * len(starts))]
         return {"start": 0, "centre": spare // 2}[crop] if draw is None else int(draw * (spare + 1))
 
     start, count = first(len(part)), min(wanted, len(part))

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..audio import SAMPLE_RATE
+from ..audio import SAMPLE_RATE, crop_starts
 from ..files import locked
 from ..store import waveform_key
 from .kept_states import KeptUpstream
@@ -26,9 +26,6 @@ from .repairs.frames import RunError, count_frames
 
 DOWNSTREAMS = ("voxceleb1", "emotion", "speech_commands", "fluent_commands")
 """s3prl's names of the tasks whose heads see nothing of an utterance but its average."""
-
-CROPS = 4
-"""Crops of a recording from which training draws, for each length of a crop that the recording exceeds it by."""
 
 SECONDS_AT_ONCE = 120.0
 TRIAL_ITEMS = 64
@@ -160,13 +157,6 @@ def average(dataset, upstream, split, device, workers=0, places=None):
         _keep(waiting, upstream)
     upstream.seconds_per_utterance = (time.perf_counter() - began) / len(items)
     return AveragedDataset(dataset, items)
-
-
-def crop_starts(first, last, length):
-    """Samples at which the crops of a recording start: evenly spaced, one more than CROPS for each length of a crop
-    between the first and the last possible start."""
-    count = 1 + -(-CROPS * (last - first) // length)
-    return sorted({round(start) for start in np.linspace(first, last, count)})
 
 
 def _take_only_frame(features, lengths, **kwargs):

@@ -4,15 +4,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from ..audio import SAMPLE_RATE
+from ..audio import SAMPLE_RATE, read_clip
 from ..corpora.manifest import ManifestError, Paths, read_manifest
-from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_clip, pad, read_batches
+from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_pieces, read_batches
 
 
 def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
-                     join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
+                     join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
     """Batches without end, every file once per epoch in a seeded order.
 
     From manifests, batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence
@@ -33,6 +31,8 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
             published recipe pads.
         sampling_rate: of the clips, in Hz.
+        keep_pieces: If True, batches also hold the pieces that their clips are joined from, and crops begin at a few
+            places of a recording only (:func:`~ssamba_upstream.audio.crop_starts`), so that the same pieces come again.
 
     Raises:
         ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
@@ -41,14 +41,15 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         from .shards import ShardBatches
 
         shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
-                              join_short, sampling_rate)
+                              join_short, sampling_rate, keep_pieces)
         return shards.follow(read_batches(shards, workers))
-    batches = _ManifestBatches(_files(sources), batch_size, samples, sampling_rate, seed, rank, world_size, join_short)
+    batches = _ManifestBatches(_files(sources), batch_size, samples, sampling_rate, seed, rank, world_size, join_short,
+                               keep_pieces)
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
-                       join_short=False, sampling_rate=SAMPLE_RATE) -> Iterator[Batch]:
+                       join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
     """Each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
@@ -56,7 +57,7 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
     Args:
         sources: manifests; shards have no order to rely on and are not taken.
-        batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
+        batch_size, samples, rank, world_size, workers, sampling_rate, keep_pieces: as for :func:`training_batches`.
         join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
             is then too long is cut off.
 
@@ -67,13 +68,13 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
         raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
     clips = read_batches(ClipsInOrder(files, samples, sampling_rate), workers, sampler=range(len(files)))
-    batches = in_batches(_join(clips, samples) if join_short else clips, batch_size)
-    return (Batch(*pad(clips, samples), unreadable) for clips, unreadable in batches)
+    batches = in_batches(_join(clips, samples if join_short else 1), batch_size)
+    return (Batch.joined(clips, samples, unreadable, keep_pieces=keep_pieces) for clips, unreadable in batches)
 
 
 def _join(clips, samples):
-    """Clips of ``samples``, each of as many as it takes, one after the other; the last may be short. Reasons (str) why
-    there is none are passed on."""
+    """Lists of clips that fill ``samples`` together; the last may be shorter. Reasons (str) why there is no clip are
+    passed on."""
     joined, length = [], 0
     for clip in clips:
         if isinstance(clip, str):
@@ -82,10 +83,10 @@ def _join(clips, samples):
         joined.append(clip)
         length += len(clip)
         if length >= samples:
-            yield torch.cat(joined)[:samples]
+            yield joined
             joined, length = [], 0
     if joined:
-        yield torch.cat(joined)
+        yield joined
 
 
 def _are_shards(sources):
@@ -104,9 +105,13 @@ def _files(sources):
 @dataclass
 class _ManifestBatches(NumberedBatches):
     join_short: bool
+    keep_pieces: bool
+
+    def read(self, file, random):
+        return read_clip(file, self.samples, random, sampling_rate=self.sampling_rate, repeating=self.keep_pieces)
 
     def example(self, readings, random):
-        return next_clip((clip for _, clip in readings), self.samples, self.join_short)
+        return next_pieces((clip for _, clip in readings), self.samples, self.join_short)
 
     def batch(self, examples, unreadable, position):
-        return Batch(*pad(examples, self.samples), unreadable, position)
+        return Batch.joined(examples, self.samples, unreadable, position, self.keep_pieces)

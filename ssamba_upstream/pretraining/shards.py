@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_clip, why_unreadable
 from ..corpora.manifest import ManifestError
-from ..training.batches import Batch, next_clip, pad
+from ..training.batches import Batch, next_pieces
 
 try:
     import webdataset
@@ -40,10 +40,10 @@ class ShardBatches(IterableDataset):
     """
 
     def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short,
-                 sampling_rate):
+                 sampling_rate, keep_pieces=False):
         self.urls = [url for source in sources for url in _expand(str(source))]
         self.batch_size, self.samples, self.seed, self.join_short = batch_size, samples, seed, join_short
-        self.sampling_rate = sampling_rate
+        self.sampling_rate, self.keep_pieces = sampling_rate, keep_pieces
         self.rank, self.world_size, self.workers = rank, world_size, workers
         if len(self.urls) < world_size * workers:
             raise ManifestError(f"{len(self.urls)} shards for {world_size} processes with {workers} workers each: "
@@ -75,8 +75,8 @@ class ShardBatches(IterableDataset):
         clips = self._clips(self.rank * self.workers + worker, state, unreadable)
         try:
             while True:
-                batch = [next_clip(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
-                yield Batch(*pad(batch, self.samples), list(unreadable), copy.deepcopy(state))
+                batch = [next_pieces(clips, self.samples, self.join_short) for _ in range(self.batch_size)]
+                yield Batch.joined(batch, self.samples, list(unreadable), copy.deepcopy(state), self.keep_pieces)
                 unreadable.clear()
         except ManifestError as error:
             yield error
@@ -92,7 +92,8 @@ class ShardBatches(IterableDataset):
                 crop = np.random.default_rng([self.seed, 1, state["pass"], reader, state["files"]])
                 state["files"] += 1
                 try:
-                    clip = read_clip(io.BytesIO(content), self.samples, crop, sampling_rate=self.sampling_rate)
+                    clip = read_clip(io.BytesIO(content), self.samples, crop, sampling_rate=self.sampling_rate,
+                                     repeating=self.keep_pieces)
                 except AudioError as error:
                     unreadable.append(f"{name}: {error.reason}")
                 else:

@@ -30,12 +30,27 @@ class Batch:
         lengths: ``(clips,)`` int64, samples of each clip that are not padding.
         unreadable: path and reason of each file that was met and skipped on the way to this batch.
         position: what the sequence of batches needs to go on after this batch; plain integers, lists and dicts.
+        pieces: ``(samples,)``, everything that was read for the clips, one piece after the other. A piece may be longer
+            than what its clip took of it. None unless a teacher hears the pieces.
+        piece_lengths: for each clip, a list of its pieces' samples.
     """
 
     waveforms: torch.Tensor
     lengths: torch.Tensor
     unreadable: list[str]
     position: object = None
+    pieces: torch.Tensor | None = None
+    piece_lengths: list | None = None
+
+    @classmethod
+    def joined(cls, clips, samples, unreadable, position=None, keep_pieces=False):
+        """A batch of clips, each a list of the pieces that it is joined from; what exceeds ``samples`` is cut off."""
+        waveforms, lengths = pad([torch.cat(pieces)[:samples] for pieces in clips], samples)
+        if not keep_pieces or not clips:
+            return cls(waveforms, lengths, unreadable, position)
+        # One tensor, because each that a worker hands over takes a file descriptor.
+        pieces = torch.cat([piece for pieces in clips for piece in pieces])
+        return cls(waveforms, lengths, unreadable, position, pieces, [[*map(len, pieces)] for pieces in clips])
 
     def pin_memory(self):
         """The batch with its tensors in pinned memory, from which a GPU fetches them in its turn."""
@@ -144,12 +159,12 @@ def in_batches(clips, batch_size):
         yield batch, unreadable
 
 
-def next_clip(clips, samples, join_short):
-    """The next of some clips; with ``join_short``, so many of them one after the other as ``samples`` hold."""
-    clip = next(clips)
-    while join_short and len(clip) < samples:
-        clip = torch.cat([clip, next(clips)[:samples - len(clip)]])
-    return clip
+def next_pieces(clips, samples, join_short):
+    """The next of some clips, in a list; with ``join_short``, as many of them as it takes to fill ``samples``."""
+    pieces = [next(clips)]
+    while join_short and sum(map(len, pieces)) < samples:
+        pieces.append(next(clips))
+    return pieces
 
 
 def read_batches(dataset, workers, sampler=None):

@@ -10,13 +10,13 @@ import yaml
 
 from helpers import superb_corpora
 from helpers.s3prl_runs import run
-from ssamba_upstream import SsambaConfig, SsambaModel
+from ssamba_upstream import SsambaConfig, SsambaModel, audio
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import find_config
 from ssamba_upstream.corpora.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.utterances import Utterance
 from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
-from ssamba_upstream.plugin import averages, keeping
+from ssamba_upstream.plugin import keeping
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.kept_states import KeptUpstream
 from ssamba_upstream.plugin.repairs.frames import RunError
@@ -107,10 +107,10 @@ def test_a_feature_that_the_upstream_lacks_is_left_to_s3prl(tmp_path):
 
 
 def test_crops_are_spread_over_the_recording():
-    assert averages.crop_starts(0, 4000, 16000) == [0, 4000]
-    starts = averages.crop_starts(0, 16000, 16000)
+    assert audio.crop_starts(0, 4000, 16000) == [0, 4000]
+    starts = audio.crop_starts(0, 16000, 16000)
     assert starts == [0, 4000, 8000, 12000, 16000]
-    assert len(averages.crop_starts(0, 59 * 16000, 16000)) == 59 * averages.CROPS + 1
+    assert len(audio.crop_starts(0, 59 * 16000, 16000)) == 59 * audio.CROPS + 1
 
 
 def overrides(values, **runner):
