@@ -13,13 +13,13 @@ from ..feature_extraction import SsambaFeatureExtractor
 from ..files import read_json, write_json
 from ..frontend import LogMel
 from ..network.classification import IGNORED, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..training.augmentation import noise_and_roll, spec_augment
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import Run, clips_at_once, signals
 from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
-from .augmentation import noise_and_roll, spec_augment
 from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
 from .results import RESULTS, save_result, summarise, write_results

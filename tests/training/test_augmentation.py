@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from ssamba_upstream.finetuning.augmentation import noise_and_roll, spec_augment
+from ssamba_upstream.training.augmentation import (
+    WAVEFORM_CHANGES,
+    add_noise,
+    augment_waveforms,
+    change_gain,
+    limit_band,
+    mix_clips,
+    noise_and_roll,
+    reverberate,
+    spec_augment,
+)
 
 
 def generator(seed=0):
@@ -140,3 +150,63 @@ def test_a_gpu_gives_the_same(augment):
     changed = augment(log_mel.cuda(), generator(1))
     assert changed.is_cuda
     assert torch.allclose(changed.cpu(), augment(log_mel, generator(1)), atol=1e-6)
+
+
+RATE = 16000
+
+
+def clips(*lengths, samples=8000):
+    waveforms = torch.zeros(len(lengths), samples)
+    for row, length in zip(waveforms, lengths):
+        row[:length] = 0.1 * torch.randn(length)
+    return waveforms, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("kinds", [[name] for name in WAVEFORM_CHANGES] + [[*WAVEFORM_CHANGES]])
+def test_waveforms_are_changed_by_the_generator_alone(kinds):
+    waveforms, lengths = clips(*[8000, 5000] * 8)
+    before, state = waveforms.clone(), torch.get_rng_state()
+    changed = augment_waveforms(waveforms, lengths, RATE, kinds, generator(1))
+    assert torch.equal(waveforms, before) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(augment_waveforms(waveforms, lengths, RATE, kinds[::-1], generator(1)), changed)
+    assert not torch.equal(augment_waveforms(waveforms, lengths, RATE, kinds, generator(2)), changed)
+    assert changed.isfinite().all() and not changed[1::2, 5000:].any()
+    same = (changed == waveforms).all(dim=1).sum().item()
+    assert (0 < same < 16) if len(kinds) == 1 else same < 4  # each change happens to half of the clips
+    assert torch.equal(augment_waveforms(waveforms, lengths, RATE, [], generator(1)), waveforms)
+
+
+def test_silence_and_single_clips_are_left_as_sound_as_they_were():
+    for waveforms, lengths in ((torch.zeros(4, 800), torch.full((4,), 800)), clips(800, samples=800)):
+        assert augment_waveforms(waveforms, lengths, RATE, [*WAVEFORM_CHANGES], generator()).isfinite().all()
+
+
+@pytest.mark.parametrize("change, low, high", [(mix_clips, 0, 20), (add_noise, 0, 30)])
+def test_what_is_added_has_the_level_drawn(change, low, high):
+    waveforms, _ = clips(*[8000] * 64)
+    waveforms *= torch.logspace(-3, 0, 64).unsqueeze(1)
+    added = change(waveforms, RATE, generator()) - waveforms
+    levels = 10 * (waveforms.square().sum(1) / added.square().sum(1)).log10()
+    assert low - 0.1 <= levels.min() < low + 3 and high - 3 < levels.max() <= high + 0.1
+
+
+def test_gain_is_up_to_12_decibels():
+    waveforms, _ = clips(*[800] * 64, samples=800)
+    gains = 20 * (change_gain(waveforms, RATE, generator()).norm(dim=1) / waveforms.norm(dim=1)).log10()
+    assert -12.1 < gains.min() < -9 and 9 < gains.max() < 12.1
+
+
+def test_bands_keep_what_lies_between_their_limits():
+    tones = torch.stack([torch.sin(2 * torch.pi * f * torch.arange(8000) / RATE) for f in (10, 900, 7990)])
+    kept = torch.stack([limit_band(tones, RATE, generator(seed)).norm(dim=1) for seed in range(8)]) / tones.norm(dim=1)
+    assert (kept[:, 0] < 0.1).all() and (kept[:, 1] > 0.9).all() and (kept[:, 2] < 0.75).all()
+
+
+def test_a_room_answers_after_the_direct_sound():
+    click = torch.zeros(32, 16000)
+    click[:, 1000] = 1.0
+    heard = reverberate(click, RATE, generator())
+    assert heard[:, :1000].abs().max() < 1e-5 and torch.allclose(heard[:, 1000], torch.ones(32), atol=1e-5)
+    tail = heard[:, 1001:].square().sum(1)
+    assert 0.03 < tail.min() and tail.max() < 1.01
+    assert (heard[:, 9000:].square().sum(1) < 1e-4 * tail).all()  # half a second later
