@@ -155,6 +155,8 @@ def _print_checkpoint(checkpoint):
         "log-mel": _describe_front_end(config.front_end),
         "hidden states": f"{config.num_hidden_layers + 1}",
     }
+    if config.taught_by:
+        lines["teacher"] = config.taught_by
     if isinstance(model, SsambaClassifier):
         lines["classes"] = f"{config.num_labels}: {', '.join(config.id2label.values())}"
     for name, value in lines.items():

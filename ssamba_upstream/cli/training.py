@@ -33,12 +33,13 @@ def _add_arguments(parser, recipes, fields):
 
 
 def _pretrain(options):
+    from ..plugin.teachers import S3prlTeacher
     from ..pretraining.recipe import PretrainingRecipe
     from ..pretraining.trainer import pretrain
     from ..training.recipe import read_recipe
 
     recipe = read_recipe(options.recipe, PretrainingRecipe, options.overrides)
-    finished = pretrain(recipe, options.out, options.resume, options.device)
+    finished = pretrain(recipe, options.out, options.resume, options.device, {"s3prl": S3prlTeacher})
     return 0 if finished else INTERRUPTED
 
 

@@ -130,13 +130,14 @@ class SsambaConfig(PretrainedConfig):
         masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
             grid.
         cluster_sides: smallest and largest side, in patches, of the squares that are masked.
-        reconstruction_weight: weight of the reconstruction loss beside the contrastive one in pretraining.
+        contrastive_weight, reconstruction_weight: weights of the two losses of pretraining.
         negatives: what a masked patch is told from: "clip", the clip's other masked patches, or "batch", those of all
             clips that a process sends through the network at once.
         normalised_targets: predict each patch less its mean and over its deviation (MAE, arXiv 2111.06377, section 3).
         pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
         clip_frames: length in fbank frames to which the feature extractor brings clips. Default: the pretraining
             clips'.
+        taught_by: name and licence of the model from which the network was distilled. Default: None.
         kwargs: of every transformers configuration; ``id2label``, ``label2id`` and ``problem_type``
             ("single_label_classification" or "multi_label_classification") say what a classifier tells apart.
 
@@ -178,11 +179,13 @@ class SsambaConfig(PretrainedConfig):
         final_norm_twice=False,
         masked_patches=None,
         cluster_sides=PUBLISHED_SIDES,
+        contrastive_weight=1.0,
         reconstruction_weight=10.0,
         negatives="clip",
         normalised_targets=False,
         pooling="avgtok",
         clip_frames=None,
+        taught_by=None,
         **kwargs,
     ):
         # Names code in the folder that the configuration was read from, not anything about the network.
@@ -219,11 +222,13 @@ class SsambaConfig(PretrainedConfig):
         rows, columns = self.position_grid
         self.masked_patches = masked_patches or round(400 / 512 * rows * columns)
         self.cluster_sides = list(cluster_sides)
+        self.contrastive_weight = contrastive_weight
         self.reconstruction_weight = reconstruction_weight
         self.negatives = negatives
         self.normalised_targets = normalised_targets
         self.pooling = pooling
         self.clip_frames = clip_frames
+        self.taught_by = taught_by
         self._check()
 
     @classmethod

@@ -18,7 +18,7 @@ from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, init
 class SsambaForPreTrainingOutput(ModelOutput):
     """
     Attributes:
-        loss: contrastive loss + ``reconstruction_weight`` x reconstruction loss.
+        loss: ``contrastive_weight`` x contrastive loss + ``reconstruction_weight`` x reconstruction loss.
         contrastive_loss: InfoNCE of the masked patches, of a clip or of the batch, among one another.
         contrastive_accuracy: see :func:`contrastive`; no gradient.
         reconstruction_loss: mean squared error of the masked patches.
@@ -54,7 +54,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
                 initialise_projection(head[0])
                 initialise_projection(head[2])
 
-    def forward(self, input_values, mask=None, reconstruction_mask=None, window_lengths=None):
+    def forward(self, input_values, mask=None, reconstruction_mask=None, window_lengths=None, streams=None):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel.
@@ -63,6 +63,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
             reconstruction_mask: another such mask, for which the network runs a second time to find the
                 reconstruction loss, as the published code does. Default: one pass serves both losses.
             window_lengths: see :class:`SsambaModel`.
+            streams: a list, to which the residual stream after each block is appended; in two passes, the first one's.
 
         Returns:
             SsambaForPreTrainingOutput of scalars.
@@ -77,7 +78,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
             grid = self.config.num_patch_rows, self.config.columns(input_values.shape[1])
             mask = cluster_mask(len(patches), *grid, self.config.masked_patches, sides=self.config.cluster_sides)
         targets = self.targets(_select(patches, mask))
-        hidden = self.masked_tokens(input_values, mask)
+        hidden = self.masked_tokens(input_values, mask, streams)
         told_apart = self.contrastive_head(hidden), targets
         if self.config.negatives == "batch":
             told_apart = (patches_of_clips.flatten(0, 1).unsqueeze(0) for patches_of_clips in told_apart)
@@ -87,7 +88,8 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
             hidden = self.masked_tokens(input_values, reconstruction_mask)
         reconstruction_loss = F.mse_loss(self.reconstruction_head(hidden).float(), targets)
         return SsambaForPreTrainingOutput(
-            loss=contrastive_loss + self.config.reconstruction_weight * reconstruction_loss,
+            loss=(self.config.contrastive_weight * contrastive_loss
+                  + self.config.reconstruction_weight * reconstruction_loss),
             contrastive_loss=contrastive_loss,
             contrastive_accuracy=accuracy,
             reconstruction_loss=reconstruction_loss,
@@ -118,10 +120,11 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         mean, deviation = _mean_and_deviation(patches)
         return (patches - mean) / deviation
 
-    def masked_tokens(self, input_values, mask):
-        """What the encoder makes of the masked patches, (batch, masked patches, E)."""
+    def masked_tokens(self, input_values, mask, streams=None):
+        """What the encoder makes of the masked patches, (batch, masked patches, E); ``streams`` as for
+        :meth:`SsambaModel.mix`."""
         tokens = self.ssamba.embed(input_values, send(mask, input_values.device), self.mask_embed)
-        hidden = self.ssamba.mix(tokens)
+        hidden = self.ssamba.mix(tokens, streams=streams)
         if self.config.final_norm_twice:
             hidden = self.ssamba.norm_f(hidden)
         return _select(hidden[:, 1:], mask)

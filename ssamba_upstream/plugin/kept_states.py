@@ -53,7 +53,7 @@ class KeptUpstream(nn.Module):
         """
         try:
             return self.features(*self.store.read_or_compute(wavs, self.compute, self.layer), wavs[0].device)
-        except _NoSuchFeature:
+        except NoSuchFeature:
             return self.module(wavs)
         except IndexError:
             raise RunError(f"-l {self.layer}: the upstream has no such layer.") from None
@@ -83,11 +83,11 @@ class KeptUpstream(nn.Module):
         """The upstream's feature, which may be a tensor, a list or a dict, as a list of (utterances, frames, width)."""
         feature = self.module(wavs).get(self.selection)
         if feature is None:
-            raise _NoSuchFeature
+            raise NoSuchFeature
         if isinstance(feature, dict):
             return [*feature.values()]
         return [*feature] if isinstance(feature, (list, tuple)) else [feature]
 
 
-class _NoSuchFeature(Exception):
+class NoSuchFeature(Exception):
     """The upstream has no feature of the name that was asked for."""

@@ -1,4 +1,5 @@
-"""A picture of a run's log: losses, accuracy of the contrastive task, effective rank and probe over the steps."""
+"""A picture of a run's log: losses, contrastive accuracy, similarity to a teacher, effective rank and probe over the
+steps."""
 
 import json
 import math
@@ -9,6 +10,8 @@ PANELS = {
     "contrastive_loss": "contrastive loss",
     "reconstruction_loss": "reconstruction loss",
     "contrastive_accuracy": "contrastive accuracy",
+    "distillation_loss": "distillation loss",
+    "teacher_similarity": "similarity to the teacher",
     "effective_rank": "effective rank",
     "test_accuracy": "accuracy of the probe",
 }

@@ -24,14 +24,21 @@ def model_card(model, description, step, validation):
     scores = "\n".join(f"| {name.replace('_', ' ')} | {shown(value)} |" for name, value in validation.items())
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
+    masked = (f"{config.masked_patches} of\n{config.position_grid[0] * config.position_grid[1]} patches masked "
+              f"({recipe['masking']} masks, {recipe['objective']})")
+    if recipe["teacher_input"] == "whole" and not config.contrastive_weight and not config.reconstruction_weight:
+        masked = "unmasked"
+    taught = f"""
+It learned to predict the hidden states of a teacher, and the licence of the teacher's weights may concern these weights
+as well. The teacher: {config.taught_by}.
+""" if config.taught_by else ""
     return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}
 
 # SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), pretrained with ssamba-upstream: {step} steps of
-{recipe["batch_size"]} clips of {seconds:g} s at {config.sampling_rate / 1000:g} kHz, {config.masked_patches} of
-{config.position_grid[0] * config.position_grid[1]} patches masked ({recipe["masking"]} masks, {recipe["objective"]}).
-
+{recipe["batch_size"]} clips of {seconds:g} s at {config.sampling_rate / 1000:g} kHz, {masked}.
+{taught}
 ```bash
 run_downstream.py -u ssamba_local -k FOLDER ...
 ```
@@ -53,7 +60,7 @@ Validation at step {step}:
 
 {manifests or "- shards, without a manifest"}
 
-{card_recipe(recipe, "train", "validation", "probe")}
+{card_recipe(recipe, "train", "validation", "probe", "teacher", "teacher_outputs")}
 
 `run.json` holds the environment as well.
 """

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..training.augmentation import WAVEFORM_CHANGES
 from ..training.recipe import RecipeError, TrainingRecipe
 
 
@@ -22,6 +23,21 @@ class PretrainingRecipe(TrainingRecipe):
             published. The less it learns, the more of those details of the log-mel do the layers hold for which the
             objective has no use; with 0 it stays the random projection that it begins as, like that of MoCo v3
             (arXiv 2104.02057).
+        teacher: a model whose frames the network learns to predict: "google_speech_embedding"; "transformers:MODEL",
+            a folder or a name on the Hugging Face hub; "s3prl:NAME" or "s3prl:NAME:CHECKPOINT", an upstream of s3prl.
+            See :mod:`ssamba_upstream.pretraining.teachers`. Default: none.
+        teacher_layers: numbers of the teacher's hidden states that are predicted, negative ones from the last. Default:
+            the last.
+        teacher_input: what the student hears: "whole" clips; or "masked" ones, of which it predicts all columns. The
+            contrastive and reconstruction losses need masks: with "whole" clips they cost a second pass.
+        teacher_outputs: folder in which the teacher's outputs are kept; several runs may share it. Default: ``teacher``
+            in the run's folder.
+        student_layer: the block, from 1, after which the teacher is predicted. Default: the last.
+        distillation_weight: weight of the teacher's loss beside the others, whose weights are ``contrastive_weight``
+            and ``reconstruction_weight`` of ``model``. If these two are 0, only the teacher's loss is computed.
+        augmentation: changes of what the network hears, a list of names of
+            :data:`ssamba_upstream.training.augmentation.WAVEFORM_CHANGES`; a teacher hears the clean clips. Default:
+            none.
         join_short: fill up a short recording with further ones instead of padding it.
         schedule: "plateau": halved when the validation accuracy has not grown for ``patience`` validations more than
             allowed; "cosine": falls to zero over the run.
@@ -45,6 +61,13 @@ class PretrainingRecipe(TrainingRecipe):
     masking: str = "corrected"
     objective: str = "shared_mask"
     patch_learning_rate: float = 1.0
+    teacher: str | None = None
+    teacher_layers: list | None = None
+    teacher_input: str = "whole"
+    teacher_outputs: str | None = None
+    student_layer: int | None = None
+    distillation_weight: float = 1.0
+    augmentation: list | None = None
     join_short: bool = False
     schedule: str = "plateau"
     patience: int = 2
@@ -54,10 +77,12 @@ class PretrainingRecipe(TrainingRecipe):
     probe_every: int = 4000
 
     FOLDER = Path(__file__).parent / "recipes"
-    MAY_CHANGE_ON_RESUME = (*TrainingRecipe.MAY_CHANGE_ON_RESUME, "steps", "probe", "probe_every")
+    MAY_CHANGE_ON_RESUME = (*TrainingRecipe.MAY_CHANGE_ON_RESUME, "steps", "probe", "probe_every",
+                            "teacher_outputs")
     CHOICES = {
         "masking": ("corrected", "published"),
         "objective": ("shared_mask", "two_pass"),
+        "teacher_input": ("whole", "masked"),
         "schedule": ("plateau", "cosine"),
         **TrainingRecipe.CHOICES,
     }
@@ -73,6 +98,41 @@ class PretrainingRecipe(TrainingRecipe):
         if not isinstance(self.patch_learning_rate, (int, float)) or not 0 <= self.patch_learning_rate < math.inf:
             raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
                               f"{self.patch_learning_rate!r}")
+        self._check_teacher()
+        unknown = set(self.augmentation or ()) - set(WAVEFORM_CHANGES)
+        if unknown:
+            raise RecipeError(f"augmentation is a list of {', '.join(WAVEFORM_CHANGES)}; got {sorted(unknown)}")
+
+    @property
+    def self_supervised(self):
+        """Whether there is a contrastive or a reconstruction loss."""
+        config = self.config()
+        return config.contrastive_weight > 0 or config.reconstruction_weight > 0
+
+    @property
+    def masks(self):
+        """Masks of a clip that a step draws."""
+        if self.self_supervised:
+            return 2 if self.objective == "two_pass" else 1
+        return int(self.teacher_input == "masked")
+
+    def _check_teacher(self):
+        blocks = self.config().num_hidden_layers
+        if self.teacher is None and not self.self_supervised:
+            raise RecipeError("there is no loss: contrastive_weight and reconstruction_weight are 0. Raise one of "
+                              "them, or name a teacher")
+        layers = self.teacher_layers
+        if layers is not None and (not isinstance(layers, list) or not layers or
+                                   not all(isinstance(layer, int) for layer in layers)):
+            raise RecipeError(f"teacher_layers must be a list of whole numbers, such as [-1]; got {layers!r}")
+        if not isinstance(self.distillation_weight, (int, float)) or not 0 < self.distillation_weight < math.inf:
+            raise RecipeError(f"distillation_weight must be a number above 0; got {self.distillation_weight!r}")
+        block = blocks if self.student_layer is None else self.student_layer
+        if not isinstance(block, int) or not 1 <= block <= blocks:
+            raise RecipeError(f"student_layer must be a block, from 1 to {blocks}; got {block!r}")
+        if block < blocks and not self.self_supervised:
+            raise RecipeError(f"student_layer is {block}, and no loss reaches the blocks above it, up to {blocks}. "
+                              "Give the network fewer blocks, or add a contrastive or reconstruction loss")
 
     def sources(self):
         return [*self.train, *self.validation]

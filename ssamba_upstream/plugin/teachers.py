@@ -1,0 +1,37 @@
+"""s3prl's upstreams as teachers for pretraining."""
+
+import importlib
+import importlib.metadata
+
+from ..pretraining.teachers import Teacher, TeacherError
+from ..store import state_hash
+from .kept_states import KeptUpstream, NoSuchFeature
+from .registry import register
+
+
+class S3prlTeacher(Teacher):
+    """An upstream of s3prl by its name, or by NAME:CHECKPOINT for one that reads a checkpoint.
+
+    s3prl does not say where the audio of a frame lies; its centre is taken to be half a hop after its start.
+    """
+
+    def __init__(self, model, device):
+        register()
+        self.name, _, checkpoint = model.partition(":")
+        entry = getattr(importlib.import_module("s3prl.hub"), self.name, None) if self.name else None
+        if entry is None:
+            raise TeacherError(f"s3prl has no upstream {self.name!r}. Write s3prl:NAME or s3prl:NAME:CHECKPOINT.")
+        self.upstream = KeptUpstream(entry(**{"ckpt": checkpoint} if checkpoint else {}).to(device).eval(), store=None)
+        self.device = device
+        self.hop = self.upstream.get_downsample_rates("hidden_states")
+        self.centre = self.hop / 2
+
+    def description(self):
+        return {"upstream": self.name, "weights": state_hash(self.upstream.module),
+                "s3prl": importlib.metadata.version("s3prl")}
+
+    def hidden_states(self, wav):
+        try:
+            return self.upstream.compute([wav.to(self.device)])[0]
+        except NoSuchFeature:
+            raise TeacherError(f"s3prl's {self.name} gives no hidden states. Use another upstream.") from None
