@@ -10,7 +10,14 @@ import pytest
 import soundfile
 import torch
 import yaml
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from helpers.runs import logged, torchrun
 from ssamba_upstream import SsambaConfig, SsambaModel
@@ -433,3 +440,14 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
 def test_recipes_that_cannot_be_followed(recipe, changes, message):
     with pytest.raises(RecipeError, match=message):
         recipe(**changes)
+
+
+def test_whisper_s_encoder_is_heard_without_its_padding(tmp_path):
+    config = WhisperConfig(d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+                           decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=8,
+                           pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    WhisperModel(config).save_pretrained(tmp_path)
+    WhisperFeatureExtractor().save_pretrained(tmp_path)
+    teacher = load_teacher(f"transformers:{tmp_path}", "cpu")
+    assert (teacher.hop, teacher.centre, teacher.layers, teacher.width) == (320, 160, 3, 16)
+    assert teacher([torch.randn(8000)])[0].shape == (3, 25, 16) and teacher.license is None
