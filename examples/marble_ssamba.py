@@ -1,0 +1,19 @@
+"""MARBLE: ``class_path: marble_ssamba.SsambaEncoder`` in a config, with this file's folder in ``PYTHONPATH``."""
+
+import torch
+from marble.core.base_encoder import BaseEncoder
+
+from ssamba_upstream.frames import FrameEncoder
+
+
+class SsambaEncoder(BaseEncoder):
+    """A frozen checkpoint for MARBLE, which chooses or weighs the hidden states."""
+
+    def __init__(self, checkpoint="ssamba_starter"):
+        super().__init__()
+        self.encoder = FrameEncoder.from_checkpoint(checkpoint).requires_grad_(False)
+
+    def forward(self, x, *args, **kwargs):
+        """(batch, samples) or (batch, channels, samples) -> depth + 1 tensors (batch, frames, width)."""
+        with torch.no_grad():
+            return self.encoder(list(x.mean(dim=1) if x.dim() == 3 else x)).hidden_states
