@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..audio import expected_seconds
-from .labelled import SPLITS, LabelledSetError, split_by_hash
+from .labelled import GROUP, SPLITS, LabelledSetError, split_by_hash
 from .report import first
 
 COLUMNS = ("path", "start", "end", "label")
@@ -34,6 +34,7 @@ class AlignedSet:
         segments: of each recording, by its path; they may leave stretches out, which then have no label.
         splits: "train", "dev" or "test" of each recording, by its path.
         left_out: a sentence for each recording that has no usable segments.
+        groups: group of each recording, such as its speaker, by its path; empty if they are not known.
 
     Raises:
         LabelledSetError: a split without recordings, or missing files.
@@ -42,6 +43,7 @@ class AlignedSet:
     segments: dict[Path, list[Segment]]
     splits: dict[Path, str]
     left_out: list[str] = field(default_factory=list)
+    groups: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self):
         lacking = [split for split in SPLITS if split not in self.splits.values()]
@@ -77,40 +79,38 @@ class LabelledFrames:
     labels: list[str]
     splits: list[str]
 
-    def only(self, members):
-        """Those of some indices."""
-        return LabelledFrames(*([column[i] for i in members] for column in (self.frames, self.labels, self.splits)))
-
 
 def read_alignments(source) -> AlignedSet:
     """Read a table of segments.
 
     Args:
         source: a CSV, or with the ending ``.tsv`` a table with tabs, with the columns path, start, end, label and, if
-            wanted, split: a line for each segment, in seconds, its recording's path relative to the table's folder.
-            Where there is no split, recordings are ordered by the SHA-256 of their path: the first 20 % are test,
-            the next 10 % dev. (Those of one speaker may so get into train and test; a split can keep them apart.)
+            wanted, split and group: a line for each segment, in seconds, its recording's path relative to the table's
+            folder. Where there is no split, recordings are ordered by the SHA-256 of their path: the first 20 % are
+            test, the next 10 % dev. (Those of one speaker may so get into train and test; a split can keep them
+            apart.)
 
     Raises:
         LabelledSetError: see :class:`AlignedSet`; other columns, an incomplete line, a segment that does not end after
-            its start, segments of a recording that overlap, or a recording in two splits.
+            its start, segments of a recording that overlap, or a recording in two splits or groups.
         FileNotFoundError: no such file.
     """
     source = Path(source)
-    segments, splits = defaultdict(list), {}
+    segments, splits, groups = defaultdict(list), {}, {}
     with open(source, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, delimiter="\t" if source.suffix.lower() == ".tsv" else ",")
         columns = set(reader.fieldnames or [])
-        if not set(COLUMNS) <= columns <= {*COLUMNS, "split"}:
+        if not set(COLUMNS) <= columns <= {*COLUMNS, "split", GROUP}:
             raise LabelledSetError(f"{source} has the columns {', '.join(reader.fieldnames or ['(none)'])}; expected "
-                                   f"{', '.join(COLUMNS)}, and split if wanted")
+                                   f"{', '.join(COLUMNS)}, and split and group if wanted")
         for row in reader:
             where = f"{source}, line {reader.line_num}"
             if None in row or not all(row.values()):
                 raise LabelledSetError(f"{where}: expected a value for each of {', '.join(reader.fieldnames)}")
             segments[row["path"]].append(_segment(row["start"], row["end"], row["label"], where))
-            if splits.setdefault(row["path"], row.get("split")) != row.get("split"):
-                raise LabelledSetError(f"{where}: {row['path']} is in {splits[row['path']]} and in {row['split']}")
+            for column, found in (("split", splits), (GROUP, groups)):
+                if found.setdefault(row["path"], row.get(column)) != row.get(column):
+                    raise LabelledSetError(f"{where}: {row['path']} is in {found[row['path']]} and in {row[column]}")
     if "split" not in columns:
         splits = split_by_hash(splits, "the recordings")
     try:
@@ -118,7 +118,8 @@ def read_alignments(source) -> AlignedSet:
             found.sort()
             check_order(found, name)
         return AlignedSet({source.parent / name: found for name, found in segments.items()},
-                          {source.parent / name: split for name, split in splits.items()})
+                          {source.parent / name: split for name, split in splits.items()},
+                          groups={source.parent / name: group for name, group in groups.items() if group})
     except LabelledSetError as error:
         raise LabelledSetError(f"{source}: {error}") from None
 

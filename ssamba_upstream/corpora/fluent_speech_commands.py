@@ -71,14 +71,15 @@ def check(root, _=None) -> CorpusReport:
 
 
 def labelled_utterances(root: Path):
-    """Yields path, intent and split of every utterance in the lists of ``ROOT/data``.
+    """Yields path, intent, split and speaker of every utterance in the lists of ``ROOT/data``.
 
     The paths in the lists are relative to the root. An intent is its action, object and location, see
     :func:`join_labels`.
     """
     for split in SPLIT_LISTS:
         for row in read_list(root, split):
-            yield root / row["path"], join_labels([row[slot] for slot in SLOTS]), split
+            intent = join_labels([row[slot] for slot in SLOTS])
+            yield root / row["path"], intent, split, row.get("speakerId") or row["path"]
 
 
 def read_list(root: Path, split: str) -> list[dict[str, str]]:

@@ -138,11 +138,12 @@ def labelled_turns(root: Path, session: str) -> list[dict]:
 
 
 def labelled_utterances(root: Path):
-    """Yields path, emotion and session of every utterance in the metadata."""
+    """Yields path, emotion, session and speaker of every utterance in the metadata."""
     for session in SESSIONS:
         content = json.loads((root / "meta_data" / session / "test_meta_data.json").read_text())
         for entry in content["meta_data"]:
-            yield root / entry["path"], entry["label"], session
+            turn = Path(entry["path"]).stem.rpartition("_")[2]  # such as F003
+            yield root / entry["path"], entry["label"], session, session + turn[:1]
 
 
 def find_test_set(corpus: Path, session: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from .report import first
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "label", "split")
+GROUP = "group"
 SEPARATOR = ";"
 
 
@@ -47,6 +48,8 @@ class LabelledSet:
         labels: the class of each; or several, see :func:`split_labels`; or "", a recording in which nothing is heard.
         splits: "train", "dev" or "test" of each, all three present or all but dev; or the name of its fold, three
             or more.
+        groups: what each recording has in common with others besides its label, such as its speaker or session; None
+            if that is not known.
 
     Raises:
         LabelledSetError: nothing in it, one class only, a split missing, a path twice, or missing files.
@@ -55,9 +58,10 @@ class LabelledSet:
     paths: list[Path]
     labels: list[str]
     splits: list[str]
+    groups: list[str] | None = None
 
     def __post_init__(self):
-        if not len(self.paths) == len(self.labels) == len(self.splits):
+        if not len(self.paths) == len(self.labels) == len(self.splits) == len(self.groups or self.paths):
             raise LabelledSetError("a labelled set needs a label and a split for each path; got "
                                    f"{len(self.paths)} paths, {len(self.labels)} labels and "
                                    f"{len(self.splits)} splits")
@@ -81,7 +85,8 @@ class LabelledSet:
         Raises:
             LabelledSetError: what is left is no labelled set.
         """
-        kept = [row for row in zip(self.paths, self.labels, self.splits) if row[0] not in paths]
+        columns = [column for column in (self.paths, self.labels, self.splits, self.groups) if column]
+        kept = [row for row in zip(*columns) if row[0] not in paths]
         return LabelledSet(*map(list, zip(*kept))) if kept else LabelledSet([], [], [])
 
     @property
@@ -180,9 +185,9 @@ def read_labelled(source, seed=0) -> LabelledSet:
     of one speaker or session may so get into train and test; a CSV with splits can keep them apart.
 
     Args:
-        source: a CSV with the columns path and label, and split if wanted (paths are relative to the CSV's
-            folder, and a label may be empty, see :func:`split_labels`); or a folder with a folder for each class,
-            whose name is the label, and audio files at any depth in it, see
+        source: a CSV with the columns path and label, and split and group if wanted (paths are relative to the
+            CSV's folder, and a label may be empty, see :func:`split_labels`); or a folder with a folder for each
+            class, whose name is the label, and audio files at any depth in it, see
             :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
         seed: of the split where there is none.
 
@@ -195,14 +200,14 @@ def read_labelled(source, seed=0) -> LabelledSet:
     if source.is_dir():
         root = source
         names, labels = _read_folder(source)
-        splits = None
+        splits = groups = None
     else:
         root = source.parent
-        names, labels, splits = _read_csv(source)
+        names, labels, splits, groups = _read_csv(source)
     if splits is None:
         splits = _split(names, labels, seed)
     try:
-        return LabelledSet([root / name for name in names], labels, splits)
+        return LabelledSet([root / name for name in names], labels, splits, groups)
     except LabelledSetError as error:
         raise LabelledSetError(f"{source}: {error}") from None
 
@@ -220,17 +225,16 @@ def _read_csv(file):
     with open(file, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns) <= set(COLUMNS):
+        if not {"path", "label"} <= set(columns) <= {*COLUMNS, GROUP}:
             raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
-                                   "and label, and split if wanted")
+                                   "and label, and split and group if wanted")
         rows, filled = [], [name for name in columns if name != "label"]
         for row in reader:
             if None in row or None in row.values() or not all(row[name] for name in filled):
                 raise LabelledSetError(f"{file}, line {reader.line_num}: expected a value for each of "
                                        f"{', '.join(columns)}; got {', '.join(map(str, row.values()))}")
             rows.append(row)
-    splits = [row["split"] for row in rows] if "split" in columns else None
-    return [row["path"] for row in rows], [row["label"] for row in rows], splits
+    return [[row[name] for row in rows] if name in columns else None for name in (*COLUMNS, GROUP)]
 
 
 def _split(names, labels, seed):

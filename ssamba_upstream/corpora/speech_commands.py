@@ -93,25 +93,29 @@ def hash_split(file_name: str) -> str:
     The corpus's own rule, which keeps every speaker in one split: the SHA-1 of the file name up to
     ``_nohash_``, modulo 2 ** 27, as a percentage; below 10 is dev, below 20 test.
     """
-    speaker = re.sub(r"_nohash_.*$", "", file_name)
-    bucket = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27
+    bucket = int(hashlib.sha1(_speaker_of(file_name).encode()).hexdigest(), 16) % 2**27
     percentage = 100 * bucket / (2**27 - 1)
     return "dev" if percentage < 10 else "discarded" if percentage < 20 else "train"
 
 
+def _speaker_of(file_name: str) -> str:
+    """The hash that stands for an utterance's speaker; of a file without one, such as silence, its whole name."""
+    return re.sub(r"_nohash_.*$", "", file_name)
+
+
 def labelled_utterances(root: Path):
-    """Yields recording, class and split of every utterance that s3prl uses, and of every second of background noise."""
+    """Yields recording, class, split and speaker of every utterance that s3prl uses and every second of noise."""
     train_root = next(root.glob("speech_commands_v0.0[12]"), root / "speech_commands_v0.01")
     test_root = root / train_root.name.replace("speech_commands", "speech_commands_test_set")
     for path in sorted(train_root.glob("*/*.wav")):
         word, split = path.parent.name, hash_split(path.name)
         if word != BACKGROUND_NOISE and split != "discarded":
-            yield Excerpt(path, gain=KEYWORD_GAIN), _class_of(path), split
+            yield Excerpt(path, gain=KEYWORD_GAIN), _class_of(path), split, _speaker_of(path.name)
     for path in sorted((train_root / BACKGROUND_NOISE).glob("*.wav")):
         for number, piece in enumerate(_seconds_of(path)):
-            yield piece, "_silence_", "train" if number % PIECES_PER_DEV_PIECE else "dev"
+            yield piece, "_silence_", "train" if number % PIECES_PER_DEV_PIECE else "dev", path.name
     for path in sorted(test_root.glob("*/*.wav")):
-        yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test"
+        yield Excerpt(path, gain=KEYWORD_GAIN), path.parent.name, "test", _speaker_of(path.name)
 
 
 def _seconds_of(noise: Path) -> list[Excerpt]:

@@ -42,12 +42,14 @@ def read_superb(task, root) -> LabelledSet:
             Speech Commands, by keyword; or "ic", Fluent Speech Commands, by intent, such as "activate;lights;kitchen".
         root: the corpus's folder, see ``ssamba corpora check``, with the split file or the metadata in it.
 
+    Returns:
+        LabelledSet. Its groups are the speakers, or for speaker identification the videos.
+
     Raises:
         LabelledSetError: the corpus is not there or lacks something.
     """
     try:
-        recordings, labels, splits = zip(*CORPORA[task].labelled_utterances(Path(root)))
-        return LabelledSet(list(recordings), list(labels), list(splits))
+        return LabelledSet(*map(list, zip(*CORPORA[task].labelled_utterances(Path(root)))))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelledSetError(
             f"{root} is not laid out for {task} ({error}); `ssamba corpora check {task} {root}` says what is missing"

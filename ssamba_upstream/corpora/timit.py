@@ -38,25 +38,26 @@ def read_timit(root) -> AlignedSet:
             and with any endings after ``.WAV``.
 
     Returns:
-        AlignedSet. A sentence whose ``.PHN`` is missing or damaged is left out, and named in it.
+        AlignedSet. Its groups are the speakers; a sentence whose ``.PHN`` is missing or damaged is left out, and named
+        in it.
 
     Raises:
         LabelledSetError: no such files.
     """
-    segments, splits, left_out = {}, {}, []
+    segments, splits, groups, left_out = {}, {}, {}, []
     for path in _sentences(Path(root)):
         try:
             segments[path] = _read_phones(path)
         except (OSError, ValueError) as error:
             left_out.append(str(error))
             continue
-        part, _, speaker = (folder.upper() for folder in path.parts[-4:-1])
-        splits[path] = "train" if part == "TRAIN" else "test" if speaker in CORE_TEST_SPEAKERS else "dev"
+        part, _, groups[path] = (folder.upper() for folder in path.parts[-4:-1])
+        splits[path] = "train" if part == "TRAIN" else "test" if groups[path] in CORE_TEST_SPEAKERS else "dev"
     if not segments:
         unusable = f": {left_out[0]}" if left_out else ""
         raise LabelledSetError(f"{root} holds no sentences TRAIN/DR1/FCJF0/SI1027.WAV with SI1027.PHN beside them"
                                f"{unusable}; give TIMIT's folder")
-    return AlignedSet(segments, splits, left_out)
+    return AlignedSet(segments, splits, left_out, groups)
 
 
 def _sentences(root):

@@ -95,11 +95,11 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
 
 
 def labelled_utterances(root: Path):
-    """Yields path, speaker and split of every utterance in the split file."""
+    """Yields path, speaker, split and video of every utterance in the split file."""
     files = {name.split("/wav/", 1)[1]: root / name for name in glob.iglob("*/wav/*/*/*", root_dir=root)}
     for line in find_split_file(root).read_text().splitlines():
         digit, name = line.split()
-        yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit]
+        yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit], name.rpartition("/")[0]
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:

@@ -22,8 +22,8 @@ def write_table(folder, *lines, name="phones.csv"):
 
 def test_a_table_with_splits(tmp_path):
     write_wavs(tmp_path, "a.wav", "b/b.wav", "c.wav")
-    lines = ["path,start,end,label,split", "a.wav,0.5,1,t,train", "a.wav,0,0.25,s,train", "b/b.wav,0,1,s,dev",
-             "c.wav,0,0.5,t,test"]
+    lines = ["path,start,end,label,split,group", "a.wav,0.5,1,t,train,x", "a.wav,0,0.25,s,train,x",
+             "b/b.wav,0,1,s,dev,x", "c.wav,0,0.5,t,test,y"]
     found = read_alignments(write_table(tmp_path, *lines))
     assert found.segments == {
         tmp_path / "a.wav": [Segment(0, 0.25, "s"), Segment(0.5, 1, "t")],
@@ -31,6 +31,7 @@ def test_a_table_with_splits(tmp_path):
         tmp_path / "c.wav": [Segment(0, 0.5, "t")],
     }
     assert [*found.splits.values()] == ["train", "dev", "test"]
+    assert [*found.groups.values()] == ["x", "x", "y"]
     with_tabs = write_table(tmp_path, *(line.replace(",", "\t") for line in lines), name="phones.tsv")
     assert read_alignments(with_tabs) == found
 
@@ -62,6 +63,13 @@ def test_what_is_wrong_in_a_table_is_said(tmp_path, line, message):
     table = write_table(tmp_path, "path,start,end,label,split", "a.wav,0,0.5,s,train", "b.wav,0,0.5,s,dev",
                         "c.wav,0,0.5,s,test", line)
     with pytest.raises(LabelledSetError, match=message):
+        read_alignments(table)
+
+
+def test_a_recording_in_two_groups(tmp_path):
+    write_wavs(tmp_path, "a.wav")
+    table = write_table(tmp_path, "path,start,end,label,group", "a.wav,0,0.5,s,ann", "a.wav,0.5,1,s,bob")
+    with pytest.raises(LabelledSetError, match="line 3: a.wav is in ann and in bob"):
         read_alignments(table)
 
 
@@ -148,6 +156,7 @@ def test_timit(tmp_path, wav, phn, case):
     for segments in found.segments.values():
         assert segments == [Segment(0, 0.2, "sil"), Segment(0.2, 0.3, "sh"), Segment(0.3, 0.4, "ih"),
                             Segment(0.425, 0.5625, "sil"), Segment(0.5625, 1, "sil")]
+    assert all(group == path.parent.name.upper() for path, group in found.groups.items()) and len(found.groups) == 6
     assert set(draw_frames(found, 0.02, 10_000).labels) == {"sil", "sh", "ih"}
 
 

@@ -57,7 +57,17 @@ def test_a_csv_with_splits_or_folds(folder):
                                 ["cat", "dog", "dog"], ["train", "dev", "test"])
     folds = read_labelled(write_csv(folder, "path,label,split", "cat/1.wav,cat,1", "dog/1.wav,dog,2",
                                     "dog/2.wav,dog,3"))
-    assert folds.has_folds and folds.splits == ["1", "2", "3"]
+    assert folds.has_folds and folds.splits == ["1", "2", "3"] and folds.groups is None
+
+
+def test_groups(folder):
+    file = write_csv(folder, "path,label,group", *(f"{label}/{i}.wav,{label},{label}{i // 4}"
+                                                   for label in ("cat", "dog") for i in range(1, 10)))
+    found = read_labelled(file)
+    assert found.groups == [f"{label}{i // 4}" for label in ("cat", "dog") for i in range(1, 10)]
+    left = found.without(found.paths[:4])
+    assert (left.paths, left.groups) == (found.paths[4:], found.groups[4:])
+    assert left.splits == found.splits[4:] and left.content_hash != found.content_hash
 
 
 @pytest.mark.parametrize("lines, message", [
