@@ -13,8 +13,6 @@ from .options import (
     warn,
 )
 
-MOST_SEEDS = 10
-
 
 def add_commands(commands):
     extract = commands.add_parser("extract", help="write frame-level hidden states of recordings")
@@ -35,7 +33,8 @@ def add_commands(commands):
 
     probe = commands.add_parser("probe", help="train linear probes, and SUPERB's classifier, on all layers at once")
     probe.add_argument("set", type=Path, metavar="SET",
-                       help="CSV with the columns path, label and, if wanted, split; or a folder for each class")
+                       help="CSV with the columns path, label and, if wanted, split and group, such as the speaker; "
+                            "or a folder for each class")
     _add_checkpoints_and_cache(probe, Path("result/probe"))
     probe.add_argument("--corpus", choices=("sid", "er", "ks", "ic"),
                        help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er), Speech Commands (ks) or Fluent Speech "
@@ -46,11 +45,14 @@ def add_commands(commands):
                        help="of SUPERB's classifier, chosen on dev; default: 1e-4")
     probe.add_argument("--layers-alone", action="store_true",
                        help="SUPERB's classifier on each layer by itself, too, which s3prl's -l trains one a run")
+    probe.add_argument("--seeds", type=int, choices=range(1, 11), default=5, metavar="N",
+                       help="random starts that --layers-alone averages over, at most 10; default: 5")
     probe.set_defaults(run=_probe)
 
     frames = commands.add_parser("probe-frames", help="train linear probes of labels such as phones at the frames")
     frames.add_argument("set", type=Path, metavar="SET",
-                        help="CSV or TSV with the columns path, start, end (in seconds), label and, if wanted, split")
+                        help="CSV or TSV with the columns path, start, end (in seconds), label and, if wanted, split "
+                             "and group, such as the speaker")
     _add_checkpoints_and_cache(frames, Path("result/probe-frames"))
     frames.add_argument("--corpus", choices=("timit",), help="SET is the folder of TIMIT")
     frames.add_argument("--frames", type=int, default=10_000, metavar="N",
@@ -64,12 +66,10 @@ def add_commands(commands):
 
 def _add_checkpoints_and_cache(command, out):
     command.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
-                         help="one or more, all in the same plot; fbank is the filterbank")
+                         help="one or more, all in the same plot; log-mel is the baseline that has learned nothing")
     add_out(command, "a folder", default=out)
     add_upstream_config(command)
     command.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
-    command.add_argument("--seeds", type=int, choices=range(1, MOST_SEEDS + 1), default=5, metavar="N",
-                         help=f"random starts of the probes, at most {MOST_SEEDS}; default: 5")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32",
                          help="of the cache; default: float32")
     add_device(command)
@@ -119,8 +119,7 @@ def _probe_frames(options):
     aligned = read_timit(options.set) if options.corpus else read_alignments(options.set)
     results = probe_frames(
         aligned, options.checkpoints, options.out, source=options.set.name, most_frames=options.frames,
-        seeds=options.seeds, cache=options.cache, device=choose_device(options.device), dtype=options.dtype,
-        **upstream_options(options),
+        cache=options.cache, device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
     return _summarise(results, options.out)
 

@@ -1,5 +1,6 @@
 """``ssamba probe-frames``: checkpoints by linear probes of every layer at the frames, as is done for phones."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from ..network.configuration import PUBLISHED_FRONT_END
 from .cache import cached_frames, cached_log_mel_frames
 from .geometry import MOST_UTTERANCES
 from .report import write_report
-from .study import FBANK, by_layer, geometry_of, probes_by_seed, short_names, timed
+from .study import LOG_MEL, by_layer, check_names, geometry_of, probe_layers, short_names, timed
 
 LONGEST_HOP = 0.04  # seconds: a phone lasts 80 ms on average, and a stop much less
 UNUSABLE = "unusable"  # the split of frames in none
 
 
-def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds=5, device="cpu", cache=None,
-                 dtype="float32", **options):
+def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, device="cpu", cache=None, dtype="float32",
+                 **options):
     """Probe every layer of some checkpoints at single frames; write ``results.json``, ``results.md`` and two pictures.
 
     The frames are drawn once, for all checkpoints and layers: memory and the cache hold those and no others. A frame
@@ -28,11 +29,10 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
 
     Args:
         aligned: an AlignedSet.
-        checkpoints: paths; "fbank" is the filterbank at the frame, see :func:`iterate_log_mel_frames`.
+        checkpoints: paths; "log-mel" is the baseline of :func:`iterate_log_mel_frames`.
         out: folder for the results.
         source: name of the set, for the report.
         most_frames: see :func:`ssamba_upstream.corpora.alignments.draw_frames`.
-        seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight decay.
         device: on which everything is computed.
         cache: folder for what is kept. Default: ``cache`` in out.
         dtype: of the cache.
@@ -43,10 +43,11 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
         of classes that train has none of, which no probe could know, and frames that recordings turn out not to have.
 
     Raises:
-        ValueError: a hop of more than 40 ms, checkpoints of unlike hops, no frames left of a split, or see
-            :func:`ssamba_upstream.corpora.alignments.draw_frames`.
+        ValueError: If "fbank" is given in place of a checkpoint, the hop is longer than 40 ms, the checkpoints' hops
+            differ, or a split has no frames left; see also :func:`ssamba_upstream.corpora.alignments.draw_frames`.
     """
-    configs = {checkpoint: load_config(checkpoint) for checkpoint in checkpoints if checkpoint != FBANK}
+    check_names(checkpoints)
+    configs = {checkpoint: load_config(checkpoint) for checkpoint in checkpoints if checkpoint != LOG_MEL}
     stride = UpstreamOptions(**options).time_stride or _default_stride(configs)
     options["time_stride"] = stride
     out = Path(out)
@@ -55,15 +56,17 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, seeds
     results = {
         "set": source,
         "unit": "frames",
-        "options": {**options, "dtype": dtype, "seeds": seeds, "most_frames": most_frames},
+        "options": {**options, "dtype": dtype, "most_frames": most_frames},
+        "resampled": "groups" if aligned.groups else "recordings",
         "models": [],
     }
+    groups = [aligned.groups.get(frame.path) or os.fspath(frame.path) for frame in drawn.frames]
     unreadable = {}
     for name, checkpoint in zip(short_names(checkpoints), checkpoints):
         with timed(seconds := {}, "hidden states"):
             features, key = _features(checkpoint, drawn.frames, cache, stride, device, dtype, unreadable, options)
         splits = _usable_splits(drawn, features)
-        found = _probe_layers(features, key, drawn.labels, splits, cache, seeds, device, seconds)
+        found = _probe_layers(features, key, drawn.labels, splits, groups, cache, device, seconds)
         results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
     usable = [label for label, split in zip(drawn.labels, splits) if split != UNUSABLE]
     results.update({
@@ -109,7 +112,7 @@ def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, opti
     def note(error):
         unreadable[error.file] = error
 
-    if checkpoint == FBANK:
+    if checkpoint == LOG_MEL:
         return cached_log_mel_frames(frames, stride, cache, report=note)
     return cached_frames(checkpoint, frames, cache, dtype, device, report=note, **options)
 
@@ -122,13 +125,13 @@ def _usable_splits(drawn, features):
             for label, split, found in zip(drawn.labels, drawn.splits, there)]
 
 
-def _probe_layers(features, key, labels, splits, cache, seeds, device, seconds):
+def _probe_layers(features, key, labels, splits, groups, cache, device, seconds):
     # The features stay in their file: probes read a layer at a time, and the geometry is that of some frames.
     with timed(seconds, "probes"):
-        task = {"features": key, "labels": labels, "splits": splits}
-        probes = probes_by_seed(cache, task, features, labels, [("test", splits)], seeds, device)
+        task, rotations = {"features": key, "labels": labels, "splits": splits}, [("test", splits)]
+        probes = probe_layers(cache, task, features, labels, rotations, device)
     with timed(seconds, "geometry"):
         usable = [i for i, split in enumerate(splits) if split != UNUSABLE]
         some = usable[::-(-len(usable) // MOST_UTTERANCES)]
         geometry = geometry_of(cache, json_hash({"features": key, "frames": some}), features[:, some])
-    return {**by_layer(probes, geometry), "seconds": seconds}
+    return {**by_layer(probes, rotations, groups, geometry), "seconds": seconds}

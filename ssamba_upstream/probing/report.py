@@ -1,22 +1,11 @@
 """The results of ``ssamba probe`` and ``ssamba probe-frames`` as JSON, Markdown and two pictures."""
 
 import math
-from statistics import stdev
 
 from ..figures import load_pyplot, save_figure
 from ..files import to_json, write_text
 
-# Two-sided 95 % quantiles of Student's t distribution, for 1, 2, ... degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-MOST_SEEDS = len(STUDENT) + 1
 ALONE = " Alone: SUPERB's classifier on a layer by itself, mean over the random starts."
-
-
-def confidence_interval(values):
-    """Half the width of the 95 % confidence interval of the mean of 2 to 10 values; None of a single one."""
-    if len(values) == 1:
-        return None
-    return STUDENT[len(values) - 2] * stdev(values) / math.sqrt(len(values))
 
 
 def write_report(results, out):
@@ -42,9 +31,7 @@ def markdown(results):
     lines = [
         f"# Probes of {results['set'] or 'a labelled set'}", "",
         f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the "
-        f"{results['unit']} ({counts}). Test accuracy in percent: of linear probes, {_starts(results['options'])}, in "
-        "the layer with the lowest loss on dev"
-        + ("; and of SUPERB's weighted sum of the layers, from one start." if _has_heads(results) else ".")
+        f"{results['unit']} ({counts}). {_explanation(results)}"
         + (ALONE if "Alone" in dict(columns) else ""), "",
         f"| {' | '.join(name for name, _ in summary)} |", "| --- |" + " ---: |" * (len(summary) - 1),
     ]
@@ -55,30 +42,42 @@ def markdown(results):
         lines += ["", f"## {model['name']}", "", f"| Layer | {' | '.join(name for name, _ in columns)} |",
                   "|" + " ---: |" * (1 + len(columns))]
         for layer in model["layers"]:
-            number = f"**{layer['layer']}**" if layer["layer"] == model["best_layer"] else layer["layer"]
+            number = f"**{layer['layer']}**" if layer["layer"] in _best(model) else layer["layer"]
             lines.append(f"| {number} | {' | '.join(value(layer) for _, value in columns)} |")
     return "\n".join(lines) + "\n"
 
 
-def _starts(options):
-    if options["seeds"] == 1:
-        return "from one random start"
-    return f"mean and 95 % confidence interval over {options['seeds']} random starts"
+def _explanation(results):
+    first = results["models"][0]
+    chosen = "the layer with the lowest loss on dev"
+    if len(first["best_layers"]) > 1:
+        chosen = f"the layer that each of {len(first['best_layers'])} folds chooses by the loss on its own dev part"
+    heads = " Weighted sum: SUPERB's weighted sum of the layers, from one random start." if _has_heads(results) else ""
+    return (f"Probe: test accuracy in percent of a linear probe on {chosen}, and its 95 % confidence interval by "
+            f"bootstrap over the {first['resampled']:,} {results['resampled']} of the test set.{heads}")
+
+
+def _best(model):
+    """The layers that dev, or the folds, chose."""
+    return sorted(set(model["best_layers"].values()))
 
 
 def _has_heads(results):
     return "superb_head" in results["models"][0]
 
 
-def _percent(layer):
-    interval = "" if layer["interval"] is None else f" ± {layer['interval'] * 100:.2f}"
-    return f"{layer['test_accuracy'] * 100:.2f}{interval}"
+def _accuracy_columns(name):
+    """An accuracy in percent and the ends of its interval, of a layer or of a model."""
+    def end(number):
+        return lambda of: "-" if of["interval"] is None else f"{of['interval'][number] * 100:.2f}"
+
+    return [(name, lambda of: f"{of['test_accuracy'] * 100:.2f}"), ("From", end(0)), ("To", end(1))]
 
 
 _SUMMARY = [
     ("Model", lambda model: model["name"]),
-    ("Best layer", lambda model: model["best_layer"] if len(model["layers"]) > 1 else ""),
-    ("Probe", lambda model: _percent(model["layers"][model["best_layer"]])),
+    ("Best layer", lambda model: ", ".join(map(str, _best(model))) if len(model["layers"]) > 1 else ""),
+    *_accuracy_columns("Probe"),
 ]
 _WEIGHTED_SUM = ("Weighted sum", lambda model: f"{model['superb_head']['test_accuracy'] * 100:.2f}")
 
@@ -86,13 +85,13 @@ _WEIGHTED_SUM = ("Weighted sum", lambda model: f"{model['superb_head']['test_acc
 def _columns(results):
     """The name of each column of the layers' tables, and what a layer has in it."""
     columns = [
-        ("Test", _percent),
+        *_accuracy_columns("Test"),
         ("Dev", lambda layer: f"{layer['dev_accuracy'] * 100:.2f}"),
         ("Dev loss", lambda layer: f"{layer['dev_loss']:.4f}"),
         ("Norm", lambda layer: f"{layer['norm']:.4g}"),
     ]
     if _has_heads(results):
-        columns.insert(3, ("Weight", lambda layer: f"{layer['weight']:.4f}"))
+        columns.insert(-1, ("Weight", lambda layer: f"{layer['weight']:.4f}"))
     if results["options"].get("layers_alone"):
         columns.append(("Alone", lambda layer: f"{layer['alone'] * 100:.2f}"))
     return columns
@@ -112,13 +111,13 @@ def _draw_layers(results):
         if len(layers) == 1:
             accuracy.axhline(values[0], color=colour, linestyle=":", label=f"{model['name']}, probe")
             continue
-        numbers, best = range(len(layers)), model["best_layer"]
-        intervals = [(layer["interval"] or 0) * 100 for layer in layers]
-        within = [[min(value, interval) for value, interval in zip(values, intervals)],
-                  [min(100 - value, interval) for value, interval in zip(values, intervals)]]
-        accuracy.errorbar(numbers, values, within, color=colour, capsize=2,
+        numbers, best = range(len(layers)), _best(model)
+        within = [layer["interval"] or 2 * [layer["test_accuracy"]] for layer in layers]
+        beyond = [[abs(100 * end - value) for end, value in zip(ends, values)] for ends in zip(*within)]
+        accuracy.errorbar(numbers, values, beyond, color=colour, capsize=2,
                           label=f"{model['name']}, probe of each layer")
-        accuracy.plot(best, values[best], "*", color=colour, markersize=14, label=f"best on dev: layer {best}")
+        accuracy.plot(best, [values[layer] for layer in best], "*", color=colour, markersize=14,
+                      label=f"best on dev: {', '.join(map(str, best))}")
         if "weights" in axes:
             accuracy.axhline(model["superb_head"]["test_accuracy"] * 100, color=colour, linestyle="--",
                              label=f"{model['name']}, SUPERB's weighted sum")

@@ -8,15 +8,17 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from ..corpora.labelled import rotate_folds
+from tqdm import tqdm
+
+from ..corpora.labelled import members_of_splits, rotate_folds
 from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
-from .linear import ProbeResults, retrain_probes, train_probes
-from .report import confidence_interval, write_report
+from .linear import CrossValidation, ProbeResults, accuracy_intervals, train_probes
+from .report import write_report
 from .superb_head import splits_for_fold, train_head, train_layer_heads
 
-FBANK = "fbank"  # stands for the filterbank, in the place of a checkpoint
+LOG_MEL = "log-mel"  # in the place of a checkpoint
 
 
 def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_rates=(1e-4,), layers_alone=False,
@@ -24,18 +26,17 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
     """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
     What has been computed is kept, so that an interrupted call goes on where it was, and a call with one more
-    checkpoint, or seed, computes only that.
+    checkpoint computes only that.
 
     Args:
         data: a LabelledSet; one with folds is cross-validated, and accuracies are means over the folds.
-        checkpoints: paths; "fbank" is the filterbank, see :func:`log_mel_averages`.
+        checkpoints: paths; "log-mel" is the baseline of :func:`log_mel_averages`.
         out: folder for the results.
         schedule: the HeadSchedule of SUPERB's classifier.
         source: name of the labelled set, for the report.
-        seeds: number of random starts of the probes; the first chooses each layer's learning rate and weight
-            decay.
+        seeds: number of random starts of the classifiers that ``layers_alone`` trains.
         head_learning_rates: of SUPERB's classifier.
-        layers_alone: train that classifier on each layer by itself, too, from as many random starts as the probes.
+        layers_alone: If True, train that classifier on each layer by itself, too.
         device: on which everything is computed.
         cache: folder for what is kept. Default: ``cache`` in out.
         options: of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
@@ -44,8 +45,10 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
         the content of ``results.json``. Recordings that cannot be read are left out, and listed there.
 
     Raises:
-        ValueError: no folds and no dev, none left of a split, or see :func:`train_probes`.
+        ValueError: If "fbank" is given in place of a checkpoint, there are neither folds nor dev, or no recording of a
+            split can be read; see also :func:`train_probes`.
     """
+    check_names(checkpoints)
     data.check_probes()  # which would fail only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
@@ -67,6 +70,7 @@ def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_ra
         "unreadable": sorted(map(str, unreadable.values())),
         "classes": len(data.classes),
         "most_frequent_class": max(Counter(data.labels).values()) / len(data.labels),
+        "resampled": "groups" if data.groups else "recordings",
     })
     write_report(results, out)
     return results
@@ -81,7 +85,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
         unreadable[error.file] = error
 
     with timed(seconds, "hidden states"):
-        if checkpoint == FBANK:
+        if checkpoint == LOG_MEL:
             features, key = cached_log_mel_averages(data.paths, cache, report=note)
         else:
             features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, report=note, **options)
@@ -92,7 +96,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
     task = {"features": key, "labels": data.labels, "splits": data.splits}
     with timed(seconds, "probes"):
         rotations = [*rotate_folds(data.splits)] if data.has_folds else [("test", data.splits)]
-        probes = probes_by_seed(cache, task, features, data.labels, rotations, seeds, device)
+        probes = probe_layers(cache, task, features, data.labels, rotations, device)
     with timed(seconds, "head"):
         head = remembered(
             cache, {**task, "head": [asdict(schedule), head_learning_rates]},
@@ -107,7 +111,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
             ) for seed in range(seeds)]
     with timed(seconds, "geometry"):
         geometry = geometry_of(cache, key, features)
-    found = by_layer(probes, geometry)
+    found = by_layer(probes, rotations, data.groups or [*map(os.fspath, data.paths)], geometry)
     for number, layer in enumerate(found["layers"]):
         layer["weight"] = head["layer_weights"][number]
         if alone:
@@ -128,32 +132,29 @@ class timed:
         self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
-def probes_by_seed(cache, task, features, labels, rotations, seeds, device):
-    """Linear probes of every layer from some random starts, of which the first chooses; remembered.
+def probe_layers(cache, task, features, labels, rotations, device):
+    """Train a linear probe on every layer; what was trained before is remembered, layer by layer.
 
     Args:
         cache: folder for what is kept.
         task: description of features, labels and splits, see :func:`remembered`.
         features, labels: see :func:`train_probes`.
         rotations: list of the name of each fold, or "test", and the splits with that fold as the test set.
-        seeds: number of random starts.
         device: on which the probes are trained.
 
     Returns:
-        for each seed, the fields of ProbeResults by fold.
+        CrossValidation; without folds, its only fold is "test".
     """
-    def train():
-        return {fold: asdict(train_probes(features, labels, splits, device=device)) for fold, splits in rotations}
+    def train(layer):
+        return {fold: asdict(train_probes(features[layer:layer + 1], labels, splits, device=device))
+                for fold, splits in rotations}
 
-    def retrain():
-        folds = {
-            fold: retrain_probes(features, labels, splits, ProbeResults(**first[fold]), range(1, seeds), device=device)
-            for fold, splits in rotations
-        }
-        return [{fold: asdict(found[i]) for fold, found in folds.items()} for i in range(seeds - 1)]
-
-    first = remembered(cache, {**task, "probes": 0}, train)
-    return [first] if seeds == 1 else [first, *remembered(cache, {**task, "probes": [1, seeds]}, retrain)]
+    layers = [remembered(cache, {**task, "probe of layer": layer}, partial(train, layer))
+              for layer in tqdm(range(len(features)), "probes", leave=False, disable=None)]
+    return CrossValidation({
+        fold: ProbeResults(**{name: sum((layer[fold][name] for layer in layers), []) for name in layers[0][fold]})
+        for fold, _ in rotations
+    })
 
 
 def _train_head(features, data, schedule, learning_rates, device):
@@ -190,25 +191,46 @@ def geometry_of(cache, key, features):
     return remembered(cache, {"features": key, "geometry": True}, compute)
 
 
-def by_layer(probes, geometry):
-    """What the report says of each layer, from :func:`probes_by_seed` and :func:`geometry_of`."""
-    layers = []
-    for layer, norm in enumerate(geometry["norms"]):
-        test_accuracy, dev_accuracy, dev_loss = (
-            [mean(fold[name][layer] for fold in seed.values()) for seed in probes]
-            for name in ("test_accuracy", "dev_accuracy", "dev_loss")
-        )
-        layers.append({
+def by_layer(probes, rotations, groups, geometry):
+    """What the report says of each layer, and of the layer that dev chose, or each fold's dev part its own.
+
+    Args:
+        probes, rotations: see :func:`probe_layers`.
+        groups: of each utterance, see :func:`accuracy_intervals`.
+        geometry: see :func:`geometry_of`.
+    """
+    folds = [*probes.folds.values()]
+    tested = [(name, i) for name, splits in rotations for i in members_of_splits(splits)["test"]]
+    right = [sum(of_layer, []) for of_layer in zip(*(fold.test_right for fold in folds))]
+    right.append(sum((fold.test_right[fold.best_layer] for fold in folds), []))
+    tested_groups = [groups[i] for _, i in tested]
+    *intervals, interval = accuracy_intervals(right, [name for name, _ in tested], tested_groups)
+    return {
+        "best_layers": {name: fold.best_layer for name, fold in probes.folds.items()},
+        "test_accuracy": probes.best_test_accuracy,
+        "interval": interval,
+        "resampled": len(set(tested_groups)),
+        "layers": [{
             "layer": layer,
-            "test_accuracy": mean(test_accuracy),
-            "interval": confidence_interval(test_accuracy),
-            "test_accuracy_by_seed": test_accuracy,
-            "dev_accuracy": mean(dev_accuracy),
-            "dev_loss": mean(dev_loss),
+            "test_accuracy": probes.test_accuracy[layer],
+            "interval": intervals[layer],
+            "dev_accuracy": mean(fold.dev_accuracy[layer] for fold in folds),
+            "dev_loss": mean(fold.dev_loss[layer] for fold in folds),
             "norm": norm,
-        })
-    best = min(layers, key=lambda layer: layer["dev_loss"])["layer"]
-    return {"best_layer": best, "layers": layers, "cka": geometry["cka"]}
+        } for layer, norm in enumerate(geometry["norms"])],
+        "cka": geometry["cka"],
+    }
+
+
+def check_names(checkpoints):
+    """Refuse "fbank", which is the former name of "log-mel" here, and another baseline in s3prl.
+
+    Raises:
+        ValueError: If it is given in place of a checkpoint.
+    """
+    if "fbank" in checkpoints and not os.path.exists("fbank"):
+        raise ValueError(f"probes do not read s3prl's fbank. Write {LOG_MEL} for their own baseline, or measure fbank "
+                         "with `ssamba superb fbank`")
 
 
 def short_names(checkpoints):

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from ssamba_upstream.checkpoint import load_model
-from ssamba_upstream.cli import corpora, main, options, probing
+from ssamba_upstream.cli import corpora, main, options
 from ssamba_upstream.corpora.preparation import SETS
 from ssamba_upstream.network.configuration import HIDDEN_SIZES
-from ssamba_upstream.probing.report import MOST_SEEDS
 
 
 def test_init_info_convert(tmp_path, capsys, official_checkpoint):
@@ -138,7 +137,6 @@ sys.exit("s3prl" in sys.modules)
 def test_the_choices_of_arguments_are_those_of_the_package():
     assert options.SIZES == tuple(HIDDEN_SIZES)
     assert corpora.DATA_SETS == tuple(SETS)
-    assert probing.MOST_SEEDS == MOST_SEEDS
 
 
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):

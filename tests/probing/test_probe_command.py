@@ -1,7 +1,6 @@
 """``ssamba probe`` from a labelled set to its report."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -12,15 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scipy import stats
 
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.probing import study as probing
-from ssamba_upstream.probing.report import MOST_SEEDS, confidence_interval
 
-QUICK = ["--seeds", "2", "--head-steps", "40", "--head-learning-rates", "1e-3", "1e-2", "--device", "cpu"]
+QUICK = ["--head-steps", "40", "--head-learning-rates", "1e-3", "1e-2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +49,25 @@ def results_of(out):
 
 
 @pytest.mark.slow
-def test_two_networks_and_the_filterbank(tones, checkpoints, tmp_path, capsys):
+def test_two_networks_and_the_log_mel(tones, checkpoints, tmp_path, capsys):
     out = tmp_path / "out"
-    compared = [checkpoints[1], "fbank"]
+    compared = [checkpoints[1], "log-mel"]
     assert main(["probe", str(tones), checkpoints[0], *compared, "--out", str(out), *QUICK]) == 0
     results = results_of(out)
-    first, second, fbank = results["models"]
+    first, second, _ = results["models"]
     assert results["recordings"] == {"train": 21, "dev": 3, "test": 6} and results["classes"] == 3
     assert [len(model["layers"]) for model in results["models"]] == [3, 3, 1]
     for model in results["models"]:
-        best = model["layers"][model["best_layer"]]
-        assert best["test_accuracy"] == 1 and best["interval"] == 0 and len(best["test_accuracy_by_seed"]) == 2
+        best = model["layers"][model["best_layers"]["test"]]
+        assert model["test_accuracy"] == best["test_accuracy"] == 1 and model["interval"] == pytest.approx([1, 1])
         assert best["dev_loss"] == min(layer["dev_loss"] for layer in model["layers"])
         assert sum(layer["weight"] for layer in model["layers"]) == pytest.approx(1)
         assert model["superb_head"]["test_accuracy"] > 0.6
         assert [model["cka"][i][i] for i in range(len(model["cka"]))] == pytest.approx([1] * len(model["cka"]))
     assert first["layers"] != second["layers"]
     table = (out / "results.md").read_text()
-    assert "| network1.safetensors |" in table and "| fbank |" in table and "100.00 ± 0.00" in table
+    assert "| network1.safetensors |" in table and "| log-mel |  | 100.00 | 100.00 | 100.00 |" in table
+    assert "by bootstrap over the 6 recordings of the test set. Weighted sum" in table
     for picture in ("layers.png", "cka.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert "| network2.safetensors |" in capsys.readouterr().out
@@ -91,37 +89,32 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoint
     loud = tmp_path / "tones" / "200 Hz" / "loud.wav"
     soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
     out = tmp_path / "out"
-    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "fbank", "--out", str(out), *QUICK]
+    command = ["probe", str(tmp_path / "tones"), checkpoints[0], "log-mel", "--out", str(out), *QUICK]
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "left out: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said
     results = results_of(out)
     assert sum(results["recordings"].values()) == 30 and len(results["unreadable"]) == 2
-    assert all(model["layers"][model["best_layer"]]["test_accuracy"] == 1 for model in results["models"])
-    assert "mean and 95 % confidence interval over 2 random starts, in the" in (out / "results.md").read_text()
-    assert main([*command, "--seeds", "1"]) == 1
-    assert "of linear probes, from one random start, in the layer" in (out / "results.md").read_text()
+    assert all(model["test_accuracy"] == 1 for model in results["models"])
 
 
 @pytest.mark.slow
 def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
     trained = []
-    for name in ("train_probes", "retrain_probes", "train_head"):
+    for name in ("train_probes", "train_head"):
         original = getattr(probing, name)
         monkeypatch.setattr(probing, name, lambda *args, name=name, original=original, **options:
                             trained.append(name) or original(*args, **options))
     command = ["probe", str(tones), checkpoints[0], "--out", str(tmp_path), *QUICK]
     main(command)
     first = results_of(tmp_path)
-    assert trained == ["train_probes", "retrain_probes", "train_head"]
+    assert trained == [*["train_probes"] * 3, "train_head"]
     main(command)
-    assert len(trained) == 3
+    assert len(trained) == 4
     again = results_of(tmp_path)
     for results in (first, again):
         results["models"][0].pop("seconds")
     assert again == first
-    main([*command, "--seeds", "3"])
-    assert trained[3:] == ["retrain_probes"]
     main([*command, "--head-steps", "20"])
     assert trained[4:] == ["train_head"]
 
@@ -131,7 +124,11 @@ def test_killed_while_probing_it_goes_on(tones, checkpoints, tmp_path):
     code = """
 import os, signal, sys
 from ssamba_upstream.probing import study as probe
-probe.retrain_probes = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+original, calls = probe.train_probes, []
+def train(*args, **options):
+    calls.append(1)
+    return original(*args, **options) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)
+probe.train_probes = train
 from ssamba_upstream.cli import main
 main(sys.argv[1:])
 """
@@ -141,24 +138,27 @@ main(sys.argv[1:])
                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == -signal.SIGKILL, run.stderr
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "description.json"}
-    assert len(kept) == 1 and not (out / "results.json").exists()  # seed 0
+    assert len(kept) == 2 and not (out / "results.json").exists()  # two layers
     assert main([*command, str(out)]) == main([*command, str(whole)]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for killed, expected in zip(results_of(out)["models"][0]["layers"], results_of(whole)["models"][0]["layers"]):
-        assert killed.pop("test_accuracy_by_seed") == expected.pop("test_accuracy_by_seed")
+        assert killed.pop("interval") == expected.pop("interval")
         assert killed == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.slow
 def test_folds(tones, checkpoints, tmp_path):
-    """With folds, every number is a mean over them."""
-    lines = ["path,label,split"]
-    lines += [f"{path},{path.parent.name},fold {int(path.stem) % 3}" for path in sorted(tones.rglob("*.wav"))]
+    """With folds, every number is a mean over them; with groups, the interval is one of groups."""
+    lines = ["path,label,split,group"]
+    lines += [f"{path},{path.parent.name},fold {int(path.stem) % 3},{int(path.stem) // 2}"
+              for path in sorted(tones.rglob("*.wav"))]
     csv = tmp_path / "folds.csv"
     csv.write_text("\n".join(lines))
     assert main(["probe", str(csv), checkpoints[0], "--out", str(tmp_path / "out"), *QUICK]) == 0
     model = results_of(tmp_path / "out")["models"][0]
-    assert model["layers"][model["best_layer"]]["test_accuracy"] > 0.9
+    assert model["test_accuracy"] > 0.9 and sorted(model["best_layers"]) == ["fold 0", "fold 1", "fold 2"]
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "that each of 3 folds chooses by the loss on its own dev part" in table and "over the 5 groups of" in table
     folds = model["superb_head"]["folds"]
     assert sorted(folds) == ["fold 0", "fold 1", "fold 2"]
     weights = [sum(fold["layer_weights"][1] for fold in folds.values()) / 3, model["layers"][1]["weight"]]
@@ -204,13 +204,15 @@ def test_fluent_speech_commands(tmp_path, checkpoints):
     assert results["recordings"] == {"train": 12, "dev": 6, "test": 6} and results["classes"] == 3
     assert results["options"]["head"]["slots"]
     model = results["models"][0]
-    assert model["layers"][model["best_layer"]]["test_accuracy"] == 1
-    assert model["superb_head"]["test_accuracy"] > 0.6
+    assert model["test_accuracy"] == 1
+    assert model["superb_head"]["test_accuracy"] > 0.6 and results["resampled"] == "groups"
 
 
-def test_confidence_interval():
-    for count in range(2, MOST_SEEDS + 1):
-        values = np.random.default_rng(count).normal(size=count)
-        low, high = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
-        assert confidence_interval(values.tolist()) == pytest.approx((high - low) / 2, rel=1e-3)
-    assert confidence_interval([0.5]) is None and math.isclose(confidence_interval([0.5, 0.5]), 0)
+@pytest.mark.parametrize("command", ["probe", "probe-frames"])
+def test_the_former_name_of_the_log_mel_is_refused(command, tones, tmp_path, capsys):
+    (tmp_path / "tones.csv").write_text("path,start,end,label\n" + "".join(
+        f"{path},0,0.2,{path.parent.name}\n" for path in tones.glob("*/*.wav")))
+    data = tones if command == "probe" else tmp_path / "tones.csv"
+    assert main([command, str(data), "fbank", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "Write log-mel for their own baseline, or measure fbank" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

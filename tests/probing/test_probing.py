@@ -16,9 +16,10 @@ from ssamba_upstream.corpora.labelled import Excerpt, LabelledSet
 from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.frontend import LogMel
 from ssamba_upstream.plugin.expert import UpstreamExpert
-from ssamba_upstream.probing import cross_validate, log_mel_averages, time_averages, train_probes
+from ssamba_upstream.probing import CrossValidation, cross_validate, log_mel_averages, time_averages, train_probes
 from ssamba_upstream.probing.features import read_waveform
-from ssamba_upstream.probing.linear import _Adam, retrain_probes
+from ssamba_upstream.probing.linear import ProbeResults, accuracy_intervals
+from ssamba_upstream.probing.study import by_layer
 
 UTTERANCES, SIZE, CLASSES = 400, 24, 4
 
@@ -46,20 +47,15 @@ def test_a_planted_layer_is_found_and_noise_stays_at_chance():
 
 
 @pytest.mark.slow
-def test_probes_do_not_depend_on_those_beside_them(monkeypatch):
+def test_probes_do_not_depend_on_other_layers_or_on_chunks(monkeypatch):
     features, labels, splits = planted([0.0, 0.5, 1.0])
-    grid = {"learning_rates": (1e-3, 1e-2), "weight_decays": (0.0, 0.1)}
-    together = train_probes(features, labels, splits, **grid)
-    monkeypatch.setattr("ssamba_upstream.probing.linear.BYTES_AT_ONCE", 1)
-    assert train_probes(features, labels, splits, **grid) == together
+    together = train_probes(features, labels, splits)
+    monkeypatch.setattr("ssamba_upstream.probing.linear.VALUES_AT_ONCE", 700)
     for layer in range(3):
-        alone = [
-            train_probes(features[[layer]], labels, splits, learning_rates=[rate], weight_decays=[decay])
-            for rate in grid["learning_rates"] for decay in grid["weight_decays"]
-        ]
-        best = min(alone, key=lambda result: result.dev_loss)
-        for name in ("dev_accuracy", "dev_loss", "test_accuracy", "learning_rate", "weight_decay"):
-            assert getattr(best, name)[0] == pytest.approx(getattr(together, name)[layer], abs=1e-5), name
+        alone = train_probes(features[[layer]], labels, splits)
+        assert alone.penalty[0] == together.penalty[layer]
+        assert alone.dev_loss[0] == pytest.approx(together.dev_loss[layer], rel=3e-3)
+        assert alone.test_accuracy[0] == pytest.approx(together.test_accuracy[layer], abs=0.02)
 
 
 def test_test_labels_choose_nothing():
@@ -69,73 +65,66 @@ def test_test_labels_choose_nothing():
     for i, j in zip(test, test[1:] + test[:1]):
         permuted[i] = labels[j]
     first, second = train_probes(features, labels, splits), train_probes(features, permuted, splits)
-    for name in ("dev_accuracy", "dev_loss", "learning_rate", "weight_decay", "best_layer"):
+    for name in ("dev_accuracy", "dev_loss", "penalty", "best_layer"):
         assert getattr(first, name) == getattr(second, name)
     assert first.test_accuracy != second.test_accuracy
 
 
-def test_the_best_step_on_dev_is_kept():
-    """Training to the end overfits 20 utterances; the early step is remembered, not the last."""
-    features, labels, _ = planted([0.4])
+def test_dev_chooses_the_penalty():
+    """Of 20 utterances a weakly penalised probe knows nothing but themselves; noise is best not looked at."""
+    features, labels, _ = planted([0.4, 0.0])
     splits = ["train" if i < 20 else "dev" if i < 200 else "test" for i in range(UTTERANCES)]
-    rate = {"learning_rates": [1e-2], "weight_decays": [0.0]}
-    stopped = train_probes(features, labels, splits, **rate)
-    by_length = [train_probes(features, labels, splits, max_steps=steps, patience=1000, **rate)
-                 for steps in (5, 50, 300)]
-    assert by_length[0].dev_loss > by_length[1].dev_loss >= by_length[2].dev_loss == stopped.dev_loss
-    assert train_probes(features, labels, splits, max_steps=3, **rate).dev_accuracy[0] > 0
+    chosen = train_probes(features, labels, splits)
+    assert chosen.penalty[0] < chosen.penalty[1] == 0.1 and chosen.dev_loss[1] == pytest.approx(np.log(4), rel=0.05)
+    by_penalty = [train_probes(features, labels, splits, penalties=[penalty]) for penalty in (1e-1, 1e-2, 1e-3, 1e-6)]
+    for layer in range(2):
+        assert chosen.dev_loss[layer] <= 1.01 * min(results.dev_loss[layer] for results in by_penalty)
+    assert by_penalty[-1].dev_loss[0] > 1.5 * chosen.dev_loss[0]
 
 
-@pytest.mark.slow
-def test_a_seed_is_a_random_start():
-    problem = planted([0.3, 0.5])
-    assert train_probes(*problem) == train_probes(*problem)
-    assert train_probes(*problem).dev_loss != train_probes(*problem, seed=1).dev_loss
+@pytest.mark.parametrize("penalty", [0.1, 1e-3, 1e-5])
+@pytest.mark.parametrize("utterances", [400, 40])
+def test_probes_agree_with_an_independent_logistic_regression(penalty, utterances):
+    """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * features * utterances).
 
-
-def test_adam_is_torchs_with_rates_and_penalties_of_their_own():
-    generator = torch.Generator().manual_seed(0)
-    start, *gradients = torch.randn(8, 2, 5, 3, generator=generator, dtype=torch.float64)
-    rates, penalties = torch.tensor([1e-3, 1e-2, 0.1], dtype=torch.float64), torch.tensor([0.0, 0.1, 0.5])
-    columns = [start[..., i].clone().requires_grad_() for i in range(3)]
-    theirs = torch.optim.Adam([{"params": [column], "lr": float(rate), "weight_decay": float(penalty)}
-                               for column, rate, penalty in zip(columns, rates, penalties)])
-    parameter = start.clone()
-    ours = _Adam(parameter, rates, penalties)
-    for gradient in gradients:
-        ours.step(gradient)
-        for i, column in enumerate(columns):
-            column.grad = gradient[..., i].clone()
-        theirs.step()
-        torch.testing.assert_close(parameter, torch.stack([column.detach() for column in columns], dim=2))
-
-
-@pytest.mark.slow
-def test_another_start_with_what_the_first_chose():
-    features, labels, splits = planted([0.3, 0.8, 0.5])
-    first = train_probes(features, labels, splits)
-    again, other = retrain_probes(features, labels, splits, first, seeds=[0, 1])
-    assert (again.learning_rate, again.weight_decay) == (first.learning_rate, first.weight_decay)
-    assert again.dev_loss == pytest.approx(first.dev_loss, abs=1e-5)
-    assert other.dev_loss != first.dev_loss and len(other.test_accuracy) == 3
-    (alone,) = retrain_probes(features, labels, splits, first, seeds=[0])
-    assert alone.dev_loss == pytest.approx(again.dev_loss, abs=1e-5)
-
-
-def test_probes_agree_with_an_independent_logistic_regression():
-    """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * utterances)."""
+    Utterances are more or fewer than features, which are of unlike sizes and correlated.
+    """
     linear_model, metrics = map(pytest.importorskip, ("sklearn.linear_model", "sklearn.metrics"))
-    features, labels, splits = planted([0.4, 0.8])
-    results = train_probes(features, labels, splits, learning_rates=[3e-3], weight_decays=[0.3],
-                           max_steps=1000, patience=1000)
-    parts = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "dev")}
+    features, labels, splits = (column[..., :utterances, :] if torch.is_tensor(column) else column[:utterances]
+                                for column in planted([0.4, 0.8]))
+    mixing = torch.randn(SIZE, 36, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 36)
+    features = features @ mixing
+    results = train_probes(features, labels, splits, penalties=[penalty])
+    parts = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "dev", "test")}
     targets = {name: np.array(labels)[members] for name, members in parts.items()}
-    for layer, x in enumerate(features):
-        x = (x - x[parts["train"]].mean(0)) / x[parts["train"]].std(0, correction=0)
-        regression = linear_model.LogisticRegression(C=1 / (0.3 * len(parts["train"])))
-        regression.fit(x[parts["train"]].numpy(), targets["train"])
-        expected = metrics.log_loss(targets["dev"], regression.predict_proba(x[parts["dev"]].numpy()))
-        assert results.dev_loss[layer] == pytest.approx(expected, rel=0.02)
+    for layer, x in enumerate(features.double()):
+        x = ((x - x[parts["train"]].mean(0)) / x[parts["train"]].std(0, correction=0)).numpy()
+        regression = linear_model.LogisticRegression(C=1 / (penalty * 36 * len(parts["train"])), tol=1e-8,
+                                                     max_iter=10_000)
+        regression.fit(x[parts["train"]], targets["train"])
+        expected = metrics.log_loss(targets["dev"], regression.predict_proba(x[parts["dev"]]))
+        assert results.dev_loss[layer] == pytest.approx(expected, rel=0.02, abs=1e-3)
+        agree = np.array(results.test_right[layer]) == (regression.predict(x[parts["test"]]) == targets["test"])
+        assert agree.mean() > 0.97
+
+
+def test_all_of_a_large_train_set_counts():
+    """The feature says something of the last tenth of 100,000 utterances only, and nothing of the others."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(2, (100_000,), generator=generator)
+    features = torch.randn(1, 102_000, 1, generator=generator)
+    labels = torch.cat([bits, bits[:2000]])
+    features[0, 90_000:, 0] += 3.0 * labels[90_000:]
+    splits = ["train"] * 100_000 + ["dev", "test"] * 1000
+    found = train_probes(features, [*map(str, labels.tolist())], splits, penalties=[1e-6])
+    x = torch.cat([features[0, :100_000], torch.ones(100_000, 1)], dim=1).double()
+    weights = torch.zeros(2, dtype=torch.float64)
+    for _ in range(20):  # Newton's method, of all
+        shares = (x @ weights).sigmoid()
+        weights += torch.linalg.solve((x.T * shares * (1 - shares)) @ x, x.T @ (bits - shares))
+    dev = features[0, 100_000::2, 0].double() * weights[0] + weights[1]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(dev, labels[100_000::2].double())
+    assert found.dev_loss[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_a_constant_feature_changes_nothing():
@@ -157,6 +146,64 @@ def test_folds():
     assert results.test_accuracy[1] == 1 and results.test_accuracy[0] < 0.45
     by_hand = ["test" if fold == "fold 4" else "dev" if fold == "fold 0" else "train" for fold in folds]
     assert results.folds["fold 4"] == train_probes(features, labels, by_hand)
+
+
+def report_of(probes, folds):
+    rotations = [(test, ["test" if fold == test else "dev" if fold == dev else "train" for fold in folds])
+                 for test, dev in zip("abc", "bca")]
+    layers = len(next(iter(probes.folds.values())).dev_loss)
+    return by_layer(probes, rotations, [*range(len(folds))], {"norms": [1.0] * layers, "cka": []})
+
+
+def test_each_fold_chooses_its_own_layer():
+    """The layer with the lowest mean loss over all dev parts, the second, is chosen by nobody."""
+    losses = {"a": [1.0, 2.0, 9.0], "b": [9.0, 2.0, 1.0], "c": [1.0, 2.0, 9.0]}
+    right = [[True, False], [True, True], [False, False]]
+    probes = CrossValidation({fold: ProbeResults([0.5] * 3, loss, [0.1] * 3, right) for fold, loss in losses.items()})
+    found = report_of(probes, [*"aabbcc"])
+    assert found["best_layers"] == {"a": 0, "b": 2, "c": 0}
+    assert found["test_accuracy"] == probes.best_test_accuracy == pytest.approx(1 / 3)
+    assert [layer["test_accuracy"] for layer in found["layers"]] == [0.5, 1, 0]
+    assert found["interval"][0] < 1 / 3 < found["interval"][1] and found["resampled"] == 6
+
+
+@pytest.mark.slow
+def test_random_labels_are_reported_at_chance():
+    """Of many layers the one with the lowest mean loss over all dev parts would have seen every label: 72 %."""
+    labels, folds = [str(i % 2) for i in range(30)], ["abc"[i // 2 % 3] for i in range(30)]
+    accuracies = []
+    for seed in range(3):
+        features = torch.randn(60, 30, 2, generator=torch.Generator().manual_seed(seed))
+        accuracies.append(report_of(cross_validate(features, labels, folds), folds)["test_accuracy"])
+    assert abs(np.mean(accuracies) - 0.5) < 3 * (0.25 / 90) ** 0.5
+
+
+def test_intervals_of_independent_utterances_are_those_of_a_proportion():
+    generator = torch.Generator().manual_seed(0)
+    right = (torch.rand(2, 2000, generator=generator) < torch.tensor([[0.9], [0.5]])).tolist()
+    folds = ["test"] * 2000
+    for row, (low, high) in zip(right, accuracy_intervals(right, folds, range(2000))):
+        share = np.mean(row)
+        half = 1.96 * (share * (1 - share) / 2000) ** 0.5
+        assert (low, high) == pytest.approx((share - half, share + half), abs=0.1 * half)
+
+
+def test_utterances_of_a_group_are_drawn_together():
+    """Of ten groups all right or all wrong, a hundred utterances each say as little as one of each."""
+    right = [number % 2 == 0 for number in range(10)]
+    (alone,) = accuracy_intervals([right], ["test"] * 10, range(10))
+    hundred = [value for value in right for _ in range(100)]
+    (grouped,) = accuracy_intervals([hundred], ["test"] * 1000, [number // 100 for number in range(1000)])
+    assert grouped == pytest.approx(alone)
+    (independent,) = accuracy_intervals([hundred], ["test"] * 1000, range(1000))
+    assert grouped[1] - grouped[0] > 5 * (independent[1] - independent[0])
+    assert accuracy_intervals([hundred], ["test"] * 1000, ["one"] * 1000) == [None]
+
+
+def test_folds_count_alike_whatever_their_sizes():
+    right, folds = [True] * 900 + [False] * 100, ["large"] * 900 + ["small"] * 100
+    ((low, high),) = accuracy_intervals([right], folds, range(1000))
+    assert 0.4 < low < 0.5 < high < 0.6
 
 
 def test_probes_refuse_what_they_cannot_use():

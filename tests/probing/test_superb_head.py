@@ -144,6 +144,7 @@ def test_training_ends_where_s3prls_runner_ends(checkpoint, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
 
     data = read_superb("er", tmp_path / "IEMOCAP")
+    assert data.groups == [f"{session}F" for session in data.splits]
     averages, _ = cached_time_averages(checkpoint, data.paths, tmp_path / "cache")
     splits = splits_for_fold(data.splits, "Session2")
     train = [i for i, split in enumerate(splits) if split == "train"]
@@ -298,6 +299,8 @@ def test_superbs_sets(tmp_path):
     assert [path.start for path, _ in silence] == [16000 * i for i in range(20)]
     assert [split for _, split in silence].count("dev") == 2
     assert {path.gain for path in found.paths} == {-3.0}
+    for path, label, group in zip(found.paths, found.labels, found.groups):
+        assert group == "hum.wav" if label == "_silence_" else path.path.name == f"{group}_nohash_0.wav"
     noise, unreadable = tmp_path / "speech_commands_v0.01" / "_background_noise_" / "hum.wav", []
     noise.write_bytes(b"no audio")
     damaged = read_superb("ks", tmp_path)
@@ -309,6 +312,7 @@ def test_superbs_sets(tmp_path):
                   split={2: "dev", 3: "test"}.get(number, "train")) for speaker in (1, 2) for number in range(4)])
     found = read_superb("sid", tmp_path / "VoxCeleb1")
     assert found.classes == ["id10001", "id10002"] and found.splits == ["train", "train", "dev", "test"] * 2
+    assert found.groups == ["id10001/video"] * 4 + ["id10002/video"] * 4
     (tmp_path / "VoxCeleb1" / "veri_test_class.txt").unlink()
     with pytest.raises(LabelledSetError, match="corpora check sid"):
         read_superb("sid", tmp_path / "VoxCeleb1")
