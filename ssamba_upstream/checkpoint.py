@@ -160,7 +160,7 @@ def write_model(model, folder, **fields):
         fields: of the configuration, written in place of the model's.
     """
     folder = Path(folder)
-    write_json({**_fields(model), **fields}, folder / "config.json")
+    write_json({**_fields(model), "architectures": [type(model).__name__], **fields}, folder / "config.json")
     _write_safetensors(model, folder / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
 
 
@@ -459,10 +459,10 @@ def _in_float32(config, overrides):
 
 
 def _fields(model):
-    """The model's configuration, with the dtype of its weights, in which transformers 5 loads them, and its class; but
-    not where transformers read it from, which is nobody else's business."""
-    written = {"dtype": str(model.dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
-    return {name: value for name, value in {**model.config.to_dict(), **written}.items() if name != "_name_or_path"}
+    """The model's configuration with the dtype of its weights, in which transformers 5 loads them, and without where
+    transformers read it from, which is nobody else's business."""
+    fields = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
+    return {name: value for name, value in fields.items() if name != "_name_or_path"}
 
 
 def _auto_map(classes):

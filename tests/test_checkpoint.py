@@ -82,8 +82,7 @@ def test_the_configuration_has_the_dtype_of_the_weights(tmp_path, dtype):
     assert written_dtypes(tmp_path / "half") == ({torch.float16}, torch.float16)
     for name in ("again", "again.safetensors", "again.ckpt"):
         save_model(load_model(tmp_path / "half", model_class=None).to(dtype), tmp_path / name)
-        stored = checkpoint._read(tmp_path / name)[0]
-        assert stored.dtype == dtype and stored.architectures == ["SsambaForPreTraining"]
+        assert checkpoint._read(tmp_path / name)[0].dtype == dtype
     loaded = load_model(tmp_path / "half")
     assert loaded.config.dtype == loaded.dtype == torch.float32
     write_model(loaded.to(dtype), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -148,13 +149,28 @@ def _hand_over(arguments, run=_run_downstream):
         sys.argv = command_line
 
 
+EXTRAS = {
+    "superb": {"librosa", "tensorboardX"},
+    "superb-all": {"asteroid", "dtw", "editdistance", "h5py", "lxml", "more_itertools", "pandas", "pesq",
+                   "pkg_resources", "pystoi", "sed_eval", "sentencepiece", "sklearn", "tensorboard"},
+}
+"""What the extras install for s3prl, by the names of its imports."""
+
+
 def _explain_missing_module(name) -> str:
-    if name.startswith("s3prl.downstream."):
-        return f"-d: s3prl has no downstream {name.split('.')[2]}"
-    if name.split(".")[0] == "fairseq":
+    package, *rest = name.split(".")
+    if package == "s3prl":
+        if len(rest) > 1 and rest[0] == "downstream" and not importlib.util.find_spec(".".join(["s3prl", *rest[:2]])):
+            return f"-d: s3prl has no downstream {rest[1]}"
+        others = (" Install s3prl from a clone, or take another corpus: librispeech, libriphone or snips."
+                  if rest[:3] == ["downstream", "ctc", "corpus"] else " Install s3prl from a clone.")
+        return f"s3prl's package lacks {name}, which only its repository has.{others}"
+    if package == "fairseq":
         return ("s3prl needs fairseq here (speech translation does), which asks for an omegaconf that s3prl's own "
                 "requirements exclude: no extra of ssamba-upstream installs it.")
-    extra = "superb" if name in ("librosa", "tensorboardX") else "superb-all"
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is None:
+        return f"s3prl needs {name} here, which no extra of ssamba-upstream installs. Install it with pip."
     return f"s3prl needs {name} here: pip install 'ssamba-upstream[{extra}]'"
 
 

@@ -138,15 +138,18 @@ def _evaluations_in_steps(cell):
 
 
 def _utterances_of_step(cell):
-    return _batch_size(cell.config["downstream_expert"]) * cell.config["runner"]["gradient_accumulate_steps"]
+    batch = _batch_size(cell.downstream, cell.config["downstream_expert"])
+    return batch * cell.config["runner"]["gradient_accumulate_steps"]
 
 
 def _milliseconds(seconds):
     return f"{1000 * seconds:.0f} ms"
 
 
-def _batch_size(downstream_expert):
+def _batch_size(downstream, downstream_expert):
     """Utterances in a training batch, by the names that s3prl's downstreams have for it."""
+    if downstream == "asr":  # which reads no train_batch_size, and halves batches of recordings over 2000 samples
+        return max(1, downstream_expert["datarc"]["batch_size"] // 2)
     names = ("train_batch_size", "batch_size", "train_batchsize")
     sections = (downstream_expert.get(section, {}) for section in ("datarc", "corpus", "loaderrc"))
     return next((section[name] for section in sections for name in names if section.get(name)), 1)

@@ -28,9 +28,29 @@ def test_hands_its_arguments_over_with_the_entries_registered(monkeypatch):
     assert received == [["SuperbSID", "--build_upstream.name", "ssamba_tiny"]]
 
 
-def test_a_recipe_whose_package_is_missing_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3prl.problem", None)
-    with pytest.raises(SystemExit, match="superb-all"):
+class Lacking:
+    """Finds that the recipes need a package that is not installed."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "s3prl.problem":
+            raise ModuleNotFoundError("No module named 'sed_eval'", name="sed_eval")
+
+
+@pytest.fixture
+def lacking():
+    sys.meta_path.insert(0, Lacking)
+    yield
+    sys.meta_path.remove(Lacking)
+
+
+def test_a_recipe_whose_package_is_missing_says_so(monkeypatch, lacking):
+    import s3prl
+
+    for name in [name for name in sys.modules if name.startswith("s3prl.problem")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(s3prl, "problem", raising=False)
+    with pytest.raises(SystemExit, match="s3prl needs sed_eval here: pip install .*superb-all"):
         runner.run_s3prl_main(["SuperbSID"])
 
 

@@ -21,6 +21,7 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
+from ssamba_upstream.configs import find_config
 from ssamba_upstream.corpora import speech_commands
 from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
@@ -160,6 +161,13 @@ def test_plan(control, superb, capsys, tmp_path):
     *_, trial, total = capsys.readouterr().out.splitlines()
     assert trial == "er: 100 ms a step once hidden states are kept, 500 ms before; 10 s to start"
     assert not calls(control) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, batch", [("speech_recognition", 16), ("slot_filling", 32), ("speaker_verification", 10),
+                                         ("speaker_diarization", 8), ("keyword_spotting", 32)])
+def test_batches_as_the_estimate_has_them(name, batch):
+    expert = yaml.safe_load(find_config(name, "downstream").read_text())["downstream_expert"]
+    assert plan._batch_size("asr" if name == "speech_recognition" else name, expert) == batch
 
 
 def test_trial(control, superb, monkeypatch, capsys, tmp_path):
