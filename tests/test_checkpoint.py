@@ -318,12 +318,21 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "HACKED").exists()
 
 
+@pytest.fixture
+def no_safe_globals():
+    """Without the Namespace that ``register()`` allows in s3prl's checkpoints, whichever test has called it."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.add_safe_globals(allowed)
+
+
 @pytest.mark.parametrize("beside, name", [
     (argparse.Namespace(stage="Downstream", learning_rate=1e-4), "argparse.Namespace"),
     (Path("audio"), "pathlib.*Path"), (np.float64(0.9), "numpy.*scalar"),
 ])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_beside_the_weights_are_named(tmp_path, beside, name, zipped):
+def test_objects_beside_the_weights_are_named(tmp_path, beside, name, zipped, no_safe_globals):
     """And no advice is given to let a file run code."""
     content = {"model": small_model().state_dict(), "args": beside}
     torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=zipped)
