@@ -128,7 +128,7 @@ def _run_superb(options):
     if earlier:  # said before hours of training, too
         print(results.note_on_earlier(earlier), file=sys.stderr, flush=True)
     if options.cell is None:
-        print(plan(cells, options.out, device, options.jobs, scorers), flush=True)
+        print(plan(cells, options.out, device, options.jobs, scorers, compare=options.plan), flush=True)
         if options.plan:
             return 0
         chosen = cells

@@ -17,12 +17,21 @@ from .scorers import Scorers
 TRIAL_STEPS = 4
 
 
-def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None) -> str:
+def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None,
+         compare: bool = False) -> str:
     """Return a table of the cells and an estimate of the time they take, hours:minutes:seconds.
 
-    Each task with cells to run gets short trials. The estimate counts an evaluation as the training steps that its
+    Each task with cells to run gets a short trial. The estimate counts an evaluation as the training steps that its
     utterances would fill, which is too much for a fine-tuned upstream, and does not include tasks without training. The
     plan also has the notes of the corpora's checks, and what a scorer lacks.
+
+    Args:
+        cells: what is planned.
+        out: the campaign's folder.
+        device: "cpu" or "cuda".
+        jobs: cells that run at once.
+        scorers: see :class:`ssamba_upstream.superb.scorers.Scorers`. Default: none.
+        compare: also try tasks that train on averages on waveforms, and estimate the time that this would take.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
@@ -42,7 +51,7 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
             continue
         same = [other for other in waiting if other.series == cell.series]
         try:
-            sentence, estimate = _estimate(cell, len(same), out, device)
+            sentence, estimate = _estimate(cell, len(same), out, device, compare)
         except CellError as error:
             return "\n".join([*rows, f"No estimate: the trial of {cell.task} failed: {error}"])
         rows.append(sentence)
@@ -51,7 +60,7 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
     planned, computing_always = (timedelta(seconds=round(seconds / at_once)) for seconds in dataclasses.astuple(total))
     rows.append(f"{len(waiting)} of {len(cells)} cells to run, {sum(cell.steps for cell in waiting)} steps, {jobs} at "
                 f"once: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
-                                            if any(cell.kept for cell in waiting) else ""))
+                                            if compare and any(cell.kept for cell in waiting) else ""))
     return "\n".join(rows)
 
 
@@ -63,27 +72,33 @@ class Estimate:
     computing_always: float = 0.0
 
 
-def _estimate(cell, count, out, device):
+def _estimate(cell, count, out, device, compare):
     """A sentence about the trials of a cell, and the Estimate of ``count`` cells like it."""
+    averages = cell.kept is not None and cell.kept.startswith("averages")
+    steps, utterances = cell.steps + _evaluations_in_steps(cell), sum(_utterances(cell).values())
+    sentence = f"{cell.task}:"
+    if averages:
+        start, trial = measure(cell, out, device, cell.kept)
+        planned = trial.utterance * utterances + count * (2 * start + steps * trial.step)
+        sentence += (f" {_milliseconds(trial.step)} a step from averages, after {_milliseconds(trial.utterance)} for "
+                     f"each of {utterances} utterances")
+        if not compare:
+            return f"{sentence}; {start:.0f} s to start", Estimate(planned, planned)
     start, trial = measure(cell, out, device, None if cell.mode == "fine-tuned" else "frames float16")
-    steps = cell.steps + _evaluations_in_steps(cell)
-    by_runner = count * (2 * start + steps * trial.step)
-    utterances = sum(_utterances(cell).values())
+    computing_always = count * (2 * start + steps * trial.step)
     once_kept, first_pass = trial.step - trial.computing, trial.computing * utterances / _utterances_of_step(cell)
-    ending = f"; {start:.0f} s to start"
-    if cell.kept is None:
-        kept = "" if cell.mode == "fine-tuned" else f", {_milliseconds(once_kept)} if they were kept (--cache FOLDER)"
-        return f"{cell.task}: {_milliseconds(trial.step)} a step{kept}{ending}", Estimate(by_runner, by_runner)
-    if cell.kept.startswith("averages"):
-        start, averaged = measure(cell, out, device, cell.kept)
-        once_kept, first_pass = averaged.step, averaged.utterance * utterances
-        sentence = (f"{cell.task}: {_milliseconds(once_kept)} a step from averages, after "
-                    f"{_milliseconds(averaged.utterance)} for each of {utterances} utterances; "
-                    f"{_milliseconds(trial.step)} a step with --by-runner{ending}")
+    if averages:
+        sentence += f"; {_milliseconds(trial.step)} a step with --by-runner"
+    elif cell.kept:
+        planned = first_pass + count * (2 * start + steps * once_kept)
+        sentence += (f" {_milliseconds(once_kept)} a step once hidden states are kept, {_milliseconds(trial.step)} "
+                     "before")
     else:
-        sentence = (f"{cell.task}: {_milliseconds(once_kept)} a step once hidden states are kept, "
-                    f"{_milliseconds(trial.step)} before{ending}")
-    return sentence, Estimate(first_pass + count * (2 * start + steps * once_kept), by_runner)
+        planned = computing_always
+        sentence += f" {_milliseconds(trial.step)} a step"
+        if cell.mode == "frozen":
+            sentence += f", {_milliseconds(once_kept)} if they were kept (--cache FOLDER)"
+    return f"{sentence}; {start:.0f} s to start", Estimate(planned, computing_always)
 
 
 def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Trial]:
