@@ -21,7 +21,7 @@ class BidirectionalMamba(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
-        self.config = config
+        self.config, self.taps = config, config.conv_kernel
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
         for direction in DIRECTIONS:
             convolution = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
@@ -44,17 +44,16 @@ class BidirectionalMamba(nn.Module):
         Returns:
             (batch, length, E).
         """
-        channels_and_gate = apply_linear(self.in_proj, tokens)
-        directions = [
-            self.direction(suffix, reverse) for suffix, reverse in zip(DIRECTIONS, (time_reversed, not time_reversed))
-        ]
-        return apply_linear(self.out_proj, mix(channels_and_gate, directions, offsets).transpose(1, 2))
+        channels_and_gate = apply_linear(self._modules["in_proj"], tokens)
+        directions = [self.direction("", time_reversed), self.direction("_b", not time_reversed)]
+        return apply_linear(self._modules["out_proj"], mix(channels_and_gate, directions, offsets))
 
     def direction(self, suffix, reverse):
         """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
+        modules = self._modules  # nn.Module's __getattr__ takes far longer
         return {
-            "convolution": getattr(self, f"conv1d{suffix}"), "taps": self.config.conv_kernel,
-            "input_projection": getattr(self, f"x_proj{suffix}"), "step_projection": getattr(self, f"dt_proj{suffix}"),
+            "convolution": modules[f"conv1d{suffix}"], "taps": self.taps,
+            "input_projection": modules[f"x_proj{suffix}"], "step_projection": modules[f"dt_proj{suffix}"],
             "A_log": getattr(self, f"A{suffix}_log"), "D": getattr(self, f"D{suffix}"), "reverse": reverse,
         }
 

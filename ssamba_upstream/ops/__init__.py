@@ -14,7 +14,7 @@ from torch import nn
 
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
-from .product import apply_linear, is_plain, linear  # noqa: F401 (part of this package's face)
+from .product import apply_linear, is_plain, linear, plain_parameters  # noqa: F401 (part of this package's face)
 from .ragged import boundaries, check_offsets
 from .reference import selective_scan_reference
 
@@ -30,7 +30,6 @@ _PLAIN = ("torch", "reference")  # of torch's own operators: they serve everywhe
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
 _MIXERS = {"cpu": cpu.mix_cpu}
-_MODULES = {"step_projection": nn.Linear, "input_projection": nn.Linear, "convolution": nn.Conv1d}
 
 _forced = None
 _best = {}  # by device type and dtype; asking every backend anew would take longer than a small scan
@@ -205,26 +204,42 @@ def mix(channels_and_gate, directions, offsets=None):
         offsets: of a ragged batch, as in :func:`selective_scan_mean`.
 
     Returns:
-        (batch, channels, length) in the dtype of ``channels_and_gate``.
+        (batch, length, channels) in the dtype of ``channels_and_gate``.
 
     Raises:
         ValueError: offsets that do not fit.
     """
-    plain_steps, plain_inputs, plain_convolutions = (_all_plain(directions, name) for name in _MODULES)
-    all_plain = plain_steps and plain_inputs and plain_convolutions
-    if all_plain and len(directions) <= 2 and (mix_at_once := _MIXERS.get(choose_backend(channels_and_gate))):
-        return mix_at_once(channels_and_gate, directions, offsets)
+    reverse = [direction["reverse"] for direction in directions]
+    mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 else None
+    if mix_at_once:
+        parameters = [_mixer_parameters(direction) for direction in directions]
+        if None not in parameters:
+            return mix_at_once(channels_and_gate, parameters, reverse, offsets)
+    plain_steps = all(is_plain(direction["step_projection"], nn.Linear) for direction in directions)
     x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
-    if plain_convolutions:
+    if all(is_plain(direction["convolution"], nn.Conv1d) for direction in directions):
         weights, biases = zip(*((direction["convolution"].weight, direction["convolution"].bias)
                                 for direction in directions))
-        inputs = causal_convolutions(x, weights, biases, [direction["reverse"] for direction in directions], offsets)
+        inputs = causal_convolutions(x, weights, biases, reverse, offsets)
     else:
         inputs = [_call_convolution(x, direction, offsets) for direction in directions]
     scans = [_scan_arguments(u, direction, plain_steps) for u, direction in zip(inputs, directions)]
     if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # which reads the logarithm itself
-        return triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
-    return selective_scan_mean([scan | {"A": -torch.exp(scan["A"].float())} for scan in scans], z, True, offsets)
+        mixed = triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
+    else:
+        scans = [scan | {"A": -torch.exp(scan["A"].float())} for scan in scans]
+        mixed = selective_scan_mean(scans, z, True, offsets)
+    return mixed.transpose(1, 2)
+
+
+def _mixer_parameters(direction):
+    """A direction's parameters as a backend's mixer takes them, or None if one of its modules is not a plain one."""
+    weight, bias = plain_parameters(direction["convolution"], nn.Conv1d)
+    input_weight, _ = plain_parameters(direction["input_projection"], nn.Linear)
+    step_weight, step_bias = plain_parameters(direction["step_projection"], nn.Linear)
+    if weight is None or input_weight is None or step_weight is None:
+        return None
+    return weight, bias, input_weight, step_weight, step_bias, direction["A_log"], direction["D"]
 
 
 def _scan_arguments(u, direction, plain_steps):
@@ -247,7 +262,7 @@ def _scan_arguments(u, direction, plain_steps):
 def _each_sequence(compute, x, offsets):
     """The list of tensors that ``compute`` gives for the steps, a slice, of each sequence, joined along time."""
     check_offsets(x, offsets)
-    ends = itertools.pairwise(boundaries(x, offsets))
+    ends = itertools.pairwise(boundaries(x.shape[-1], offsets))
     not_empty = [slice(begin, end) for begin, end in ends if begin < end] or [slice(0, 0)]
     return [torch.cat(pieces, dim=-1) for pieces in zip(*map(compute, not_empty))]
 
@@ -265,10 +280,6 @@ def _call_convolution(x, direction, offsets):
     places = steps + context * torch.bucketize(steps, offsets[1:-1], right=True)
     padded = x.new_zeros(*x.shape[:2], len(steps) + context * (len(offsets) - 1))
     return F.silu(module(padded.index_copy(-1, places + context, x))[..., places])
-
-
-def _all_plain(directions, name):
-    return all(is_plain(direction[name], _MODULES[name]) for direction in directions)
 
 
 def _causal_convolution(x, weight, bias, reverse):

@@ -45,7 +45,18 @@ def linear(x, weight, bias=None):
 
 def apply_linear(module, x):
     """Return a module's result for x: by :func:`linear` if it is a plain ``nn.Linear``; otherwise it is called."""
-    return linear(x, module.weight, module.bias) if is_plain(module, nn.Linear) else module(x)
+    weight, bias = plain_parameters(module, nn.Linear)
+    return module(x) if weight is None else linear(x, weight, bias)
+
+
+def plain_parameters(module, kind):
+    """Return (weight, bias) of a module if it is a plain one, see :func:`is_plain`; otherwise (None, None)."""
+    if not is_plain(module, kind):
+        return None, None
+    try:
+        return module._parameters["weight"], module._parameters["bias"]  # nn.Module's __getattr__ takes far longer
+    except KeyError:  # in replicas of DataParallel these are attributes
+        return module.weight, module.bias
 
 
 def is_plain(module, kind):
@@ -121,9 +132,9 @@ def _is_large(x, weight):
 
 
 def _goes_to_onednn(x, weight, bias):
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _is_large(x, weight):
+    if torch.compiler.is_compiling() or choice()[0] != "onednn":
         return False
-    if choice()[0] != "onednn":
+    if torch.jit.is_tracing() or not _is_large(x, weight):
         return False
     if not all(_is_plain_float32(tensor) for tensor in (x, weight, bias) if tensor is not None):
         return False

@@ -7,7 +7,7 @@ import torch
 
 
 def check_offsets(x, offsets):
-    """Raises ValueError where offsets do not belong beside x, (1, channels, length), whatever their values are."""
+    """Raises ValueError where offsets do not belong beside x, (1, ...), whatever their values are."""
     if x.shape[0] != 1:
         raise ValueError(f"offsets divide a batch of one entry into sequences; got a batch of {x.shape[0]}")
     if offsets.dim() != 1 or not len(offsets) or offsets.dtype != torch.int64 or offsets.device != x.device:
@@ -17,9 +17,9 @@ def check_offsets(x, offsets):
         )
 
 
-def boundaries(x, offsets):
-    """The offsets as a list of int. Raises ValueError where they do not divide x, (1, channels, length)."""
-    found, length = offsets.tolist(), x.shape[-1]
+def boundaries(length, offsets):
+    """The offsets as a list of int. Raises ValueError where they do not divide so many steps."""
+    found = offsets.tolist()
     if found[0] != 0 or found[-1] != length or found != sorted(found):
         raise ValueError(f"offsets must ascend from 0 to the length, {length}; got {found}")
     return found

@@ -1,6 +1,9 @@
 """What a mixer computes between its projections: the compiled kernel against the definition, adapters, quantisation."""
 
 import copy
+import pickle
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba_upstream import SsambaConfig, ops
 from ssamba_upstream.network.mixer import BidirectionalMamba
@@ -241,9 +245,113 @@ def test_dynamic_quantisation():
     assert 0 < (found - exact).norm() < 0.05 * exact.norm()
 
 
+class Operations(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@needs_kernels
+@pytest.mark.parametrize("offsets", [None, OFFSETS])
+def test_beside_the_products_torch_only_allocates(offsets):
+    """An operation of torch takes as long as the scan of a few steps."""
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    with torch.no_grad():
+        with Operations() as products:
+            channels = module.in_proj(tokens)[..., :96].contiguous()
+            module.out_proj(channels), module.x_proj(channels), module.x_proj_b(channels)
+        with Operations() as all_of_them:
+            module(tokens, offsets=offsets)
+    beside = all_of_them.found - products.found
+    assert beside == {"aten::new_empty": 2}, beside
+
+
+class Negative(nn.Module):
+    def forward(self, x):
+        return -x
+
+
+def replace_data(module):
+    for parameter in module.parameters():
+        parameter.data = 1.1 * parameter.data
+
+
+def replace_parameters(module):
+    for name in ("A_log", "D_b"):
+        setattr(module, name, nn.Parameter(0.9 * getattr(module, name).detach()))
+    module.conv1d.weight = nn.Parameter(module.conv1d.weight.detach().flip(0))
+
+
+def replace_modules(module):
+    for name in ("conv1d_b", "x_proj", "dt_proj_b", "in_proj"):
+        setattr(module, name, getattr(mixer(), name).requires_grad_(False))
+
+
+def transpose_storage(module):
+    """The same values in another order in memory."""
+    for name in ("A_log", "A_b_log"):
+        parameter = getattr(module, name)
+        parameter.data = parameter.data.t().contiguous().t()
+
+
+def parametrise(module):
+    for name in ("A_log", "D"):
+        nn.utils.parametrize.register_parametrization(module, name, Negative())
+    nn.utils.parametrize.register_parametrization(module.dt_proj, "weight", Negative())
+
+
+def as_plain_attributes(module):
+    """As in replicas of DataParallel."""
+    for layer in (module, module.conv1d, module.x_proj, module.dt_proj):
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            delattr(layer, name)
+            setattr(layer, name, 1.1 * parameter.detach())
+
+
+@pytest.mark.parametrize("change", [
+    lambda module: module.load_state_dict({name: 1.1 * value for name, value in module.state_dict().items()}),
+    replace_data, replace_parameters, replace_modules, transpose_storage, parametrise, as_plain_attributes,
+    lambda module: module.bfloat16().float(), lambda module: copy.deepcopy(module).requires_grad_(False),
+    lambda module: pickle.loads(pickle.dumps(module)),
+], ids=["in place", "data", "parameters", "modules", "order in memory", "parametrised", "attributes", "dtype and back",
+        "copy", "pickle"])
+def test_parameters_may_change_between_calls(change):
+    """By whatever means: nothing about them is kept from call to call."""
+    module, tokens = mixer(), torch.randn(1, 120, 48)
+    for arguments in CALLS:
+        module(tokens, *arguments)
+    with torch.no_grad():
+        changed = change(module)
+        module = changed if isinstance(changed, nn.Module) else module
+        for arguments in CALLS:
+            with ops.forced_backend("torch"):
+                expected = module(tokens, *arguments)
+            torch.testing.assert_close(module(tokens, *arguments), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_several_threads_may_call():
+    module, inputs = mixer(), [torch.randn(1, 100 + i, 48) for i in range(12)]
+    with torch.no_grad():
+        expected = [module(tokens) for tokens in inputs]
+
+    def call(tokens):
+        with torch.no_grad():  # which each thread has for itself
+            return module(tokens)
+
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone in zip(pool.map(call, inputs), expected):
+            assert torch.equal(found, alone)
+
+
 def test_ops_mix_is_what_the_mixer_asks():
     module, tokens = mixer(), torch.randn(2, 20, 48)
     directions = [module.direction("", False), module.direction("_b", True)]
     mixed = ops.mix(module.in_proj(tokens), directions)
-    assert mixed.shape == (2, 96, 20)
-    torch.testing.assert_close(module.out_proj(mixed.transpose(1, 2)), module(tokens))
+    assert mixed.shape == (2, 20, 96)
+    torch.testing.assert_close(module.out_proj(mixed), module(tokens))

@@ -10,6 +10,8 @@ The best instruction set of the CPU is taken, or the one that the environment va
 "avx2" or "baseline".
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -65,26 +67,24 @@ def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
     return [output.to(x.dtype) for output in operator(_readable(x), weights, biases, offsets, list(reverse))]
 
 
-def mix_cpu(channels_and_gate, directions, offsets=None):
-    """Arguments and result: see :func:`ssamba_upstream.ops.mix`, with plain modules. Differentiable once."""
-    lists = [
-        [getattr(direction[module], name).float() for direction in directions] for module, name in _WEIGHTS
-    ] + [[direction[name].float() for direction in directions] for name in ("A_log", "D")]
-    reverse = [direction["reverse"] for direction in directions]
-    tensors = [channels_and_gate, *(tensor for tensors in lists for tensor in tensors)]
+def mix_cpu(channels_and_gate, parameters, reverse, offsets=None):
+    """Result: see :func:`ssamba_upstream.ops.mix`. Differentiable once.
+
+    Args:
+        channels_and_gate, offsets: as there.
+        parameters: a tuple for each direction, in the order of :func:`ssamba_upstream.ops.cpu.mixer.mix_forward`.
+        reverse: a list, whether each direction runs backwards in time.
+    """
+    tensors = [channels_and_gate, *itertools.chain(*parameters)]
     if offsets is not None:
-        check_offsets(channels_and_gate.transpose(1, 2), offsets)
+        check_offsets(channels_and_gate, offsets)
         tensors.append(offsets)
     direct = _call_directly(tensors)
     keep = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    lists = [list(map(_as_float32, kind)) for kind in zip(*parameters)]
     operator = mix_forward if direct else mixer_operator
-    return operator(_readable(channels_and_gate), *lists, offsets, reverse, keep)[0].to(channels_and_gate.dtype)
-
-
-_WEIGHTS = (
-    ("convolution", "weight"), ("convolution", "bias"), ("input_projection", "weight"), ("step_projection", "weight"),
-    ("step_projection", "bias"),
-)
+    output = operator(_readable(channels_and_gate), *lists, offsets, reverse, keep)[0]
+    return output if output.dtype == channels_and_gate.dtype else output.to(channels_and_gate.dtype)
 
 
 def exponential2(x, out=None):
@@ -120,8 +120,12 @@ def _readable(tensor):
     return tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()
 
 
-_SCAN_INPUTS = {"u": _readable, "delta": _readable, "A": Tensor.float, "B": _readable, "C": _readable,
-                "D": Tensor.float, "delta_bias": Tensor.float}
+def _as_float32(tensor):
+    return tensor if tensor.dtype == torch.float32 else tensor.float()
+
+
+_SCAN_INPUTS = {"u": _readable, "delta": _readable, "A": _as_float32, "B": _readable, "C": _readable,
+                "D": _as_float32, "delta_bias": _as_float32}
 
 
 def _call_directly(tensors):
@@ -130,4 +134,4 @@ def _call_directly(tensors):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return {Tensor, torch.nn.Parameter}.issuperset(map(type, tensors))

@@ -1,15 +1,24 @@
 """The compiled causal convolutions as a torch operator: one direction or two of the same x, float32 or bfloat16."""
 
 from ..registration import register_convolution
-from .library import add_up, convolution_taps, count_sequences, empty, empty_sequence, places, run_convolution
+from .library import (
+    add_up,
+    convolution_taps,
+    count_sequences,
+    empty,
+    empty_sequence,
+    places,
+    run_convolution,
+    sequence,
+)
 
 
 def convolve(x, weights, biases, offsets, reverse):
     """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`."""
     outputs = _outputs(x, weights, biases, offsets, reverse)
     weights, biases = _contiguous(weights), _contiguous(biases)
-    taps = [convolution_taps(*parameters) for parameters in zip(weights, biases, reverse, outputs)]
-    run_convolution(False, taps, x, places(x, offsets), weights[0].shape[-1])
+    taps = [convolution_taps(*parameters) for parameters in zip(weights, biases, reverse, map(sequence, outputs))]
+    run_convolution(False, taps, x.shape, places(x.shape[2], offsets), weights[0].shape[-1], sequence(x))
     return outputs
 
 
@@ -22,9 +31,11 @@ def convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x
     weights, biases = _contiguous(weights), _contiguous(biases)
     taps = [
         convolution_taps(*parameters)
-        for parameters in zip(weights, biases, reverse, grad_outputs, parts_weight, parts_bias)
+        for parameters in zip(weights, biases, reverse, map(sequence, grad_outputs), parts_weight, parts_bias)
     ]
-    run_convolution(True, taps, x, places(x, offsets), weights[0].shape[-1], grad_x)
+    run_convolution(
+        True, taps, x.shape, places(x.shape[2], offsets), weights[0].shape[-1], sequence(x), sequence(grad_x)
+    )
     return [add_up(part) for part in parts_weight], [add_up(part) for part in parts_bias]
 
 

@@ -493,10 +493,14 @@ INLINE vector load(const float *address, int64_t stride, int64_t count)
 {
     if (stride == 1 && count >= LANES)
         return *(const unaligned *)address;
-    float lanes[LANES] = {0};
-    for (int64_t i = 0; i < smaller(count, LANES); i++)
-        lanes[i] = address[i * stride];
-    return *(const unaligned *)lanes;
+    vector lanes = splat(0);
+    if (count >= LANES) /* apart, since a loop of known length stays in registers */
+        for (int i = 0; i < LANES; i++)
+            lanes[i] = address[i * stride];
+    else
+        for (int64_t i = 0; i < count; i++)
+            lanes[i] = address[i * stride];
+    return lanes;
 }
 
 INLINE void store(vector value, float *address, int64_t stride, int64_t count)
@@ -640,9 +644,15 @@ INLINE void sum_lanes(const vector *rows, int64_t count, float *sums)
 /* Steps [begin, begin + steps) of B, C or what steps are projected from, as (steps, states). */
 INLINE void copy_states(Sequence s, int64_t begin, int64_t steps, int64_t states, float *copy)
 {
-    for (int64_t t = 0; t < steps; t++)
-        for (int64_t n = 0; n < states; n++)
-            copy[t * states + n] = read_one(s.data + (begin + t) * s.time + n * s.channel, s.size);
+    enum { AT_ONCE = 4 };
+    int64_t neighbours = s.size == sizeof(float) && s.channel == s.size ? states - states % AT_ONCE : 0;
+    for (int64_t t = 0; t < steps; t++) {
+        const char *row = s.data + (begin + t) * s.time;
+        for (int64_t n = 0; n < neighbours; n += AT_ONCE)
+            memcpy(copy + t * states + n, row + n * s.channel, AT_ONCE * sizeof(float));
+        for (int64_t n = neighbours; n < states; n++)
+            copy[t * states + n] = read_one(row + n * s.channel, s.size);
+    }
 }
 
 /* A in units of log(2), so that a decay is a power of two, as one vector per state. */
@@ -651,9 +661,9 @@ INLINE void load_exponents(const float *A, int64_t logarithmic, int64_t states, 
     for (int64_t n = 0; n < states; n++) {
         vector rate = load(A + n, states, count);
         rate = (logarithmic ? -exponential(rate) : rate) * (float)LOG2_E;
-        for (int i = 0; i < LANES; i++) /* spare lanes hold no state */
-            ((float *)&exponents[n])[i] = i < count ? ((float *)&rate)[i] : 0.0f;
-        exponents[n] = clamp(exponents[n], -FARTHEST, FARTHEST);
+        for (int64_t i = count; i < LANES; i++) /* spare lanes hold no state */
+            rate[i] = 0.0f;
+        exponents[n] = clamp(rate, -FARTHEST, FARTHEST);
     }
 }
 

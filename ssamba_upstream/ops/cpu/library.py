@@ -13,6 +13,7 @@ import torch
 from ..ragged import boundaries
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
+_KERNELS = ("scan_forward", "scan_backward", "convolution_forward", "convolution_backward")
 
 
 def load():
@@ -28,6 +29,8 @@ def load():
     found.ssamba_elementary.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     found.ssamba_sum.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
     found.ssamba_use_team.argtypes = [ctypes.c_void_p]
+    for name in _KERNELS:
+        getattr(found, f"ssamba_{name}").argtypes = [ctypes.c_void_p]
     found.ssamba_use_team(torch_team())
     # The runtime's threads are not there in a forked process, and it would wait for them.
     os.register_at_fork(after_in_child=lambda: found.ssamba_use_team(None))
@@ -51,56 +54,78 @@ kernels, instruction_set, unavailable_reason = load()
 
 
 # The kernel's arguments are structs, all of whose fields are as wide as an int64: arrays of int, in kernel.c's order.
+# They are made anew for each call, in a microsecond or two, so that no address in them can be of a tensor that is gone.
 
-_NO_SEQUENCE = (0, 0, 0, 0, 0)
+NO_SEQUENCE = (0, 0, 0, 0, 0)
+_NO_GRADIENTS = (0,) + 2 * NO_SEQUENCE + 7 * (0,)
 _SET_BY_THE_KERNEL = 0
+_PLACE_FIELDS = 6
 
 
 def run_scan(
-    backward, directions, u, places, states, z, output, grad_z=None, softplus=False, done=0, total=None, rank=0,
-    logarithmic=False, sum_width=0,
+    backward, directions, shape, found, states, z, output, grad_z=NO_SEQUENCE, softplus=False, done=0,
+    total=None, rank=0, logarithmic=False, sum_width=0,
 ):
-    """The kernel's ``Scan``: see kernel.c for the fields. ``directions``: a :func:`scan_direction` each; ``output``: in
-    the backward pass its gradient."""
-    total = total or len(directions)
-    header = (states, softplus, len(directions), done, total, rank, logarithmic, sum_width)
-    streams = (*sequence(z), *sequence(output), *sequence(grad_z))
-    arguments = [torch.get_num_threads(), *_batch(u, places), *header, *streams, _SET_BY_THE_KERNEL]
-    _run(kernels.ssamba_scan_backward if backward else kernels.ssamba_scan_forward, arguments, directions)
+    """The kernel's ``Scan``: see kernel.c for the fields.
+
+    Args:
+        directions: a :func:`scan_direction` each.
+        shape: (batch, channels, length).
+        found: the :func:`places` of the sequences.
+        z, output, grad_z: a :func:`sequence` each; ``output``: in the backward pass its gradient.
+    """
+    _run(kernels.ssamba_scan_backward if backward else kernels.ssamba_scan_forward, (
+        torch.get_num_threads(), *_batch(shape, found), states, softplus, len(directions), done,
+        total or len(directions), rank, logarithmic, sum_width, *z, *output, *grad_z, _SET_BY_THE_KERNEL,
+        *itertools.chain(*directions),
+    ))
 
 
 def scan_direction(
-    u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None, grad_last_state=None,
-    grad_u=_NO_SEQUENCE, grad_delta=_NO_SEQUENCE, grad_A=None, grad_D=None, grad_bias=None, grad_step_weight=None,
-    grad_low=None, grad_B=None, grad_C=None,
+    u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None, gradients=_NO_GRADIENTS,
 ):
-    """The kernel's ``Direction``. u, delta, B, C and the gradients of u and delta are :func:`sequence` each; all others
-    are contiguous tensors, and the caller keeps them alive."""
+    """The kernel's ``Direction``. u, delta, B and C are a :func:`sequence` each; ``gradients`` are
+    :func:`scan_gradients`; all others are contiguous tensors, and the caller keeps them alive."""
     return (
-        *u, *delta, *B, *C, _address(A), _address(D), _address(bias),
-        _address(step_weight), reverse, _address(last_state), _address(checkpoints), _address(grad_last_state),
-        *grad_u, *grad_delta, _address(grad_A), _address(grad_D), _address(grad_bias),
-        _address(grad_step_weight), _address(grad_low), _address(grad_B), _address(grad_C),
+        *u, *delta, *B, *C, A.data_ptr(), _address(D), _address(bias), _address(step_weight), reverse,
+        _address(last_state), _address(checkpoints), *gradients,
     )
 
 
-def run_convolution(backward, taps, x, places, width, grad_x=None):
-    """The kernel's ``Convolution``; ``taps``: a :func:`convolution_taps` for each direction."""
-    arguments = [torch.get_num_threads(), *_batch(x, places), width, len(taps), *sequence(x), *sequence(grad_x)]
-    _run(kernels.ssamba_convolution_backward if backward else kernels.ssamba_convolution_forward, arguments, taps)
+def scan_gradients(
+    grad_u, grad_delta, grad_last_state=None, A=None, D=None, bias=None, step_weight=None, low=None, B=None, C=None,
+):
+    """The fields of the kernel's ``Direction`` for the backward pass: the first two are a :func:`sequence` each, all
+    others tensors as in :func:`scan_direction`: the last state's gradient, and what the gradients are written to."""
+    return (_address(grad_last_state), *grad_u, *grad_delta, *map(_address, (A, D, bias, step_weight, low, B, C)))
+
+
+def run_convolution(backward, taps, shape, found, width, x, grad_x=NO_SEQUENCE):
+    """The kernel's ``Convolution``; ``taps``: a :func:`convolution_taps` for each direction; x and its gradient: a
+    :func:`sequence` each; shape and places as in :func:`run_scan`."""
+    _run(kernels.ssamba_convolution_backward if backward else kernels.ssamba_convolution_forward, (
+        torch.get_num_threads(), *_batch(shape, found), width, len(taps), *x, *grad_x, *itertools.chain(*taps),
+    ))
 
 
 def convolution_taps(weight, bias, reverse, output, grad_weight=None, grad_bias=None):
-    """The kernel's ``Taps``; ``output``: in the backward pass its gradient."""
-    return (_address(weight), _address(bias), reverse, *sequence(output), _address(grad_weight), _address(grad_bias))
+    """The kernel's ``Taps``; ``output``, a :func:`sequence`: in the backward pass its gradient."""
+    return weight.data_ptr(), bias.data_ptr(), reverse, *output, _address(grad_weight), _address(grad_bias)
 
 
-def sequence(tensor, first=0):
-    """The kernel's ``Sequence``: a tensor (batch, channels, length), or none, from one of its channels on."""
+def sequence(tensor):
+    """The kernel's ``Sequence``: a tensor (batch, channels, length), or none."""
     if tensor is None:
-        return _NO_SEQUENCE
+        return NO_SEQUENCE
     size, (batch, channel, time) = tensor.element_size(), tensor.stride()
-    return tensor.data_ptr() + first * channel * size, batch * size, channel * size, time * size, size
+    return tensor.data_ptr(), batch * size, channel * size, time * size, size
+
+
+def columns(tensor, *firsts):
+    """The kernel's ``Sequence`` of a tensor (batch, length, channels) from each of these channels on."""
+    size, (batch, time, channel) = tensor.element_size(), tensor.stride()
+    start, strides = tensor.data_ptr(), (batch * size, channel * size, time * size, size)
+    return [(start + first * channel * size, *strides) for first in firsts]
 
 
 def add_up(parts):
@@ -111,8 +136,8 @@ def add_up(parts):
     return total
 
 
-def places(x, offsets):
-    """The kernel's ``Place`` of every sequence, or None without offsets.
+def places(length, offsets):
+    """The kernel's ``Place`` of every sequence, as an array, or None without offsets.
 
     The longest comes first, so that no thread is left alone with it. Sequence i has its checkpoints from
     start // TILE + i on: enough for its tiles, and in all as many as the shapes alone tell.
@@ -121,10 +146,10 @@ def places(x, offsets):
         return None
     found = [
         (i, 0, start, end - start, start // TILE + i, end // TILE + 1 - start // TILE)
-        for i, (start, end) in enumerate(itertools.pairwise(boundaries(x, offsets)))
+        for i, (start, end) in enumerate(itertools.pairwise(boundaries(length, offsets)))
     ]
     found.sort(key=lambda place: place[3], reverse=True)
-    return torch.tensor(found, dtype=torch.int64)
+    return array.array("q", itertools.chain.from_iterable(found))
 
 
 def count_sequences(x, offsets):
@@ -160,11 +185,13 @@ def _address(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _batch(x, found):
-    return *x.shape, *((x.shape[0], 0) if found is None else (len(found), found.data_ptr()))
+def _batch(shape, found):
+    """The kernel's ``Batch``."""
+    places = (shape[0], 0) if found is None else (len(found) // _PLACE_FIELDS, found.buffer_info()[0])
+    return *shape, *places
 
 
-def _run(function, arguments, directions):
-    fields = array.array("q", (*arguments, *itertools.chain(*directions)))
-    if function(ctypes.c_void_p(fields.buffer_info()[0])):
+def _run(function, fields):
+    struct = array.array("q", fields)
+    if function(struct.buffer_info()[0]):
         raise MemoryError("the compiled kernel found no memory for its working space")

@@ -13,15 +13,20 @@ from ..registration import register_mixer
 from .convolution import convolve, convolve_backward
 from .library import (
     GROUP,
+    NO_SEQUENCE,
     add_up,
     cleared,
+    columns,
+    convolution_taps,
     count_sequences,
     empty,
     empty_checkpoints,
     empty_sequence,
     places,
+    run_convolution,
     run_scan,
     scan_direction,
+    scan_gradients,
     sequence,
 )
 
@@ -30,7 +35,7 @@ def mix_forward(
     channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
     keep,
 ):
-    """[output (batch, channels, length)] and, for the backward pass if ``keep``, checkpoints and each direction's
+    """[output (batch, length, channels)] and, for the backward pass if ``keep``, checkpoints and each direction's
     (batch, length, rank + 2 states).
 
     Args:
@@ -42,24 +47,30 @@ def mix_forward(
         offsets: of a ragged batch, or None.
         reverse: whether each direction runs backwards in time.
     """
-    x, z = _halves(channels_and_gate)
-    states, rank = A_log[0].shape[1], step_weight[0].shape[1]
-    output, found = empty_sequence(x), places(x, offsets)
-    checkpoints = cleared(empty_checkpoints(len(reverse), x, offsets, states), x, offsets) if keep else None
-
-    def mix_one(i):  # a function, so that its convolved channels are gone before the next direction's come
-        u, = convolve(x, convolution[i : i + 1], convolution_bias[i : i + 1], offsets, reverse[i : i + 1])
-        projected = multiply(u.transpose(1, 2), input_weight[i].to(x.dtype))
-        parameters = [tensor.contiguous() for tensor in (A_log[i], D[i], step_bias[i], step_weight[i])]
+    batch, length, width = channels_and_gate.shape
+    channels, states, rank = width // 2, A_log[0].shape[1], step_weight[0].shape[1]
+    shape, found, dtype = (batch, channels, length), places(length, offsets), channels_and_gate.dtype
+    checkpoints, projections = None, []
+    if keep:
+        half, _ = _halves(channels_and_gate)
+        checkpoints = cleared(empty_checkpoints(len(reverse), half, offsets, states), half, offsets)
+    u = channels_and_gate.new_empty(batch, length, channels)  # of each direction in turn
+    output = channels_and_gate.new_empty(batch, length, channels)
+    (x, z), (convolved,), (mixed,) = columns(channels_and_gate, 0, channels), columns(u, 0), columns(output, 0)
+    for i, backwards in enumerate(reverse):
+        weight, bias = convolution[i].contiguous(), convolution_bias[i].contiguous()
+        taps = convolution_taps(weight, bias, backwards, convolved)
+        run_convolution(False, [taps], shape, found, weight.shape[2], x)
+        projected = multiply(u, input_weight[i] if dtype == torch.float32 else input_weight[i].to(dtype))
+        parameters = A_log[i].contiguous(), D[i].contiguous(), step_bias[i].contiguous(), step_weight[i].contiguous()
         direction = scan_direction(
-            sequence(u), *_low_rank(projected, rank, states), *parameters, reverse[i],
+            convolved, *columns(projected, 0, rank, rank + states), *parameters, backwards,
             checkpoints=checkpoints[i] if keep else None,
         )
-        run_scan(False, [direction], x, found, states, z, output, softplus=True, done=i, total=len(reverse), rank=rank,
-                 logarithmic=True)
-        return projected if keep else None
-
-    projections = [mix_one(i) for i in range(len(reverse))]
+        run_scan(False, [direction], shape, found, states, z, mixed, softplus=True, done=i, total=len(reverse),
+                 rank=rank, logarithmic=True)
+        if keep:
+            projections.append(projected)
     return [output, checkpoints, *projections] if keep else [output]
 
 
@@ -68,10 +79,12 @@ def _outputs(
     keep,
 ):
     x, _ = _halves(channels_and_gate)
+    batch, channels, length = x.shape
+    output = x.new_empty(batch, length, channels)
     if not keep:
-        return [empty_sequence(x)]
-    projections = [x.new_empty(x.shape[0], x.shape[2], len(weight)) for weight in input_weight]
-    return [empty_sequence(x), empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]), *projections]
+        return [output]
+    projections = [x.new_empty(batch, length, len(weight)) for weight in input_weight]
+    return [output, empty_checkpoints(len(reverse), x, offsets, A_log[0].shape[1]), *projections]
 
 
 def _mix_backward(
@@ -95,14 +108,17 @@ def _mix_backward(
     directions = []
     for i in range(count):
         grad_A, grad_D, grad_bias, grad_step_weight = parts[i]
+        low_rank = columns(projections[i], 0, rank, rank + states)
+        gradients = scan_gradients(
+            sequence(grad_inputs[i]), NO_SEQUENCE, None, grad_A, grad_D, grad_bias, grad_step_weight, sums[i],
+            sums[i][..., rank:], sums[i][..., rank + states :],
+        )
         directions.append(scan_direction(
-            sequence(inputs[i]), *_low_rank(projections[i], rank, states), *parameters[i], reverse[i],
-            checkpoints=checkpoints[i], grad_u=sequence(grad_inputs[i]), grad_A=grad_A, grad_D=grad_D,
-            grad_bias=grad_bias, grad_step_weight=grad_step_weight, grad_low=sums[i],
-            grad_B=sums[i][..., rank:], grad_C=sums[i][..., rank + states :],
+            sequence(inputs[i]), *low_rank, *parameters[i], reverse[i], checkpoints=checkpoints[i], gradients=gradients,
         ))
-    run_scan(True, directions, x, places(x, offsets), states, z, grad_output, grad_z, softplus=True, rank=rank,
-             logarithmic=True, sum_width=width)
+    found, grad_output = places(x.shape[2], offsets), sequence(grad_output.transpose(1, 2))
+    run_scan(True, directions, x.shape, found, states, sequence(z), grad_output, sequence(grad_z), softplus=True,
+             rank=rank, logarithmic=True, sum_width=width)
 
     grad_input_weight = []
     for i in range(count):
@@ -125,12 +141,6 @@ def _gradients(grad_output, checkpoints, projections, channels_and_gate, *argume
 def _halves(channels_and_gate):
     """(batch, length, 2 * channels) -> what is convolved and the gate, (batch, channels, length) each."""
     return channels_and_gate.transpose(1, 2).chunk(2, dim=1)
-
-
-def _low_rank(projected, rank, states):
-    """The kernel's steps of low rank, B and C, which lie side by side in (batch, length, rank + 2 states)."""
-    time_last = projected.transpose(1, 2)
-    return [sequence(time_last, first) for first in (0, rank, rank + states)]
 
 
 mixer_operator = register_mixer("mixer", "the compiled CPU kernels", "cpu", (mix_forward, _outputs),

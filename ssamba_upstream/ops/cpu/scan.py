@@ -16,6 +16,7 @@ from .library import (
     places,
     run_scan,
     scan_direction,
+    scan_gradients,
     sequence,
 )
 
@@ -38,7 +39,9 @@ def scan_forward(
         )
         for i in range(len(u))
     ]
-    run_scan(False, directions, u[0], places(u[0], offsets), A[0].shape[1], z, output, softplus=delta_softplus)
+    x, states = u[0], A[0].shape[1]
+    run_scan(False, directions, x.shape, places(x.shape[2], offsets), states, sequence(z), sequence(output),
+             softplus=delta_softplus)
     return output, last_state, checkpoints
 
 
@@ -71,15 +74,16 @@ def _scan_backward(
     directions = [
         scan_direction(
             *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i],
-            checkpoints=checkpoints[i], grad_last_state=None if grad_last_state is None else grad_last_state[i],
-            grad_u=sequence(grad_u[i]), grad_delta=sequence(grad_delta[i]), grad_A=parts_A[i],
-            grad_D=parts_D[i] if parts_D else None, grad_bias=parts_bias[i] if parts_bias else None,
-            grad_B=parts_B[i], grad_C=parts_C[i],
+            checkpoints=checkpoints[i], gradients=scan_gradients(
+                sequence(grad_u[i]), sequence(grad_delta[i]), None if grad_last_state is None else grad_last_state[i],
+                A=parts_A[i], D=parts_D[i] if parts_D else None, bias=parts_bias[i] if parts_bias else None,
+                B=parts_B[i], C=parts_C[i],
+            ),
         )
         for i in range(count)
     ]
-    run_scan(True, directions, x, places(x, offsets), states, z, grad_output, grad_z, softplus=delta_softplus,
-             sum_width=states)
+    run_scan(True, directions, x.shape, places(x.shape[2], offsets), states, sequence(z), sequence(grad_output),
+             sequence(grad_z), softplus=delta_softplus, sum_width=states)
     grad_A, grad_D, grad_bias = ([add_up(part) for part in parts] for parts in (parts_A, parts_D, parts_bias))
     grad_B, grad_C = (
         [add_up(part).transpose(1, 2).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
