@@ -26,8 +26,8 @@ import soundfile
 import torch
 
 from ssamba_upstream.corpora.manifest import read_manifest
+from ssamba_upstream.pretraining import batches as reading
 from ssamba_upstream.pretraining.batches import training_batches
-from ssamba_upstream.training import batches as reading
 
 BATCH, SAMPLES, FILES_IN_A_SHARD = 64, 400, 10
 RESUMED_STEP = 300_000

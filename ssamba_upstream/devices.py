@@ -3,6 +3,7 @@
 import atexit
 import collections
 import contextlib
+import math
 import threading
 
 import torch
@@ -19,38 +20,38 @@ def send(tensor, device):
     return tensor.to(device, non_blocking=True)
 
 
-def call_if(flag, function):
-    """Call a function without arguments if a bool tensor of one element is true.
+def call_unless_finite(number, function):
+    """Call a function without arguments if a tensor of one element is NaN or infinite.
 
-    On a CPU it is called at once. A GPU is not waited for: its flags are read by the later calls that find them known,
-    and at the end of the process.
+    On a CPU it is called at once. A GPU is not waited for: its numbers are read by the later calls that find them
+    known, and at the end of the process. Nothing is launched there but the copy.
     """
-    if flag.device.type == "cpu":
-        if flag:
+    if number.device.type == "cpu":
+        if not math.isfinite(number):
             function()
         return
-    with torch.cuda.device(flag.device):
-        known, event = flag.to("cpu", non_blocking=True), torch.cuda.Event()
+    with torch.cuda.device(number.device):
+        known, event = number.to("cpu", non_blocking=True), torch.cuda.Event()
         event.record()
-    read_flags()
+    read_numbers()
     _unread.append((known, event, function))
 
 
-def read_flags():
-    """Read the flags of GPUs that are known by now, see :func:`call_if`."""
+def read_numbers():
+    """Read the numbers of GPUs that are known by now, see :func:`call_unless_finite`."""
     functions = []
     with _reading:
         while _unread and _unread[0][1].query():
             known, _, function = _unread.popleft()
-            if known:
+            if not math.isfinite(known):
                 functions.append(function)
     for function in functions:
         function()
 
 
 @atexit.register
-def _read_the_last_flags():
+def _read_the_last_numbers():
     with contextlib.suppress(RuntimeError):  # from a GPU that has failed, as the process has said already
         for _, event, _ in [*_unread]:
             event.synchronize()
-        read_flags()
+        read_numbers()

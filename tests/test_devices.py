@@ -26,28 +26,28 @@ def test_torch_compile_can_send():
     assert found.is_cuda and found.tolist() == [2, 2, 2]
 
 
-def test_a_flag_of_a_gpu_is_read_when_it_is_known(monkeypatch):
-    """In the order of the flags, each once, and only if it is true."""
+def test_a_number_of_a_gpu_is_read_when_it_is_known(monkeypatch):
+    """In the order of the numbers, each once, and only if it is not finite."""
     events, called = [mock.Mock() for _ in range(4)], []
-    known = (0, True), (1, False), (2, True), (3, True)
+    known = (0, torch.nan), (1, 1.0), (2, torch.inf), (3, -torch.inf)
     monkeypatch.setattr(devices, "_unread", devices.collections.deque(
-        (torch.tensor(flag), events[i], lambda i=i: called.append(i)) for i, flag in known
+        (torch.tensor(number), events[i], lambda i=i: called.append(i)) for i, number in known
     ))
     for event, is_known in zip(events, (True, True, True, False)):
         event.query.return_value = is_known
-    devices.read_flags()
+    devices.read_numbers()
     assert called == [0, 2]
-    devices.read_flags()
+    devices.read_numbers()
     events[3].query.return_value = True
-    devices.read_flags()
+    devices.read_numbers()
     assert called == [0, 2, 3]
 
 
-def test_a_flag_of_the_cpu_is_read_at_once():
+def test_a_number_of_the_cpu_is_read_at_once():
     called = []
-    for flag in (True, False, True):
-        devices.call_if(torch.tensor(flag), functools.partial(called.append, flag))
-    assert called == [True, True] and not devices._unread
+    for number in (torch.inf, 0.0, -torch.inf):
+        devices.call_unless_finite(torch.tensor(number), functools.partial(called.append, number))
+    assert called == [torch.inf, -torch.inf] and not devices._unread
 
 
 @pytest.mark.gpu
@@ -56,9 +56,9 @@ def test_a_gpu_is_not_waited_for():
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        devices.call_if(torch.ones((), dtype=torch.bool, device="cuda"), lambda: called.append(1))
+        devices.call_unless_finite(torch.full((), torch.nan, device="cuda"), lambda: called.append(1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-    devices.read_flags()
+    devices.read_numbers()
     assert called == [1]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import FEATURE_EXTRACTOR_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..devices import call_if, send
+from ..devices import call_unless_finite, send
 from ..ops import is_plain, linear
 from .configuration import SsambaConfig
 from .mixer import BidirectionalMamba
@@ -123,9 +123,9 @@ def _check_finite(*states):
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return
     if all(type(state) is torch.Tensor and state.device.type in ("cpu", "cuda") for state in states):
-        lengths = [torch.linalg.vector_norm(state, dtype=torch.promote_types(state.dtype, torch.float32))
-                   for state in states]
-        call_if(~sum(lengths).isfinite(), _warn_of_states)
+        stream, normed = (torch.linalg.vector_norm(state, dtype=torch.float64 if state.dtype == torch.float64 else
+                                                   torch.float32) for state in states)
+        call_unless_finite(stream + normed, _warn_of_states)
 
 
 @functools.cache  # once a process, which Python's own filters do not promise

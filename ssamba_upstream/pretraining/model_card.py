@@ -26,7 +26,8 @@ def model_card(model, description, step, validation):
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
     masked = (f"{config.masked_patches} of\n{config.position_grid[0] * config.position_grid[1]} patches masked "
               f"({recipe['masking']} masks, {recipe['objective']})")
-    if recipe["teacher_input"] == "whole" and not config.contrastive_weight and not config.reconstruction_weight:
+    self_supervised = config.contrastive_weight or config.reconstruction_weight
+    if recipe.get("teacher_input", "whole") == "whole" and not self_supervised:
         masked = "unmasked"
     taught = f"""
 It learned to predict the hidden states of a teacher, and the licence of the teacher's weights may concern these weights

@@ -202,7 +202,8 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     assert list((run / "tensorboard").iterdir())
     # The folder's own feature extractor has the recipe's mean, deviation and length.
     classify = pipeline("audio-classification", model=str(run / "best"))
-    test_set = [(path, label) for path, label, split in zip(*vars(read_labelled(audio / "tones.csv")).values())
+    labelled = read_labelled(audio / "tones.csv")
+    test_set = [(path, label) for path, label, split in zip(labelled.paths, labelled.labels, labelled.splits)
                 if split == "test"]
     correct = [classify(soundfile.read(path, dtype="float32")[0])[0]["label"] == label
                for path, label in test_set]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from ssamba_upstream import SsambaConfig, ops
+from ssamba_upstream.network import modeling
 from ssamba_upstream.network.modeling import SsambaModel
 from ssamba_upstream.ops import product, triton as scan
 from ssamba_upstream.ops.reference import selective_scan_reference
@@ -221,7 +222,8 @@ def launches_of_tiny(inputs):
     with (
         torch.no_grad(), mock.patch.object(scan, "_launch", lambda kernel, *_, **__: launches.append(kernel)),
         mock.patch.object(scan, "_chunk_length", lambda *_: 64), ops.forced_backend("triton"),
-        mock.patch.object(product, "choice", lambda: ("torch", "for a test")), Record(),
+        mock.patch.object(product, "choice", lambda: ("torch", "for a test")),
+        mock.patch.object(modeling, "call_unless_finite", lambda *_: launches.append("copy to the CPU")), Record(),
     ):
         model(inputs)
     return launches
