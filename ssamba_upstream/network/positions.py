@@ -81,7 +81,7 @@ def _physical(grid, config, rows, columns):
             'were learned; use shorter windows, or positions="published", which stretches them'
         )
     if (config.frequency_stride, config.time_stride) == tuple(config.patch_size):
-        return grid[:, :, :columns]
+        return grid[:, :, torch.arange(columns, device=grid.device)]  # a slice would bound torch.export's shapes
     row_weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
     column_weights = _interpolation(columns, config.time_stride / config.patch_size[1], grid.shape[2], grid)
     in_rows = (row_weights @ grid.flatten(2)).unflatten(2, grid.shape[2:])
