@@ -1,7 +1,6 @@
 """s3prl's Runner with hidden states that are kept: which ones, and where."""
 
 import argparse
-import hashlib
 import importlib.metadata
 import os
 import sys
@@ -11,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from ..files import write_json
+from ..files import file_hash, write_json
 from ..frames import FrameEncoder
 from ..store import ALL_FRAMES, DTYPES, HiddenStateStore, state_hash
 from .averages import DOWNSTREAMS, AveragedUpstream, sees_averages_only, use_averages
@@ -149,7 +148,7 @@ def _describe(upstream, args):
     """Everything that decides an upstream's hidden states."""
     if isinstance(upstream, FrameEncoder):
         return {**ALL_FRAMES, **upstream.description()}
-    files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    files = {name: file_hash(path)
              for name, path in (("checkpoint", args.upstream_ckpt), ("config", args.upstream_model_config))
              if path is not None and Path(path).is_file()}
     return {"upstream": args.upstream, "weights": state_hash(upstream), **files,

@@ -1,8 +1,6 @@
 """Features of recordings, computed once: averages over time, or single frames, of a checkpoint or of the log-mel."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import tempfile
@@ -143,4 +141,4 @@ def _key(item):
     # The first field of an Excerpt and of a RecordingFrame is the path; the others say which part of it.
     part = dataclasses.astuple(item)[1:] if dataclasses.is_dataclass(item) else ()
     named = [type(item).__name__ if part else "whole", *identity(item), *part]
-    return hashlib.sha256(json.dumps(named).encode()).digest()
+    return bytes.fromhex(json_hash(named))
