@@ -168,7 +168,7 @@ def _kept_hidden_states(encoder, store, wavs):
         stacked, counts = store.read_or_compute(wavs, partial(_hidden_states, encoder))
     except StoreError:  # some are not finite, or too large for the dtype; which ones is reported where they are written
         return _hidden_states(encoder, wavs)
-    return [states[:, :count] for states, count in zip(stacked, counts)]
+    return [states[:, :count] for states, count in zip(stacked.unbind(1), counts)]
 
 
 def _targets(recordings, out, file_format):

@@ -135,8 +135,8 @@ class HiddenStateStore:
             unkept: hidden states of keys that the store took no more, as :meth:`write` got them.
 
         Returns:
-            (waveforms, layers, longest, width) in the store's dtype, zeros past the end of the shorter ones; and the
-            number of frames of each waveform.
+            (layers, waveforms, longest, width) in the store's dtype, zeros past the end of the shorter ones; and the
+            number of frames of each waveform. Layers come first so that their weighted sum is one pass over memory.
 
         Raises:
             KeyError: a key is in neither.
@@ -150,9 +150,9 @@ class HiddenStateStore:
             found = [_decode(value, self.dtype, layer) for value in found]
             layers, _, width = found[0].shape
             frames = [states.shape[1] for states in found]
-            stacked = torch.zeros(len(keys), layers, max(frames), width, dtype=self.dtype)
-            for states, count, place in zip(found, frames, _as_numpy(stacked)):
-                place[:, :count] = states
+            stacked = torch.empty(layers, len(keys), max(frames), width, dtype=self.dtype)
+            for states, count, place in zip(found, frames, _as_numpy(stacked).swapaxes(0, 1)):
+                place[:, :count], place[:, count:] = states, 0
         return stacked, frames
 
     def __contains__(self, key):

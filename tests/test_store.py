@@ -33,10 +33,10 @@ def test_reads_what_was_written_in_its_dtype_with_zeros_past_the_end(tmp_path, d
     again = HiddenStateStore(tmp_path, {"upstream": "a"}, dtype)
     stacked, frames = again.read([*written])
     assert stacked.dtype == store.DTYPES[dtype] and frames == [3, 1, 5]
-    for found, expected, count in zip(stacked, written.values(), frames):
+    for found, expected, count in zip(stacked.unbind(1), written.values(), frames):
         assert torch.equal(found[:, :count], expected) and not found[:, count:].any()
     one_layer, _ = again.read([*written], layer=-1)
-    assert torch.equal(one_layer, stacked[:, 1:])
+    assert torch.equal(one_layer, stacked[1:])
     with pytest.raises(IndexError):
         again.read([*written], layer=2)
     with pytest.raises(KeyError):
@@ -91,9 +91,9 @@ def test_a_limit_ends_keeping_and_leaves_what_is_there(tmp_path):
     assert folder_bytes(tmp_path) <= 210_000
     assert key(number) not in kept and kept.write({key(number): next(iter(written.values()))}) == reason
     unkept, _ = kept.read([key(number)], unkept=batch)
-    assert torch.equal(unkept[0], batch[key(number)])
+    assert torch.equal(unkept[:, 0], batch[key(number)])
     found, _ = HiddenStateStore(tmp_path, {}).read([*written])
-    assert torch.equal(found, torch.stack([*written.values()]))
+    assert torch.equal(found, torch.stack([*written.values()], dim=1))
 
 
 def fill_a_disk(folder, numbers):
@@ -146,4 +146,4 @@ def test_several_processes_write_and_one_is_killed(tmp_path):
     numbers = [number for number in range(600) if key(number) in kept]
     assert {*range(6), *range(200, 600)} <= {*numbers}
     found, _ = kept.read([key(number) for number in numbers])
-    assert torch.equal(found, torch.stack([kept.round(states(number)) for number in numbers]))
+    assert torch.equal(found, torch.stack([kept.round(states(number)) for number in numbers], dim=1))

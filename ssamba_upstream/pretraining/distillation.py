@@ -99,7 +99,7 @@ class Targets:
     def _frames(self, pieces):
         """The teacher's hidden states of each piece, (frames, layers, width) float32."""
         stacked, counts = self.store.read_or_compute(pieces, self._compute)
-        return [states[:, :count].transpose(0, 1).float() for states, count in zip(stacked, counts)]
+        return [states[:, :count].transpose(0, 1).float() for states, count in zip(stacked.unbind(1), counts)]
 
     def _compute(self, pieces):
         if self.rate != SAMPLE_RATE:

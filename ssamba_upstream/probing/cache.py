@@ -123,7 +123,7 @@ def _gathered(store, keys, shape):
         part = range(start, min(start + ROWS_AT_ONCE, len(keys)))
         present = [i for i in part if keys[i] in store]
         if present:
-            rows[present] = store.read([keys[i] for i in present])[0].squeeze(2)
+            rows[present] = store.read([keys[i] for i in present])[0].squeeze(2).transpose(0, 1)
         if absent := sorted({*part} - {*present}):
             rows[absent] = torch.nan
     return rows.transpose(0, 1)

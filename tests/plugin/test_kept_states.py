@@ -76,7 +76,7 @@ def test_other_upstreams_are_given_one_utterance_at_a_time(tmp_path):
     wavs = waveforms(1600, 800)
     found = kept(wavs)["hidden_states"]
     assert upstream.calls == [1, 1] and found.frames == [8, 3]
-    for wav, states, frames in zip(wavs, found.stacked, found.frames):
+    for wav, states, frames in zip(wavs, found.stacked.unbind(1), found.frames):
         assert torch.equal(states[:, :frames], torch.cat(Counted()([wav])["hidden_states"]))
     kept([wavs[1], wavs[1]])
     assert upstream.calls == [1, 1]

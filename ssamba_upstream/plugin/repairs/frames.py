@@ -109,12 +109,12 @@ class StackedLayers(list):
     """Hidden states as s3prl's Featurizer takes them, a list of (utterances, frames, width).
 
     Attributes:
-        stacked: (utterances, layers, frames, width), of which the list's tensors are views.
+        stacked: (layers, utterances, frames, width), of which the list's tensors are views.
         frames: number of frames of each utterance. Later frames are zeros.
     """
 
     def __init__(self, stacked, frames):
-        super().__init__(stacked.unbind(1))
+        super().__init__(stacked)
         self.stacked, self.frames = stacked, frames
 
 
@@ -164,7 +164,7 @@ def keep_frames(module):
         if not isinstance(layers, StackedLayers) or self.normalize:
             return add_up(self, layers)
         stacked = layers.stacked
-        return (self.weights.softmax(dim=0) @ stacked.flatten(2)).unflatten(1, stacked.shape[2:])
+        return (self.weights.softmax(dim=0) @ stacked.flatten(1)).unflatten(0, stacked.shape[1:])
 
     @functools.wraps(forward)
     def forward_known_frames(self, paired_wavs, paired_features):
