@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .downloads import CheckpointError, find_checkpoint
 from .files import file_hash, new_folder, replacing, write_json, write_text
 from .network.classification import SsambaForAudioClassification, SsambaForAudioFrameClassification
 from .network.configuration import SsambaConfig
@@ -29,9 +30,6 @@ from .network.positions import stretch_positions
 from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
-
-STARTER = "ssamba_starter"
-STARTER_FOLDER = Path(__file__).parent / "starter"
 
 ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
 # What a model has beside the encoder; a checkpoint's class is told by it.
@@ -65,24 +63,14 @@ from ssamba_upstream import {", ".join(model_class.__name__ for model_class in A
 '''
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
-
-
-def find_checkpoint(path):
-    """The Path of a checkpoint, as given; the name "ssamba_starter", where there is no such path, is that of the small
-    checkpoint that comes with the package."""
-    path = Path(path)
-    return STARTER_FOLDER if str(path) == STARTER and not path.exists() else path
-
-
 def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     """Load a checkpoint of any format.
 
     Args:
         path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
-            the published code's; or "ssamba_starter", see :func:`find_checkpoint`. In a file the weights may lie under
-            "state_dict", "model", "model_state_dict" or "net", beside an optimizer or what else a training loop keeps.
+            the published code's; or a name, such as "ssamba_starter" or "ssamba_tiny", see
+            :func:`ssamba_upstream.downloads.find_checkpoint`. In a file the weights may lie under "state_dict",
+            "model", "model_state_dict" or "net", beside an optimizer or what else a training loop keeps.
             The network may be a part of a larger one, with any prefix before its names, such as "module.", "model." or
             "backbone."; what has another prefix is not read. Of weights of this package's models without their
             configuration the encoder is read, of 128 mel bands or ``num_mel_bins``.
@@ -259,8 +247,6 @@ def _read(path, block_order=None, num_mel_bins=None):
     path = find_checkpoint(path)
     if path.is_dir():
         return _read_folder(path)
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint {path}: there is no such file or folder")
     if path.suffix == ".safetensors":
         metadata, state = _read_safetensors(path)
         config = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None

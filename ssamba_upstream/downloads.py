@@ -1,7 +1,8 @@
-"""Names and URLs of checkpoints -> files: the published ones, the Hugging Face hub's, and those behind a URL."""
+"""Checkpoint names -> files: bundled and published checkpoints, repositories of the Hugging Face hub, and URLs."""
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -9,28 +10,93 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from .checkpoint import CheckpointError
+from .network.configuration import HIDDEN_SIZES
+
+STARTER = "ssamba_starter"
+STARTER_FOLDER = Path(__file__).parent / "starter"
+BUNDLED = {STARTER: STARTER_FOLDER}
+"""Checkpoints that come with the package."""
 
 MASKED_PATCHES = (250, 300, 400)
+PUBLISHED = {
+    **{f"ssamba_{size}": f"ssamba_{size}_{MASKED_PATCHES[-1]}" for size in HIDDEN_SIZES},
+    **{name: name for size in HIDDEN_SIZES for masked in MASKED_PATCHES for name in [f"ssamba_{size}_{masked}"]},
+}
+"""Names of the published checkpoints, and of their files without the suffix."""
+
 PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
 CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
 
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
+
+
+def find_checkpoint(checkpoint, refresh=False):
+    """Find a checkpoint by its path or name.
+
+    Every command, function and s3prl entry that takes a checkpoint calls this function.
+
+    Args:
+        checkpoint: A path, or a name as in :func:`find_named`. If the path exists, it takes precedence over the name.
+        refresh: If True, download again.
+
+    Returns:
+        The Path of a file or folder.
+
+    Raises:
+        CheckpointError: There is no such path, and no checkpoint of that name.
+    """
+    return Path(checkpoint) if os.path.exists(checkpoint) else find_named(str(checkpoint), refresh)
+
+
+def find_named(name, refresh=False):
+    """Find a checkpoint by its name, whether or not a path has that name.
+
+    Args:
+        name: "ssamba_starter", which comes with the package; a published checkpoint such as "ssamba_tiny" or
+            "ssamba_tiny_400", see :func:`find_published`; "user/repository" on the Hugging Face hub; or a URL.
+        refresh: If True, download again.
+
+    Returns:
+        The Path of a file or folder.
+
+    Raises:
+        CheckpointError: There is no checkpoint of that name, or it cannot be downloaded.
+    """
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if name in PUBLISHED:
+        return find_published(name, refresh)
+    if "://" in name:
+        return download_url(name, refresh)
+    if REPOSITORY.fullmatch(name) and not name.endswith(SUFFIXES) and not Path(name).parent.exists():
+        return download_repository(name, refresh)
+    raise CheckpointError(f"no checkpoint {name}: there is no such file or folder. Give a path, {', '.join(BUNDLED)}, "
+                          "the name of a published checkpoint such as ssamba_tiny, user/repository on the Hugging Face "
+                          "hub, or a URL")
+
 
 def find_published(name, refresh=False):
-    """The file of a published checkpoint, by the name of its s3prl entry.
+    """Find a published checkpoint.
 
     Looked for, in this order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder
     that the environment variable SSAMBA_CHECKPOINTS names; the local cache of the Hugging Face hub; the hub.
 
     Args:
-        name: such as "ssamba_tiny_400"; without a number of masked patches, 400.
-        refresh: download again.
+        name: One of ``PUBLISHED``. A name without a number of masked patches means 400.
+        refresh: If True, download again.
+
+    Returns:
+        The Path of a file or folder.
 
     Raises:
-        CheckpointError: it is nowhere, or the hub cannot be reached; says what was looked for.
+        CheckpointError: It is nowhere, or the hub cannot be reached; says what was looked for.
     """
-    if not name.endswith(tuple(f"_{masked}" for masked in MASKED_PATCHES)):
-        name = f"{name}_{MASKED_PATCHES[-1]}"
+    name = PUBLISHED[name]
     folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
     if folder:
         for candidate in (Path(folder, name + suffix) for suffix in ("", ".safetensors", ".ckpt", ".pth")):
@@ -48,19 +114,24 @@ def find_published(name, refresh=False):
         raise CheckpointError(
             f"no checkpoint {name}: looked in the folder named by {CHECKPOINT_FOLDER_VARIABLE} "
             f"({folder or 'not set'}), in the local Hugging Face cache, and for {file} in the hub's "
-            f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give a checkpoint with -k (path_or_url in "
-            f"S3PRLUpstream), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
+            f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give the path of a checkpoint (in s3prl with -k or "
+            f"path_or_url), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
         ) from error
 
 
 def download_repository(repository, refresh=False):
-    """Folder of a checkpoint in this package's format on the Hugging Face hub, such as "user/ssamba-tiny"."""
+    """Download a checkpoint folder in this package's format from the Hugging Face hub.
+
+    Args:
+        repository: Such as "user/ssamba-tiny".
+        refresh: If True, download again.
+    """
     try:
-        return Path(snapshot_download(
-            repository, allow_patterns=["config.json", "*.safetensors"], force_download=refresh
-        ))
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"], force_download=refresh))
     except (OSError, HfHubHTTPError, ValueError) as error:
-        raise CheckpointError(f"cannot get {repository} from the Hugging Face hub: {error}") from error
+        raise CheckpointError(f"no checkpoint {repository}: there is no such file or folder, and the Hugging Face hub "
+                              f"does not provide a repository of that name ({type(error).__name__}). Correct the path "
+                              "or name, or check the connection") from error
 
 
 def download_url(url, refresh=False):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checkpoint import load_config
-from .downloads import find_published
+from .downloads import find_named
 from .frames import FrameEncoder, UpstreamOptions
 from .frontend import as_tensor
 
@@ -41,7 +41,7 @@ def load_model(model_file_path="", time_stride=None):
         time_stride: fbank frames between timestamps. Default: 5, with frames of 10 ms the 50 ms that HEAR suggests at
             most; of patches that are narrower, their width.
     """
-    checkpoint = model_file_path or find_published("ssamba_tiny")
+    checkpoint = model_file_path or find_named("ssamba_tiny")
     time_stride = time_stride or min(LONGEST_STRIDE, load_config(checkpoint).patch_size[1])
     return HearModel(FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(time_stride=time_stride))).eval()
 

@@ -27,6 +27,7 @@ from ssamba_upstream import (
 )
 from ssamba_upstream.checkpoint import (
     CheckpointError,
+    content_hash,
     load_config,
     load_model,
     new_classifier,
@@ -35,8 +36,10 @@ from ssamba_upstream.checkpoint import (
     write_model,
 )
 from ssamba_upstream.cli import main
-from ssamba_upstream.downloads import find_published
+from ssamba_upstream.downloads import find_checkpoint, find_named, find_published
+from ssamba_upstream.frames import FrameEncoder
 from ssamba_upstream.plugin.expert import UpstreamExpert
+from ssamba_upstream.plugin.hubconf import ENTRIES
 
 WITH_HEADS = (SsambaForPreTraining, SsambaForAudioClassification, SsambaForAudioFrameClassification)
 
@@ -442,12 +445,53 @@ def test_offline_and_absent(tmp_path, monkeypatch):
         find_published("ssamba_small")
 
 
+@pytest.mark.parametrize("name", ["ssamba_tiny", "ssamba_tiny_400", "me/ssamba"])
+def test_names_mean_the_same_everywhere(name, tmp_path, monkeypatch, capsys):
+    save_model(small_model(), tmp_path / "ssamba_tiny_400")
+    monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *a, **k: str(tmp_path / "ssamba_tiny_400"))
+    monkeypatch.chdir(tmp_path)
+    expected = FrameEncoder.from_checkpoint(tmp_path / "ssamba_tiny_400").model
+    assert_same_model(FrameEncoder.from_checkpoint(name).model, expected)
+    assert_same_model(ENTRIES["ssamba_local"](ckpt=name).model, expected)
+    assert content_hash(name) == content_hash(tmp_path / "ssamba_tiny_400")
+    assert main(["info", name]) == 0 and f"checkpoint     {name}\n" in capsys.readouterr().out
+
+
+def test_an_existing_path_takes_precedence_over_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(tmp_path / "published"))
+    for folder in ("ssamba_tiny", "published/ssamba_tiny_400"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_checkpoint("ssamba_tiny") == Path("ssamba_tiny")
+    assert find_named("ssamba_tiny") == tmp_path / "published" / "ssamba_tiny_400"  # as an entry of s3prl's
+
+
+@pytest.mark.parametrize("name", ["run/best", "other/model.ckpt", "nothing", "ssamba_huge"])
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CheckpointError, match=f"no checkpoint {name}: there is no such file or folder. Give a path"):
+        load_model(name)
+
+
+def test_a_repository_that_is_not_there(monkeypatch):
+    def absent(*arguments, **options):
+        raise downloads.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(downloads, "snapshot_download", absent)
+    with pytest.raises(CheckpointError, match="no such file or folder, and the Hugging Face hub does not provide"):
+        load_model("me/ssamba")
+
+
 def test_url(tmp_path, monkeypatch):
     save_model(small_model(), tmp_path / "model.ckpt")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     url = (tmp_path / "model.ckpt").as_uri()
     copy = downloads.download_url(url)
     assert_same_model(load_model(copy), load_model(tmp_path / "model.ckpt"))
+    assert find_checkpoint(url) == copy
     (tmp_path / "model.ckpt").unlink()
     assert downloads.download_url(url) == copy
     with pytest.raises(CheckpointError, match="cannot download"):

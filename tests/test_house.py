@@ -9,9 +9,9 @@ PACKAGE = CHECKOUT / "ssamba_upstream"
 
 FLOORS = [
     {"torchaudio_extension", "devices", "files", "configs", "packing", "ops", "audio", "reading"},
-    {"figures", "frontend", "network"},
+    {"figures", "frontend", "network", "downloads"},
     {"feature_extraction", "windows", "checkpoint", "corpora", "store"},
-    {"auto_classes", "downloads", "frames", "training", "benchmark"},
+    {"auto_classes", "frames", "training", "benchmark"},
     {"deployment", "extraction", "hear", "probing"},
     {"pretraining", "finetuning"},
     {"plugin"},

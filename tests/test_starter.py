@@ -9,16 +9,9 @@ from safetensors import safe_open
 from transformers import AutoModelForAudioClassification
 
 from helpers.paths import CHECKOUT, SHARED_AUDIO
-from ssamba_upstream.checkpoint import (
-    STARTER,
-    STARTER_FOLDER,
-    CheckpointError,
-    content_hash,
-    find_checkpoint,
-    load_model,
-)
+from ssamba_upstream.checkpoint import content_hash, load_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.downloads import find_published
+from ssamba_upstream.downloads import STARTER, STARTER_FOLDER, CheckpointError, find_checkpoint, find_published
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 from ssamba_upstream.network.modeling import SsambaModel
 from ssamba_upstream.network.pretraining import SsambaForPreTraining

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .options import SIZES, add_out, add_upstream_config, counted
+from .options import SIZES, add_checkpoint, add_out, add_upstream_config, counted
 
 OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 
@@ -20,7 +20,7 @@ def add_commands(commands):
     init.set_defaults(run=_init)
 
     convert = commands.add_parser("convert", help="convert a checkpoint of the published code, or between our formats")
-    convert.add_argument("checkpoint", type=Path)
+    add_checkpoint(convert)
     add_out(convert, OUT)
     convert.add_argument("--block-order", choices=("paired", "sequential"),
                          help="default: what the checkpoint says; paired for the published code's")
@@ -31,7 +31,7 @@ def add_commands(commands):
 
     info = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
     subject = info.add_mutually_exclusive_group(required=True)
-    subject.add_argument("checkpoint", type=Path, nargs="?")
+    add_checkpoint(subject, nargs="?")
     subject.add_argument("--system", action="store_true", help="versions, and which scan backends there are")
     info.set_defaults(run=_info)
 

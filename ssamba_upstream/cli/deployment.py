@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
-from .options import add_device, add_out, add_upstream_config, counted, find_recordings, upstream_options, warn
+from .options import (
+    CHECKPOINT,
+    add_checkpoint,
+    add_device,
+    add_out,
+    add_upstream_config,
+    counted,
+    find_recordings,
+    upstream_options,
+    warn,
+)
 
 
 def add_commands(commands):
     export = commands.add_parser("export", help="write a checkpoint as an ONNX file, compared with the network first")
-    export.add_argument("checkpoint", type=Path)
+    add_checkpoint(export)
     add_out(export, "the file", "OUT.onnx")
     export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform", help="default: waveform")
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
@@ -17,7 +27,7 @@ def add_commands(commands):
     export.set_defaults(run=_export)
 
     classify = commands.add_parser("classify", help="write what a classifier hears in recordings of any length, as CSV")
-    classify.add_argument("model", type=Path, help="folder of a classifier, as fine-tuning writes it")
+    add_checkpoint(classify, "model", help=f"a classifier, as fine-tuning writes it: {CHECKPOINT}")
     classify.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
                           help="audio files, folders of them, or manifests")
     add_out(classify, "the table, new or of an earlier run with the same settings, which goes on", "FILE.csv")

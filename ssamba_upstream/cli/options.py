@@ -13,7 +13,14 @@ SUPERB_CORPORA = {
 }
 """What the root folder of each of SUPERB's tasks holds."""
 
+CHECKPOINT = "path, name such as ssamba_starter or ssamba_tiny, user/repository on the Hugging Face hub, or URL"
+
 INTERRUPTED, OUTPUT_CLOSED = 130, 141  # exit statuses, by the shell's convention of signals: SIGINT, SIGPIPE
+
+
+def add_checkpoint(parser, name="checkpoint", **options):
+    """A checkpoint by path or name, see :func:`ssamba_upstream.downloads.find_checkpoint`."""
+    parser.add_argument(name, metavar="CHECKPOINT", **{"help": CHECKPOINT, **options})
 
 
 def add_out(parser, what, metavar="OUT", default=None):

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from .options import (
+    CHECKPOINT,
+    add_checkpoint,
     add_device,
     add_out,
     add_upstream_config,
@@ -16,7 +18,7 @@ from .options import (
 
 def add_commands(commands):
     extract = commands.add_parser("extract", help="write frame-level hidden states of recordings")
-    extract.add_argument("checkpoint", type=Path)
+    add_checkpoint(extract)
     extract.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
                          help="audio files, folders of them, or manifests")
     add_out(extract, "a folder, new or of an earlier run with the same settings")
@@ -65,8 +67,8 @@ def add_commands(commands):
 
 
 def _add_checkpoints_and_cache(command, out):
-    command.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
-                         help="one or more, all in the same plot; log-mel is the baseline that has learned nothing")
+    add_checkpoint(command, "checkpoints", nargs="+",
+                   help=f"{CHECKPOINT}; or log-mel, the baseline that has learned nothing. All are drawn in one plot")
     add_out(command, "a folder", default=out)
     add_upstream_config(command)
     command.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")

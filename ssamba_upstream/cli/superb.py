@@ -4,7 +4,16 @@ import signal
 import sys
 from pathlib import Path
 
-from .options import INTERRUPTED, SUPERB_CORPORA, add_cache, add_device, add_out, add_upstream_config
+from .options import (
+    CHECKPOINT,
+    INTERRUPTED,
+    SUPERB_CORPORA,
+    add_cache,
+    add_checkpoint,
+    add_device,
+    add_out,
+    add_upstream_config,
+)
 
 RUN_HELP = {
     "pr": "the folder of s3prl's run of ctc with phones, its best checkpoint evaluated last; or its test-hyp.ark",
@@ -38,7 +47,7 @@ def add_commands(commands):
 
     superb = commands.add_parser("superb",
                                  help="run any of SUPERB's tasks: search on dev, five folds, table of results")
-    superb.add_argument("checkpoint", help="its path, or the name of an s3prl upstream such as fbank")
+    add_checkpoint(superb, help=f"{CHECKPOINT}; or the name of an s3prl upstream such as fbank")
     add_out(superb, "folder of the runs and the results; the same command goes on with what is there")
     for task, corpus in SUPERB_CORPORA.items():
         superb.add_argument(f"--{task}", type=Path, metavar="ROOT", help=corpus)
@@ -74,7 +83,7 @@ def add_commands(commands):
     submit.set_defaults(run=_submit, needs_network=False)
 
     export = commands.add_parser("export-hidden-set", help="write the folder that SUPERB's hidden-set track wants")
-    export.add_argument("checkpoint", type=Path)
+    add_checkpoint(export)
     add_upstream_config(export)
     add_out(export, "a new folder")
     export.set_defaults(run=_export_hidden_set)

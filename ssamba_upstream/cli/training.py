@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .options import INTERRUPTED, add_device, add_out
+from .options import CHECKPOINT, INTERRUPTED, add_checkpoint, add_device, add_out
 
 
 def add_commands(commands):
@@ -16,7 +16,7 @@ def add_commands(commands):
     finetune.set_defaults(run=_finetune)
 
     show = commands.add_parser("show-masks", help="draw a recording, its masked patches and their reconstruction")
-    show.add_argument("checkpoint", type=Path, help="one with the heads of pretraining")
+    add_checkpoint(show, help=f"one with the heads of pretraining: {CHECKPOINT}")
     show.add_argument("recording", type=Path)
     add_out(show, "the picture", "OUT.png")
     show.add_argument("--seed", type=int, default=0, help="of the mask; default: 0")

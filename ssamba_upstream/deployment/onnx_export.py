@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..benchmark.timing import median_times
-from ..checkpoint import CheckpointError, content_hash, load_model
+from ..checkpoint import CheckpointError, content_hash, find_checkpoint, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import replacing
 from ..frames import FrameEncoder, UpstreamOptions
@@ -92,7 +91,8 @@ def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options
 
     if reads not in READS:
         raise ExportError(f"an ONNX graph reads one of {', '.join(READS)}; got {reads!r}")
-    subject = _subject(Path(checkpoint), reads, writes, options)
+    checkpoint = find_checkpoint(checkpoint)
+    subject = _subject(checkpoint, reads, writes, options)
     model = _model(subject, {"reads": reads, **subject.metadata, "checkpoint": content_hash(checkpoint)})
     with replacing(out) as temporary:
         if int8:

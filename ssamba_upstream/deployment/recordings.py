@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..audio import AudioError, identity, read_header, read_windows
-from ..checkpoint import CheckpointError, content_hash, load_model
+from ..checkpoint import CheckpointError, content_hash, find_checkpoint, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import Journal, locked
 from ..network.classification import (
@@ -56,7 +56,8 @@ class WindowClassifier:
     """A fine-tuned classifier, of clips or of seconds, and how it reads a recording.
 
     Args:
-        folder: of the classifier, as fine-tuning writes it.
+        folder: of the classifier, as fine-tuning writes it; or its name, see
+            :func:`ssamba_upstream.downloads.find_checkpoint`.
         every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the
             clips of the classifier's feature extractor, or the whole seconds in it.
         device: on which the network computes.
@@ -73,11 +74,12 @@ class WindowClassifier:
     """
 
     def __init__(self, folder, every=None, device="cpu"):
+        folder = find_checkpoint(folder)
         model = load_model(folder, model_class=None)
         if not isinstance(model, SsambaClassifier):
             raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a "
                                       "SsambaForAudioClassification or SsambaForAudioFrameClassification")
-        if not (Path(folder) / "preprocessor_config.json").is_file():
+        if not (folder / "preprocessor_config.json").is_file():
             raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
                                   "the folder that fine-tuning wrote")
         self.model, self.device = model.to(device), device

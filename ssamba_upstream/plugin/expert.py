@@ -11,7 +11,7 @@ class UpstreamExpert(FrameEncoder):
     would wait in vain.
 
     Args:
-        ckpt: path of a checkpoint, see :func:`ssamba_upstream.checkpoint.load_model`.
+        ckpt: path or name of a checkpoint, see :func:`ssamba_upstream.downloads.find_checkpoint`.
         model_config: YAML file of options (s3prl's ``-g``).
         refresh: taken for s3prl's sake; entries that download look at it before they get here.
         options: see :class:`ssamba_upstream.frames.UpstreamOptions`; they come before what the file says.

@@ -16,11 +16,10 @@ import torch
 import yaml
 
 from ..audio import AUDIO_EXTENSIONS
-from ..checkpoint import STARTER, content_hash, find_checkpoint, load_config, load_model
+from ..checkpoint import content_hash, find_checkpoint, load_config, load_model
 from ..configs import config_names, find_config
 from ..corpora.report import CorpusError, CorpusReport, recordings_of
 from ..corpora.superb_sets import CHECKS
-from ..downloads import find_published
 from ..files import file_hash, json_hash, to_json
 from ..plugin.averages import sees_averages_only
 from ..plugin.hubconf import ENTRIES
@@ -141,31 +140,28 @@ class Cell:
 
 
 def find_upstream(checkpoint, name=None, options=None) -> Upstream:
-    """The upstream for a checkpoint's path, or for the name of an entry of s3prl's or ours such as ``fbank``.
+    """The upstream for a checkpoint, or for the name of an entry of s3prl's such as ``fbank``.
 
     Args:
-        checkpoint: path or name; what exists as a path is one.
-        name: the entry that reads the path. Default: ``ssamba_local``.
+        checkpoint: path or name, see :func:`ssamba_upstream.downloads.find_checkpoint`; or an entry of s3prl's.
+        name: the entry that reads the checkpoint. Default: its own, or ``ssamba_local``.
         options: YAML file for the upstream, or the stem of one in upstream_configs.
 
     Raises:
         CheckpointError: it is no checkpoint of ours, where one is expected.
-        ValueError: neither path nor entry.
+        ValueError: neither a checkpoint nor an entry.
     """
     options = None if options is None else _read_yaml(options, "upstream")
-    path = Path(checkpoint)
-    if not path.exists():
+    if name is None and not os.path.exists(checkpoint) and "/" not in str(checkpoint):
         register()
         from s3prl import hub
 
-        if name is not None or not hasattr(hub, str(checkpoint)):
-            raise ValueError(f"{checkpoint} is neither a checkpoint's path nor the name of an s3prl upstream "
-                             "such as fbank")
         name = str(checkpoint)
+        if not hasattr(hub, name):
+            raise ValueError(f"{name} is neither a checkpoint's path nor the name of an s3prl upstream such as fbank")
         if name not in ENTRIES:
             return Upstream(name, options=options)
-        path = find_checkpoint(name) if name == STARTER else find_published(name)
-    name = name or "ssamba_local"
+    name, path = name or "ssamba_local", find_checkpoint(checkpoint)
     if name in ENTRIES:
         _check_checkpoint(path)
     return Upstream(name, str(path.resolve()), content_hash(path), options)

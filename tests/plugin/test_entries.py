@@ -5,7 +5,8 @@ import torch
 
 import ssamba_upstream
 from ssamba_upstream import SsambaConfig, SsambaModel
-from ssamba_upstream.checkpoint import STARTER, load_config, save_model
+from ssamba_upstream.checkpoint import load_config, save_model
+from ssamba_upstream.downloads import BUNDLED
 from ssamba_upstream.network.configuration import HIDDEN_SIZES
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
@@ -34,7 +35,7 @@ def upstream(request, checkpoints, monkeypatch):
 
     monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(checkpoints))
     for download in ("download_url", "download_repository"):
-        monkeypatch.setattr(f"ssamba_upstream.plugin.hubconf.{download}", lambda name, refresh: checkpoints / "own")
+        monkeypatch.setattr(f"ssamba_upstream.downloads.{download}", lambda name, refresh: checkpoints / "own")
     paths = {"ssamba_local": checkpoints / "own", "ssamba_hub": "user/own", "ssamba_url": "https://somewhere/own.ckpt"}
     path = paths.get(request.param)
     made = S3PRLUpstream(request.param, path_or_url=path and str(path))
@@ -56,7 +57,7 @@ def test_hidden_states_are_deterministic_and_as_many_in_every_mode(upstream):
     states = states_of(upstream)
     for again, state in zip(states_of(upstream), states):
         assert torch.equal(again, state)
-    layers = 1 + (load_config(STARTER).num_hidden_layers if upstream.upstream_name == STARTER else LAYERS)
+    layers = 1 + (load_config(name).num_hidden_layers if (name := upstream.upstream_name) in BUNDLED else LAYERS)
     assert len(states) == len(states_of(upstream, seed=1)) == layers
     upstream.train()
     assert {len(states_of(upstream, seed=seed)) for seed in (1, 2)} == {layers}

@@ -10,6 +10,7 @@ import ssamba_upstream
 from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import CheckpointError, save_model
+from ssamba_upstream.downloads import BUNDLED
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.hubconf import ENTRIES
 
@@ -187,7 +188,7 @@ def test_every_entry_is_registered():
     from s3prl.nn import S3PRLUpstream
 
     names = [f"ssamba_{size}{masked}" for size in ("tiny", "small", "base") for masked in ("", "_250", "_300", "_400")]
-    assert sorted(ENTRIES) == sorted([*names, "ssamba_starter", "ssamba_local", "ssamba_url", "ssamba_hub"])
+    assert sorted(ENTRIES) == sorted([*names, *BUNDLED, "ssamba_local", "ssamba_url", "ssamba_hub"])
     assert set(ENTRIES) <= set(S3PRLUpstream.available_names()) and all(hasattr(hub, name) for name in ENTRIES)
 
 
@@ -201,7 +202,7 @@ def test_published_entries(tmp_path, monkeypatch):
     assert given.model.config.size == "tiny"
     with pytest.raises(CheckpointError, match="is tiny, and -u ssamba_base asks for base; use -u ssamba_local"):
         ENTRIES["ssamba_base"](ckpt=str(tmp_path / "ssamba_tiny_400.ckpt"))
-    monkeypatch.setattr("ssamba_upstream.plugin.hubconf.download_url", lambda url, refresh: tmp_path / Path(url).name)
+    monkeypatch.setattr("ssamba_upstream.downloads.download_url", lambda url, refresh: tmp_path / Path(url).name)
     assert ENTRIES["ssamba_url"](ckpt="https://somewhere/ssamba_tiny_400.ckpt").model.config.size == "tiny"
 
 
