@@ -27,6 +27,7 @@ BACKENDS = {
     "reference": selective_scan_reference,
 }
 _PLAIN = ("torch", "reference")  # of torch's own operators: they serve everywhere, several times slower
+_RAGGED_SCANS = ("triton", "cpu")  # which take offsets themselves
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
 _MIXERS = {"cpu": cpu.mix_cpu}
@@ -84,11 +85,11 @@ def why_slow(device="cpu"):
 
 def selective_scan(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
-    backend="auto",
+    initial_state=None, offsets=None, backend="auto",
 ):
     """The selective state space scan of Mamba (arXiv 2312.00752, Algorithm 2).
 
-    With step s_t = softplus(delta_t + delta_bias): state_t = exp(s_t A) state_{t-1} + s_t u_t B_t, from a zero state;
+    With step s_t = softplus(delta_t + delta_bias): state_t = exp(s_t A) state_{t-1} + s_t u_t B_t;
     output_t = (C_t . state_t + D u_t) * silu(z_t). The shapes are mamba-ssm's.
 
     Args:
@@ -101,7 +102,11 @@ def selective_scan(
         delta_bias: (channels,). Default: none.
         delta_softplus: whether the step is softplus(delta + delta_bias) instead of delta + delta_bias.
         reverse: walk from the last step to the first instead.
-        return_last_state: return (output, state after the last step walked, (batch, channels, states)).
+        return_last_state: return (output, state after the last step walked, (batch, channels, states), or of a ragged
+            batch (sequences, channels, states)).
+        initial_state: the state before the first step walked, shaped as the last one. Default: zero. With the last
+            state of one call as the initial state of the next, a sequence is scanned in pieces.
+        offsets: of a ragged batch, see :func:`selective_scan_mean`.
         backend: "auto", the best that can serve, of: "triton" (CUDA tensors, needs nothing but triton), "mamba_ssm"
             (CUDA tensors, needs mamba-ssm and causal-conv1d; see :mod:`ssamba_upstream.ops.cuda` for what it refuses),
             "cpu" (compiled), "torch" (plain torch, any device) and "reference" (the definition). Only the last two
@@ -113,12 +118,26 @@ def selective_scan(
     Raises:
         ValueError: shapes that do not fit together, an unknown backend or one that cannot serve, or a complex A.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, offsets)
     if backend == "auto":
         backend = choose_backend(u)
     elif reason := unavailable_reason(backend, u.device.type, u.dtype):
         raise ValueError(f"backend {backend!r} cannot serve: {reason}")
-    return BACKENDS[backend](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state)
+    scan, options = BACKENDS[backend], (delta_bias, delta_softplus, reverse, return_last_state)
+    if offsets is None:
+        return scan(u, delta, A, B, C, D, z, *options, initial_state)
+    if backend in _RAGGED_SCANS:
+        return scan(u, delta, A, B, C, D, z, *options, initial_state, offsets)
+    check_offsets(u, offsets)
+    pieces = []
+    for i, (begin, end) in enumerate(itertools.pairwise(boundaries(u.shape[-1], offsets))):
+        inputs = [None if tensor is None else tensor[..., begin:end] for tensor in (u, delta, B, C, z)]
+        before = None if initial_state is None else initial_state[i : i + 1]
+        pieces.append(scan(*inputs[:2], A, *inputs[2:4], D, inputs[4], *options, before))
+    if not return_last_state:
+        return torch.cat(pieces, dim=-1)
+    outputs, states = zip(*pieces)
+    return torch.cat(outputs, dim=-1), torch.cat(states)
 
 
 def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
@@ -142,8 +161,8 @@ def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
     u = directions[0]["u"]
     for scan in directions:
         _check_shapes(*(scan[name] for name in ("u", "delta", "A", "B", "C", "D")), z, scan["delta_bias"])
-    if len(directions) == 2 and (scan_both := _RAGGED_MEANS.get(choose_backend(u))):
-        return scan_both(directions, z, delta_softplus, offsets)
+    if len(directions) <= 2 and (scan_all := _RAGGED_MEANS.get(choose_backend(u))):
+        return scan_all(directions, z, delta_softplus, offsets)
     if offsets is not None:
         def scan_one(steps):
             names = "u", "delta", "B", "C"
@@ -155,7 +174,9 @@ def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
     return sum(scans) / len(scans)
 
 
-def causal_convolution(x, weight, bias, reverse=False):
+def causal_convolution(
+    x, weight, bias, reverse=False, initial_inputs=None, return_last_inputs=False, offsets=None
+):
     """Depthwise causal convolution followed by SiLU, as in front of every selective scan.
 
     Args:
@@ -163,11 +184,22 @@ def causal_convolution(x, weight, bias, reverse=False):
         weight: (channels, 1, width), the last tap meeting the present step, as in ``nn.Conv1d``.
         bias: (channels,).
         reverse: what is causal is meant on the time-reversed sequence: taps look ahead instead of back.
+        initial_inputs: (batch, channels, width - 1), what lies before the first step walked, in order of time; of a
+            ragged batch (sequences, channels, width - 1). Default: zeros.
+        return_last_inputs: If True, return (output, the initial inputs of the steps that follow).
+        offsets: of a ragged batch, see :func:`selective_scan_mean`.
 
     Returns:
         (batch, channels, length), in x's dtype.
     """
-    return causal_convolutions(x, [weight], [bias], [reverse])[0]
+    if initial_inputs is None and not return_last_inputs:
+        return causal_convolutions(x, [weight], [bias], [reverse], offsets)[0]
+    if initial_inputs is None:
+        sequences = len(x) if offsets is None else len(offsets) - 1
+        initial_inputs = x.new_zeros(sequences, x.shape[1], weight.shape[-1] - 1)
+    joined, joined_offsets, places, last = _join_inputs(initial_inputs, x, reverse, offsets)
+    output = causal_convolutions(joined, [weight], [bias], [reverse], joined_offsets)[0][..., places]
+    return (output, last) if return_last_inputs else output
 
 
 def causal_convolutions(x, weights, biases, reverse, offsets=None):
@@ -187,7 +219,7 @@ def causal_convolutions(x, weights, biases, reverse, offsets=None):
     return [convolve(x, *parameters) for parameters in zip(weights, biases, reverse)]
 
 
-def mix(channels_and_gate, directions, offsets=None):
+def mix(channels_and_gate, directions, offsets=None, state=None):
     """What a mixer computes between its outer projections: the mean of its directions' scans, under one gate.
 
     Each direction convolves the channels, projects what comes of it to steps of low rank, B and C, and scans; see
@@ -202,28 +234,43 @@ def mix(channels_and_gate, directions, offsets=None):
             (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states), the logarithm
             of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
         offsets: of a ragged batch, as in :func:`selective_scan_mean`.
+        state: what a single direction takes over from the steps before, for each sequence: the initial inputs of
+            :func:`causal_convolution`, and the initial state of :func:`selective_scan`. Default: zeros.
 
     Returns:
-        (batch, length, channels) in the dtype of ``channels_and_gate``.
+        (batch, length, channels) in the dtype of ``channels_and_gate``; if a state is given, (that, the state after
+        these steps).
 
     Raises:
-        ValueError: offsets that do not fit.
+        ValueError: offsets that do not fit, or a state beside several directions.
     """
+    if state is not None and len(directions) > 1:
+        raise ValueError(f"{len(directions)} directions carry no state on. Give a single direction with a state")
     reverse = [direction["reverse"] for direction in directions]
-    mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 else None
+    mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 and state is None else None
     if mix_at_once:
         parameters = [_mixer_parameters(direction) for direction in directions]
         if None not in parameters:
             return mix_at_once(channels_and_gate, parameters, reverse, offsets)
     plain_steps = all(is_plain(direction["step_projection"], nn.Linear) for direction in directions)
     x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
+    convolved_offsets, places = offsets, None
+    if state is not None:
+        x, convolved_offsets, places, last_inputs = _join_inputs(state[0], x, reverse[0], offsets)
     if all(is_plain(direction["convolution"], nn.Conv1d) for direction in directions):
         weights, biases = zip(*((direction["convolution"].weight, direction["convolution"].bias)
                                 for direction in directions))
-        inputs = causal_convolutions(x, weights, biases, reverse, offsets)
+        inputs = causal_convolutions(x, weights, biases, reverse, convolved_offsets)
     else:
-        inputs = [_call_convolution(x, direction, offsets) for direction in directions]
+        inputs = [_call_convolution(x, direction, convolved_offsets) for direction in directions]
+    if state is not None:
+        inputs = [inputs[0][..., places]]
     scans = [_scan_arguments(u, direction, plain_steps) for u, direction in zip(inputs, directions)]
+    if state is not None:
+        scan = scans[0] | {"A": -torch.exp(scans[0]["A"].float())}
+        mixed, last_state = selective_scan(**scan, z=z, delta_softplus=True, return_last_state=True,
+                                           initial_state=state[1], offsets=offsets)
+        return mixed.transpose(1, 2), (last_inputs, last_state)
     if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # which reads the logarithm itself
         mixed = triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
     else:
@@ -267,6 +314,35 @@ def _each_sequence(compute, x, offsets):
     return [torch.cat(pieces, dim=-1) for pieces in zip(*map(compute, not_empty))]
 
 
+def _join_inputs(before, x, reverse, offsets):
+    """What a convolution reads if some inputs of each sequence are there already.
+
+    Args:
+        before: (sequences, channels, inputs), in order of time.
+        x, reverse, offsets: see :func:`causal_convolution`.
+
+    Returns:
+        (sequences with those inputs, their offsets or None, the index of x's steps among them, the inputs that are to
+        lie before the next steps).
+    """
+    context, length = before.shape[-1], x.shape[-1]
+    before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # channels stay neighbours in memory
+    if offsets is None:
+        joined = torch.cat([x, before] if reverse else [before, x], dim=1)
+        last, places = (0, slice(length)) if reverse else (length, slice(context, None))
+        return joined.transpose(1, 2), None, places, joined[:, last : last + context].transpose(1, 2).clone()
+    check_offsets(x, offsets)
+    joined_offsets = offsets + context * torch.arange(len(offsets), device=x.device)
+    within = torch.arange(context, device=x.device)
+    firsts, lasts = joined_offsets[:-1, None] + within, joined_offsets[1:, None] - context + within
+    steps = torch.arange(length, device=x.device)
+    places = steps + context * (torch.bucketize(steps, offsets[1:-1], right=True) + (not reverse))
+    joined = x.new_empty(1, length + context * len(before), x.shape[2]).index_copy(1, places, x)
+    joined = joined.index_copy(1, (lasts if reverse else firsts).flatten(), before.flatten(0, 1)[None])
+    last = joined[0][firsts if reverse else lasts].transpose(1, 2)
+    return joined.transpose(1, 2), joined_offsets, places, last
+
+
 def _call_convolution(x, direction, offsets):
     """:func:`causal_convolution` by a direction's module, which is called once, with zeros before each sequence."""
     module, context = direction["convolution"], direction["taps"] - 1
@@ -291,7 +367,7 @@ def _causal_convolution(x, weight, bias, reverse):
     return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0]))
 
 
-def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
+def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state=None, offsets=None):
     if u.dim() != 3 or A.dim() != 2:
         raise ValueError(f"u must be (batch, channels, length) and A (channels, states); "
                          f"got {tuple(u.shape)} and {tuple(A.shape)}")
@@ -303,6 +379,7 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias):
         "delta": (delta, (batch, channels, length)), "A": (A, (channels, states)), "B": (B, (batch, states, length)),
         "C": (C, (batch, states, length)), "D": (D, (channels,)), "z": (z, (batch, channels, length)),
         "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch if offsets is None else len(offsets) - 1, channels, states)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:

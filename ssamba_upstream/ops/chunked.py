@@ -14,10 +14,11 @@ CHUNK_ELEMENTS = 1 << 19
 
 
 def selective_scan_chunked(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
+    initial_state=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once."""
-    output, last_state = _ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    output, last_state = _ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, initial_state)
     return (output, last_state) if return_last_state else output
 
 
@@ -83,10 +84,12 @@ class _Chunk:
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, initial_state):
         dtype = torch.promote_types(u.dtype, torch.float32)
         skip = None if D is None else D.to(dtype)
         state = u.new_zeros(u.shape[0], A.shape[1], u.shape[1], dtype=dtype)
+        if initial_state is not None:
+            state.copy_(initial_state.transpose(1, 2))
         output = torch.empty_like(u)
         initial_states = []
         for chunk in _chunks(u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, dtype):
@@ -97,6 +100,7 @@ class _ChunkedScan(torch.autograd.Function):
             chunk.write(y if z is None else y.mul_(F.silu(chunk.z)), output)
         ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, *initial_states)
         ctx.delta_softplus, ctx.reverse = delta_softplus, reverse
+        ctx.state_dtype = None if initial_state is None else initial_state.dtype
         return output, state.transpose(1, 2)
 
     @staticmethod
@@ -146,7 +150,8 @@ class _ChunkedScan(torch.autograd.Function):
 
         gradients = (grad_u, grad_delta, grad_A.T, grad_B, grad_C, grad_D, grad_z, grad_bias)
         originals = (u, delta, A, B, C, D, z, delta_bias)
-        return *(None if g is None else g.to(x.dtype) for g, x in zip(gradients, originals)), None, None
+        grad_initial = None if ctx.state_dtype is None else grad_state.transpose(1, 2).to(ctx.state_dtype)
+        return *(None if g is None else g.to(x.dtype) for g, x in zip(gradients, originals)), None, None, grad_initial
 
 
 def _chunks(u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, dtype, backward=False):

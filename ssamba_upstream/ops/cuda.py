@@ -1,9 +1,9 @@
 """The CUDA kernels of mamba-ssm and causal-conv1d, when they are installed.
 
 Both only walk forwards in time, so the reverse direction flips its inputs and its output. They take less than the other
-backends do, and refuse the rest with a ValueError: a scan's sequences are of one dtype, its last state has no gradient,
-and a convolution has from 2 to 4 taps and channels that are a multiple of 8. Gradients are summed with atomics, and so
-are not the same to the last bit from call to call.
+backends do, and refuse the rest with a ValueError: a scan's sequences are of one dtype, it begins from a zero state and
+its last state has no gradient; a convolution has from 2 to 4 taps and channels that are a multiple of 8. Gradients are
+summed with atomics, and so are not the same to the last bit from call to call.
 """
 
 import importlib
@@ -26,13 +26,17 @@ def unavailable_reason():
 
 
 def selective_scan_cuda(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
+    initial_state=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`; CUDA tensors only, no float64.
 
     Raises:
-        ValueError: u, delta, B, C and z are not of one dtype, or a last state whose gradient would be lost.
+        ValueError: u, delta, B, C and z are not of one dtype, an initial state, or a last state whose gradient would be
+            lost.
     """
+    if initial_state is not None:
+        raise ValueError('mamba_ssm scans from a zero state only. Use backend="triton" for an initial state')
     given = {"u": u, "delta": delta, "B": B, "C": C, "z": z}
     sequences = {name: tensor for name, tensor in given.items() if tensor is not None}
     if len({tensor.dtype for tensor in sequences.values()}) > 1:

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 
 
 def selective_scan_reference(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
+    initial_state=None,
 ):
     """Selective scan as Algorithm 2 of the Mamba paper (arXiv 2312.00752) writes it, one step after the other.
 
@@ -22,7 +23,7 @@ def selective_scan_reference(
         step = F.softplus(step)
     inputs, A, B, C = u.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
 
-    state = inputs.new_zeros(batch, channels, A.shape[1])
+    state = inputs.new_zeros(batch, channels, A.shape[1]) if initial_state is None else initial_state.to(dtype)
     outputs = [None] * length
     for t in range(length - 1, -1, -1) if reverse else range(length):
         decay = torch.exp(step[:, :, t, None] * A)

@@ -1,7 +1,7 @@
 """Kernels as torch operators with a first derivative: what is the same for every backend that has its own.
 
-Tensors come in lists of one entry per direction; D and delta_bias may be empty lists. The schemas are spelt out because
-older versions of torch do not read today's type annotations.
+Tensors come in lists of one entry per direction; D, delta_bias and initial_state may be empty lists. The schemas are
+spelt out because older versions of torch do not read today's type annotations.
 """
 
 import itertools
@@ -9,8 +9,8 @@ import itertools
 import torch
 
 _SCAN_INPUTS = (
-    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, Tensor? z, "
-    "Tensor? offsets, bool[] reverse"
+    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, "
+    "Tensor[] initial_state, Tensor? z, Tensor? offsets, bool[] reverse"
 )
 _SCAN_LISTS = _SCAN_INPUTS.count("Tensor[]")
 _CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"

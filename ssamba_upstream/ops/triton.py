@@ -77,7 +77,7 @@ def _interpreted():
 
 def selective_scan_triton(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
-    return_last_state=False, offsets=None,
+    return_last_state=False, initial_state=None, offsets=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
@@ -93,7 +93,8 @@ def selective_scan_triton(
         ValueError: float64 inputs, or offsets that do not fit the batch.
     """
     scan = {
-        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse,
+        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
+        "initial_state": initial_state, "reverse": reverse,
     }
     output, last_states = _scan([scan], z, delta_softplus, offsets, return_last_state)
     return (output, last_states[0].transpose(1, 2)) if return_last_state else output
@@ -119,8 +120,8 @@ def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
 
 def _scan(directions, z, delta_softplus, offsets, return_last_state, logarithmic=False):
     lists = [
-        [scan[name] for scan in directions if scan[name] is not None]
-        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+        [scan[name] for scan in directions if scan.get(name) is not None]
+        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
     ]
     tensors = [tensor for tensors in lists for tensor in tensors] + ([] if z is None else [z])
     _check(directions[0]["u"], tensors, offsets)
@@ -216,17 +217,18 @@ class _Division:
     """A scan divided into programs, as its kernels expect it."""
 
     def __init__(
-        self, u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, warps_each
+        self, u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic,
+        warps_each,
     ):
         kernels, count, absent = _kernels(), len(u), [None] * len(u)
-        columns = zip(u, delta, A, B, C, D or absent, delta_bias or absent, reverse)
+        columns = zip(u, delta, A, B, C, D or absent, delta_bias or absent, initial_state or absent, reverse)
         self.directions = tuple(
             kernels.Direction(
                 _sequence(u), _sequence(delta), A.contiguous(), _sequence(B), _sequence(C),
                 None if D is None else D.contiguous(), None if bias is None else bias.contiguous(),
-                int(reverse),
+                None if initial is None else initial.transpose(1, 2).contiguous(), int(reverse),
             )
-            for u, delta, A, B, C, D, bias, reverse in columns
+            for u, delta, A, B, C, D, bias, initial, reverse in columns
         )
         _, channels, length = u[0].shape
         states = A[0].shape[1]
@@ -264,19 +266,23 @@ class _Division:
 
 
 def _scan_forward(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic, return_last_state,
-    keep_checkpoints,
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
+    return_last_state, keep_checkpoints,
 ):
     """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
     STATES, BLOCK) for the backward pass); the last two empty unless asked for."""
     output, last_states, checkpoints = _scan_outputs(
-        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic,
+        u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
         return_last_state, keep_checkpoints,
     )
     if output.numel() == 0:
-        return output, last_states.zero_(), checkpoints.zero_()
+        if return_last_state and initial_state:
+            last_states.copy_(torch.stack(initial_state).transpose(2, 3))
+        else:
+            last_states.zero_()
+        return output, last_states, checkpoints.zero_()
     division = _Division(
-        u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, FORWARD_WARPS
+        u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, FORWARD_WARPS
     )
     one, kernels = len(u) == 1, _kernels()
     outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in u]
@@ -298,8 +304,8 @@ def _scan_forward(
 
 
 def _scan_outputs(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, logarithmic, return_last_state,
-    keep_checkpoints,
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
+    return_last_state, keep_checkpoints,
 ):
     directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
     last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
@@ -310,19 +316,23 @@ def _scan_outputs(
 
 
 def _scan_backward(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
     delta_softplus, logarithmic,
 ):
-    """Gradients of u, delta, A, B, C, D and delta_bias, the directions stacked; then of z."""
+    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state, the directions stacked; then of z."""
     empty = _scan_gradients(
-        grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
-        delta_softplus, logarithmic,
+        grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets,
+        reverse, delta_softplus, logarithmic,
     )
     if grad_output.numel() == 0:
-        return [gradient.zero_() for gradient in empty]
+        for gradient in empty:
+            gradient.zero_()
+        if initial_state and grad_last_states is not None:
+            empty[5 + bool(D) + bool(delta_bias)].copy_(grad_last_states.transpose(2, 3))
+        return empty
     kernels, count = _kernels(), len(u)
     division = _Division(
-        u, delta, A, B, C, D, delta_bias, offsets, reverse, delta_softplus, logarithmic, BACKWARD_WARPS
+        u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, BACKWARD_WARPS
     )
     batch, channels, length = u[0].shape
     slots, states = division.slots, A[0].shape[1]
@@ -335,6 +345,7 @@ def _scan_backward(
     parts_D = new(count, slots, channels) if D else None
     parts_bias = new(count, slots, channels) if delta_bias else None
     parts_B, parts_C = new(2, count, division.layout.blocks, batch, length, states).unbind()
+    grad_initial = new(count, division.sequences, states, channels) if initial_state else None
     parts_z = None
     if z is not None:
         parts_z = [empty[-1]] if count == 1 else [_empty_sequence(z, torch.float32) for _ in u]
@@ -343,6 +354,7 @@ def _scan_backward(
             _sequence(grad_u[i]), _sequence(grad_delta[i]), parts_z and _sequence(parts_z[i]), parts_A[i],
             _sequence(parts_B[i, 0].transpose(1, 2)), _sequence(parts_C[i, 0].transpose(1, 2)),
             parts_B.stride(1), parts_D[i] if D else None, parts_bias[i] if delta_bias else None,
+            grad_initial[i] if initial_state else None,
         )
         for i in range(count)
     )
@@ -361,13 +373,14 @@ def _scan_backward(
     ]
     results += [_add_up(parts_D, D)] if D else []
     results += [_add_up(parts_bias, delta_bias)] if delta_bias else []
+    results += [grad_initial.transpose(2, 3).to(initial_state[0].dtype)] if initial_state else []
     if z is not None:
         results.append(parts_z[0] if count == 1 else (parts_z[0] + parts_z[1]).to(z.dtype))
     return results
 
 
 def _scan_gradients(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse,
+    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
     delta_softplus, logarithmic,
 ):
     batch, channels, length = u[0].shape
@@ -380,6 +393,7 @@ def _scan_gradients(
     gradients.append(stacked(A, channels, states))
     gradients += [stacked(like, batch, length, states).transpose(2, 3) for like in (B, C)]
     gradients += [stacked(like, channels) for like in (D, delta_bias) if like]
+    gradients += [stacked(initial_state, *initial_state[0].shape)] if initial_state else []
     return gradients if z is None else [*gradients, _empty_sequence(z)]
 
 

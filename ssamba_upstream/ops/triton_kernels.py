@@ -38,6 +38,7 @@ class Direction(NamedTuple):
     C: Sequence
     D: Any  # (channels,)
     delta_bias: Any  # (channels,)
+    initial_state: Any  # (sequences, states, channels)
     reverse: Any
 
 
@@ -65,6 +66,7 @@ class Gradients(NamedTuple):
     block_stride: Any  # elements between two blocks of B or C
     D: Any  # (slots, channels), or None
     delta_bias: Any  # (slots, channels), or None
+    initial_state: Any  # (sequences, states, channels), or None
 
 
 # Elementary functions
@@ -350,7 +352,11 @@ def _scan(
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
-    state = tl.zeros((STATES, BLOCK), tl.float32)
+    if direction.initial_state is not None:
+        pointers, mask = _at_boundary(direction.initial_state, sequence, channels, states, layout)
+        state = _read(pointers, mask)
+    else:
+        state = tl.zeros((STATES, BLOCK), tl.float32)
     if alone is not None:
         state = _carry(state, alone, sums, first_slot, slot - 1, layout, exponents, 1, block, STATES, BLOCK)
     if checkpoints is not None:
@@ -603,6 +609,10 @@ def _differentiate(
         tl.store(gradients.D + slot * layout.channels + channels, grad_D, mask=here)
     if gradients.delta_bias is not None:
         tl.store(gradients.delta_bias + slot * layout.channels + channels, grad_bias, mask=here)
+    if gradients.initial_state is not None:
+        if slot == first_slot:
+            pointers, mask = _at_boundary(gradients.initial_state, sequence, channels, states, layout)
+            tl.store(pointers, adjoint, mask=mask)
 
 
 @triton.jit

@@ -319,17 +319,19 @@ def operator_arguments(batch=2):
 @pytest.mark.slow
 def test_operators_are_well_registered():
     lists, z = operator_arguments()
+    states = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]
     weights, biases = [torch.randn(5, 1, 4, requires_grad=True)] * 2, [torch.randn(5, requires_grad=True)] * 2
-    torch.library.opcheck(cpu.scan_operator, (*lists, z, None, [False, True], True, True, True))
-    one_direction = (*(x[:1] for x in lists[:5]), [], [], None, None, [True], True, False, True)
+    torch.library.opcheck(cpu.scan_operator, (*lists, states, z, None, [False, True], True, True, True))
+    one_direction = (*(x[:1] for x in lists[:5]), [], [], [], None, None, [True], True, False, True)
     torch.library.opcheck(cpu.scan_operator, one_direction)
     with torch.no_grad():
         plain = [[tensor.clone() for tensor in tensors] for tensors in lists]
-    torch.library.opcheck(cpu.scan_operator, (*plain, None, None, [False, True], True, False, False))
+    torch.library.opcheck(cpu.scan_operator, (*plain, [], None, None, [False, True], True, False, False))
     torch.library.opcheck(cpu.convolution_operator, (z, weights, biases, None, [False, True]))
     lists, z = operator_arguments(batch=1)
     offsets = torch.tensor([0, 2, 2, 7])
-    torch.library.opcheck(cpu.scan_operator, (*lists, z, offsets, [False, True], True, True, True))
+    states = [torch.randn(3, 5, 3)] * 2
+    torch.library.opcheck(cpu.scan_operator, (*lists, states, z, offsets, [False, True], True, True, True))
     torch.library.opcheck(cpu.convolution_operator, (z, weights, biases, offsets, [False, True]))
 
 

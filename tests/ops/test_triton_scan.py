@@ -395,7 +395,10 @@ def test_operators_keep_torch_s_rules(monkeypatch, offsets):
     offsets = None if offsets is None else torch.tensor(offsets, device=DEVICE)
     x = {name: v.requires_grad_() for name, v in mean_inputs(1, 3, 3, 2).items()}
     lists = [[x[f"{name}{i}"] for i in range(2)] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
-    torch.library.opcheck(scan.scan_operator, (*lists, x["z"], offsets, [False, True], True, True, True, True))
+    sequences = 1 if offsets is None else len(offsets) - 1
+    states = [torch.randn(sequences, 3, 2, device=DEVICE, requires_grad=True) for _ in range(2)]
+    options = offsets, [False, True], True, True, True, True
+    torch.library.opcheck(scan.scan_operator, (*lists, states, x["z"], *options))
     x = {name: v.requires_grad_() for name, v in convolution_inputs(1, 3, 3, 2).items()}
     arguments = (x["x"], [x["weight0"], x["weight1"]], [x["bias0"], x["bias1"]], offsets, [False, True])
     torch.library.opcheck(scan.convolution_operator, arguments)

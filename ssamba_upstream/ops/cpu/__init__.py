@@ -35,18 +35,18 @@ def unavailable_reason():
 
 def selective_scan_cpu(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
-    return_last_state=False, offsets=None,
+    return_last_state=False, initial_state=None, offsets=None,
 ):
     """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
     Args:
-        offsets: as in :func:`ssamba_upstream.ops.selective_scan_mean`. The last state then is
-            (sequences, channels, states), zero for an empty sequence.
+        offsets: as in :func:`ssamba_upstream.ops.selective_scan`.
 
     Raises:
         ValueError: the offsets do not fit.
     """
-    scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias, "reverse": reverse}
+    scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
+            "initial_state": initial_state, "reverse": reverse}
     output, last_state = _scan([scan], z, delta_softplus, offsets, return_last_state)
     return (output, last_state[0]) if return_last_state else output
 
@@ -96,7 +96,7 @@ def exponential2(x, out=None):
 
 def _scan(directions, z, delta_softplus, offsets, return_last_state):
     lists = [
-        [read(scan[name]) for scan in directions if scan[name] is not None]
+        [read(scan[name]) for scan in directions if scan.get(name) is not None]
         for name, read in _SCAN_INPUTS.items()
     ]
     reverse = [scan["reverse"] for scan in directions]
@@ -125,7 +125,7 @@ def _as_float32(tensor):
 
 
 _SCAN_INPUTS = {"u": _readable, "delta": _readable, "A": _as_float32, "B": _readable, "C": _readable,
-                "D": _as_float32, "delta_bias": _as_float32}
+                "D": _as_float32, "delta_bias": _as_float32, "initial_state": _as_float32}
 
 
 def _call_directly(tensors):

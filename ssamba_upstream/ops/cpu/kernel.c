@@ -65,10 +65,12 @@ typedef struct { /* one direction of a scan. Optional tensors are NULL where the
     const float *A, *D, *bias; /* (channels, states), (channels), (channels) */
     const float *step_weight;  /* (channels, rank): with it delta, then (batch, rank, length), gives the steps */
     int64_t reverse;
-    float *last_state;  /* (sequences, channels, states), optional */
+    const float *initial_state; /* (sequences, channels, states), optional: zero */
+    float *last_state;          /* (sequences, channels, states), optional */
     float *checkpoints; /* (tiles, states, channels padded to WIDEST): state before each tile; optional */
     /* For the backward pass only: */
     const float *grad_last_state; /* optional */
+    float *grad_initial_state;    /* only where there is an initial_state */
     Sequence grad_u, grad_delta;        /* grad_delta only where there is no step_weight */
     float *grad_A, *grad_D, *grad_bias; /* (sequences, channels, states), (sequences, channels) twice */
     float *grad_step_weight;            /* (sequences, channels, rank) */
@@ -744,13 +746,16 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
         Sequence z = from(scan->z, place, first, reverse);
         Sequence output = from(scan->output, place, first, reverse);
         for (int64_t v = 0; v < vectors; v++) {
+            int64_t offset = (place.index * all_channels + first + v * LANES) * states;
             int64_t count = channels - v * LANES;
             load_exponents(direction->A + (first + v * LANES) * states, scan->logarithmic, states, count,
                            exponents + v * states);
             load_weights(direction->step_weight + (first + v * LANES) * scan->rank, scan->rank, count,
                          weights + v * scan->rank);
+            for (int64_t n = 0; n < states; n++)
+                state[v * states + n] = direction->initial_state
+                    ? load(direction->initial_state + offset + n, states, count) : splat(0);
         }
-        memset(state, 0, vectors * states * sizeof(vector));
 
         for (int64_t begin = 0; begin < length; begin += TILE) {
             int64_t steps = smaller(TILE, length - begin);
@@ -1026,6 +1031,8 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
                 vector rate = scan->logarithmic ? exponents[v * states + n] * (float)(1 / LOG2_E) : splat(1);
                 store(grad_A[v * states + n] * rate, direction->grad_A + at * states + n, states, count);
             }
+            for (int64_t n = 0; direction->initial_state && n < states; n++)
+                store(grad_states[v * states + n], direction->grad_initial_state + at * states + n, states, count);
             for (int64_t r = 0; r < rank; r++)
                 store(grad_weights[v * rank + r], direction->grad_step_weight + at * rank + r, rank, count);
             if (direction->D)

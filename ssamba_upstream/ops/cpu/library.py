@@ -57,7 +57,7 @@ kernels, instruction_set, unavailable_reason = load()
 # They are made anew for each call, in a microsecond or two, so that no address in them can be of a tensor that is gone.
 
 NO_SEQUENCE = (0, 0, 0, 0, 0)
-_NO_GRADIENTS = (0,) + 2 * NO_SEQUENCE + 7 * (0,)
+_NO_GRADIENTS = (0, 0) + 2 * NO_SEQUENCE + 7 * (0,)
 _SET_BY_THE_KERNEL = 0
 _PLACE_FIELDS = 6
 
@@ -82,22 +82,25 @@ def run_scan(
 
 
 def scan_direction(
-    u, delta, B, C, A, D, bias, step_weight, reverse, last_state=None, checkpoints=None, gradients=_NO_GRADIENTS,
+    u, delta, B, C, A, D, bias, step_weight, reverse, initial_state=None, last_state=None, checkpoints=None,
+    gradients=_NO_GRADIENTS,
 ):
     """The kernel's ``Direction``. u, delta, B and C are a :func:`sequence` each; ``gradients`` are
     :func:`scan_gradients`; all others are contiguous tensors, and the caller keeps them alive."""
     return (
         *u, *delta, *B, *C, A.data_ptr(), _address(D), _address(bias), _address(step_weight), reverse,
-        _address(last_state), _address(checkpoints), *gradients,
+        _address(initial_state), _address(last_state), _address(checkpoints), *gradients,
     )
 
 
 def scan_gradients(
     grad_u, grad_delta, grad_last_state=None, A=None, D=None, bias=None, step_weight=None, low=None, B=None, C=None,
+    initial_state=None,
 ):
     """The fields of the kernel's ``Direction`` for the backward pass: the first two are a :func:`sequence` each, all
     others tensors as in :func:`scan_direction`: the last state's gradient, and what the gradients are written to."""
-    return (_address(grad_last_state), *grad_u, *grad_delta, *map(_address, (A, D, bias, step_weight, low, B, C)))
+    parts = map(_address, (A, D, bias, step_weight, low, B, C))
+    return _address(grad_last_state), _address(initial_state), *grad_u, *grad_delta, *parts
 
 
 def run_convolution(backward, taps, shape, found, width, x, grad_x=NO_SEQUENCE):

@@ -1,7 +1,7 @@
 """The compiled selective scan as a torch operator, one direction or two at once.
 
-Tensors come in lists of one entry per direction; D and delta_bias may be empty lists. Those along time are float32 or
-bfloat16, all others float32.
+Tensors come in lists of one entry per direction; D, delta_bias and initial_state may be empty lists. Those along time
+are float32 or bfloat16, all others float32.
 """
 
 from ..registration import register_scan, split
@@ -22,19 +22,21 @@ from .library import (
 
 
 def scan_forward(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
+    keep_checkpoints,
 ):
     """(output, last states, checkpoints for the backward pass), of which the latter are empty unless asked for."""
     output, last_state, checkpoints = _outputs(
-        u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+        u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
+        keep_checkpoints,
     )
     if keep_checkpoints:
         cleared(checkpoints, u[0], offsets)
-    A, D, delta_bias = (_contiguous(tensors, len(u)) for tensors in (A, D, delta_bias))
+    A, D, delta_bias, initial_state = (_contiguous(tensors, len(u)) for tensors in (A, D, delta_bias, initial_state))
     directions = [
         scan_direction(
             *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i],
-            last_state=last_state[i] if return_last_state else None,
+            initial_state=initial_state[i], last_state=last_state[i] if return_last_state else None,
             checkpoints=checkpoints[i] if keep_checkpoints else None,
         )
         for i in range(len(u))
@@ -46,7 +48,8 @@ def scan_forward(
 
 
 def _outputs(
-    u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus, return_last_state, keep_checkpoints
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
+    keep_checkpoints,
 ):
     x, states = u[0], A[0].shape[1]
     last_state = (len(u), count_sequences(x, offsets), x.shape[1], states) if return_last_state else (0,)
@@ -55,9 +58,11 @@ def _outputs(
 
 
 def _scan_backward(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
+    delta_softplus,
 ):
-    """Gradients of u, delta, A, B, C, D and delta_bias, one after the other, each in every direction; then of z."""
+    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state, one after the other, each in every direction;
+    then of z."""
     count, x, states = len(u), u[0], A[0].shape[1]
     sequences, groups = count_sequences(x, offsets), -(-x.shape[1] // GROUP)
     grad_u, grad_delta = [empty_sequence(t) for t in u], [empty_sequence(t) for t in delta]
@@ -70,14 +75,15 @@ def _scan_backward(
         [empty(x, sequences, *tensor.shape) for tensor in tensors] for tensors in (A, D, delta_bias)
     )
     parts_B, parts_C = ([empty(x, groups, x.shape[0], x.shape[2], states) for _ in u] for _ in range(2))
-    A, D, delta_bias = (_contiguous(tensors, count) for tensors in (A, D, delta_bias))
+    grad_initial = [empty(x, *tensor.shape) for tensor in initial_state]
+    A, D, delta_bias, initial_state = (_contiguous(tensors, count) for tensors in (A, D, delta_bias, initial_state))
     directions = [
         scan_direction(
             *map(sequence, (u[i], delta[i], B[i], C[i])), A[i], D[i], delta_bias[i], None, reverse[i],
-            checkpoints=checkpoints[i], gradients=scan_gradients(
+            initial_state=initial_state[i], checkpoints=checkpoints[i], gradients=scan_gradients(
                 sequence(grad_u[i]), sequence(grad_delta[i]), None if grad_last_state is None else grad_last_state[i],
                 A=parts_A[i], D=parts_D[i] if parts_D else None, bias=parts_bias[i] if parts_bias else None,
-                B=parts_B[i], C=parts_C[i],
+                B=parts_B[i], C=parts_C[i], initial_state=grad_initial[i] if grad_initial else None,
             ),
         )
         for i in range(count)
@@ -89,17 +95,18 @@ def _scan_backward(
         [add_up(part).transpose(1, 2).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
         for parts, tensors in ((parts_B, B), (parts_C, C))
     )
-    gradients = [*grad_u, *grad_delta, *grad_A, *grad_B, *grad_C, *grad_D, *grad_bias]
+    gradients = [*grad_u, *grad_delta, *grad_A, *grad_B, *grad_C, *grad_D, *grad_bias, *grad_initial]
     return gradients if z is None else [*gradients, grad_z]
 
 
 def _gradients(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, z, offsets, reverse, delta_softplus
+    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
+    delta_softplus,
 ):
     gradients = [empty_sequence(tensor) for tensor in (*u, *delta)]
     gradients += [tensor.new_empty(tensor.shape) for tensor in A]
     gradients += [empty_sequence(tensor) for tensor in (*B, *C)]
-    gradients += [tensor.new_empty(tensor.shape) for tensor in (*D, *delta_bias)]
+    gradients += [tensor.new_empty(tensor.shape) for tensor in (*D, *delta_bias, *initial_state)]
     return gradients if z is None else [*gradients, empty_sequence(z)]
 
 
