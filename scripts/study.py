@@ -4,9 +4,10 @@
 
 AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
 pretrained in OUT/RECIPE, or with --seed in OUT/RECIPE-N, without labels, on the digits but for takes 0 to 6 (0 to 4 are
-the test set), and on ESC-10. Frozen, its layers are read at a hop of 20 ms, as averages over time and as averages and
-standard deviations, frames at the end by the share of them that is audio; and so are the log-mel and the network before
-its first step. An interrupted study goes on where it was.
+the test set), on ESC-10, and on ``more/**/*.wav`` of AUDIO, which scripts/distilled_audio.py makes. Frozen, its
+layers are read at a hop of 20 ms, as averages over time and as averages and standard deviations, frames at the end by
+the share of them that is audio; and so are the log-mel and the network before its first step. An
+interrupted study continues where it was.
 """
 
 import argparse
@@ -76,6 +77,7 @@ def write_manifests(out, audio, digits, sounds):
     """Manifests of what is pretrained and validated on, as overrides of a recipe."""
     validation = [digit for digit in digits if take(digit) in VALIDATION] + sounds[::20]
     train = [file for file in digits + sounds if file not in validation and (file in sounds or take(file) not in TEST)]
+    train += sorted(audio.glob("more/**/*.wav"))
     overrides = []
     for name, files in (("train", train), ("validation", validation)):
         lines = "".join(f"{file.relative_to(audio)}\t0\n" for file in files)
