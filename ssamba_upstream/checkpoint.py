@@ -309,10 +309,11 @@ def _read_safetensors(file):
 def _read_pickle(file):
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(file, error) from None  # torch advises to let the file run code
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise CheckpointError(f"{file} is damaged or truncated: {type(error).__name__}: {error}") from error
+        if isinstance(error, pickle.UnpicklingError) and S3PRL_NAMES <= _strings(file):
+            raise _s3prl_checkpoint(file) from None
+        raise CheckpointError(f"{file} {why_unreadable(error)}. Save the state dict alone where the file was written, "
+                              f"{SAVE_ALONE}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a state dict")
     if S3PRL_NAMES <= content.keys():
@@ -320,13 +321,13 @@ def _read_pickle(file):
     return content
 
 
-def _refused(file, error):
-    if S3PRL_NAMES <= _strings(file):
-        return _s3prl_checkpoint(file)
+def why_unreadable(error):
+    """The reason why ``torch.load`` read no file, without its advice to let the file run code."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"is damaged or truncated ({type(error).__name__})"
     found = re.search(r"GLOBAL (\S+)", str(error))
     held = f"but holds {found[1]}" if found else "as torch.save writes it"
-    return CheckpointError(f"{file} is refused: it is not a plain state dict {held}, and reading it might run code. "
-                           f"Save the state dict alone where the file was written, {SAVE_ALONE}")
+    return f"is refused: it is not a plain state dict {held}, and reading it might run code"
 
 
 def _strings(file):

@@ -8,7 +8,7 @@ from helpers.paths import CHECKOUT
 PACKAGE = CHECKOUT / "ssamba_upstream"
 
 FLOORS = [
-    {"torchaudio_extension", "devices", "files", "configs", "packing", "ops", "audio", "reading"},
+    {"torchaudio_extension", "devices", "files", "configs", "packing", "extras", "ops", "audio", "reading"},
     {"figures", "frontend", "network", "downloads"},
     {"feature_extraction", "windows", "checkpoint", "corpora", "store"},
     {"auto_classes", "frames", "training", "benchmark"},

@@ -1,6 +1,8 @@
 """The wheel's tag and the kernel's file name, as ``setup.py`` gives them, without building either."""
 
+import configparser
 import importlib.machinery
+import re
 import runpy
 import sysconfig
 
@@ -8,6 +10,7 @@ import pytest
 import setuptools
 
 from helpers.paths import CHECKOUT
+from ssamba_upstream.extras import EXTRAS, extras_with
 from ssamba_upstream.ops.cpu import library
 
 
@@ -54,3 +57,17 @@ def test_a_new_kernel_takes_the_place_of_one_named_after_a_python(command, tmp_p
     build.extensions = []
     build.copy_extensions_to_source()
     assert not [*folder.iterdir()]
+
+
+def test_the_extras_install_what_they_are_said_to():
+    extras = configparser.ConfigParser(interpolation=None)
+    extras.read(CHECKOUT / "setup.cfg")
+    imported = {"dtw-python": "dtw", "more-itertools": "more_itertools", "scikit-learn": "sklearn",
+                "setuptools": "pkg_resources", "pyopen-wakeword": "pyopen_wakeword"}
+    for extra, names in EXTRAS.items():
+        packages = [re.split("[=<>]", line)[0] for line in extras["options.extras_require"][extra].split()]
+        assert {imported.get(package, package) for package in packages if not package.startswith("%")} == names
+
+
+def test_extras_with_a_module():
+    assert extras_with("onnxruntime.quantization") == ["onnx"] and extras_with("numpy") == []

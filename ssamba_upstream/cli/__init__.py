@@ -8,6 +8,7 @@ import os
 import select
 import sys
 
+from ..extras import extras_with
 from ..training import TrainingError
 from . import bench, checkpoints, corpora, deployment, probing, superb, training
 from .options import OUTPUT_CLOSED
@@ -45,12 +46,19 @@ def _run(arguments):
         return options.run(options) or 0
     except BrokenPipeError:
         raise
-    except (OSError, ValueError, TrainingError) as error:
-        print(f"ssamba: {error}", file=sys.stderr)
-    except ModuleNotFoundError as error:
-        print(f"ssamba: {error}; install this package's extras superb, pretraining, "
-              "finetuning, probing and onnx", file=sys.stderr)
+    except (OSError, ValueError, TrainingError, ModuleNotFoundError) as error:
+        print(f"ssamba: {_explain(error)}", file=sys.stderr)
     return 1
+
+
+def _explain(error):
+    """An error for people: what is wrong, then what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        found = " or ".join(f"'ssamba-upstream[{extra}]'" for extra in extras_with(error.name or ""))
+        return f"{error}. Install it with pip install {found or error.name}"
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{error.filename} does not exist. Correct the path, or make the file first"
+    return error
 
 
 def _status_of_broken_pipe(error):

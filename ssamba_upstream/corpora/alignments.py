@@ -96,6 +96,8 @@ def read_alignments(source) -> AlignedSet:
         FileNotFoundError: no such file.
     """
     source = Path(source)
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no table {source}. Give a CSV or TSV with the columns {', '.join(COLUMNS)}")
     segments, splits, groups = defaultdict(list), {}, {}
     with open(source, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, delimiter="\t" if source.suffix.lower() == ".tsv" else ",")

@@ -197,6 +197,9 @@ def read_labelled(source, seed=0) -> LabelledSet:
         FileNotFoundError: nothing there.
     """
     source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no labelled set {source}. Give a CSV with the columns path and label, or a "
+                                "folder with a folder for each class")
     if source.is_dir():
         root = source
         names, labels = _read_folder(source)

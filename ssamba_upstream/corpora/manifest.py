@@ -145,11 +145,13 @@ def read_manifest(path):
     (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
 
     Raises:
-        ManifestError: not such a file (the message names the line), or it lists no file.
+        ManifestError: no such file, not a manifest (the message names the line), or it lists no file.
     """
     path = Path(path)
     if path.suffix not in PARSERS:
         raise ManifestError(f"{path}: a manifest's name ends in {', '.join(PARSERS)}; {HOW_TO_WRITE}")
+    if not path.exists():
+        raise ManifestError(f"there is no manifest {path}. Correct the path, or write it first: {HOW_TO_WRITE}")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         files = Paths(PARSERS[path.suffix](path, file))
     if not files:

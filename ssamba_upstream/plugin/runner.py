@@ -14,6 +14,7 @@ import yaml
 
 from ..checkpoint import CheckpointError
 from ..configs import config_names, find_config
+from ..extras import extras_with
 from ..store import StoreError
 from .keeping import keeping_runner, parse_keeping
 from .registry import register
@@ -149,14 +150,6 @@ def _hand_over(arguments, run=_run_downstream):
         sys.argv = command_line
 
 
-EXTRAS = {
-    "superb": {"librosa", "tensorboardX"},
-    "superb-all": {"asteroid", "dtw", "editdistance", "h5py", "lxml", "more_itertools", "pandas", "pesq",
-                   "pkg_resources", "pystoi", "sed_eval", "sentencepiece", "sklearn", "tensorboard"},
-}
-"""What the extras install for s3prl, by the names of its imports."""
-
-
 def _explain_missing_module(name) -> str:
     package, *rest = name.split(".")
     if package == "s3prl":
@@ -168,7 +161,7 @@ def _explain_missing_module(name) -> str:
     if package == "fairseq":
         return ("s3prl needs fairseq here (speech translation does), which asks for an omegaconf that s3prl's own "
                 "requirements exclude: no extra of ssamba-upstream installs it.")
-    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    extra = next((extra for extra in extras_with(package) if extra.startswith("superb")), None)
     if extra is None:
         return f"s3prl needs {name} here, which no extra of ssamba-upstream installs. Install it with pip."
     return f"s3prl needs {name} here: pip install 'ssamba-upstream[{extra}]'"

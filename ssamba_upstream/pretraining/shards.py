@@ -7,17 +7,13 @@ import itertools
 import random
 
 import numpy as np
+import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset import tariterators
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_clip, why_unreadable
 from ..corpora.manifest import ManifestError
 from ..training.batches import Batch, next_pieces
-
-try:
-    import webdataset
-    from webdataset import tariterators
-except ImportError as error:
-    raise ImportError("reading shards (.tar) needs the webdataset library: pip install webdataset") from error
 
 SHUFFLE_BUFFER = 1000
 """Files, still encoded, among which each reader draws its next one."""

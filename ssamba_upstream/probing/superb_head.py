@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..checkpoint import why_unreadable
 from ..corpora.labelled import members_of_splits, split_labels
 
 PROJECTOR_SIZE = 256
@@ -237,7 +238,8 @@ def read_layer_weights(checkpoint):
     except OSError:
         raise
     except Exception as error:  # unpickling fails in as many ways as there are files
-        raise ValueError(f"{checkpoint} cannot be read as a checkpoint of s3prl's runner: {error}") from error
+        raise ValueError(f"{checkpoint} {why_unreadable(error)}. Give a checkpoint of s3prl's runner, such as "
+                         "dev-best.ckpt") from None
     if not isinstance(states, dict) or "Downstream" not in states:
         raise ValueError(f"{checkpoint} is no checkpoint of s3prl's runner, such as dev-best.ckpt")
     weights = states.get("Featurizer", {}).get("weights")

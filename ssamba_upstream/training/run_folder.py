@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import transformers
 
 from ..files import LOCK, file_hash, locked, write_json, write_text
 from .recipe import RecipeError
+from .training_state import training_states
 
 RUN = "run.json"
 
@@ -18,6 +20,8 @@ RUN = "run.json"
 @contextmanager
 def lock_run(out, processes):
     """Keep other runs out of a run's folder until the end of the context.
+
+    After an error in a new run before its first step, the folder is removed, so that the corrected command can use it.
 
     Args:
         out: the folder, made if it does not exist.
@@ -29,9 +33,22 @@ def lock_run(out, processes):
     if not processes.first:
         yield
         return
+    new = not out.exists() or not any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and not _has_begun(out):
+                shutil.rmtree(out)
+            raise
+
+
+def _has_begun(out):
+    """True if a run below a folder has logged a step or saved its state."""
+    logged = (line for log in out.rglob("log.jsonl") for line in log.read_text().splitlines())
+    return (any(not line.startswith('{"step": 0,') for line in logged)
+            or any(training_states(folder) for folder in out.rglob("states")))
 
 
 def describe_run(recipe, **hashes):

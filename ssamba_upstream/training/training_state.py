@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import why_unreadable
 from ..files import replacing
 from . import TrainingError
 
@@ -62,7 +63,7 @@ def load_training_state(folder, report=print):
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            report(f"{file} is damaged and passed over: {error}")
+            report(f"{file} {why_unreadable(error)}, and is passed over")
     if states:
         raise TrainingError(f"no training state in {folder} can be read; start again in a new folder")
     return None

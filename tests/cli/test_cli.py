@@ -51,6 +51,22 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert error.startswith("ssamba: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments, message", [
+    ("pretrain smoke --out run --set train=a.jsonl validation=b.jsonl", "there is no manifest b.jsonl. Correct"),
+    ("finetune esc50 --out run --set data=nowhere.csv", "there is no labelled set nowhere.csv. Give a CSV"),
+    ("probe nowhere.csv log-mel", "there is no labelled set nowhere.csv. Give a CSV"),
+    ("probe-frames nowhere.csv log-mel", "there is no table nowhere.csv. Give a CSV or TSV"),
+    ("extract ssamba_starter nowhere.jsonl --out run", "there is no manifest nowhere.jsonl. Correct"),
+    ("layer-weights nowhere.ckpt", "nowhere.ckpt does not exist. Correct the path"),
+    ("submit --ks nowhere --out run", "nowhere does not exist. Correct the path"),
+])
+def test_missing_files_are_explained_and_leave_no_folder(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 1
+    assert f"ssamba: {message}" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("arguments, buffered", [
     (["--help"], True), (["corpora", "check", "ks", "nowhere"], True), (["corpora", "check", "ks", "nowhere"], False),
     pytest.param(["layer-weights", "weights.ckpt"], True, marks=pytest.mark.slow),
@@ -144,4 +160,5 @@ def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     for name in ("pretraining.trainer", "training.loop", "training.log"):
         monkeypatch.delitem(sys.modules, f"ssamba_upstream.{name}", raising=False)
     assert main(["pretrain", "smoke", "--out", str(tmp_path / "run")]) == 1
-    assert "tensorboardX" in (error := capsys.readouterr().err) and "extras superb, pretraining" in error
+    assert "tensorboardX" in (error := capsys.readouterr().err)
+    assert "ssamba-upstream[pretraining]'" in error and "onnx" not in error

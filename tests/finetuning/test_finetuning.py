@@ -872,4 +872,4 @@ def test_without_scikit_learn(tmp_path, recipe_file, capsys, monkeypatch):
         monkeypatch.delitem(sys.modules, f"ssamba_upstream.finetuning.{name}")
     assert main(["finetune", str(recipe_file()), "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
-    assert "sklearn" in error and "install this package's extras" in error and "finetuning" in error
+    assert "sklearn" in error and "'ssamba-upstream[finetuning]'" in error

@@ -1,9 +1,7 @@
 """What is put in the place of what s3prl's downstreams lack, and what is refused before a run."""
 
-import configparser
 import fcntl
 import random
-import re
 import types
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import soundfile
 import torch
 import yaml
 
-from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.configs import find_config
 from ssamba_upstream.frames import FrameEncoder
@@ -197,16 +194,6 @@ def test_a_corpus_that_s3prls_package_lacks_is_named():
     with pytest.raises(SystemExit, match="lacks s3prl.downstream.ctc.corpus.common_voice.*libriphone or snips"):
         runner._hand_over([], lambda: data.load_dataset("train", None, {
             "name": "common_voice", "bucketing": False, "batch_size": 1, "train": []}))
-
-
-def test_the_extras_install_what_they_are_said_to():
-    extras = configparser.ConfigParser(interpolation=None)
-    extras.read(CHECKOUT / "setup.cfg")
-    imported = {"dtw-python": "dtw", "more-itertools": "more_itertools", "scikit-learn": "sklearn",
-                "setuptools": "pkg_resources"}
-    for extra, names in runner.EXTRAS.items():
-        packages = [re.split("[=<>]", line)[0] for line in extras["options.extras_require"][extra].split()]
-        assert {imported.get(package, package) for package in packages if not package.startswith("%")} == names
 
 
 def test_configs_bring_their_preset():

@@ -20,7 +20,7 @@ from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaModel, ops
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.manifest import write_manifest
+from ssamba_upstream.corpora.manifest import ManifestError, write_manifest
 from ssamba_upstream.files import locked
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining import trainer
@@ -415,6 +415,24 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
     with pytest.raises(RecipeError, match="began with patch_learning_rate 1.0, not 0.1"):
         pretrain(recipe(steps=2, patch_learning_rate=0.1), tmp_path / "run", resume=True)
     assert pretrain(recipe(steps=2), tmp_path / "run", resume=True)
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tmp_path, recipe, monkeypatch):
+    with pytest.raises(ManifestError, match="there is no manifest .*nowhere.jsonl"):
+        pretrain(recipe(train=str(tmp_path / "nowhere.jsonl")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    first_step = Run.step
+    for failing in (1, 2):
+        def step(run, number, batches, failing=failing):
+            return 1 / 0 if number == failing else first_step(run, number, batches)
+
+        monkeypatch.setattr(Run, "step", step)
+        with pytest.raises(ZeroDivisionError):
+            pretrain(recipe(), tmp_path / "run")
+        assert (tmp_path / "run").exists() == (failing == 2)
+    with pytest.raises(FileExistsError):
+        pretrain(recipe(), tmp_path / "run")
+    assert (tmp_path / "run" / "log.jsonl").is_file()
 
 
 def test_what_cannot_be_resumed(tmp_path, recipe, audio):

@@ -337,7 +337,7 @@ def test_layer_weights_of_a_file(tmp_path, capsys):
     with pytest.raises(ValueError, match="no checkpoint of s3prl's runner"):
         read_layer_weights(path)
     torch.save({**states, "Config": Harmful()}, path)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"holds posix.mkdir, and reading it might run code\. Give a "):
         read_layer_weights(path)
     assert not (tmp_path / "harmed").exists()
 
