@@ -436,3 +436,8 @@ def test_data_loader_workers(threads, method):
         data, batch_size=None, num_workers=1, multiprocessing_context=method, timeout=600
     )
     assert all(torch.equal(found, expected) for found in loader)
+
+
+def test_a_library_of_another_kernel_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu.library, "LAYOUT", [0, 0])
+    assert cpu.library.load() == (None, None, "it was built from another kernel.c: install the package again")

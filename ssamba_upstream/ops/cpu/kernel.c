@@ -106,6 +106,9 @@ typedef struct { /* output = silu(bias + causal depthwise convolution of x), in 
     Taps taps[MAX_DIRECTIONS];
 } Convolution;
 
+/* Fields of the structs that Python fills, which refuses a library built from other ones. */
+const int64_t ssamba_layout[] = {sizeof(Scan) / 8, sizeof(Convolution) / 8};
+
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -13,6 +13,7 @@ import torch
 from ..ragged import boundaries
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
+LAYOUT = [124, 38]  # fields of its structs Scan and Convolution
 _KERNELS = ("scan_forward", "scan_backward", "convolution_forward", "convolution_backward")
 
 
@@ -25,6 +26,9 @@ def load():
         found = ctypes.CDLL(spec.origin)
     except OSError as error:
         return None, None, f"it does not load: {error}"
+    layout = (ctypes.c_int64 * 2).in_dll(found, "ssamba_layout") if hasattr(found, "ssamba_layout") else ()
+    if list(layout) != LAYOUT:
+        return None, None, "it was built from another kernel.c: install the package again"
     found.ssamba_select.argtypes, found.ssamba_select.restype = [ctypes.c_char_p], ctypes.c_char_p
     found.ssamba_elementary.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     found.ssamba_sum.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3
