@@ -188,7 +188,8 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
     else:
         encoder = load_model(checkpoint, **{"problem_type": None, "pooling": "avgtok", **overrides})
     fields, weights = encoder.config.to_dict(), encoder.state_dict()
-    if encoder.config.positions == "physical" and frames > encoder.config.pretraining_frames:
+    ends = encoder.config.positions == "physical" and not encoder.config.causal
+    if ends and frames > encoder.config.pretraining_frames:
         columns = math.ceil(frames / encoder.config.patch_size[1])
         weights["pos_embed"] = stretch_positions(weights["pos_embed"], encoder.config, columns)
         fields["pretraining_frames"] = columns * encoder.config.patch_size[1]
@@ -375,6 +376,9 @@ def _read_bare(state, path, block_order, num_mel_bins):
             f"does not show in them: give a folder that save_pretrained or a run of this package has written; or, for "
             f"the encoder alone, say the order, as in `ssamba convert {path} --block-order sequential --out OUT`"
         )
+    if "layers.0.mixer.A_b_log" not in weights:
+        raise CheckpointError(f"{path} holds a network that scans forwards only, without its configuration. Give a "
+                              "folder that save_pretrained or a run of this package has written")
     try:
         sizes = _sizes(weights, "")
         rows = num_mel_bins // sizes["patch_size"][0]

@@ -34,6 +34,7 @@ class Windowing:
             zero-padded to whole windows, each of which is turned into fbank and patches by itself; the columns this
             loses at each window's end make the later frames come early, and the last frame repeats.
         front_end: of the fbank frames. Default: the published one, with a frame every 10 ms.
+        whole: If True, an utterance is one window, however long it is, as for causal networks.
     """
 
     window_secs: float
@@ -41,6 +42,7 @@ class Windowing:
     patch_width: int
     padding: str
     front_end: FrontEnd = PUBLISHED_FRONT_END
+    whole: bool = False
 
     @classmethod
     def for_model(cls, config, window_secs=None, padding="none"):
@@ -54,9 +56,15 @@ class Windowing:
             padding: see :class:`Windowing`.
 
         Raises:
-            ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical".
+            ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical"; or
+                windows or padding for a causal network, which reads utterances whole.
         """
         front_end = config.front_end
+        if config.causal:
+            if window_secs is not None or padding != "none":
+                raise ValueError("a causal network reads utterances whole. Leave window_secs and padding out")
+            window_secs = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
+            return cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end, whole=True)
         shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.learned_frames))
         if window_secs is None:
             hundred = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
@@ -118,9 +126,8 @@ class Windowing:
     def windows_of(self, fbank, count):
         """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past
         the end of the fbank."""
-        return [
-            self._columns_of(fbank, first, min(self.columns, count - first)) for first in range(0, count, self.columns)
-        ]
+        columns = count if self.whole else self.columns
+        return [self._columns_of(fbank, first, min(columns, count - first)) for first in range(0, count, columns)]
 
     def _columns_of(self, fbank, first, count):
         start = first * self.time_stride

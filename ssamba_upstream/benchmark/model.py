@@ -56,7 +56,7 @@ def model_calls(model, fbank, gradients):
     channels = channels_and_gate[..., : model.config.intermediate_size].contiguous()
     for tensor in (channels_and_gate, tokens, channels):
         tensor.requires_grad_(gradients)
-    directions = [mixer.direction("", False), mixer.direction("_b", True)]
+    directions = mixer.directions()
     outer = {mixer.in_proj: tokens, mixer.out_proj: channels}
     inner = [parameter for name, parameter in mixer.named_parameters() if not name.startswith(("in_proj", "out_proj"))]
 

@@ -149,12 +149,15 @@ def _print_checkpoint(checkpoint):
         "size": config.size or "unpublished",
         "parameters": f"{_count(model.base_model):,}",
         "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
+        "reads": f"{config.token_order}, {config.directions}{', causal' if config.causal else ''}",
         "width": f"{config.hidden_size}, {config.intermediate_size} channels, {config.state_size} states",
         "patches": f"{config.patch_size[0]} mel bands x {config.patch_size[1]} frames",
         "positions": f"{rows} x {columns}, from clips of {config.front_end.seconds_of(config.pretraining_frames):g} s",
         "log-mel": _describe_front_end(config.front_end),
         "hidden states": f"{config.num_hidden_layers + 1}",
     }
+    if config.causal:
+        lines["positions"] = f"{rows}, in frequency only"
     if config.taught_by:
         lines["teacher"] = config.taught_by
     if isinstance(model, SsambaClassifier):

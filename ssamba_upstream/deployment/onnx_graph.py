@@ -138,6 +138,7 @@ class Network:
 
     def __init__(self, graph, model, columns):
         self.graph, self.model, self.config = graph, model, model.config
+        columns = 1 if model.config.causal else columns  # whose positions are the same at any time
         positions = position_embedding(model.pos_embed, model.config, model.config.num_patch_rows, columns)
         self.first = model.cls_token + positions[:, :1]
         self.positions = positions[:, 1:].transpose(1, 2).unflatten(2, (model.config.num_patch_rows, columns))
@@ -148,7 +149,12 @@ class Network:
         image = graph("Unsqueeze", graph("Transpose", input_values, perm=[0, 2, 1]), 1)
         projection = model.patch_embed.proj
         patches = graph("Conv", image, projection.weight, projection.bias, strides=list(projection.stride))
-        patches = graph("Add", patches, graph.cut(self.positions, 3, 0, graph.size(patches, 3)))
+        positions = self.positions
+        if not self.config.causal:
+            positions = graph.cut(positions, 3, 0, graph.size(patches, 3))
+        patches = graph("Add", patches, positions)
+        if self.config.token_order == "time_major":
+            patches = graph("Transpose", patches, perm=[0, 1, 3, 2])
         patches = graph("Transpose", graph("Reshape", patches, [0, 0, -1]), perm=[0, 2, 1])
         batch = graph.size(patches, 0)
         first = graph("Expand", self.first, graph("Concat", batch, graph.constant([1, 1]), axis=0))
@@ -169,8 +175,13 @@ class Network:
         return graph("Reshape", graph("Transpose", patches, perm=[0, 2, 1, 3]), [0, 0, rows * self.config.hidden_size])
 
     def patches(self, tokens):
-        """(batch, tokens, E) without the class token."""
-        return self.graph.cut(tokens, 1, 1, np.iinfo(np.int64).max)
+        """(batch, tokens, E) without the class token, frequency-major."""
+        graph, width = self.graph, self.config.hidden_size
+        patches = graph.cut(tokens, 1, 1, np.iinfo(np.int64).max)
+        if self.config.token_order == "frequency_major":
+            return patches
+        columns = graph("Reshape", patches, [0, -1, self.config.num_patch_rows, width])
+        return graph("Reshape", graph("Transpose", columns, perm=[0, 2, 1, 3]), [0, -1, width])
 
     def norm(self, norm, x):
         graph = self.graph
@@ -206,11 +217,8 @@ class Network:
         graph = self.graph
         x, z = graph("Split", self.linear(mixer.in_proj, tokens), axis=-1, num_outputs=2, results=2)
         x = graph("Transpose", x, perm=[0, 2, 1])
-        scans = [
-            self._direction(mixer.direction(suffix, reverse), x)
-            for suffix, reverse in (("", time_reversed), ("_b", not time_reversed))
-        ]
-        mean = graph("Mul", graph("Add", *scans), graph.scalar(0.5))
+        scans = [self._direction(direction, x) for direction in mixer.directions(time_reversed)]
+        mean = scans[0] if len(scans) == 1 else graph("Mul", graph("Add", *scans), graph.scalar(0.5))
         return self.linear(mixer.out_proj, graph("Mul", mean, self._silu(z)))
 
     def _direction(self, direction, x):
@@ -282,6 +290,10 @@ def windows(graph, features, count, encoder):
         return graph("Add", graph("Mul", graph("Sub", columns, 1), stride), patch)
 
     features = graph.fit(features, 1, 3, length(graph, count))
+    if encoder.windowing.whole:
+        network = Network(graph, encoder.model, columns)
+        *hidden, last = [network.frames(tokens, encoder.frequency_pooling) for tokens in network(features)]
+        return graph("Concat", *(graph("Unsqueeze", state, 0) for state in hidden), axis=0), last
     turns = graph("Squeeze", graph("Div", graph("Add", count, columns - 1), columns))
     body = Graph(graph)
     names = [f"{name}_{next(graph._numbers)}" for name in ("turn", "go_on", "hidden", "last")]

@@ -119,6 +119,10 @@ class SsambaConfig(PretrainedConfig):
             size, is pretraining's; overlapping patches (10, 10) are the usual choice downstream.
         positions: how learned positions reach another grid than pretraining's: "physical" or "published", see
             :mod:`ssamba_upstream.network.positions`.
+        token_order: in which order the blocks read a window's patches: "frequency_major", row by row, as published; or
+            "time_major", column by column.
+        directions: in which the blocks scan: "both", as published; or "forward", without the parameters of the other
+            direction. With "time_major" the network is then causal, see ``causal``.
         block_order: "sequential", or "paired" as in the published checkpoints, see
             :class:`ssamba_upstream.network.modeling.SsambaModel`.
         norm: "layer_norm" or "rms_norm".
@@ -169,6 +173,8 @@ class SsambaConfig(PretrainedConfig):
         frequency_stride=None,
         time_stride=None,
         positions="physical",
+        token_order="frequency_major",
+        directions="both",
         block_order="sequential",
         norm="layer_norm",
         norm_epsilon=1e-5,
@@ -211,6 +217,8 @@ class SsambaConfig(PretrainedConfig):
         self.frequency_stride = frequency_stride or self.patch_size[0]
         self.time_stride = time_stride or self.patch_size[1]
         self.positions = positions
+        self.token_order = token_order
+        self.directions = directions
         self.block_order = block_order
         self.norm = norm
         self.norm_epsilon = norm_epsilon
@@ -258,9 +266,22 @@ class SsambaConfig(PretrainedConfig):
         return self.expand * self.hidden_size
 
     @property
+    def causal(self):
+        """True if a patch depends on nothing after the end of its column. Such a network reads utterances of any
+        length as a whole, and has positions in frequency only."""
+        return self.token_order == "time_major" and self.directions == "forward"
+
+    @property
     def position_grid(self):
-        """(rows, columns) of learned positions: the patches of a pretraining clip, which do not overlap."""
+        """(rows, columns) of the patches of a pretraining clip, which do not overlap."""
         return self.num_mel_bins // self.patch_size[0], self.pretraining_frames // self.patch_size[1]
+
+    @property
+    def learned_grid(self):
+        """(rows, columns) of learned positions: those of a pretraining clip, or of a causal network a single column,
+        whose positions hold at any time."""
+        rows, columns = self.position_grid
+        return rows, 1 if self.causal else columns
 
     @property
     def num_patch_rows(self):
@@ -289,6 +310,8 @@ class SsambaConfig(PretrainedConfig):
         _ = self.front_end  # which checks its fields
         choices = {
             "positions": ("physical", "published"),
+            "token_order": ("frequency_major", "time_major"),
+            "directions": ("both", "forward"),
             "block_order": ("sequential", "paired"),
             "norm": ("layer_norm", "rms_norm"),
             "pooling": ("avgtok", "cls"),
@@ -308,6 +331,12 @@ class SsambaConfig(PretrainedConfig):
                              f"got {self.cluster_sides}")
         if self.block_order == "paired" and self.num_hidden_layers % 2:
             raise ValueError(f"paired blocks need an even num_hidden_layers; got {self.num_hidden_layers}")
+        if self.directions == "forward" and (self.block_order == "paired" or self.pooling == "cls"):
+            raise ValueError("a network that scans forwards only has no reversed blocks, and its class token hears "
+                             'nothing. Set block_order="sequential" and pooling="avgtok"')
+        if self.causal and (self.positions == "published" or self.normalisation == "clip"):
+            raise ValueError("a causal network cannot read positions or a log-mel that depend on the whole clip. Set "
+                             'positions="physical" and normalisation="data"')
         if min(self.position_grid) < 1:
             raise ValueError(f"a patch of {self.patch_size} does not fit into {self.num_mel_bins} mel bands and "
                              f"{self.pretraining_frames} frames")

@@ -1,4 +1,4 @@
-"""BidirectionalMamba: the mixer of Vision Mamba (arXiv 2401.09417), variant "v2"."""
+"""BidirectionalMamba: the mixer of Vision Mamba (arXiv 2401.09417), variant "v2", or its forward half."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from ..ops import apply_linear, mix
 
-DIRECTIONS = ("", "_b")
+DIRECTIONS = {"both": ("", "_b"), "forward": ("",)}
 
 
 class BidirectionalMamba(nn.Module):
@@ -15,15 +15,16 @@ class BidirectionalMamba(nn.Module):
 
     ``x, z = in_proj(tokens)``; each direction sends x through its own causal convolution, SiLU and selective scan,
     gated by silu(z); ``out_proj`` maps the mean of the two directions back to tokens. Parameters of the backward
-    direction end in ``_b``; their names are those of the published checkpoints.
+    direction end in ``_b``; their names are those of the published checkpoints. With ``config.directions="forward"``
+    there is no backward direction, and the mixer can carry a state on.
     """
 
     def __init__(self, config):
         super().__init__()
         channels, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
-        self.config, self.taps = config, config.conv_kernel
+        self.config, self.taps, self.suffixes = config, config.conv_kernel, DIRECTIONS[config.directions]
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=False)
-        for direction in DIRECTIONS:
+        for direction in self.suffixes:
             convolution = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels)
             setattr(self, f"conv1d{direction}", convolution)
             setattr(self, f"x_proj{direction}", nn.Linear(channels, rank + 2 * states, bias=False))
@@ -32,7 +33,7 @@ class BidirectionalMamba(nn.Module):
             setattr(self, f"D{direction}", nn.Parameter(torch.empty(channels)))
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
 
-    def forward(self, tokens, time_reversed=False, offsets=None):
+    def forward(self, tokens, time_reversed=False, offsets=None, state=None):
         """
         Args:
             tokens: (batch, length, E).
@@ -40,13 +41,20 @@ class BidirectionalMamba(nn.Module):
                 directions change their roles.
             offsets: (sequences + 1,), int64: the batch has one entry, in which several sequences lie one after the
                 other; sequence i begins at offsets[i], and the last ends at offsets[-1]. Each is mixed by itself.
+            state: of each sequence, see :func:`ssamba_upstream.ops.mix`.
 
         Returns:
-            (batch, length, E).
+            (batch, length, E); if a state is given, (that, the state after these tokens).
         """
         channels_and_gate = apply_linear(self._modules["in_proj"], tokens)
-        directions = [self.direction("", time_reversed), self.direction("_b", not time_reversed)]
-        return apply_linear(self._modules["out_proj"], mix(channels_and_gate, directions, offsets))
+        mixed = mix(channels_and_gate, self.directions(time_reversed), offsets, state)
+        if state is None:
+            return apply_linear(self._modules["out_proj"], mixed)
+        return apply_linear(self._modules["out_proj"], mixed[0]), mixed[1]
+
+    def directions(self, time_reversed=False):
+        """A list of what :func:`ssamba_upstream.ops.mix` asks of each direction."""
+        return [self.direction(suffix, time_reversed != bool(suffix)) for suffix in self.suffixes]
 
     def direction(self, suffix, reverse):
         """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
@@ -67,7 +75,7 @@ class BidirectionalMamba(nn.Module):
         nn.init.kaiming_uniform_(self.in_proj.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
         self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
-        for direction in DIRECTIONS:
+        for direction in self.suffixes:
             convolution = getattr(self, f"conv1d{direction}")
             nn.init.kaiming_uniform_(convolution.weight, a=math.sqrt(5))
             nn.init.uniform_(convolution.bias, -config.conv_kernel**-0.5, config.conv_kernel**-0.5)

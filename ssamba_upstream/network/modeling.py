@@ -97,9 +97,12 @@ class SsambaBlock(nn.Module):
         self.norm = _norm(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, stream, time_reversed=False, offsets=None):
-        """(batch, length, E) -> (batch, length, E); arguments: see :meth:`BidirectionalMamba.forward`."""
-        return stream + self.drop_path(self.mixer(self.norm(stream), time_reversed, offsets))
+    def forward(self, stream, time_reversed=False, offsets=None, state=None):
+        """(batch, length, E) -> (batch, length, E); see :meth:`BidirectionalMamba.forward`."""
+        mixed = self.mixer(self.norm(stream), time_reversed, offsets, state)
+        if state is None:
+            return stream + self.drop_path(mixed)
+        return stream + self.drop_path(mixed[0]), mixed[1]
 
 
 def initialise_projection(layer):
@@ -225,11 +228,14 @@ class SsambaModel(SsambaPreTrainedModel):
     checkpoints were trained, blocks 2i and 2i + 1 both read the same residual stream, the second one reversed in
     time, and their results are added; the stream therefore doubles with every pair. What the published code does
     otherwise is in docs/architecture.md.
+
+    With ``token_order="time_major"`` the blocks read the class token and then column after column; tokens are returned
+    frequency-major all the same. The class token of a causal network hears nothing: it is where each stream begins.
     """
 
     def __init__(self, config):
         super().__init__(config)
-        rows, columns = config.position_grid
+        rows, columns = config.learned_grid
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, config.hidden_size))
         self.patch_embed = PatchEmbedding(config)
@@ -298,8 +304,67 @@ class SsambaModel(SsambaPreTrainedModel):
 
         A process warns once, in a RuntimeWarning, of streams that are not finite.
         """
-        run = self._paired if self.config.block_order == "paired" else self._sequential
-        stream = run(tokens, offsets, streams)
+        if self.config.token_order == "frequency_major" or self.config.num_patch_rows == 1:
+            return self._blocks(tokens, offsets, streams)
+        order, back = self._time_major(tokens, offsets)
+        ordered = None if streams is None else []
+        normalised = self._blocks(tokens[:, order], offsets, ordered)
+        if streams is not None:
+            streams += [stream[:, back] for stream in ordered]
+        return normalised[:, back]
+
+    def start(self, count):
+        """Each block's state after the class token, where streams begin: a list, see :func:`ssamba_upstream.ops.mix`.
+
+        Raises:
+            ValueError: the network is not causal.
+        """
+        config = self.config
+        if not config.causal:
+            raise ValueError(f"a network with token_order={config.token_order!r} and directions={config.directions!r} "
+                             'is not causal. Only one with "time_major" and "forward" carries a state on')
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
+        zeros = [first.new_zeros(count, config.intermediate_size, width)
+                 for width in (config.conv_kernel - 1, config.state_size)]
+        states = [tuple(zeros)] * config.num_hidden_layers
+        self._blocks(first, None, None, states)
+        return states
+
+    def listen(self, columns, states, offsets=None):
+        """The hidden states of columns that follow those that the states have heard.
+
+        Args:
+            columns: (columns, frames of a patch, mel), normalised log-mel.
+            states: of each stream, a list with an entry for each block, see :meth:`start`; replaced by those after
+                these columns.
+            offsets: (streams + 1,), int64: which columns are each stream's. Default: there is one stream.
+
+        Returns:
+            depth + 1 hidden states and the final norm, a list of (columns, rows, E).
+        """
+        rows = self.config.num_patch_rows
+        patches = self.patch_embed(columns).squeeze(3).transpose(1, 2)
+        tokens = patches + position_embedding(self.pos_embed, self.config, rows, 1)[:, 1:]
+        streams = [tokens.flatten(0, 1).unsqueeze(0)]
+        streams.append(self._blocks(streams[0], None if offsets is None else offsets * rows, streams, states))
+        return [stream.squeeze(0).unflatten(0, (-1, rows)) for stream in streams]
+
+    def _time_major(self, tokens, offsets):
+        """The places of all tokens in the order in which the blocks read them, and the way back."""
+        steps, rows = torch.arange(tokens.shape[1], device=tokens.device), self.config.num_patch_rows
+        if offsets is None:
+            offsets = torch.arange(2, device=tokens.device) * tokens.shape[1]
+        sequence = torch.bucketize(steps, offsets[1:-1], right=True)
+        begins, patch = offsets[sequence], steps - offsets[sequence] - 1
+        columns = (offsets.diff()[sequence] - 1) // rows
+        order = torch.where(patch < 0, begins, begins + 1 + patch % rows * columns + patch // rows)
+        return order, torch.empty_like(order).scatter_(0, order, steps)
+
+    def _blocks(self, tokens, offsets, streams, states=None):
+        if self.config.block_order == "paired":
+            stream = self._paired(tokens, offsets, streams)
+        else:
+            stream = self._sequential(tokens, offsets, streams, states)
         normalised = self.norm_f(stream)
         _check_finite(stream, normalised)
         return normalised
@@ -334,9 +399,12 @@ class SsambaModel(SsambaPreTrainedModel):
         if input_values.shape[1] < config.patch_size[1]:
             raise ValueError(f"input_values has {input_values.shape[1]} frames; a patch needs {config.patch_size[1]}")
 
-    def _sequential(self, stream, offsets, streams):
-        for block in self.layers:
-            stream = self._run(block, stream, False, offsets)
+    def _sequential(self, stream, offsets, streams, states):
+        for i, block in enumerate(self.layers):
+            if states is None:
+                stream = self._run(block, stream, False, offsets)
+            else:
+                stream, states[i] = block(stream, False, offsets, states[i])
             if streams is not None:
                 streams.append(stream)
         return stream

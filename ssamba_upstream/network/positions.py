@@ -10,7 +10,7 @@ def position_embedding(embedding, config, rows, columns):
     """Positions of a grid of patches.
 
     Args:
-        embedding: (1, 1 + pretraining rows * pretraining columns, E), the class token's position first.
+        embedding: (1, 1 + rows * columns, E) of the network's ``learned_grid``, the class token's position first.
         config: the network's SsambaConfig; ``positions`` selects the rule.
         rows, columns: the grid wanted.
 
@@ -20,8 +20,9 @@ def position_embedding(embedding, config, rows, columns):
     Raises:
         ValueError: "physical" positions beyond the length of the pretraining clips.
     """
-    grid = embedding[:, 1:].unflatten(1, config.position_grid)
-    rule = {"physical": _physical, "published": _published}[config.positions]
+    grid = embedding[:, 1:].unflatten(1, config.learned_grid)
+    rules = {"physical": _physical, "published": _published}
+    rule = _of_rows if config.causal else rules[config.positions]
     return torch.cat([embedding[:, :1], *rule(grid, config, rows, columns).unbind(1)], dim=1)
 
 
@@ -68,6 +69,15 @@ def stretch_positions(embedding, config, columns):
     grid = embedding[:, 1:].unflatten(1, config.position_grid).permute(0, 3, 1, 2)
     stretched = _stretched(grid, grid.shape[2], columns)
     return torch.cat([embedding[:, :1], stretched.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _of_rows(grid, config, rows, columns):
+    """The positions of a causal network, which are the same in all columns: a recurrence knows what came before, and
+    positions in time would end with the clips that they were learned from."""
+    if config.frequency_stride != config.patch_size[0]:
+        weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
+        grid = (weights @ grid.flatten(2)).unflatten(2, grid.shape[2:])
+    return grid.expand(-1, -1, columns, -1)
 
 
 def _physical(grid, config, rows, columns):

@@ -30,6 +30,7 @@ from ssamba_upstream.deployment.onnx_export import ExportError, export, open_ses
 pytestmark = pytest.mark.slow
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4}
+CAUSAL = {"token_order": "time_major", "directions": "forward"}
 LABELS = {"id2label": {0: "dog", 1: "rain", 2: "sea"}}
 
 
@@ -79,7 +80,11 @@ def run(path, name, values):
     ({"pretraining_frames": 256}, {"frequency_pooling": "mean", "window_secs": 1.7}),
     ({"sampling_rate": 22050, "num_mel_bins": 64, "normalisation": "clip"}, {"frequency_stride": 16}),
     ({"pretraining_frames": 255, "patch_size": [64, 4]}, {"window_secs": 2.55}),
-], ids=["default", "paired, RMS norm", "short windows", "another front end", "clips of no whole patches"])
+    ({"token_order": "time_major"}, {}),
+    (CAUSAL, {}),
+    ({**CAUSAL, "patch_size": [128, 8]}, {"frequency_pooling": "mean"}),
+], ids=["default", "paired, RMS norm", "short windows", "another front end", "clips of no whole patches", "time-major",
+        "causal", "causal, one row"])
 def test_hidden_states_of_a_waveform(tmp_path, save, fields, options):
     checkpoint = save(**fields)
     export(checkpoint, tmp_path / "out.onnx", writes="hidden_states", **options)
@@ -117,8 +122,8 @@ def test_what_reads_log_mel_equals_what_reads_waveforms(tmp_path, save):
 
 @pytest.mark.parametrize("fields", [
     {}, {"final_norm_twice": True, "pooling": "cls", "block_order": "paired"},
-    {"positions": "published", "time_stride": 10, "frequency_stride": 10},
-], ids=["default", "as published", "published positions"])
+    {"positions": "published", "time_stride": 10, "frequency_stride": 10}, CAUSAL,
+], ids=["default", "as published", "published positions", "causal"])
 def test_logits_of_a_classifier(tmp_path, save_clip_classifier, fields):
     folder, model, extractor = save_clip_classifier(**fields)
     export(folder, tmp_path / "out.onnx")
@@ -134,8 +139,8 @@ def test_logits_of_a_classifier(tmp_path, save_clip_classifier, fields):
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"final_norm_twice": True, "block_order": "paired", "time_stride": 10, "frequency_stride": 10},
-], ids=["default", "as published"])
+    {}, {"final_norm_twice": True, "block_order": "paired", "time_stride": 10, "frequency_stride": 10}, CAUSAL,
+], ids=["default", "as published", "causal"])
 def test_logits_of_seconds(tmp_path, save_clip_classifier, fields):
     folder, model, extractor = save_clip_classifier(350, SsambaForAudioFrameClassification, **fields)
     export(folder, tmp_path / "out.onnx")

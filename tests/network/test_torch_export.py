@@ -29,7 +29,8 @@ def assert_equal(found, model):
 
 @pytest.mark.parametrize("fields", [
     {}, {"time_stride": 10, "frequency_stride": 10}, {"block_order": "paired", "norm": "rms_norm"},
-], ids=["default", "overlapping patches", "paired, RMS norm"])
+    {"token_order": "time_major", "directions": "forward"},
+], ids=["default", "overlapping patches", "paired, RMS norm", "causal"])
 def test_encoder_of_any_batch_and_time(tmp_path, fields):
     model = SsambaModel(SsambaConfig(**SMALL, **fields)).eval()
     save(exported(model), tmp_path / "model.pt2")

@@ -59,6 +59,18 @@ def test_frames_are_ceil_of_samples_over_hop(checkpoint, options):
         assert {state.shape for state in states} == {(1, math.ceil(samples / hop), width)}, samples
 
 
+def test_a_causal_checkpoint(tmp_path):
+    causal = {"token_order": "time_major", "directions": "forward", "patch_size": [128, 8]}
+    save_model(SsambaModel(SsambaConfig(hidden_size=WIDTH, num_hidden_layers=DEPTH, **causal)), tmp_path / "causal")
+    expert = UpstreamExpert(tmp_path / "causal").eval()
+    wav = torch.randn(20 * 16000) * 0.1
+    states, start = hidden_states(expert, wav), hidden_states(expert, wav[:16000])
+    assert len(states) == DEPTH + 1 and states[0].shape == (1, 250, WIDTH)
+    for state, earlier in zip(states, start):
+        torch.testing.assert_close(earlier[:, :11], state[:, :11], rtol=1e-5, atol=1e-5)
+    expert(list(wav[None]))["hidden_states"][-1].sum().backward()
+
+
 @pytest.mark.parametrize("options", [{}, {"padding": "published", "positions": "published", "window_secs": 1.0},
                                      {"window_secs": 0.5, "time_stride": 4}])
 def test_an_utterance_alone_is_the_same_in_any_batch(checkpoint, options, speech):

@@ -193,6 +193,14 @@ def test_a_self_supervised_student_keeps_its_heads(tmp_path, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weight", [0.0, 1.0], ids=["teacher alone", "all losses"])
+def test_a_causal_student_learns_too(tmp_path, recipe, weight):
+    causal = {"token_order": "time_major", "directions": "forward"}
+    train(recipe(steps=2, model={**causal, "contrastive_weight": weight, "reconstruction_weight": weight}), tmp_path)
+    assert load_model(tmp_path / "last").config.causal
+
+
+@pytest.mark.slow
 def test_masks_are_drawn_for_losses_that_need_them(tmp_path, recipe, monkeypatch):
     def no_mask(*arguments):
         raise AssertionError
