@@ -5,7 +5,7 @@ from avex import register_model, register_model_class
 from avex.configs import AudioConfig, ModelSpec
 from avex.models.base_model import ModelBase
 
-from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream import FrameEncoder
 
 
 @register_model_class

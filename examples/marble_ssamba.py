@@ -3,7 +3,7 @@
 import torch
 from marble.core.base_encoder import BaseEncoder
 
-from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream import FrameEncoder
 
 
 class SsambaEncoder(BaseEncoder):

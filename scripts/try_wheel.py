@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import ssamba_upstream
-from ssamba_upstream.frames import FrameEncoder
+from ssamba_upstream import FrameEncoder
 from ssamba_upstream.ops import cpu
 
 if not Path(ssamba_upstream.__file__).is_relative_to(sys.prefix):

@@ -5,19 +5,26 @@ pipelines take its checkpoints; s3prl is imported by :func:`register` only. The 
 too, if only to check a corpus or to print a page of help; there the models are imported when something asks for them.
 """
 
-import importlib
+import importlib.metadata
 import sys
 from pathlib import Path
 
-__all__ = [
-    "SsambaConfig",
-    "SsambaFeatureExtractor",
-    "SsambaForAudioClassification",
-    "SsambaForAudioFrameClassification",
-    "SsambaForPreTraining",
-    "SsambaModel",
-    "register",
-]
+_MODULES = {
+    "FrameEncoder": ".frames",
+    "UpstreamOptions": ".frames",
+    "load_model": ".checkpoint",
+    **dict.fromkeys([
+        "SsambaConfig",
+        "SsambaFeatureExtractor",
+        "SsambaForAudioClassification",
+        "SsambaForAudioFrameClassification",
+        "SsambaForPreTraining",
+        "SsambaModel",
+    ], ".auto_classes"),
+}
+"""Names of this package -> their modules, which are imported when a name is first asked for."""
+
+__all__ = [*_MODULES, "__version__", "register"]
 
 
 def register():
@@ -28,9 +35,13 @@ def register():
 
 
 def __getattr__(name):
-    if name in __all__:
-        return getattr(importlib.import_module(".auto_classes", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        return importlib.metadata.version("ssamba-upstream")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def _is_command():
@@ -40,11 +51,4 @@ def _is_command():
 
 
 if not _is_command():
-    from .auto_classes import (
-        SsambaConfig,
-        SsambaFeatureExtractor,
-        SsambaForAudioClassification,
-        SsambaForAudioFrameClassification,
-        SsambaForPreTraining,
-        SsambaModel,
-    )
+    from . import auto_classes  # noqa: F401

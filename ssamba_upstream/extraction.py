@@ -27,7 +27,7 @@ class ExtractionError(ValueError):
     """Hidden states that cannot be extracted as asked for; the message says why."""
 
 
-def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_format="safetensors", batch_secs=60.0,
+def extract(recordings, checkpoint, out, layers=None, dtype="float32", file_format="safetensors", batch_secs=60.0,
             device="cpu", report=print, cache=None, **options):
     """Write the hidden states of recordings.
 
@@ -42,7 +42,7 @@ def extract(recordings, checkpoint, out, layers=None, dtype="float16", file_form
         checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
         out: a folder, new or of an earlier run with the same settings.
         layers: which hidden states, from 0, the tokens, to depth. Default: all.
-        dtype: "float16" or "float32", of what is written.
+        dtype: "float32" (default) or "float16", of what is written.
         file_format: "safetensors" or "npy".
         batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
         device: on which the network computes.

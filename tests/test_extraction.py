@@ -59,7 +59,7 @@ def test_chosen_layers_as_numpy(tmp_path, checkpoint, recordings, capsys):
     assert main(command) == 0
     assert "wrote 3 files" in capsys.readouterr().out
     found = np.load(tmp_path / "out" / "deeper" / "a.npy")
-    assert found.shape == (1, 16, 12 * 32) and found.dtype == np.float16
+    assert found.shape == (1, 16, 12 * 32) and found.dtype == np.float32
     assert main(command) == 0
     assert "wrote 0 files" in capsys.readouterr().out
 
@@ -208,11 +208,13 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
 
     monkeypatch.setattr(extraction, "_hidden_states", of_a_loud_flac)
     said = []
-    assert extract(recordings, checkpoint, tmp_path / "out", report=said.append) == (2, 1)
+    assert extract(recordings, checkpoint, tmp_path / "out", dtype="float16", report=said.append) == (2, 1)
     (sentence,) = said
     assert sentence.endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
     assert extract(recordings, checkpoint, tmp_path / "whole", dtype="float32") == (3, 0)
-    assert extract(recordings, checkpoint, tmp_path / "through", report=said.append, cache=tmp_path / "kept") == (2, 1)
+    again = extract(recordings, checkpoint, tmp_path / "through", dtype="float16", report=said.append,
+                    cache=tmp_path / "kept")
+    assert again == (2, 1)
     assert said[1].endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
 
 

@@ -7,13 +7,18 @@ import argparse
 import os
 import select
 import sys
+import textwrap
 
 from ..extras import extras_with
 from ..training import TrainingError
 from . import bench, checkpoints, corpora, deployment, probing, superb, training
 from .options import OUTPUT_CLOSED
 
-GROUPS = (checkpoints, corpora, training, probing, deployment, bench, superb)
+GROUPS = {
+    "checkpoints": checkpoints, "data": corpora, "training": training, "probing": probing, "SUPERB": superb,
+    "deployment": deployment, "benchmarks": bench,
+}
+"""Titles in the help, and the modules of their commands."""
 
 
 def main(arguments=None):
@@ -74,11 +79,40 @@ def _status_of_broken_pipe(error):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="ssamba", description="SSAMBA, the Self-Supervised Audio Mamba: checkpoints, corpora, pretraining, "
-                                   "fine-tuning, probing, benchmarks and SUPERB.",
+        prog="ssamba", usage="ssamba [-h] [--version] COMMAND ...",
+        description="SSAMBA, the Self-Supervised Audio Mamba. `ssamba COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(needs_network=True)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for group in GROUPS:
-        group.add_commands(commands)
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of this package and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", prog="ssamba", required=True,
+                                       help=argparse.SUPPRESS)
+    groups = []
+    for title, module in GROUPS.items():
+        groups.append(_Group(title, subparsers))
+        module.add_commands(groups[-1])
+    parser.epilog = "\n\n".join(map(str, groups))
     return parser
+
+
+class _Group:
+    """Commands under one title in the help, which argparse would list without titles."""
+
+    def __init__(self, title, subparsers):
+        self.lines, self.subparsers = [f"{title}:"], subparsers
+
+    def add_parser(self, name, help, **options):
+        indent = 20 * " "
+        self.lines.append(textwrap.fill(help, 100, initial_indent=f"  {name:18}", subsequent_indent=indent))
+        return self.subparsers.add_parser(name, description=help, **options)
+
+    def __str__(self):
+        return "\n".join(self.lines)
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser, *_):
+        from .. import __version__
+
+        print(f"ssamba-upstream {__version__}")
+        parser.exit()

@@ -20,8 +20,9 @@ def add_commands(commands):
     efficiency.add_argument("--tokens", type=int, nargs="+", metavar="N",
                             help="multiples of 8; default: ten numbers from 128 to 65536")
     for subject in (scan, model, pretraining, efficiency):
-        subject.add_argument("--rounds", type=int, default=5, help="default: 5")
-        subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+        subject.add_argument("--rounds", type=int, default=5, help="rounds of measurements; default: 5")
+        subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                             help="device that computes; default: cpu")
         add_out(subject, "folder for the results", default=Path("result/bench"))
     scan.set_defaults(run=_bench_scan)
     model.set_defaults(run=_bench_model)

@@ -11,19 +11,20 @@ def add_commands(commands):
     init = commands.add_parser("init", help="write a checkpoint with random weights, for trying things out")
     add_out(init, OUT)
     shape = init.add_mutually_exclusive_group()
-    shape.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    shape.add_argument("--size", choices=SIZES, default="tiny", help="size of the network; default: tiny")
     shape.add_argument("--like", metavar="CHECKPOINT",
                        help="with the configuration of a checkpoint, as what its probes are compared with")
-    init.add_argument("--block-order", choices=("sequential", "paired"), help="default: sequential")
-    init.add_argument("--norm", choices=("layer_norm", "rms_norm"), help="default: layer_norm")
-    init.add_argument("--seed", type=int, default=0, help="default: 0")
+    init.add_argument("--block-order", choices=("sequential", "paired"),
+                      help="order of the blocks; default: sequential")
+    init.add_argument("--norm", choices=("layer_norm", "rms_norm"), help="norm of the blocks; default: layer_norm")
+    init.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")
     init.set_defaults(run=_init)
 
     convert = commands.add_parser("convert", help="convert a checkpoint of the published code, or between our formats")
     add_checkpoint(convert)
     add_out(convert, OUT)
     convert.add_argument("--block-order", choices=("paired", "sequential"),
-                         help="default: what the checkpoint says; paired for the published code's")
+                         help="order of the blocks; default: the checkpoint's, paired for files of the published code")
     convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
                          help="of the weights in the file; a checkpoint is read into float32 either way. "
                               "Default: float32")

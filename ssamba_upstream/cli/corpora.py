@@ -16,7 +16,7 @@ def add_commands(commands):
     check = actions.add_parser("check", help="say whether a corpus is laid out as s3prl needs it, and what is missing")
     check.add_argument("task", choices=SUPERB_CORPORA,
                        help="; ".join(f"{task}: {corpus}" for task, corpus in SUPERB_CORPORA.items()))
-    check.add_argument("root", type=Path)
+    check.add_argument("root", type=Path, help="folder of the corpus")
     check.add_argument("second", type=Path, nargs="?", metavar="SECOND",
                        help="pr: the lexicons' folder; sid: the split file; asv: the list of trials; er: the metadata "
                             "folder; ks: the test set's folder. Default: looked for in the corpus's folder")
@@ -24,7 +24,7 @@ def add_commands(commands):
 
     metadata = actions.add_parser("emotion-metadata", help="write the metadata of IEMOCAP's five folds for s3prl")
     metadata.add_argument("root", type=Path, help="the folder of Session1 to Session5")
-    add_out(metadata, "a folder")
+    add_out(metadata, "folder for the metadata")
     metadata.set_defaults(run=_write_metadata, needs_network=False)
 
     kaldi = actions.add_parser("kaldi", help="write the lists of wavs that s3prl's enhancement and separation read")
@@ -35,7 +35,7 @@ def add_commands(commands):
 
     synthesise = actions.add_parser("synth", help="make small synthetic corpora in the official layouts of all tasks")
     add_out(synthesise, "a new folder")
-    synthesise.add_argument("--seed", type=int, default=0, help="default: 0")
+    synthesise.add_argument("--seed", type=int, default=0, help="seed of the recordings; default: 0")
     synthesise.set_defaults(run=_synthesise, needs_network=False)
 
     fsdd = actions.add_parser("fsdd", help="arrange the Free Spoken Digit Dataset as Speech Commands and VoxCeleb1")
@@ -50,16 +50,18 @@ def add_commands(commands):
     joined.set_defaults(run=_join_fsdd)
 
     manifest = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
-    manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    add_out(manifest, "the manifest", "OUT.jsonl")
+    manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER",
+                          help="folders of audio files, searched at any depth")
+    add_out(manifest, "manifest to write", "OUT.jsonl")
     manifest.add_argument("--statistics", nargs="*", metavar="FIELD=VALUE",
                           help="measure mean and deviation of the log-mel, too; of another than the published one with "
                                "fields such as sampling_rate=22050 num_mel_bins=64")
     manifest.set_defaults(run=_manifest, needs_network=False)
 
     prepare = commands.add_parser("prepare", help="turn a downloaded data set into a labelled set, and check it")
-    prepare.add_argument("set", choices=DATA_SETS, help="which")
-    prepare.add_argument("root", type=Path, help="its folder; where it is not there, the answer says what to download")
+    prepare.add_argument("set", choices=DATA_SETS, help="name of the data set")
+    prepare.add_argument("root", type=Path,
+                         help="folder of the data set; if it does not exist, the error says what to download")
     add_out(prepare, "the labelled set", "OUT.csv")
     prepare.set_defaults(run=_prepare)
 

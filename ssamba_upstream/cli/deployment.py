@@ -18,10 +18,11 @@ from .options import (
 def add_commands(commands):
     export = commands.add_parser("export", help="write a checkpoint as an ONNX file, compared with the network first")
     add_checkpoint(export)
-    add_out(export, "the file", "OUT.onnx")
-    export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform", help="default: waveform")
+    add_out(export, "file to write", "OUT.onnx")
+    export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform",
+                        help="input of the graph; default: waveform")
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
-                        help="default: logits of a classifier, else embedding, the mean over time")
+                        help="output of the graph; default: logits of a classifier, else embedding, the mean over time")
     export.add_argument("--int8", action="store_true", help="eight bits for the weights of linear layers")
     add_upstream_config(export)
     export.set_defaults(run=_export)

@@ -38,7 +38,8 @@ def add_upstream_config(parser):
 
 def add_device(parser):
     """``--device``, see :func:`ssamba_upstream.training.distributed.choose_device`."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"),
+                        help="device that computes; default: cuda if there is one, else cpu")
 
 
 def add_cache(parser):

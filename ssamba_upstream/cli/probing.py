@@ -24,12 +24,14 @@ def add_commands(commands):
     add_out(extract, "a folder, new or of an earlier run with the same settings")
     add_upstream_config(extract)
     extract.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="0: the tokens; default: all")
-    extract.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    extract.add_argument("--dtype", choices=("float16", "float32"), default="float32",
+                         help="type of the numbers in the files; default: float32")
     extract.add_argument("--format", choices=("safetensors", "npy"), default="safetensors",
-                         help="default: safetensors")
+                         help="format of the files; default: safetensors")
     extract.add_argument("--batch-secs", type=float, default=60.0, help="audio read at once; default: 60")
     extract.add_argument("--cache", type=Path, metavar="FOLDER",
-                         help="read hidden states that run_downstream.py or superb keeps in this folder, and keep more")
+                         help="read hidden states that run_downstream.py or superb keeps in this folder in the same "
+                              "dtype, and keep more")
     add_device(extract)
     extract.set_defaults(run=_extract)
 
@@ -42,11 +44,11 @@ def add_commands(commands):
                        help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er), Speech Commands (ks) or Fluent Speech "
                             "Commands (ic)")
     probe.add_argument("--head-steps", type=int, metavar="N",
-                       help="of SUPERB's classifier; default: 5000, or with --corpus those of its task")
+                       help="steps of SUPERB's classifier; default: 5000, or with --corpus those of its task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
-                       help="of SUPERB's classifier, chosen on dev; default: 1e-4")
+                       help="learning rates of SUPERB's classifier, one of which is chosen on dev; default: 1e-4")
     probe.add_argument("--layers-alone", action="store_true",
-                       help="SUPERB's classifier on each layer by itself, too, which s3prl's -l trains one a run")
+                       help="also train SUPERB's classifier on each layer by itself, as s3prl's -l does")
     probe.add_argument("--seeds", type=int, choices=range(1, 11), default=5, metavar="N",
                        help="random starts that --layers-alone averages over, at most 10; default: 5")
     probe.set_defaults(run=_probe)
@@ -69,11 +71,11 @@ def add_commands(commands):
 def _add_checkpoints_and_cache(command, out):
     add_checkpoint(command, "checkpoints", nargs="+",
                    help=f"{CHECKPOINT}; or log-mel, the baseline that has learned nothing. All are drawn in one plot")
-    add_out(command, "a folder", default=out)
+    add_out(command, "folder for the results", default=out)
     add_upstream_config(command)
     command.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                         help="of the cache; default: float32")
+                         help="type of the numbers in the cache; default: float32")
     add_device(command)
 
 

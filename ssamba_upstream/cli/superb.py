@@ -16,25 +16,25 @@ from .options import (
 )
 
 RUN_HELP = {
-    "pr": "the folder of s3prl's run of ctc with phones, its best checkpoint evaluated last; or its test-hyp.ark",
-    "asr": "the same of asr, evaluated with -t test-clean; or its test-clean-noLM-hyp.ark",
-    "asr-lm": "the same, evaluated with the language model; or its test-clean-LM-hyp.ark",
-    "sf": "the same of ctc with slots; or its test-hyp.ark",
-    "ic": "the same of fluent_commands; or its test_predict.csv",
-    "sid": "the same of voxceleb1; or its test_predict.txt",
-    "sv": "the same of sv_voxceleb1, its best checkpoint on test; or its test_predict.txt",
-    "sd": "the folder of the run of diarization, with scoring/predictions and frame_shift",
-    "qbe": "the folder of the best layer of quesst14_dtw, evaluated with -t test; or its benchmark.stdlist.xml",
-    "se": "the folder of the run of enhancement_stft; or its test_metrics.txt",
-    "ss": "the same of separation_stft",
-    "ks": "the folder of the run of speech_commands; or its test_predict.txt",
-    "er-fold1": "the same of emotion with test_fold fold1; all five folds, or no ER",
-    **dict.fromkeys(f"er-fold{fold}" for fold in range(2, 6)),
+    "pr": "folder of the run of ctc on phones, its best checkpoint evaluated last; or its test-hyp.ark",
+    "asr": "folder of the run of asr, evaluated with -t test-clean; or its test-clean-noLM-hyp.ark",
+    "asr-lm": "folder of the run of asr, evaluated with the language model; or its test-clean-LM-hyp.ark",
+    "sf": "folder of the run of ctc on slots, its best checkpoint evaluated last; or its test-hyp.ark",
+    "ic": "folder of the run of fluent_commands, its best checkpoint evaluated last; or its test_predict.csv",
+    "sid": "folder of the run of voxceleb1, its best checkpoint evaluated last; or its test_predict.txt",
+    "asv": "folder of the run of sv_voxceleb1, its best checkpoint evaluated on test; or its test_predict.txt",
+    "sd": "folder of the run of diarization, with scoring/predictions and frame_shift",
+    "qbe": "folder of the best layer of quesst14_dtw, evaluated with -t test; or its benchmark.stdlist.xml",
+    "se": "folder of the run of enhancement_stft, its best checkpoint evaluated last; or its test_metrics.txt",
+    "ss": "folder of the run of separation_stft, its best checkpoint evaluated last; or its test_metrics.txt",
+    "ks": "folder of the run of speech_commands, its best checkpoint evaluated last; or its test_predict.txt",
+    **{f"er-fold{fold}": f"folder of the run of emotion with test_fold fold{fold}; all five folds, or no ER"
+       for fold in range(1, 6)},
 }
 
 CORPUS_HELP = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "Audio SNIPS", "ic": "Fluent Speech Commands",
-    "sid": "VoxCeleb1's split file, or its folder", "sv": "the list of trials, or its folder",
+    "sid": "VoxCeleb1's split file, or its folder", "asv": "VoxCeleb1's list of trials, or its folder",
     "sd": "the mixtures in Kaldi's form, or the folder of their test set", "qbe": "quesst14Database",
     "ks": "Speech Commands' test set, or its parent folder", "er": "the folder of Session1 to Session5",
 }
@@ -50,7 +50,7 @@ def add_commands(commands):
     add_checkpoint(superb, help=f"{CHECKPOINT}; or the name of an s3prl upstream such as fbank")
     add_out(superb, "folder of the runs and the results; the same command goes on with what is there")
     for task, corpus in SUPERB_CORPORA.items():
-        superb.add_argument(f"--{task}", type=Path, metavar="ROOT", help=corpus)
+        superb.add_argument(f"--{task}", type=Path, metavar="ROOT", help=f"folder of {corpus}")
     superb.add_argument("--downstream", nargs=2, action="append", default=[], metavar=("NAME", "CONFIG.yaml"),
                         help="another of s3prl's downstreams, such as fluent_commands; its config names the corpus")
     superb.add_argument("--upstream", metavar="NAME", help="s3prl's entry for the path; default: ssamba_local")
@@ -78,7 +78,7 @@ def add_commands(commands):
     for task, what in RUN_HELP.items():
         submit.add_argument(f"--{task}", type=Path, metavar="RUN", help=what)
     for task, what in CORPUS_HELP.items():
-        submit.add_argument(f"--{task}-corpus", type=Path, metavar="PATH", help=what)
+        submit.add_argument(f"--{task}-corpus", type=Path, metavar="PATH", help=f"test set of {task}: {what}")
     add_out(submit, "folder for predict.zip")
     submit.set_defaults(run=_submit, needs_network=False)
 
@@ -94,7 +94,7 @@ def run_downstream(arguments):
     from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
     from ..plugin.runner import main
 
-    return main(arguments)
+    return main(arguments, "ssamba run-downstream")
 
 
 def run_s3prl(arguments):
@@ -102,7 +102,7 @@ def run_s3prl(arguments):
     from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
     from ..plugin.runner import run_s3prl_main
 
-    return run_s3prl_main(arguments)
+    return run_s3prl_main(arguments, "ssamba s3prl")
 
 
 def _superb(options):

@@ -17,8 +17,8 @@ def add_commands(commands):
 
     show = commands.add_parser("show-masks", help="draw a recording, its masked patches and their reconstruction")
     add_checkpoint(show, help=f"one with the heads of pretraining: {CHECKPOINT}")
-    show.add_argument("recording", type=Path)
-    add_out(show, "the picture", "OUT.png")
+    show.add_argument("recording", type=Path, help="audio file to draw")
+    add_out(show, "picture to write", "OUT.png")
     show.add_argument("--seed", type=int, default=0, help="of the mask; default: 0")
     show.set_defaults(run=_show_masks)
 

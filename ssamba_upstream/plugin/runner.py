@@ -21,7 +21,7 @@ from .registry import register
 from .repairs.frames import RunError
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run ``s3prl.run_downstream`` with its own arguments, and those of :class:`Keeping`.
 
     ``-c`` and ``-g`` may also name one of this package's configs by its file's stem, as in
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments: without the program's name; the command line's by default.
+        program: name in s3prl's help. Default: the command line's.
 
     Raises:
         SystemExit: the arguments cannot work on this machine, s3prl ended the run, or the run was interrupted
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     preset = given.upstream_model_config or _preset_of(given)
     arguments += _named(preset, "--upstream_model_config", "upstream")
     arguments += [] if given.local_rank is None else ["--local_rank", given.local_rank]
-    _hand_over(arguments, functools.partial(_run_downstream, keeping))
+    _hand_over(arguments, functools.partial(_run_downstream, keeping), program)
 
 
 def _parse(arguments):
@@ -98,11 +99,12 @@ def _preset_of(given) -> str | None:
     return config.get("upstream_config")
 
 
-def run_s3prl_main(arguments: Sequence[str]) -> None:
+def run_s3prl_main(arguments: Sequence[str], program: str | None = None) -> None:
     """``s3prl.main``, the newer recipes such as SuperbSID, with ssamba_upstream's entries and repairs.
 
     Args:
         arguments: s3prl's: a recipe and its options, such as ``SuperbSID --build_upstream.name ssamba_tiny``.
+        program: name in s3prl's help. Default: the command line's.
 
     Raises:
         SystemExit: a package or file is missing, or s3prl ended the run.
@@ -114,7 +116,7 @@ def run_s3prl_main(arguments: Sequence[str]) -> None:
 
         main.main()
 
-    _hand_over(list(arguments), run)
+    _hand_over(list(arguments), run, program)
 
 
 def _run_downstream(keeping):
@@ -128,9 +130,9 @@ def _run_downstream(keeping):
         run_downstream.Runner = runner
 
 
-def _hand_over(arguments, run=_run_downstream):
+def _hand_over(arguments, run=_run_downstream, program=None):
     command_line = sys.argv
-    sys.argv = [command_line[0], *arguments]
+    sys.argv = [program or command_line[0], *arguments]
     try:
         register()
         run()

@@ -13,6 +13,9 @@ from ..files import replacing
 from .predictions import SubmissionError
 from .tasks import PREDICTIONS, TASKS
 
+FOLDERS = {"asv": "sv"}
+"""The leaderboard's names of tasks, in the folders of the zip, if they differ from ours."""
+
 ER_FOLDS = tuple(name for name, _ in TASKS["er"].predictions)
 
 
@@ -57,7 +60,7 @@ def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Subm
 
     Args:
         out: folder for ``predict.zip``, or a file ending in ``.zip``; an older file of that name is replaced.
-        runs: by a name of ``PREDICTIONS``: ``pr``, ``asr``, ``asr_lm``, ``sf``, ``ic``, ``sid``, ``sv``, ``sd``,
+        runs: by a name of ``PREDICTIONS``: ``pr``, ``asr``, ``asr_lm``, ``sf``, ``ic``, ``sid``, ``asv``, ``sd``,
             ``qbe``, ``se``, ``ss``, ``ks``, and ``er_fold1`` to ``er_fold5``, all five or none.
         corpora: paths by the same names, as the corpora's ``find_test_set`` take them.
 
@@ -82,7 +85,8 @@ def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Subm
         except (SubmissionError, CorpusError) as error:
             problems.append(f"{name}: {error}")
             continue
-        contents.update({f"predict/{name}_public/{file}": content for file, content in checked.files.items()})
+        folder = f"predict/{FOLDERS.get(name, name)}_public"
+        contents.update({f"{folder}/{file}": content for file, content in checked.files.items()})
         submission.predictions[name], submission.checks[name] = checked.count, checked.check
         submission.warnings += checked.warnings
     if problems:

@@ -152,7 +152,7 @@ TASKS = {
     "asv": SuperbTask(
         "sv_voxceleb1", "speaker_verification",
         (Metric("EER", r"sv-voxceleb1/{split}-EER: (\S+)", higher_is_better=False),), best=None,
-        predictions=(("sv", Lines(
+        predictions=(("asv", Lines(
             "test_predict.txt", "predict.txt", f"{VOXCELEB_RECORDING}_{VOXCELEB_RECORDING}",
             voxceleb1_trials.RELEASED["trials"], voxceleb1_trials.find_test_set, finite, "<trial> <score>")),)),
     "sd": SuperbTask(

@@ -1,5 +1,6 @@
 """The ``ssamba`` command, as its user meets it."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from ssamba_upstream import cli
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.cli import corpora, main, options
 from ssamba_upstream.corpora.preparation import SETS
@@ -92,6 +94,28 @@ def test_another_broken_pipe_is_an_error(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "ssamba: [Errno 32] Broken pipe: 'a program that reads no more'\n"
 
 
+def test_every_argument_is_explained():
+    """By a line that can be read alone."""
+    def check(parser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    check(command)
+            else:
+                assert len(action.help.split()) >= 3 and not action.help.startswith(("default", "the same")), action
+
+    check(cli._parser())
+
+
+def test_help_lists_each_command_under_its_title(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.endswith(":")] == ["options:", *(f"{t}:" for t in cli.GROUPS)]
+    groups = printed.split("\n\n")
+    assert "  submit " in groups[-3] and "  bench " in groups[-1]
+
+
 @pytest.mark.parametrize("number, expected", [(0, "0 files"), (1, "1 file"), (2, "2 files")])
 def test_nouns_agree_with_their_number(number, expected):
     assert options.counted(number, "file") == expected
@@ -104,7 +128,7 @@ def test_corpora_check_of_nothing(tmp_path, capsys, task):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["pretrain", "--help"], ["nonsense"], ["probe", "--seeds", "0", "set", "checkpoint"],
+    ["--help"], ["--version"], ["pretrain", "--help"], ["nonsense"], ["probe", "--seeds", "0", "set", "checkpoint"],
     *(["corpora", "check", task, "nowhere"] for task in options.SUPERB_CORPORA), ["submit", "--out", "nowhere"],
     ["manifest", "nowhere", "--out", "m.jsonl"],
 ], ids=" ".join)
@@ -121,7 +145,7 @@ finally:
     (tmp_path / "ssamba").write_text(code)
     run = subprocess.run([sys.executable, "ssamba", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.endswith("answered\n"), run.stderr
-    assert arguments == ["--help"] or len(run.stdout + run.stderr) > 50
+    assert len(run.stdout + run.stderr) > (20 if arguments == ["--version"] else 50)
 
 
 @pytest.mark.slow
@@ -130,6 +154,7 @@ def test_the_command_has_the_models_when_they_are_asked_for(tmp_path):
 import sys, ssamba_upstream
 assert "torch" not in sys.modules
 ssamba_upstream.SsambaModel(ssamba_upstream.SsambaConfig(num_hidden_layers=2))
+assert ssamba_upstream.FrameEncoder.from_checkpoint("ssamba_starter", ssamba_upstream.UpstreamOptions())
 assert "s3prl" not in sys.modules
 ssamba_upstream.no_such_name
 """

@@ -20,12 +20,12 @@ from ssamba_upstream.plugin import runner
 def test_hands_its_arguments_over_with_the_entries_registered(monkeypatch):
     received = []
 
-    def hand_over(arguments, run):
-        received.append(arguments)
+    def hand_over(arguments, run, program):
+        received.append((program, *arguments))
 
     monkeypatch.setattr(runner, "_hand_over", hand_over)
     cli.main(["s3prl", "SuperbSID", "--build_upstream.name", "ssamba_tiny"])
-    assert received == [["SuperbSID", "--build_upstream.name", "ssamba_tiny"]]
+    assert received == [("ssamba s3prl", "SuperbSID", "--build_upstream.name", "ssamba_tiny")]
 
 
 class Lacking:
@@ -95,3 +95,11 @@ def test_speaker_verification(tmp_path):
     losses, results = run_recipe("SuperbASV", tmp_path)
     assert len(losses) == 4 and all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert len(results) == 2 and all(0 <= result["EER"] <= 1 for result in results)
+
+
+@pytest.mark.slow
+def test_the_help_says_the_command_s_own_name(capsys):
+    pytest.importorskip("tensorboardX")
+    with pytest.raises(SystemExit):
+        cli.main(["run-downstream", "--help"])
+    assert capsys.readouterr().out.startswith("usage: ssamba run-downstream [-h] -m ")

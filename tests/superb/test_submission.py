@@ -98,7 +98,7 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
     assert found == {f"predict/{task}_public/predict.txt": text for task, text in written.items()}
     assert submission.predictions == {"sid": 40, "ks": 144, **dict.fromkeys(ER_FOLDS, 40)}
     assert "Not checked" not in str(submission)
-    assert "Not in it, and so not scored: pr, asr, asr_lm, sf, ic, sv, sd, qbe, se, ss." in str(submission)
+    assert "Not in it, and so not scored: pr, asr, asr_lm, sf, ic, asv, sd, qbe, se, ss." in str(submission)
     assert str(submission).count("the leaderboard scores the released one") == 7
     assert [path.name for path in submission.path.parent.iterdir()] == ["predict.zip"]
 

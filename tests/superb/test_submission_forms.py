@@ -19,17 +19,17 @@ SUBMIT = {  # of s3prl's submit/submit.py: option: file in the run's folder, fil
     "ks": ("test_predict.txt", "predict.txt"), "ic": ("test_predict.csv", "predict.csv"),
     "asr": ("test-clean-noLM-hyp.ark", "predict.ark"), "asr_lm": ("test-clean-LM-hyp.ark", "predict.ark"),
     "qbe": ("benchmark.stdlist.xml", "benchmark.stdlist.xml"), "sf": ("test-hyp.ark", "predict.ark"),
-    "sv": ("test_predict.txt", "predict.txt"), "se": ("test_metrics.txt", "metrics.txt"),
+    "asv": ("test_predict.txt", "predict.txt"), "se": ("test_metrics.txt", "metrics.txt"),
     "ss": ("test_metrics.txt", "metrics.txt"),
     **{f"er_fold{fold}": (f"test_fold{fold}_predict.txt", "predict.txt") for fold in range(1, 6)},
 }
 PLACES = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "asr_lm": "LibriSpeech", "sf": "SNIPS",
-    "ic": "fluent_speech_commands_dataset", "sv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database",
+    "ic": "fluent_speech_commands_dataset", "asv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database",
 }
 PREDICTED = {
     "pr": "{} AH0 T <unk>", "asr": "{} IT'S A DOG", "asr_lm": "{} ", "sf": "{} B-keyword STOP E-keyword A",
-    "ic": "{},change language,none,washroom", "sv": "{} -0.25",
+    "ic": "{},change language,none,washroom", "asv": "{} -0.25",
 }
 METRICS = "si_sdr 8.5\nstoi 0.93\npesq 2.5\n"
 
@@ -94,14 +94,15 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, tmp_path):
     submission = write_submission(tmp_path / "out", runs, given)
     with zipfile.ZipFile(submission.path) as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
-    expected = {f"predict/{name}_public/{SUBMIT[name][1]}": (run / SUBMIT[name][0]).read_bytes()
+    expected = {f"predict/{dict(asv='sv').get(name, name)}_public/{SUBMIT[name][1]}":
+                (run / SUBMIT[name][0]).read_bytes()
                 for name, run in runs.items() if name != "sd"}
     for path in (runs["sd"] / "scoring" / "predictions").iterdir():
         expected[f"predict/sd_public/scoring/predictions/{path.name}"] = path.read_bytes()
     expected["predict/sd_public/frame_shift"] = b"320\n"
     assert found == expected
     assert submission.predictions == {
-        "pr": 4, "asr": 4, "asr_lm": 4, "sf": 4, "ic": 4, "sv": 6, "sd": 4, "qbe": 4, "se": 3, "ss": 3}
+        "pr": 4, "asr": 4, "asr_lm": 4, "sf": 4, "ic": 4, "asv": 6, "sd": 4, "qbe": 4, "se": 3, "ss": 3}
     assert "Not in it, and so not scored: sid, er, ks." in str(submission)
     assert str(submission).count("measured on the official test set") == 2
     assert "st, speech translation" in str(submission)
@@ -144,7 +145,7 @@ DAMAGES = {  # task: damage to its text, what the message says
     "asr_lm": (lambda text: text.replace(" ", "", 1), "line 1: '21-7-0000' is not '<utterance> <transcript>'"),
     "sf": (lambda text: text.replace("STOP", "ST{P", 1), "line 1"),
     "ic": (lambda text: text.replace("washroom", "attic", 1), "the location attic is none of bedroom, kitchen"),
-    "sv": (lambda text: text.replace("-0.25", "nan", 1), "line 1: the score nan is no finite number"),
+    "asv": (lambda text: text.replace("-0.25", "nan", 1), "line 1: the score nan is no finite number"),
     "se": (lambda text: text.replace("stoi", "pesq"), "stoi is there 0 times"),
     "ss": (lambda text: text.replace("8.5", "inf"), "line 1: 'si_sdr inf' is not '<si_sdr|stoi|pesq> <number>'"),
 }
@@ -176,7 +177,7 @@ def test_refuses_missing_and_unknown_utterances(name, runs, given, tmp_path):
 RELEASED = {
     "pr": ("6930-75918-{:04d}", 2620), "sf": ("Brian-snips-test-{}", 2800),
     "ic": ("{:08x}-4474-11e9-a9a5-5dbec3b8816a", 3793),
-    "sv": ("id10270-x6uYqmx31kE-00001_id10300-ize_eiC-Eg0-{:05d}", 37720),
+    "asv": ("id10270-x6uYqmx31kE-00001_id10300-ize_eiC-Eg0-{:05d}", 37720),
 }
 
 
