@@ -14,6 +14,7 @@ from .configs import find_config
 from .devices import send
 from .frontend import LogMel, check_waveforms
 from .store import state_hash
+from .streaming import FrameStream
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
 PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of patches downstream, in mel bands and fbank frames (SSAST, section 3.1)
@@ -159,17 +160,23 @@ class FrameEncoder(nn.Module):
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
         return BaseModelOutput(hidden_states=tuple(states[:-1]), last_hidden_state=states[-1])
 
+    def stream(self, count=1):
+        """A :class:`ssamba_upstream.streaming.FrameStream`: the same frames as audio arrives, of so many streams at a
+        time. Raises ValueError if the network is not causal."""
+        return FrameStream(self, count)
+
     def tokens(self, wavs):
         """Waveforms, list of (samples,) float32 -> tokens of every hidden state, and last of the final norm, each
         (total tokens, E); and where the frames find theirs, (utterances, frames, rows), see
         :func:`ssamba_upstream.windows.token_index`."""
         device = wavs[0].device
         windows = self.windowing.cut(wavs, self.log_mel)
-        with self._autocast(device.type):
+        with self.autocast(device.type):
             layers, firsts = encode([window for run in windows for window in run], self.model)
         return layers, send(frame_index(wavs, windows, firsts, self.windowing, self.model.config), device)
 
-    def _autocast(self, device_type):
+    def autocast(self, device_type):
+        """A context in which the network computes in the encoder's precision."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self.autocast_dtype)

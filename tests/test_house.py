@@ -10,7 +10,7 @@ PACKAGE = CHECKOUT / "ssamba_upstream"
 FLOORS = [
     {"torchaudio_extension", "devices", "files", "configs", "packing", "extras", "ops", "audio", "reading"},
     {"figures", "frontend", "network", "downloads"},
-    {"feature_extraction", "windows", "checkpoint", "corpora", "store"},
+    {"feature_extraction", "windows", "checkpoint", "corpora", "store", "streaming"},
     {"auto_classes", "frames", "training", "benchmark"},
     {"deployment", "extraction", "hear", "probing"},
     {"pretraining", "finetuning"},

@@ -1,9 +1,10 @@
-"""``ssamba bench model``: the whole network on the default upstream's windows, and its parts."""
+"""``ssamba bench model``: the whole network on the default upstream's windows, its parts, and a stream's pushes."""
 
 import torch
 from tqdm import tqdm
 
 from .. import ops
+from ..frames import FrameEncoder
 from ..network.configuration import HIDDEN_SIZES, SsambaConfig
 from ..network.modeling import SsambaModel
 from .timing import median_times, peak_memory, run_step
@@ -11,6 +12,8 @@ from .timing import median_times, peak_memory, run_step
 MODEL_INPUTS = ((1, 1), (8, 1), (1, 10), (8, 10))  # utterances, seconds
 MODES = {"forward": (False, False), "forward, bfloat16": (False, True), "training step": (True, False)}
 DOWNSTREAM_STRIDE = 10
+STREAM = {"num_hidden_layers": 12, "patch_size": (128, 8), "token_order": "time_major", "directions": "forward"}
+PUSHES = 20  # a round
 
 
 def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
@@ -21,7 +24,8 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
         the same under autocast; "training step": forward and backward): median milliseconds, of forward with the plain
         torch scan as well; seconds of audio per second; the share of what lies between the mixers' outer projections
         (convolutions, small projections, scans); what else there is over those outer projections alone; and the peak
-        MiB that torch allocates.
+        MiB that torch allocates. The last row of a size ("push") is of a causal network of 12 blocks, which hears a
+        stream in chunks as long as its frames are apart, from the samples on.
     """
     rows = []
     for size in sizes:
@@ -44,7 +48,21 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
                     "audio s / s": utterances * seconds / whole * 1e3, "mixing's share": mixing / whole,
                     "rest / products": (whole - mixing) / medians["products"], "peak MiB": peak / 2**20,
                 })
+        rows.append({**dict.fromkeys(rows[0], ""), "size": size, **_bench_stream(size, device, rounds)})
     return rows
+
+
+def _bench_stream(size, device, rounds):
+    encoder = FrameEncoder(SsambaModel(SsambaConfig.from_size(size, **STREAM))).to(device).eval()
+    stream, hop = encoder.stream(), encoder.windowing.hop
+    samples, seconds = 0.1 * torch.randn(hop), hop / encoder.sampling_rate
+
+    def push():
+        stream.push(samples)
+
+    (milliseconds,) = median_times({"push": push}, rounds * PUSHES, device).values()
+    return {"input": f"1 x {seconds:g} s", "mode": "push", "ms": milliseconds,
+            "audio s / s": seconds / milliseconds * 1e3, "peak MiB": peak_memory(push, device) / 2**20}
 
 
 def model_calls(model, fbank, gradients):

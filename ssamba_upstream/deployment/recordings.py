@@ -154,22 +154,34 @@ def embed_recording(encoder, path, every=None):
 
     Returns:
         (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by
-        itself; a frame that lies in several counts as often.
+        itself; a frame that lies in several counts as often. A causal network hears the recording as one stream.
 
     Raises:
         AudioError: the file cannot be read, or not to its end.
-        ValueError: ``every`` is not above 0.
+        ValueError: ``every`` is not above 0, or is given for a causal network.
     """
     windowing = encoder.windowing
+    if windowing.whole and every is not None:
+        raise ValueError("a causal network hears recordings as one stream. Leave every out")
     every = windowing.window_secs if every is None else every
     if not every > 0:
         raise ValueError(f"every must be above 0 seconds; got {every}")
-    device = encoder.model.pos_embed.device
+    windows = _windows(path, read_header(path), windowing.window_samples, windowing.front_end.sampling_rate, every)
     count, total = 0, 0.0
-    for _, wav in _windows(path, read_header(path), windowing.window_samples, windowing.front_end.sampling_rate, every):
-        frames = encoder([wav.to(device)]).last_hidden_state[0]
+    for output in _outputs(encoder, (wav for _, wav in windows)):
+        frames = output.last_hidden_state[0]
         count, total = count + len(frames), total + frames.sum(dim=0)
     return (total / count).cpu()
+
+
+def _outputs(encoder, windows):
+    """What an encoder makes of windows, each by itself, or of a causal network's stream."""
+    if not encoder.windowing.whole:
+        yield from (encoder([wav.to(encoder.model.device)]) for wav in windows)
+        return
+    stream = encoder.stream()
+    yield from map(stream.push, windows)
+    yield stream.finish()
 
 
 def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):

@@ -29,6 +29,8 @@ def test_model(monkeypatch, tmp_path, capsys):
     assert main(["bench", "model", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "model.csv").open() as file:
         rows = list(csv.DictReader(file))
+    push = rows.pop()
+    assert push["mode"] == "push" and push["input"] == "1 x 0.08 s" and float(push["audio s / s"]) > 0
     assert [row["mode"] for row in rows] == list(model.MODES)
     assert all(0 < float(row["mixing's share"]) and float(row["peak MiB"]) > 0 for row in rows)
     assert [bool(row["ms, torch scan"]) for row in rows] == [mode == "forward" for mode in model.MODES]

@@ -182,6 +182,18 @@ def test_embedding_of_windows_without_overlap_is_the_mean_over_time(tmp_path, wr
         embed_recording(encoder, path, every=0)
 
 
+def test_a_causal_network_hears_a_recording_as_one_stream(write_wav):
+    config = SsambaConfig(**{**SMALL, "token_order": "time_major", "directions": "forward"})
+    encoder = FrameEncoder(SsambaModel(config)).eval()
+    path = write_wav("long.wav", 2.3 * encoder.windowing.window_secs)
+    wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    with torch.no_grad():
+        expected = encoder([wav]).last_hidden_state[0].mean(dim=0)
+    torch.testing.assert_close(embed_recording(encoder, path), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="as one stream. Leave every out"):
+        embed_recording(encoder, path, every=1.0)
+
+
 def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
     folder = save_clip_classifier()
     paths = [write_wav("a.wav", 3.4), write_wav("b.flac", 0.3, rate=22050)]

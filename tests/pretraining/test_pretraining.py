@@ -521,6 +521,8 @@ def test_recipes_of_the_package():
     assert (little.patch_learning_rate, little.config().patch_size) == (0.03, [32, 8])
     for name in ("one_hour", "starter"):
         assert read_recipe(name, PretrainingRecipe).weight_decay_of == "projections"
+    listening = read_recipe("stream", PretrainingRecipe).config()
+    assert listening.causal and listening.position_grid == (1, 32)
     with pytest.raises(RecipeError, match="neither a file nor one of audioset_librispeech, base_250"):
         read_recipe("huge", PretrainingRecipe)
 
