@@ -1,4 +1,4 @@
-"""Makes the audio on which ssamba_distilled was trained: 7 hours, all of it free to use.
+"""Makes the audio on which ssamba_distilled was trained: six hours, all of it free to use.
 
     python scripts/distilled_audio.py AUDIO OUT
 
@@ -39,8 +39,8 @@ WORDS = {
 VARIANTS = ("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 adam anika antonio aunty belinda benjamin boris caleb david ed "
             "edward linda marcelo max michel miguel pablo paul pedro quincy rob robert sandro shelby steph travis "
             "victor").split()
-NUMBERS = ("af am ar az bg bn bs ca cmn cs cy da el eo et eu fa fi ga gu hi hr hu hy id is ja ka kk kn ko ku la lt "
-           "lv mk ml mr ms mt nb ne pa ro ru sk sl sq sr sv sw ta te th tr uk ur vi yue").split()
+NUMBERS = ("af am ar az bg bn bs ca cmn cs cy da el eo et eu fa fi ga gu he hi hr hu hy id is ja ka kk kn ko ku la "
+           "lt lv mk ml mr ms mt nb ne pa ro ru sk sl sq sr sv sw ta te th tr uk ur vi yue").split()
 """espeak-ng's voices of languages without a word list."""
 FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 
