@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch.utils.data import Dataset
+
 from ..audio import SAMPLE_RATE, read_clip
 from ..corpora.manifest import ManifestError, Paths, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_pieces, read_batches
@@ -21,14 +23,15 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
         batch_size: clips of each process.
-        samples: the longest clip; longer files get a random crop.
+        samples: the longest clip; longer files get a random crop. From manifests it may be a list of lengths, taken in
+            turn from batch to batch, with ``batch_size`` clips of the longest, and the more the shorter they are.
         seed: a number from 0 on.
         position: the last used batch's; then what follows is exactly what would have followed it. From manifests
             this is the number of batches used, the same on all ranks and for any ``workers``; from shards it is the
             rank's own, and ``world_size`` and ``workers`` have to be as they were.
         rank, world_size: which process this is, of how many.
         workers: how many processes read; 0 reads in this one.
-        join_short: whether further random files follow one shorter than ``samples``, until nothing is padding. The
+        join_short: whether further random files follow one shorter than a clip, until nothing is padding. The
             published recipe pads.
         sampling_rate: of the clips, in Hz.
         keep_pieces: If True, batches also hold the pieces that their clips are joined from, and crops begin at a few
@@ -37,14 +40,21 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
     Raises:
         ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
     """
+    lengths = [samples] if isinstance(samples, int) else samples
     if _are_shards(sources):
         from .shards import ShardBatches
 
-        shards = ShardBatches(sources, batch_size, samples, seed, position, rank, world_size, max(workers, 1),
+        if len(lengths) > 1:
+            raise ManifestError("clips of several lengths are read from manifests, not from shards (.tar)")
+        shards = ShardBatches(sources, batch_size, lengths[0], seed, position, rank, world_size, max(workers, 1),
                               join_short, sampling_rate, keep_pieces)
         return shards.follow(read_batches(shards, workers))
-    batches = _ManifestBatches(_files(sources), batch_size, samples, sampling_rate, seed, rank, world_size, join_short,
-                               keep_pieces)
+    files = _files(sources)
+    batches = _InTurn([
+        _ManifestBatches(files, batch_size * round(max(lengths) / length), length, sampling_rate, seed, rank, world_size,
+                         join_short, keep_pieces)
+        for length in lengths
+    ])
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
@@ -100,6 +110,16 @@ def _files(sources):
     if not sources:
         raise ManifestError("no audio to read: name manifests or shards")
     return Paths(file for source in sources for file in read_manifest(source))
+
+
+@dataclass
+class _InTurn(Dataset):
+    """Batch m is batch m of one of several data sets, each in its turn."""
+
+    members: list
+
+    def __getitem__(self, number):
+        return self.members[number % len(self.members)][number]
 
 
 @dataclass

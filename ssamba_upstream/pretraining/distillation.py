@@ -40,7 +40,7 @@ class Targets:
         if missing:
             raise TeacherError(f"{teacher.name} has no hidden state {missing[0]}. Its {teacher.layers} hidden states "
                                "are numbered from 0.")
-        self.teacher, self.layers, self.rate = teacher, layers, config.sampling_rate
+        self.teacher, self.layers, self.config, self.rate = teacher, layers, config, config.sampling_rate
         self.shape = len(layers), teacher.width
         self.centres = _centres(config)
         self.store = HiddenStateStore(folder, {
@@ -84,10 +84,11 @@ class Targets:
     def _raw(self, batch):
         lengths = [length for clip in batch.piece_lengths for length in clip]
         frames = iter(self._frames(batch.pieces.split(lengths)))
-        targets = torch.zeros(len(batch.lengths), len(self.centres), *self.shape)
+        columns = self.config.columns(self.config.front_end.frames_of(batch.waveforms.shape[1]))
+        targets = torch.zeros(len(batch.lengths), columns, *self.shape)
         counted = torch.zeros(targets.shape[:2], dtype=torch.bool)
         for row, among, pieces, length in zip(targets, counted, batch.piece_lengths, batch.lengths.tolist()):
-            centres = self.centres.clone()
+            centres = self.centres[:columns].clone()
             centres[0] = min(centres[0].item(), length - 1)  # of a clip that ends within its first column
             for start, piece in zip(itertools.accumulate(pieces, initial=0), pieces):
                 within = (start <= centres) & (centres < min(start + piece, length))

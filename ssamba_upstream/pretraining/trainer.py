@@ -98,6 +98,8 @@ class _Pretraining(Run):
             self.labelled = read_labelled(recipe.probe)
             self.labelled.check_probes()  # which would end the run at the first probe
         self.samples = config.front_end.samples_of(config.pretraining_frames)
+        lengths = recipe.clip_frames or [config.pretraining_frames]
+        self.training_samples = [*map(config.front_end.samples_of, lengths)]
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
@@ -105,7 +107,7 @@ class _Pretraining(Run):
     def batches(self):
         recipe, processes = self.recipe, self.processes
         return training_batches(
-            recipe.train, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
+            recipe.train, clips_at_once(recipe, processes.world_size), self.training_samples, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
             join_short=recipe.join_short, sampling_rate=self.config.sampling_rate,
             keep_pieces=self.targets is not None,
@@ -121,7 +123,7 @@ class _Pretraining(Run):
 
     def _fbank(self, batch):
         """(clips, frames, mel)"""
-        return batch_to_fbank(batch, self.log_mel, self.config.pretraining_frames)
+        return batch_to_fbank(batch, self.log_mel, self.config.front_end.frames_of(batch.waveforms.shape[1]))
 
     def _targets(self, batch):
         """What the network takes beside the log-mel: with a teacher, what is to be predicted of the clean clips."""
