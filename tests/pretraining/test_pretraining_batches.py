@@ -235,6 +235,15 @@ def test_resuming_goes_on_exactly_there(manifest, workers, join_short):
     same(list(islice(resumed, 5)), whole[4:])
 
 
+def test_lengths_in_turn_are_batches_of_each_length(manifest):
+    options = {"seed": 0, "join_short": True}
+    in_turn = list(islice(training_batches([manifest], 2, [1200, 300], **options), 6))
+    long = list(islice(training_batches([manifest], 2, 1200, **options), 6))
+    short = list(islice(training_batches([manifest], 8, 300, **options), 6))
+    same(in_turn, [(short if number % 2 else long)[number] for number in range(6)])
+    same(list(islice(training_batches([manifest], 2, [1200, 300], **options, position=3, workers=2), 3)), in_turn[3:])
+
+
 def test_manifests_are_joined(tmp_path, files, manifest):
     other = tmp_path / "other.tsv"
     other.write_text(f"{tmp_path}\n0.wav\t300\n")
