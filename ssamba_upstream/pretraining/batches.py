@@ -51,8 +51,8 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         return shards.follow(read_batches(shards, workers))
     files = _files(sources)
     batches = _InTurn([
-        _ManifestBatches(files, batch_size * round(max(lengths) / length), length, sampling_rate, seed, rank, world_size,
-                         join_short, keep_pieces)
+        _ManifestBatches(files, batch_size * round(max(lengths) / length), length, sampling_rate, seed, rank,
+                         world_size, join_short, keep_pieces)
         for length in lengths
     ])
     return read_batches(batches, workers, sampler=itertools.count(position or 0))

@@ -114,11 +114,11 @@ class PretrainingRecipe(TrainingRecipe):
         whole, shortest = config.pretraining_frames, config.patch_size[1]
         if not isinstance(lengths, list) or not lengths or not all(
                 isinstance(length, int) and shortest <= length and whole % length == 0 for length in lengths):
-            raise RecipeError(f"clip_frames must be a list of whole numbers from {shortest}, the width of a patch, that "
-                              f"divide pretraining_frames, {whole}; got {lengths!r}")
+            raise RecipeError(f"clip_frames must be a list of whole numbers from {shortest}, the width of a patch, "
+                              f"that divide pretraining_frames, {whole}; got {lengths!r}")
         if self.masks:
-            raise RecipeError("clip_frames is for a teacher alone and whole clips, because masked_patches belongs to one "
-                              "length. Leave it out, or take away what needs masks")
+            raise RecipeError("clip_frames is for a teacher alone and whole clips, because masked_patches belongs to "
+                              "one length. Leave it out, or take away what needs masks")
 
     @property
     def self_supervised(self):
