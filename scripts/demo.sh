@@ -9,7 +9,8 @@ out=${1:-result/demo}
 scripts/setup.sh superb,pretraining,probing
 ssamba=.venv/bin/ssamba
 $ssamba corpora synth --out "$out/corpora"
-$ssamba probe "$out/corpora" ssamba_starter --corpus ks --head-steps 200 --device cpu --out "$out/probe"
+$ssamba probe "$out/corpora" ssamba_starter --corpus ks --head-steps 200 \
+    --head-learning-rates 1e-4 1e-3 1e-2 --device cpu --out "$out/probe"
 words=$out/corpora/speech_commands_v0.01
 $ssamba manifest "$words" --out "$out/train.jsonl"
 $ssamba manifest "$out/corpora/VoxCeleb1" --out "$out/validation.jsonl"

@@ -224,6 +224,12 @@ def write_classifier(model, feature_extractor, folder):
     write_model(model, folder, **heard, auto_map=_auto_map(classes))
 
 
+def describe_size(config):
+    """A network's size in words: "tiny", "small" or "base", or of another network "12 blocks of width 192"."""
+    published = config.size and config.num_hidden_layers == SsambaConfig().num_hidden_layers
+    return config.size if published else f"{config.num_hidden_layers} blocks of width {config.hidden_size}"
+
+
 def content_hash(path):
     """SHA-256 of what a checkpoint is: of a folder in this package's format, of its configuration and weights; of
     another folder, of all files in it and their names; or of a file."""

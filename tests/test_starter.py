@@ -9,10 +9,11 @@ from safetensors import safe_open
 from transformers import AutoModelForAudioClassification
 
 from helpers.paths import CHECKOUT, SHARED_AUDIO
-from ssamba_upstream.checkpoint import content_hash, load_model
+from ssamba_upstream.checkpoint import content_hash, describe_size, load_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.downloads import STARTER, STARTER_FOLDER, CheckpointError, find_checkpoint, find_published
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
+from ssamba_upstream.network.configuration import SsambaConfig
 from ssamba_upstream.network.modeling import SsambaModel
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.probing.features import time_averages
@@ -44,6 +45,12 @@ def test_a_classifier_on_it_is_in_single_precision_if_asked_for():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} == {model.config.dtype}
     expected = load_model(STARTER).state_dict()
     assert all(torch.equal(model.ssamba.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+def test_its_size_is_none_of_the_published_ones(capsys):
+    assert main(["info", STARTER]) == 0
+    assert "size           12 blocks of width 192\n" in capsys.readouterr().out
+    assert describe_size(SsambaConfig.from_size("small")) == "small"
 
 
 def test_its_card_says_what_it_is():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from .options import SIZES, add_checkpoint, add_out, add_upstream_config, counted
 
+PACKAGES = ("ssamba-upstream", "torch", "torchaudio", "transformers", "s3prl")
 OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 
 
@@ -33,7 +34,7 @@ def add_commands(commands):
     info = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
     subject = info.add_mutually_exclusive_group(required=True)
     add_checkpoint(subject, nargs="?")
-    subject.add_argument("--system", action="store_true", help="versions, and which scan backends there are")
+    subject.add_argument("--system", action="store_true", help="print versions and the backends of the scan")
     info.set_defaults(run=_info)
 
     cache = commands.add_parser("cache", help="list the hidden states that --cache has kept, or estimate their size")
@@ -139,7 +140,7 @@ def _print_size(checkpoint, upstream_config):
 
 
 def _print_checkpoint(checkpoint):
-    from ..checkpoint import load_model
+    from ..checkpoint import describe_size, load_model
     from ..network.classification import SsambaClassifier
 
     model = load_model(checkpoint, model_class=None)
@@ -147,7 +148,7 @@ def _print_checkpoint(checkpoint):
     rows, columns = config.position_grid
     lines = {
         "checkpoint": checkpoint,
-        "size": config.size or "unpublished",
+        "size": describe_size(config),
         "parameters": f"{_count(model.base_model):,}",
         "blocks": f"{config.num_hidden_layers}, {config.block_order}, {config.norm}",
         "reads": f"{config.token_order}, {config.directions}{', causal' if config.causal else ''}",
@@ -180,7 +181,9 @@ def _print_system():
 
     from .. import ops
 
-    print(f"torch {torch.__version__}, {counted(torch.get_num_threads(), 'thread')}, compiled CPU kernels for "
+    for package in PACKAGES:
+        print(f"{package:16} {_version(package)}")
+    print(f"{counted(torch.get_num_threads(), 'thread')}, compiled CPU kernels for "
           f"{ops.cpu.instruction_set or 'no instruction set'}")
     library, why = ops.product.choice()
     print(f"linear products on cpu (float32): {library}\n  {why}")
@@ -189,6 +192,15 @@ def _print_system():
         print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")
         for backend in ops.BACKENDS:
             print(f"  {backend:10} {ops.unavailable_reason(backend, device) or 'available'}")
+
+
+def _version(package):
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _count(model):

@@ -97,17 +97,18 @@ def _extract(options):
 
 def _probe(options):
     from ..corpora.labelled import read_labelled
-    from ..corpora.superb_sets import read_superb
+    from ..corpora.superb_sets import CORPORA, read_superb
     from ..probing.study import probe
     from ..probing.superb_head import DEFAULT_SCHEDULE, SUPERB_SCHEDULES
     from ..training.distributed import choose_device
 
     data = read_superb(options.corpus, options.set) if options.corpus else read_labelled(options.set)
+    source = CORPORA[options.corpus].NAME if options.corpus else options.set.name
     schedule = SUPERB_SCHEDULES.get(options.corpus, DEFAULT_SCHEDULE)
     if options.head_steps is not None:
         schedule = schedule.of_steps(options.head_steps)
     results = probe(
-        data, options.checkpoints, options.out, schedule, source=options.set.name, seeds=options.seeds,
+        data, options.checkpoints, options.out, schedule, source=source, seeds=options.seeds,
         head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
         device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
@@ -122,7 +123,8 @@ def _probe_frames(options):
 
     aligned = read_timit(options.set) if options.corpus else read_alignments(options.set)
     results = probe_frames(
-        aligned, options.checkpoints, options.out, source=options.set.name, most_frames=options.frames,
+        aligned, options.checkpoints, options.out, source="TIMIT" if options.corpus else options.set.name,
+        most_frames=options.frames,
         cache=options.cache, device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
     return _summarise(results, options.out)

@@ -26,6 +26,7 @@ from .report import (
 )
 from .utterances import Utterance, write_wav
 
+NAME = "Fluent Speech Commands (intent classification)"
 SLOTS = ("action", "object", "location")
 SPLIT_LISTS = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
 RELEASED = {"train": 23132, "dev": 3118, "test": 3793}
@@ -50,7 +51,7 @@ def check(root, _=None) -> CorpusReport:
         The report, with utterances and intents of each split. Nothing about the corpus raises.
     """
     root = absolute(root)
-    report = CorpusReport("Fluent Speech Commands (intent classification)", root, override({"datarc.file_path": root}))
+    report = CorpusReport(NAME, root, override({"datarc.file_path": root}))
     with problems_reported(report):
         require_folder(report)
         rows = {split: read_list(root, split) for split in SPLIT_LISTS}

@@ -25,6 +25,7 @@ from .report import (
 )
 from .utterances import Utterance, write_wav
 
+NAME = "IEMOCAP (emotion recognition)"
 SESSIONS = ("Session1", "Session2", "Session3", "Session4", "Session5")
 EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 
@@ -47,7 +48,7 @@ def check(root, metadata=None) -> CorpusReport:
     """
     root = absolute(root)
     metadata = absolute(metadata) if metadata else root / "meta_data"
-    report = CorpusReport("IEMOCAP (emotion recognition)", root, override({
+    report = CorpusReport(NAME, root, override({
         "datarc.root": root, "datarc.meta_data": metadata}))
     with problems_reported(report):
         require_folder(report)

@@ -28,6 +28,7 @@ from .report import (
 )
 from .utterances import Utterance, write_wav
 
+NAME = "Speech Commands (keyword spotting)"
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 CLASSES = KEYWORDS + ("_unknown_", "_silence_")
 BACKGROUND_NOISE = "_background_noise_"
@@ -61,7 +62,7 @@ def check(root, test_root=None) -> CorpusReport:
                     if os.path.isdir(root / f"speech_commands_{version}")), None)
     train_root = root / f"speech_commands_{version}" if version else root
     test_root = absolute(test_root) if test_root else root / f"speech_commands_test_set_{version or 'v0.01'}"
-    report = CorpusReport("Speech Commands (keyword spotting)", root,
+    report = CorpusReport(NAME, root,
                           override({
                               "datarc.speech_commands_root": train_root,
                               "datarc.speech_commands_test_root": test_root}))

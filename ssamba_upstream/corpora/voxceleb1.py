@@ -25,6 +25,7 @@ from .report import (
 )
 from .utterances import Utterance, write_wav
 
+NAME = "VoxCeleb1 (speaker identification)"
 SPLITS_BY_DIGIT = {"1": "train", "2": "dev", "3": "test"}
 SPLIT_FILES = ("veri_test_class.txt", "iden_split.txt")
 SPEAKERS = 1251
@@ -44,7 +45,7 @@ def check(root, split_file=None) -> CorpusReport:
     """
     root = absolute(root)
     split_file = absolute(split_file or find_split_file(root))
-    report = CorpusReport("VoxCeleb1 (speaker identification)", root,
+    report = CorpusReport(NAME, root,
                           override({"datarc.file_path": root, "datarc.meta_data": split_file}))
     with problems_reported(report):
         require_folder(report)

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 from huggingface_hub import EvalResult
 
-from ..checkpoint import write_classifier
+from ..checkpoint import describe_size, write_classifier
 from ..files import shown, write_json, write_text
 from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
@@ -30,7 +30,7 @@ def model_card(model, description, step, scores):
     ]
     table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
-    name = f"SSAMBA {model.config.size or f'of width {model.config.hidden_size}'}, fine-tuned"
+    name = f"SSAMBA ({describe_size(model.config)}), fine-tuned"
     data = Path(recipe["data"]).name
     header = card_header(
         recipe, pipeline_tag="audio-classification", tags=["audio", "mamba", "ssamba"], model_name=name,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..checkpoint import write_model
+from ..checkpoint import describe_size, write_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import shown, write_json
 from ..training.model_card import card_header, card_recipe
@@ -35,7 +35,7 @@ as well. The teacher: {config.taught_by}.
 """ if config.taught_by else ""
     return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}
 
-# SSAMBA {config.size or f"of width {config.hidden_size}"}, pretrained
+# SSAMBA ({describe_size(config)}), pretrained
 
 A Self-Supervised Audio Mamba (arXiv 2405.11831), pretrained with ssamba-upstream: {step} steps of
 {recipe["batch_size"]} clips of {seconds:g} s at {config.sampling_rate / 1000:g} kHz, {masked}.

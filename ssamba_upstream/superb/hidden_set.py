@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 import torch
 from torch import nn
 
-from ..checkpoint import load_model, save_model
+from ..checkpoint import describe_size, load_model, save_model
 from ..files import new_folder, write_text
 from ..frames import FrameEncoder, UpstreamOptions, load_encoder
 from ..plugin.expert import UpstreamExpert
@@ -165,7 +165,7 @@ tags:
 
 # SSAMBA as an upstream for SUPERB
 
-Self-Supervised Audio Mamba (arXiv 2405.11831), {size}: {layers} Mamba layers, {parameters:,} parameters.
+Self-Supervised Audio Mamba (arXiv 2405.11831), {size}, {parameters:,} parameters.
 
 | file | |
 |---|---|
@@ -237,8 +237,7 @@ def _describe(expert: HiddenSetExpert) -> str:
     keys = sorted(("hidden_states", *KEYS), key=expert.get_downsample_rates)
     hops = [f"| {hop} | {', '.join(same)} |" for hop, same in itertools.groupby(keys, expert.get_downsample_rates)]
     return README.format(
-        size=f"the {config.size} size" if config.size else f"width {config.hidden_size}",
-        layers=config.num_hidden_layers,
+        size=describe_size(config),
         parameters=sum(parameter.numel() for parameter in expert.parameters()),
         states=config.num_hidden_layers + 1,
         width=expert.width,

@@ -212,4 +212,5 @@ def test_crossovers_and_claim_in_words():
 def test_system_info(capsys):
     assert main(["info", "--system"]) == 0
     told, (library, why) = capsys.readouterr().out, ops.product.choice()
+    assert f"torch            {torch.__version__}\n" in told and "\ntransformers     " in told
     assert "reference  available" in told and f"linear products on cpu (float32): {library}\n  {why}\n" in told

@@ -197,7 +197,7 @@ def test_other_formats_of_checkpoints(installed, official_checkpoint, tmp_path):
         expected = UpstreamExpert(source).state_dict()
         found = exported.state_dict()
         assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert "width 32: 4 Mamba layers" in (tmp_path / "official" / "README.md").read_text()
+    assert "4 blocks of width 32, " in (tmp_path / "official" / "README.md").read_text()
 
 
 def not_installed(name):
