@@ -1,6 +1,6 @@
 """Compares recipes of pretraining on real recordings, by probes with few labels.
 
-    python scripts/study.py AUDIO OUT [RECIPE.yaml...] [--seed N]     # the recipes; default: scripts/study/*.yaml
+    python scripts/study.py AUDIO OUT [RECIPE...] [--seed N]    # files, or names in study.yaml; default: all of these
 
 AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
 pretrained in OUT/RECIPE, or with --seed in OUT/RECIPE-N, without labels, on the digits but for takes 0 to 6 (0 to 4 are
@@ -17,11 +17,12 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
+import yaml
 
 from ssamba_upstream.audio import identity
 from ssamba_upstream.checkpoint import load_model
 from ssamba_upstream.corpora.labelled import members_of_splits, rotate_folds
-from ssamba_upstream.files import write_text
+from ssamba_upstream.files import markdown_table, write_text
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.pretraining.recipe import PretrainingRecipe
 from ssamba_upstream.pretraining.trainer import pretrain
@@ -29,7 +30,7 @@ from ssamba_upstream.probing.cache import remembered
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.training.recipe import read_recipe
 
-RECIPES = Path(__file__).parent / "study"
+VARIATIONS = Path(__file__).with_suffix(".yaml")
 DRAWS = 10
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean diagonal of the Gram matrix
 LABELS = (3, 10)  # of each class
@@ -42,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("recipes", type=Path, nargs="*", default=sorted(RECIPES.glob("*.yaml")))
+    parser.add_argument("recipes", type=Path, nargs="*")
     parser.add_argument("--seed", type=int, help="instead of the recipes' own")
     options = parser.parse_args()
     audio, out = options.audio.resolve(), options.out
@@ -54,7 +55,7 @@ def main():
     if options.seed is not None:
         overrides, suffix = [*overrides, f"seed={options.seed}"], f"-{options.seed}"
     compared = [("log-mel", None, lambda: log_mel_averages)]
-    for path in options.recipes:
+    for path in recipe_files(options.recipes, out / "recipes"):
         recipe, name = read_recipe(path, PretrainingRecipe, overrides), path.stem + suffix
         compared += [(f"{name}, random weights", recipe.to_dict(), partial(untrained, recipe)),
                      (name, recipe.to_dict(), partial(pretrained, recipe, out / name))]
@@ -64,8 +65,19 @@ def main():
         description = {"compared": name, "recipe": recipe, "audio": audio_read, "hop": HOP, **READING}
         rows = remembered(out / "results", description, lambda reader=reader: measure(reader(), read, sounds))
         table += [{"recipe": name, **row} for row in rows]
-    write_table(out / "results.md", table)
+    rows = [[f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row.values()] for row in table]
+    write_text(markdown_table(list(table[0]), rows) + "\n", out / "results.md")
     print(f"wrote {out / 'results.md'}")
+
+
+def recipe_files(names, folder):
+    """The files of recipes; those of study.yaml are written into a folder, where one can extend another."""
+    variations = yaml.safe_load(VARIATIONS.read_text(encoding="utf-8"))
+    for name, fields in variations.items():
+        base = fields.get("extends")
+        file = {**fields, "extends": f"{base}.yaml"} if base in variations else fields
+        write_text(yaml.safe_dump(file), folder / f"{name}.yaml")
+    return [folder / f"{name}.yaml" if str(name) in variations else name for name in names or sorted(variations)]
 
 
 def take(digit):
@@ -175,13 +187,6 @@ def probe(features, labels, train, choosing, test):
                       for score, part in zip(scores, (choosing, test))])
     choice, result = (torch.stack(accuracies).flatten() for accuracies in zip(*found))
     return result[choice.argmax()].item()
-
-
-def write_table(file, rows):
-    columns = list(rows[0])
-    cells = [[f"{row[name]:.1f}" if isinstance(row[name], float) else row[name] for name in columns] for row in rows]
-    lines = ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
-    write_text("\n".join(lines) + "\n", file)
 
 
 if __name__ == "__main__":

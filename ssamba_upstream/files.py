@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -144,6 +145,18 @@ def read_json(path):
     return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda name: None)
 
 
+def markdown_table(columns, rows):
+    """A table in Markdown, without a line end after it; columns of numbers are aligned on the right.
+
+    Args:
+        columns: their names.
+        rows: lists of cells, which are written as ``str`` does.
+    """
+    rows = [[str(cell) for cell in row] for row in rows]
+    edges = ["---:" if all(map(_is_number, cells)) else "---" for cells in zip(*rows)] or ["---"] * len(columns)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, edges, *rows])
+
+
 def shown(number, layout=".4f"):
     """A number as tables have it, in Python's format; "-" if it is None or not finite."""
     return "-" if _finite(number) is None else format(number, layout)
@@ -161,6 +174,10 @@ def file_hash(path):
 def json_hash(content):
     """The SHA-256 of something made of dicts, lists, strings and numbers, in hexadecimal; dicts may be in any order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_number(cell):
+    return re.fullmatch(r"[-*]*[\d.]*(e[-+]\d+)?\**", cell) is not None
 
 
 def _finite(content):

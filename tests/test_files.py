@@ -15,6 +15,7 @@ from ssamba_upstream.files import (
     file_hash,
     json_hash,
     locked,
+    markdown_table,
     new_folder,
     read_json,
     replacing,
@@ -156,3 +157,8 @@ def test_hashes(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert file_hash(tmp_path / "file") == hashlib.sha256(b"content").hexdigest()
     assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1}) != json_hash({"a": 1, "b": [3]})
+
+
+def test_a_markdown_table_aligns_numbers_on_the_right():
+    table = markdown_table(["name", "accuracy", "loss"], [["a", 87.5, "-"], ["**b**", "**3**", "1e-05"]])
+    assert table == "| name | accuracy | loss |\n| --- | ---: | ---: |\n| a | 87.5 | - |\n| **b** | **3** | 1e-05 |"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..files import replacing
+from ..files import markdown_table, replacing
 
 SECONDS_EACH = 20  # a candidate that has taken as long makes no further round: some peers need ten seconds a call
 
@@ -81,8 +81,7 @@ def write_table(rows, path):
 
 def markdown(rows):
     """Rows, dicts with the same keys, as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(list(rows[0]), [map(_short, row.values()) for row in rows])
 
 
 def _short(value):

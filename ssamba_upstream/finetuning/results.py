@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from huggingface_hub import EvalResult
 
 from ..checkpoint import describe_size, write_classifier
-from ..files import shown, write_json, write_text
+from ..files import markdown_table, shown, write_json, write_text
 from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
@@ -24,11 +24,9 @@ def model_card(model, description, step, scores):
     """The classifier's README in Markdown, with the Hugging Face hub's header."""
     recipe, front_end = description["recipe"], model.config.front_end
     seconds, kilohertz = front_end.seconds_of(recipe["clip_frames"]), front_end.sampling_rate / 1000
-    rows = [
-        f"| {split} | {name} | {shown(value)} |" for split in ("dev", "test") if scores.get(split)
-        for name, value in metrics_of(scores[split]).items()
-    ]
-    table = "\n".join(["| | | |", "|---|---|---|", *rows]) if rows else "Not tested; `results.json` says what was."
+    rows = [[split, name, shown(value)] for split in ("dev", "test") if scores.get(split)
+            for name, value in metrics_of(scores[split]).items()]
+    table = markdown_table(["", "", ""], rows) if rows else "Not tested; `results.json` says what was."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
     name = f"SSAMBA ({describe_size(model.config)}), fine-tuned"
     data = Path(recipe["data"]).name
@@ -95,10 +93,8 @@ def summarise(results):
 def write_results(summary, out):
     """Write ``results.json``, and ``results.md``, a table, into a folder; see :func:`summarise`."""
     names = summary["test"]
-    lines = [f"| fold | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for fold, of_fold in summary["folds"].items():
-        lines.append(f"| {fold} | " + " | ".join(shown(of_fold["test"][name]) for name in names) + " |")
-    together = " | ".join(f"{shown(summary['test'][name])} ± {shown(summary['deviation'][name])}" for name in names)
-    lines.append(f"| mean ± standard deviation | {together} |")
+    rows = [[fold, *(shown(of_fold["test"][name]) for name in names)] for fold, of_fold in summary["folds"].items()]
+    together = (f"{shown(summary['test'][name])} ± {shown(summary['deviation'][name])}" for name in names)
+    rows.append(["mean ± standard deviation", *together])
     write_json(summary, out / RESULTS)
-    write_text("\n".join(lines) + "\n", out / "results.md")
+    write_text(markdown_table(["fold", *names], rows) + "\n", out / "results.md")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..checkpoint import describe_size, write_model
 from ..feature_extraction import SsambaFeatureExtractor
-from ..files import shown, write_json
+from ..files import markdown_table, shown, write_json
 from ..training.model_card import card_header, card_recipe
 from ..training.run_folder import write_notes
 
@@ -21,7 +21,7 @@ def model_card(model, description, step, validation):
     """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
     seconds = config.front_end.seconds_of(config.pretraining_frames)
-    scores = "\n".join(f"| {name.replace('_', ' ')} | {shown(value)} |" for name, value in validation.items())
+    scores = markdown_table(["", ""], [[name.replace("_", " "), shown(value)] for name, value in validation.items()])
     hashes = description["manifests"].items()
     manifests = "\n".join(f"- `{Path(name).name}`, sha256 {digest}" for name, digest in hashes)
     masked = (f"{config.masked_patches} of\n{config.position_grid[0] * config.position_grid[1]} patches masked "
@@ -53,8 +53,6 @@ model = SsambaModel.from_pretrained("FOLDER")
 
 Validation at step {step}:
 
-| | |
-|---|---|
 {scores}
 
 ## Data

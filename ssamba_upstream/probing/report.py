@@ -3,7 +3,7 @@
 import math
 
 from ..figures import load_pyplot, save_figure
-from ..files import to_json, write_text
+from ..files import markdown_table, to_json, write_text
 
 ALONE = " Alone: SUPERB's classifier on a layer by itself, mean over the random starts."
 
@@ -33,18 +33,23 @@ def markdown(results):
         f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the "
         f"{results['unit']} ({counts}). {_explanation(results)}"
         + (ALONE if "Alone" in dict(columns) else ""), "",
-        f"| {' | '.join(name for name, _ in summary)} |", "| --- |" + " ---: |" * (len(summary) - 1),
+        _table(summary, results["models"]),
     ]
-    lines += [f"| {' | '.join(str(value(model)) for _, value in summary)} |" for model in results["models"]]
     for model in results["models"]:
         if len(model["layers"]) == 1:
             continue
-        lines += ["", f"## {model['name']}", "", f"| Layer | {' | '.join(name for name, _ in columns)} |",
-                  "|" + " ---: |" * (1 + len(columns))]
-        for layer in model["layers"]:
-            number = f"**{layer['layer']}**" if layer["layer"] in _best(model) else layer["layer"]
-            lines.append(f"| {number} | {' | '.join(value(layer) for _, value in columns)} |")
+        lines += ["", f"## {model['name']}", "", _table([_number_column(model), *columns], model["layers"])]
     return "\n".join(lines) + "\n"
+
+
+def _number_column(model):
+    best = _best(model)
+    return "Layer", lambda layer: f"**{layer['layer']}**" if layer["layer"] in best else layer["layer"]
+
+
+def _table(columns, of):
+    """A table of columns, each a name and what it says of an entry."""
+    return markdown_table([name for name, _ in columns], [[value(entry) for _, value in columns] for entry in of])
 
 
 def _explanation(results):

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from ..files import read_json, write_json, write_text
+from ..files import markdown_table, read_json, write_json, write_text
 from .campaign import EXPERIMENT, RESULT, better, read_cells, value
 from .cells import Cell, installed_versions
 from .scorers import Scorers
@@ -82,8 +82,7 @@ def markdown(rows: list[dict]) -> str:
     lines = ["# SUPERB results"]
     for heading in (CONSTRAINED, ELSEWHERE, FINE_TUNED):
         if chosen := [row for row in rows if _heading(row) == heading]:
-            lines += ["", f"## {heading}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-            lines += map(_line, chosen)
+            lines += ["", f"## {heading}", "", markdown_table(COLUMNS, map(_cells, chosen))]
     return "\n".join(lines)
 
 
@@ -93,7 +92,7 @@ def _heading(row):
     return CONSTRAINED if row["released_corpus"] else ELSEWHERE
 
 
-def _line(row):
+def _cells(row):
     task, checkpoint = task_named(row["task"]), ""
     if row["checkpoint"] is not None:
         checkpoint = f"{Path(row['checkpoint']).name} ({row['checkpoint_sha256'][:8]})"
@@ -106,8 +105,8 @@ def _line(row):
     chosen = "" if row["chosen"] is None else f"{row['searched'].replace('_', ' ')} {row['chosen']:g}"
     kind = {True: "released ", False: "not the released corpus ", None: ""}[row["released_corpus"]]
     corpus = f"{kind}({row['corpus_sha256'][:8]})"
-    values = [row["task"], row["upstream"], checkpoint, test, folds, dev, chosen, row["steps"], corpus]
-    return f"| {' | '.join(map(str, [*values, '; '.join(_notes(row, task))]))} |"
+    return [row["task"], row["upstream"], checkpoint, test, folds, dev, chosen, row["steps"], corpus,
+            "; ".join(_notes(row, task))]
 
 
 def _notes(row, task):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import soundfile
 import torch
 import torch.multiprocessing as multiprocessing
 
+from helpers.paths import CHECKOUT
 from helpers.runs import kill_before, logged, torchrun
 from ssamba_upstream import SsambaModel, ops
 from ssamba_upstream.checkpoint import load_model
@@ -527,9 +529,11 @@ def test_recipes_of_the_package():
         read_recipe("huge", PretrainingRecipe)
 
 
-def test_the_recipes_of_the_study_can_be_followed():
-    recipes = sorted((Path(__file__).parents[2] / "scripts" / "study").glob("*.yaml"))
-    assert len(recipes) > 20
+def test_the_recipes_of_the_study_can_be_followed(tmp_path):
+    recipe_files = runpy.run_path(str(CHECKOUT / "scripts" / "study.py"))["recipe_files"]
+    recipes = recipe_files([], tmp_path)
+    assert len(recipes) > 20 and recipe_files(["base", Path("own.yaml")], tmp_path) == [
+        tmp_path / "base.yaml", Path("own.yaml")]
     for file in recipes:
         recipe = read_recipe(file, PretrainingRecipe, ["train=train.tsv", "validation=validation.tsv"])
         assert recipe.config().num_hidden_layers == 12
