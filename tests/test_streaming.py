@@ -11,7 +11,8 @@ from ssamba_upstream.frames import FrameEncoder
 CAUSAL = {"hidden_size": 32, "num_hidden_layers": 3, "patch_size": [128, 8], "pretraining_frames": 64,
           "token_order": "time_major", "directions": "forward"}
 NETWORKS = [({}, {}), ({"patch_size": [32, 8]}, {}), ({"patch_size": [32, 8]}, {"frequency_pooling": "mean"}),
-            ({"patch_size": [48, 8], "frequency_stride": 30, "time_stride": 3, "norm": "rms_norm"}, {})]
+            ({"patch_size": [48, 8], "frequency_stride": 30, "time_stride": 3, "norm": "rms_norm"}, {}),
+            ({"time_stride": 1}, {})]
 
 
 def encoder(options=(), **fields):
@@ -39,8 +40,8 @@ def assert_same(outputs, expected, stream=0):
         torch.testing.assert_close(torch.cat(states), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields, options", NETWORKS, ids=["one row", "rows", "mean", "overlapping"])
-@pytest.mark.parametrize("samples, longest", [(1, 1), (399, 90), (400, 400), (1280, 999), (1520, 1), (20001, 700),
+@pytest.mark.parametrize("fields, options", NETWORKS, ids=["one row", "rows", "mean", "overlapping", "every 10 ms"])
+@pytest.mark.parametrize("samples, longest", [(1, 1), (399, 90), (400, 400), (1280, 999), (1521, 2), (20001, 700),
                                               (20001, 9000), (20480, 20480)])
 @torch.no_grad()
 def test_pieces_equal_the_whole(fields, options, samples, longest):
@@ -98,7 +99,7 @@ def test_what_is_kept_does_not_grow():
     for samples in (100, 3000, 1280, 50000, 1, 1280):
         stream.push([noise(samples), noise(samples)])
         kept = [tensor for state in stream._states for tensor in state]
-        kept += [tensor for one in stream._streams for tensor in (one.samples, one.log_mel)]
+        kept += stream._samples
         assert sum(tensor.untyped_storage().nbytes() for tensor in kept) <= 2 * stream.state_bytes
 
 
@@ -130,3 +131,10 @@ def test_errors_say_what_to_do():
         stream.push(noise(100))
     with pytest.raises(ValueError, match="NaN or infinite"):
         stream.push([noise(100), noise(100) / 0])
+
+
+@torch.no_grad()
+def test_single_samples_equal_the_whole():
+    heard, wav = encoder(), noise(1521)
+    stream = heard.stream()
+    assert_same([*map(stream.push, wav.split(1)), stream.finish()], heard([wav]))

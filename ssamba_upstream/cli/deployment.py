@@ -1,5 +1,8 @@
-"""``ssamba export`` and ``classify``."""
+"""``ssamba export``, ``classify`` and ``listen``."""
 
+import csv
+import json
+import sys
 from pathlib import Path
 
 from .options import (
@@ -41,6 +44,19 @@ def add_commands(commands):
     add_device(classify)
     classify.set_defaults(run=_classify)
 
+    listen = commands.add_parser("listen", help="write what a causal classifier hears, as it hears it")
+    add_checkpoint(listen, "model", help=f"a causal classifier, as fine-tuning writes it: {CHECKPOINT}")
+    listen.add_argument("recording", type=Path, nargs="?", metavar="RECORDING",
+                        help="audio file; default: raw PCM from the standard input, 16 bits, one channel, at the "
+                             "model's rate")
+    listen.add_argument("--microphone", action="store_true", help="hear the default microphone, through sounddevice")
+    listen.add_argument("--threshold", type=float, default=0.5, help="probability of what is heard; default: 0.5")
+    listen.add_argument("--smooth", type=float, metavar="SECONDS",
+                        help="how much audio is judged at a time; default: as much as in training")
+    listen.add_argument("--json", action="store_true", help="lines of JSON instead of CSV")
+    add_device(listen)
+    listen.set_defaults(run=_listen)
+
 
 def _export(options):
     from ..deployment.onnx_export import export
@@ -67,3 +83,35 @@ def _classify(options):
     for line in unreadable_folders:
         warn(f"cannot be searched: {line}")
     return 1 if left_out or unreadable_folders else 0
+
+
+def _listen(options):
+    from ..deployment.listening import Listener, microphone, raw_samples, recording
+    from ..training.distributed import choose_device
+
+    if options.microphone and options.recording:
+        raise ValueError("--microphone and a recording are both given. Leave one of them out")
+    listener = Listener(options.model, options.threshold, options.smooth, choose_device(options.device))
+    if options.recording:
+        source = recording(options.recording, listener)
+    else:
+        source = microphone(listener) if options.microphone else raw_samples(sys.stdin.buffer, listener)
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if not options.json:
+        table.writerow(("seconds", "label", "score"))
+        sys.stdout.flush()
+    try:
+        for samples in source:
+            _print_detections(listener.hear(samples), table, options.json)
+    except KeyboardInterrupt:  # the ordinary end of listening
+        pass
+    _print_detections(listener.hear(), table, options.json)
+
+
+def _print_detections(detections, table, as_json):
+    for seconds, label, score in detections:
+        if as_json:
+            print(json.dumps({"seconds": round(seconds, 3), "label": label, "score": round(score, 4)}))
+        else:
+            table.writerow((f"{seconds:.3f}", label, f"{score:.4f}"))
+    sys.stdout.flush()
