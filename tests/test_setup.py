@@ -71,3 +71,11 @@ def test_the_extras_install_what_they_are_said_to():
 
 def test_extras_with_a_module():
     assert extras_with("onnxruntime.quantization") == ["onnx"] and extras_with("numpy") == []
+
+
+def test_every_package_is_installed():
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(CHECKOUT / "setup.cfg")
+    listed = {package for package in settings["options"]["packages"].split() if not package.endswith("_configs")}
+    assert listed == {".".join(file.relative_to(CHECKOUT).parts[:-1])
+                      for file in (CHECKOUT / "ssamba_upstream").rglob("__init__.py")}

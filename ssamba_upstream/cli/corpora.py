@@ -67,7 +67,7 @@ def add_commands(commands):
 
 
 def _check(options):
-    from ..corpora.superb_sets import CHECKS
+    from ..corpora.superb.sets import CHECKS
 
     report = CHECKS[options.task](options.root, options.second)
     print(report)
@@ -75,28 +75,28 @@ def _check(options):
 
 
 def _write_metadata(options):
-    from ..corpora.iemocap import build_emotion_metadata
+    from ..corpora.superb.iemocap import build_emotion_metadata
 
     build_emotion_metadata(options.root, options.out)
     print(f"wrote {options.out}")
 
 
 def _write_kaldi(options):
-    from ..corpora.superb_sets import KALDI_WRITERS
+    from ..corpora.superb.sets import KALDI_WRITERS
 
     KALDI_WRITERS[options.task](options.root, options.out)
     print(f"wrote {options.out}")
 
 
 def _synthesise(options):
-    from ..corpora.synthetic_corpora import synthesise_corpora
+    from ..corpora.synthetic.corpora import synthesise_corpora
 
     synthesise_corpora(options.out, options.seed)
     print(f"wrote {options.out}")
 
 
 def _arrange_fsdd(options):
-    from ..corpora.fsdd import arrange_fsdd
+    from ..corpora.superb.fsdd import arrange_fsdd
 
     unreadable = arrange_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")
@@ -104,7 +104,7 @@ def _arrange_fsdd(options):
 
 
 def _join_fsdd(options):
-    from ..corpora.fsdd import join_fsdd
+    from ..corpora.superb.fsdd import join_fsdd
 
     unreadable = join_fsdd(options.recordings, options.out)
     print(f"wrote {options.out}")

@@ -97,7 +97,7 @@ def _extract(options):
 
 def _probe(options):
     from ..corpora.labelled import read_labelled
-    from ..corpora.superb_sets import CORPORA, read_superb
+    from ..corpora.superb.sets import CORPORA, read_superb
     from ..probing.study import probe
     from ..probing.superb_head import DEFAULT_SCHEDULE, SUPERB_SCHEDULES
     from ..training.distributed import choose_device

@@ -1,1 +1,1 @@
-"""What recordings there are, and their labels: manifests, labelled sets, and corpora, a file to each. No s3prl."""
+"""Recordings and their labels: manifests, labelled sets, and a file for each corpus. No s3prl."""

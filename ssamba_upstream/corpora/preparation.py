@@ -16,7 +16,7 @@ from .esc50 import ESC50
 from .labelled import COLUMNS, LabelledSet, split_labels
 from .report import first
 from .scenes import SCENE_SECONDS, mix_scenes
-from .speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V2
+from .superb.speech_commands import SPEECH_COMMANDS_V1, SPEECH_COMMANDS_V2
 from .urban_sound8k import URBAN8K_SCENES
 
 SETS = {

@@ -145,7 +145,7 @@ def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rat
     """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
 
     Where SUPERB draws one second of a background noise or eight of an utterance anew for every step, here an
-    utterance stays the same, see :mod:`ssamba_upstream.corpora.superb_sets`.
+    utterance stays the same, see :mod:`ssamba_upstream.corpora.superb.sets`.
 
     Args:
         features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.

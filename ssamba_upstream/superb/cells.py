@@ -19,7 +19,7 @@ from ..audio import AUDIO_EXTENSIONS
 from ..checkpoint import content_hash, find_checkpoint, load_config, load_model
 from ..configs import config_names, find_config
 from ..corpora.report import CorpusError, CorpusReport, recordings_of
-from ..corpora.superb_sets import CHECKS
+from ..corpora.superb.sets import CHECKS
 from ..files import file_hash, json_hash, to_json
 from ..plugin.averages import sees_averages_only
 from ..plugin.hubconf import ENTRIES

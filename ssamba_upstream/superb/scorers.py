@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..corpora.quesst14 import GROUND_TRUTHS, REMEDY, SCORER
+from ..corpora.superb.quesst14 import GROUND_TRUTHS, REMEDY, SCORER
 from ..files import write_text
 from .cells import Cell
 

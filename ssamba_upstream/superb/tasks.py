@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..configs import configs_folder
-from ..corpora import (
+from ..corpora.superb import (
     audio_snips,
     diarization_mixtures,
     fluent_speech_commands,

@@ -13,27 +13,27 @@ import soundfile
 from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import report
-from ssamba_upstream.corpora.fluent_speech_commands import check as check_intent_classification, read_list
-from ssamba_upstream.corpora.fsdd import COMMAND_SLOTS, JOINED, LEXICON, arrange_fsdd, join_fsdd
-from ssamba_upstream.corpora.iemocap import (
+from ssamba_upstream.corpora.report import CorpusError
+from ssamba_upstream.corpora.superb.fluent_speech_commands import check as check_intent_classification, read_list
+from ssamba_upstream.corpora.superb.fsdd import COMMAND_SLOTS, JOINED, LEXICON, arrange_fsdd, join_fsdd
+from ssamba_upstream.corpora.superb.iemocap import (
     EMOTIONS,
     SESSIONS,
     build_emotion_metadata,
     check as check_emotion,
     write_iemocap,
 )
-from ssamba_upstream.corpora.librispeech import SPLITS, check_phone_recognition
-from ssamba_upstream.corpora.report import CorpusError
-from ssamba_upstream.corpora.speech_commands import (
+from ssamba_upstream.corpora.superb.librispeech import SPLITS, check_phone_recognition
+from ssamba_upstream.corpora.superb.speech_commands import (
     CLASSES,
     KEYWORDS,
     check as check_keyword_spotting,
     hash_split,
     write_speech_commands,
 )
-from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
-from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import check as check_speaker_identification, write_voxceleb1
+from ssamba_upstream.corpora.superb.utterances import Utterance
+from ssamba_upstream.corpora.superb.voxceleb1 import check as check_speaker_identification, write_voxceleb1
+from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 
 FSDD = SHARED_AUDIO / "fsdd" / "recordings"
 TRAIN_SPEAKER, DEV_SPEAKER, DISCARDED_SPEAKER = "4a294341", "026290a7", "0c40e715"
@@ -233,7 +233,7 @@ def test_input_errors_become_problems(commands, voxceleb1, iemocap, monkeypatch)
 
 
 def test_keyword_spotting_knows_its_versions(commands, monkeypatch):
-    from ssamba_upstream.corpora import speech_commands
+    from ssamba_upstream.corpora.superb import speech_commands
 
     counts = {"train": 11, "dev": 11, "test": 12}
     report = check_keyword_spotting(commands)
@@ -416,7 +416,7 @@ def test_emotion_reports_metadata(iemocap):
 
 
 def test_emotion_reports_folds_of_other_sessions(iemocap, monkeypatch):
-    from ssamba_upstream.corpora import iemocap as module
+    from ssamba_upstream.corpora.superb import iemocap as module
 
     monkeypatch.setattr(module, "RELEASED", {"neu": 20, "hap": 40, "ang": 20, "sad": 20})
     assert check_emotion(iemocap).released

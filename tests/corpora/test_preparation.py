@@ -13,11 +13,11 @@ from helpers.paths import SHARED_AUDIO
 from ssamba_upstream.audio import AudioError, read_clip
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import preparation
-from ssamba_upstream.corpora.fsdd import arrange_fsdd
 from ssamba_upstream.corpora.labelled import read_labelled, split_labels
 from ssamba_upstream.corpora.preparation import SETS, PreparationError, prepare
 from ssamba_upstream.corpora.scenes import mix_scenes
-from ssamba_upstream.corpora.superb_sets import read_superb
+from ssamba_upstream.corpora.superb.fsdd import arrange_fsdd
+from ssamba_upstream.corpora.superb.sets import read_superb
 from ssamba_upstream.files import locked
 
 

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora import libri2mix, voicebank_demand
 from ssamba_upstream.corpora.report import CorpusError
-from ssamba_upstream.corpora.superb_sets import CHECKS
-from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.corpora.superb import libri2mix, voicebank_demand
+from ssamba_upstream.corpora.superb.sets import CHECKS
+from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 
 pytestmark = pytest.mark.slow  # the corpora take seconds to make
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ssamba_upstream.corpora import synthesis
-from ssamba_upstream.corpora.speech_commands import KEYWORDS
-from ssamba_upstream.corpora.synthesis import STYLES, WORDS, Style, Voice, draw_voice, noise, record, speak
+from ssamba_upstream.corpora.superb.speech_commands import KEYWORDS
+from ssamba_upstream.corpora.synthetic import synthesis
+from ssamba_upstream.corpora.synthetic.synthesis import STYLES, WORDS, Style, Voice, draw_voice, noise, record, speak
 
 PLAIN = Voice(pitch=110, tract=1, bandwidth=1, jitter=0.003, breath=0.02, tilt=0, slowness=1)
 

@@ -13,9 +13,9 @@ from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel, audio
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import find_config
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
-from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.corpora.superb.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb.utterances import Utterance
+from ssamba_upstream.corpora.superb.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import keeping
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.kept_states import KeptUpstream

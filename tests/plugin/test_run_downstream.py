@@ -21,10 +21,10 @@ from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import config_names, configs_folder
-from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
-from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.corpora.superb.iemocap import write_iemocap
+from ssamba_upstream.corpora.superb.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb.utterances import Utterance
+from ssamba_upstream.corpora.superb.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.plugin.overrides import check_field, fields_of
 from ssamba_upstream.plugin.repairs.frames import RunError

@@ -167,8 +167,8 @@ def test_folds(tones, checkpoints, tmp_path):
 
 @pytest.mark.slow
 def test_a_corpus_of_superb(tmp_path, checkpoints, capsys):
-    from ssamba_upstream.corpora.utterances import Utterance
-    from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+    from ssamba_upstream.corpora.superb.utterances import Utterance
+    from ssamba_upstream.corpora.superb.voxceleb1 import write_voxceleb1
 
     samples = {pitch: 0.3 * np.sin(pitch * np.arange(4000)) for pitch in (0.1, 0.5)}
     write_voxceleb1(tmp_path / "VoxCeleb1", [

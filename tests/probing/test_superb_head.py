@@ -19,12 +19,12 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.configs import configs_folder
-from ssamba_upstream.corpora.iemocap import write_iemocap
 from ssamba_upstream.corpora.labelled import LabelledSetError
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
-from ssamba_upstream.corpora.superb_sets import read_superb
-from ssamba_upstream.corpora.utterances import Utterance
-from ssamba_upstream.corpora.voxceleb1 import write_voxceleb1
+from ssamba_upstream.corpora.superb.iemocap import write_iemocap
+from ssamba_upstream.corpora.superb.sets import read_superb
+from ssamba_upstream.corpora.superb.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb.utterances import Utterance
+from ssamba_upstream.corpora.superb.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import compat
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.probing.cache import cached_time_averages

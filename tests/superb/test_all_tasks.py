@@ -17,8 +17,8 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.configs import config_names, find_config
-from ssamba_upstream.corpora.superb_sets import CHECKS
-from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.corpora.superb.sets import CHECKS
+from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import plan, processes
 from ssamba_upstream.superb.cells import Cell, Corpus, Upstream, find_upstream, make_cells

@@ -15,8 +15,8 @@ from helpers.paths import CHECKOUT
 from ssamba_upstream import SsambaConfig, SsambaForPreTraining, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.speech_commands import write_speech_commands
-from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.corpora.superb.speech_commands import write_speech_commands
+from ssamba_upstream.corpora.superb.utterances import Utterance
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.superb import hidden_set
 from ssamba_upstream.superb.hidden_set import export_hidden_set

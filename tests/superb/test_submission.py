@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.iemocap import RELEASED, RELEASED_SESSIONS
-from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.corpora.superb.iemocap import RELEASED, RELEASED_SESSIONS
+from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import ER_FOLDS, write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS

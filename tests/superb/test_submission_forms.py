@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.synthetic_corpora import synthesise_corpora
+from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS

@@ -22,10 +22,10 @@ from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import content_hash, save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.configs import find_config
-from ssamba_upstream.corpora import speech_commands
-from ssamba_upstream.corpora.iemocap import write_iemocap
-from ssamba_upstream.corpora.speech_commands import CLASSES, write_speech_commands
-from ssamba_upstream.corpora.utterances import Utterance
+from ssamba_upstream.corpora.superb import speech_commands
+from ssamba_upstream.corpora.superb.iemocap import write_iemocap
+from ssamba_upstream.corpora.superb.speech_commands import CLASSES, write_speech_commands
+from ssamba_upstream.corpora.superb.utterances import Utterance
 from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import cells, plan, processes, results, tasks
 

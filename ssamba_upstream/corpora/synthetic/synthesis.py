@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from ..audio import SAMPLE_RATE
+from ...audio import SAMPLE_RATE
 
 HOP = 80
 WINDOW = 4 * HOP

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from ..files import new_folder
-from .kaldi import read_wav_scp, write_wav_scp
-from .report import (
+from ...files import new_folder
+from ..report import (
     CorpusReport,
     absolute,
     compare_utterances,
@@ -18,6 +17,7 @@ from .report import (
     require_folder,
     require_splits,
 )
+from .kaldi import read_wav_scp, write_wav_scp
 
 
 def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str, int], remedy: str) -> CorpusReport:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio import AudioError, read_header
-from ..files import new_folder
-from .data_set import DataSet, PreparationError, audio_of_folders
-from .labelled import Excerpt
-from .report import (
+from ...audio import AudioError, read_header
+from ...files import new_folder
+from ..data_set import DataSet, PreparationError, audio_of_folders
+from ..labelled import Excerpt
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

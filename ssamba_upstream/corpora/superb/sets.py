@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..labelled import LabelledSet, LabelledSetError
 from . import (
     audio_snips,
     diarization_mixtures,
@@ -15,7 +16,6 @@ from . import (
     voxceleb1,
     voxceleb1_trials,
 )
-from .labelled import LabelledSet, LabelledSetError
 
 CORPORA = {"sid": voxceleb1, "er": iemocap, "ks": speech_commands, "ic": fluent_speech_commands}
 

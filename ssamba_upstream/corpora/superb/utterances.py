@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..audio import SAMPLE_RATE
+from ...audio import SAMPLE_RATE
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..audio import SAMPLE_RATE
-from ..files import new_folder, write_text
-from .report import (
+from ...audio import SAMPLE_RATE
+from ...files import new_folder, write_text
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio import SAMPLE_RATE
-from ..files import new_folder, write_text
-from .kaldi import read_table, read_wav_scp
-from .report import (
+from ...audio import SAMPLE_RATE
+from ...files import new_folder, write_text
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,
@@ -29,6 +28,7 @@ from .report import (
     require_folder,
     require_splits,
 )
+from .kaldi import read_table, read_wav_scp
 from .utterances import write_wav
 
 SPLITS = ("train", "dev", "test")

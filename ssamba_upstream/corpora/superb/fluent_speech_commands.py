@@ -5,9 +5,9 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import new_folder, write_text
-from .labelled import join_labels
-from .report import (
+from ...files import new_folder, write_text
+from ..labelled import join_labels
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

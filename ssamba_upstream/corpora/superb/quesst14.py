@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import new_folder, write_text
-from .report import (
+from ...files import new_folder, write_text
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..audio import SAMPLE_RATE
-from ..files import new_folder
-from . import libri2mix, voicebank_demand
-from .audio_snips import SPEAKERS, write_audio_snips
-from .diarization_mixtures import Mixture, write_diarization_mixtures
-from .fluent_speech_commands import write_fluent_speech_commands
-from .iemocap import write_iemocap
-from .librispeech import write_librispeech
-from .quesst14 import write_quesst14
-from .speech_commands import KEYWORDS, hash_split, write_speech_commands
+from ...audio import SAMPLE_RATE
+from ...files import new_folder
+from ..superb import libri2mix, voicebank_demand
+from ..superb.audio_snips import SPEAKERS, write_audio_snips
+from ..superb.diarization_mixtures import Mixture, write_diarization_mixtures
+from ..superb.fluent_speech_commands import write_fluent_speech_commands
+from ..superb.iemocap import write_iemocap
+from ..superb.librispeech import write_librispeech
+from ..superb.quesst14 import write_quesst14
+from ..superb.speech_commands import KEYWORDS, hash_split, write_speech_commands
+from ..superb.utterances import Utterance
+from ..superb.voxceleb1 import write_voxceleb1
+from ..superb.voxceleb1_trials import write_voxceleb1_trials
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
-from .utterances import Utterance
-from .voxceleb1 import write_voxceleb1
-from .voxceleb1_trials import write_voxceleb1_trials
 
 UTTERANCES = {"train": 12, "dev": 4, "test": 4}  # of the corpora beside Speech Commands, VoxCeleb1 and IEMOCAP
 VOWELS = {"iy", "ih", "eh", "ae", "ah", "aa", "ao", "uw", "er", "ow", "ay", "aw"}

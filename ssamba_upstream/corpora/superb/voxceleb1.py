@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import new_folder
-from .report import (
+from ...files import new_folder
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..files import write_text
-from .report import CorpusError, CorpusReport, read_text, require_files
+from ...files import write_text
+from ..report import CorpusError, CorpusReport, read_text, require_files
 
 
 def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:

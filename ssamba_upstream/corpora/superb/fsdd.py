@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..audio import AudioError, read_clip
-from ..files import new_folder
+from ...audio import AudioError, read_clip
+from ...files import new_folder
+from ..report import CorpusError, first
 from .fluent_speech_commands import write_fluent_speech_commands
 from .librispeech import write_librispeech
-from .report import CorpusError, first
 from .speech_commands import KEYWORDS, write_speech_commands
 from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..configs import configs_folder
-from ..files import new_folder, write_text
-from .report import (
+from ...configs import configs_folder
+from ...files import new_folder, write_text
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..report import CorpusError, CorpusReport, absolute
 from .clean_and_mixed import check_signals, write_signals
-from .report import CorpusError, CorpusReport, absolute
 from .utterances import write_wav
 
 KINDS = ("noisy", "clean")

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..audio import SAMPLE_RATE
-from ..files import new_folder, write_text
-from .report import (
+from ...audio import SAMPLE_RATE
+from ...files import new_folder, write_text
+from ..report import (
     CorpusError,
     CorpusReport,
     absolute,
