@@ -38,7 +38,7 @@ class PretrainingRecipe(TrainingRecipe):
         augmentation: changes of what the network hears, a list of names of
             :data:`ssamba_upstream.training.augmentation.WAVEFORM_CHANGES`; a teacher hears the clean clips. Default:
             none.
-        clip_frames: lengths of the training clips in log-mel frames, taken in turn from step to step. A step has as
+        clip_lengths: lengths of the training clips in log-mel frames, taken in turn from step to step. A step has as
             many more clips as they are shorter, so that it always costs the same. For a teacher and unmasked clips
             only, because ``masked_patches`` belongs to one length. Default: ``pretraining_frames`` of ``model``.
         join_short: fill up a short recording with further ones instead of padding it.
@@ -71,7 +71,7 @@ class PretrainingRecipe(TrainingRecipe):
     student_layer: int | None = None
     distillation_weight: float = 1.0
     augmentation: list | None = None
-    clip_frames: list | None = None
+    clip_lengths: list | None = None
     join_short: bool = False
     schedule: str = "plateau"
     patience: int = 2
@@ -103,21 +103,21 @@ class PretrainingRecipe(TrainingRecipe):
             raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
                               f"{self.patch_learning_rate!r}")
         self._check_teacher()
-        if self.clip_frames is not None:
-            self._check_clip_frames()
+        if self.clip_lengths is not None:
+            self._check_clip_lengths()
         unknown = set(self.augmentation or ()) - set(WAVEFORM_CHANGES)
         if unknown:
             raise RecipeError(f"augmentation is a list of {', '.join(WAVEFORM_CHANGES)}; got {sorted(unknown)}")
 
-    def _check_clip_frames(self):
-        config, lengths = self.config(), self.clip_frames
+    def _check_clip_lengths(self):
+        config, lengths = self.config(), self.clip_lengths
         whole, shortest = config.pretraining_frames, config.patch_size[1]
         if not isinstance(lengths, list) or not lengths or not all(
                 isinstance(length, int) and shortest <= length and whole % length == 0 for length in lengths):
-            raise RecipeError(f"clip_frames must be a list of whole numbers from {shortest}, the width of a patch, "
+            raise RecipeError(f"clip_lengths must be a list of whole numbers from {shortest}, the width of a patch, "
                               f"that divide pretraining_frames, {whole}; got {lengths!r}")
         if self.masks:
-            raise RecipeError("clip_frames is for a teacher alone and whole clips, because masked_patches belongs to "
+            raise RecipeError("clip_lengths is for a teacher alone and whole clips, because masked_patches belongs to "
                               "one length. Leave it out, or take away what needs masks")
 
     @property

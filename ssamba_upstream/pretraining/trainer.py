@@ -98,7 +98,7 @@ class _Pretraining(Run):
             self.labelled = read_labelled(recipe.probe)
             self.labelled.check_probes()  # which would end the run at the first probe
         self.samples = config.front_end.samples_of(config.pretraining_frames)
-        lengths = recipe.clip_frames or [config.pretraining_frames]
+        lengths = recipe.clip_lengths or [config.pretraining_frames]
         self.training_samples = [*map(config.front_end.samples_of, lengths)]
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)

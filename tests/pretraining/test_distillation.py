@@ -131,7 +131,7 @@ def assert_equal(found, expected):
     ("transformers:{wav2vec2}", {"teacher_layers": [1, -1], "augmentation": ["mixing", "noise", "gain"]}),
     ("transformers:{wav2vec2}", {"teacher_input": "masked", "ema_decay": 0.5, "accumulation": 2}),
     ("s3prl:ssamba_local:{ssamba}", {"student_layer": 1, "model": {"contrastive_weight": 0.5}}),
-    ("transformers:{wav2vec2}", {"clip_frames": [64, 16], "accumulation": 2}),
+    ("transformers:{wav2vec2}", {"clip_lengths": [64, 16], "accumulation": 2}),
     ("s3prl:fbank", {"objective": "two_pass", "teacher_input": "masked", "model": {"reconstruction_weight": 1.0}}),
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, wav2vec2, ssamba, teacher, changes):
@@ -453,8 +453,8 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
     ({"distillation_weight": 0}, "distillation_weight must be a number above 0"),
     ({"augmentation": ["echo"]}, "augmentation is a list of mixing"),
     ({"teacher_input": "half"}, "teacher_input must be one of whole, masked"),
-    ({"clip_frames": [64, 20]}, "clip_frames must be a list of whole numbers from 8"),
-    ({"clip_frames": [64], "teacher_input": "masked"}, "masked_patches belongs to one length"),
+    ({"clip_lengths": [64, 20]}, "clip_lengths must be a list of whole numbers from 8"),
+    ({"clip_lengths": [64], "teacher_input": "masked"}, "masked_patches belongs to one length"),
 ])
 def test_recipes_that_cannot_be_followed(recipe, changes, message):
     with pytest.raises(RecipeError, match=message):
