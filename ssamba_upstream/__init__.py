@@ -27,7 +27,7 @@ _MODULES = {
 __all__ = [*_MODULES, "__version__", "register"]
 
 
-def register():
+def register() -> None:
     """Put the SSAMBA entries on ``s3prl.hub``, see :func:`ssamba_upstream.plugin.registry.register`."""
     from .plugin import registry
 

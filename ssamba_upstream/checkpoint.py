@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import pickle
 import pickletools
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from .downloads import CheckpointError, find_checkpoint
 from .files import file_hash, new_folder, replacing, write_json, write_text
@@ -63,7 +65,8 @@ from ssamba_upstream import {", ".join(model_class.__name__ for model_class in A
 '''
 
 
-def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
+def load_model(path: str | os.PathLike, block_order: str | None = None,
+               model_class: type[PreTrainedModel] | None = SsambaModel, **overrides) -> PreTrainedModel:
     """Load a checkpoint of any format.
 
     Args:
@@ -106,14 +109,14 @@ def load_model(path, block_order=None, model_class=SsambaModel, **overrides):
     return model.eval()
 
 
-def load_config(path, **overrides):
+def load_config(path: str | os.PathLike, **overrides) -> SsambaConfig:
     """The SsambaConfig of the model that :func:`load_model` returns."""
     path = find_checkpoint(path)
     config = _read_folder_config(path) if path.is_dir() else _read(path)[0]
     return _in_float32(config, overrides)
 
 
-def save_model(model, path):
+def save_model(model: PreTrainedModel, path: str | os.PathLike) -> None:
     """Save a model in this package's format; see :func:`load_model` for reading it.
 
     Args:

@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
 
 
-def find_checkpoint(checkpoint, refresh=False):
+def find_checkpoint(checkpoint: str | os.PathLike, refresh: bool = False) -> Path:
     """Find a checkpoint by its path or name.
 
     Every command, function and s3prl entry that takes a checkpoint calls this function.
@@ -53,7 +53,7 @@ def find_checkpoint(checkpoint, refresh=False):
     return Path(checkpoint) if os.path.exists(checkpoint) else find_named(str(checkpoint), refresh)
 
 
-def find_named(name, refresh=False):
+def find_named(name: str, refresh: bool = False) -> Path:
     """Find a checkpoint by its name, whether or not a path has that name.
 
     Args:

@@ -1,6 +1,8 @@
 """``ssamba extract``: frame-level hidden states of many recordings, one file each."""
 
 import json
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,8 +29,10 @@ class ExtractionError(ValueError):
     """Hidden states that cannot be extracted as asked for; the message says why."""
 
 
-def extract(recordings, checkpoint, out, layers=None, dtype="float32", file_format="safetensors", batch_secs=60.0,
-            device="cpu", report=print, cache=None, **options):
+def extract(recordings: Iterable[str | os.PathLike], checkpoint: str | os.PathLike, out: str | os.PathLike,
+            layers: Sequence[int] | None = None, dtype: str = "float32", file_format: str = "safetensors",
+            batch_secs: float = 60.0, device: str = "cpu", report: Callable[[str], None] = print,
+            cache: str | os.PathLike | None = None, **options) -> tuple[int, int]:
     """Write the hidden states of recordings.
 
     ``OUT/<path below the recordings' common folder>.<format>`` holds ``hidden_states``, (layers, frames, D); a "npy"

@@ -3,6 +3,8 @@
 import ast
 import graphlib
 
+import pytest
+
 from helpers.paths import CHECKOUT
 
 PACKAGE = CHECKOUT / "ssamba_upstream"
@@ -82,3 +84,15 @@ def test_s3prl_is_known_to_the_plugin_and_to_superb_only():
         knows = any(found.split(".")[0] == "s3prl" for found in names) or any(
             floor_of(other) >= floor_of("plugin") for other in IMPORTS[name])
         assert not knows or floor_of(name) >= floor_of("plugin"), name
+
+
+@pytest.mark.parametrize("entry", [
+    "checkpoint.load_config", "checkpoint.load_model", "checkpoint.save_model", "corpora.labelled.read_labelled",
+    "deployment.onnx_export.export", "deployment.recordings.classify", "downloads.find_checkpoint",
+    "extraction.extract", "finetuning.trainer.finetune", "pretraining.trainer.pretrain", "probing.study.probe",
+])
+def test_public_entry_points_are_annotated(entry):
+    module, name = entry.rsplit(".", 1)
+    tree = ast.parse((PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+    function, = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert function.returns and all(argument.annotation for argument in function.args.args)

@@ -176,7 +176,7 @@ def join_labels(classes) -> str:
     return SEPARATOR.join(classes)
 
 
-def read_labelled(source, seed=0) -> LabelledSet:
+def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
     """Read a labelled set.
 
     Where there is no split, every class is split by itself: its recordings are ordered by the SHA-256 of the

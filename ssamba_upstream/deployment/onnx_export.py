@@ -1,6 +1,7 @@
 """``ssamba export``: a checkpoint as an ONNX file, compared with the network in onnxruntime before it is there."""
 
 import json
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,8 @@ class Export:
     size: int
 
 
-def export(checkpoint, out, reads="waveform", writes=None, int8=False, **options):
+def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "waveform", writes: str | None = None,
+           int8: bool = False, **options) -> Export:
     """Write a checkpoint as an ONNX file, for onnxruntime 1.17 or later.
 
     Batch and time are dynamic. All utterances of a batch are equally long: there is no padding between them.

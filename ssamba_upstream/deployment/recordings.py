@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -184,7 +185,9 @@ def _outputs(encoder, windows):
     yield stream.finish()
 
 
-def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
+def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], out: str | os.PathLike,
+             every: float | None = None, all_labels: bool = False, device: str = "cpu",
+             report: Callable[[str], None] = print) -> tuple[int, int]:
     """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
 
     A line is a label of a window, or, by a classifier of seconds, of one second of it, from ``start`` to ``end`` in

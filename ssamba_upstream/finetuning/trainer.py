@@ -1,5 +1,6 @@
 """The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
 from .batches import balancing_weights, evaluation_batches, training_batches
 from .metrics import evaluate
+from .recipe import FinetuningRecipe
 from .results import RESULTS, save_result, summarise, write_results
 from .task import ClassificationTask
 
 
-def finetune(recipe, out, resume=False, device=None):
+def finetune(recipe: FinetuningRecipe, out: str | os.PathLike, resume: bool = False,
+             device: str | None = None) -> dict | None:
     """Fine-tune a network; of a labelled set with folds, once for each fold as the test set.
 
     Args:

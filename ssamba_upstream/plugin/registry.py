@@ -5,7 +5,7 @@ import importlib
 from . import compat
 
 
-def register():
+def register() -> None:
     """Put the SSAMBA entries on ``s3prl.hub``, after repairing what keeps s3prl from running on today's libraries.
 
     From then on ``s3prl.nn.S3PRLUpstream("ssamba_local", path_or_url=...)`` and ``s3prl.run_downstream`` work in this

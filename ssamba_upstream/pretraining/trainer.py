@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +30,16 @@ from .batches import training_batches, validation_batches
 from .curves import draw_curves
 from .distillation import Student, Targets
 from .model_card import save_result
-from .teachers import load_teacher
+from .recipe import PretrainingRecipe
+from .teachers import Teacher, load_teacher
 
 COLLAPSED = 1.5  # effective rank of representations that hardly differ
 CLIPS_OF_RANK = 512  # more change little of it
 CLIPS_OF_STATISTICS = 256  # of the teacher's features
 
 
-def pretrain(recipe, out, resume=False, device=None, teachers=None):
+def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = False, device: str | None = None,
+             teachers: Mapping[str, type[Teacher]] | None = None) -> bool:
     """Pretrain a network.
 
     Args:

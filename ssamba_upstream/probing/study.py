@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,19 +11,20 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from ..corpora.labelled import members_of_splits, rotate_folds
+from ..corpora.labelled import LabelledSet, members_of_splits, rotate_folds
 from ..files import json_hash
 from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
 from .linear import CrossValidation, ProbeResults, accuracy_intervals, train_probes
 from .report import write_report
-from .superb_head import splits_for_fold, train_head, train_layer_heads
+from .superb_head import HeadSchedule, splits_for_fold, train_head, train_layer_heads
 
 LOG_MEL = "log-mel"  # in the place of a checkpoint
 
 
-def probe(data, checkpoints, out, schedule, source="", seeds=5, head_learning_rates=(1e-4,), layers_alone=False,
-          device="cpu", cache=None, **options):
+def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str | os.PathLike, schedule: HeadSchedule,
+          source: str = "", seeds: int = 5, head_learning_rates: Sequence[float] = (1e-4,), layers_alone: bool = False,
+          device: str = "cpu", cache: str | os.PathLike | None = None, **options) -> dict:
     """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
     What has been computed is kept, so that an interrupted call goes on where it was, and a call with one more
