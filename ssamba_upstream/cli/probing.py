@@ -64,7 +64,7 @@ def add_commands(commands):
     frames.set_defaults(run=_probe_frames)
 
     weights = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
-    weights.add_argument("checkpoint", type=Path, help="such as dev-best.ckpt")
+    weights.add_argument("checkpoint", type=Path, help="checkpoint of s3prl's runner, such as dev-best.ckpt")
     weights.set_defaults(run=_layer_weights)
 
 
