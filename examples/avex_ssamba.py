@@ -1,4 +1,4 @@
-"""avex (BEANS, BirdSet): import this file, and the model class "ssamba" and the model "ssamba_starter" are there."""
+"""avex (BEANS, BirdSet): importing this file registers the model class "ssamba" and the model "ssamba_starter"."""
 
 import torch
 from avex import register_model, register_model_class
@@ -10,7 +10,7 @@ from ssamba_upstream import FrameEncoder
 
 @register_model_class
 class SsambaModel(ModelBase):
-    """A checkpoint for avex, whose probes read the outputs of the modules ``layers.0``, ``layers.1``, ..."""
+    """A checkpoint for avex. Its probes read the outputs of the modules ``layers.0``, ``layers.1``, ..."""
 
     name = "ssamba"
 
@@ -22,7 +22,7 @@ class SsambaModel(ModelBase):
         self._layer_names = [f"layers.{i}" for i in range(len(self.layers))]
 
     def forward(self, x, padding_mask=None):
-        """(batch, samples) -> (batch, frames, width), the final norm. Padding is read as silence."""
+        """Return the final norm, (batch, frames, width), of (batch, samples). Padding is processed as silence."""
         output = self.encoder(list(self.process_audio(x)))
         for layer, states in zip(self.layers, output.hidden_states, strict=True):
             layer(states)

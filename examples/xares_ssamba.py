@@ -1,6 +1,6 @@
-"""X-ARES: ``python -m xares.run examples/xares_ssamba.py src/tasks/*.py``, from a folder that holds ``examples``.
+"""X-ARES: run ``python -m xares.run examples/xares_ssamba.py src/tasks/*.py`` in a folder that has ``examples``.
 
-X-ARES takes the one name in this file that ends in "Encoder".
+X-ARES uses the only name in this file that ends in "Encoder".
 """
 
 import torch
@@ -19,6 +19,6 @@ class SsambaEncoder(torch.nn.Module):
         self.hop_size_in_ms = 1000 * self.encoder.windowing.hop // self.sampling_rate
 
     def forward(self, audio):
-        """(batch, samples) -> (batch, frames, output_dim)."""
+        """Return (batch, frames, output_dim) for (batch, samples)."""
         with torch.no_grad():
             return self.encoder(list(audio)).last_hidden_state
