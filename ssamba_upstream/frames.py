@@ -161,8 +161,7 @@ class FrameEncoder(nn.Module):
         return BaseModelOutput(hidden_states=tuple(states[:-1]), last_hidden_state=states[-1])
 
     def stream(self, count=1):
-        """A :class:`ssamba_upstream.streaming.FrameStream`: the same frames as audio arrives, of so many streams at a
-        time. Raises ValueError if the network is not causal."""
+        """The same frames as audio arrives: a :class:`ssamba_upstream.streaming.FrameStream` of so many streams."""
         return FrameStream(self, count)
 
     def tokens(self, wavs):

@@ -72,9 +72,8 @@ class FrameStream:
             raise ValueError(f"got {len(wavs)} waveforms for {self.count} streams. Give one for each, empty if "
                              "there is nothing new")
         new = {i: wav for i, wav in enumerate(wavs) if wav.dim() != 1 or len(wav)}
-        if new:
-            for i, wav in zip(new, check_waveforms([*new.values()], self.encoder.sampling_rate)):
-                self._samples[i] = torch.cat([self._samples[i], wav.to(self._device)])
+        for i, wav in zip(new, check_waveforms([*new.values()], self.encoder.sampling_rate) if new else ()):
+            self._samples[i] = torch.cat([self._samples[i], wav.to(self._device)])
         hop = self.encoder.windowing.hop
         return self._listen([max(0, (len(samples) - self._column) // hop + 1) for samples in self._samples])
 

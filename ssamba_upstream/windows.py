@@ -60,18 +60,15 @@ class Windowing:
                 windows or padding for a causal network, which reads utterances whole.
         """
         front_end = config.front_end
-        if config.causal:
-            if window_secs is not None or padding != "none":
-                raise ValueError("a causal network reads utterances whole. Leave window_secs and padding out")
-            window_secs = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
-            return cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end, whole=True)
+        if config.causal and (window_secs is not None or padding != "none"):
+            raise ValueError("a causal network reads utterances whole. Leave window_secs and padding out")
         shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.learned_frames))
         if window_secs is None:
             hundred = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
             window_secs = max(shortest, min(LONGEST_DEFAULT_WINDOW, longest, hundred))
         if not shortest <= window_secs:
             raise ValueError(f"window_secs must be at least one patch, {shortest} s; got {window_secs}")
-        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end)
+        windowing = cls(window_secs, config.time_stride, config.patch_size[1], padding, front_end, config.causal)
         if config.positions != "physical" or windowing.columns <= config.most_columns:
             return windowing
         if windowing.fbank_frames // config.time_stride > config.most_columns:

@@ -145,7 +145,7 @@ def _print_checkpoint(checkpoint):
 
     model = load_model(checkpoint, model_class=None)
     config = model.config
-    rows, columns = config.position_grid
+    rows, columns = config.learned_grid
     lines = {
         "checkpoint": checkpoint,
         "size": describe_size(config),
@@ -158,8 +158,6 @@ def _print_checkpoint(checkpoint):
         "log-mel": _describe_front_end(config.front_end),
         "hidden states": f"{config.num_hidden_layers + 1}",
     }
-    if config.causal:
-        lines["positions"] = f"{rows}, in frequency only"
     if config.taught_by:
         lines["teacher"] = config.taught_by
     if isinstance(model, SsambaClassifier):

@@ -27,6 +27,7 @@ def add_commands(commands):
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
                         help="output of the graph; default: logits of a classifier, else embedding, the mean over time")
     export.add_argument("--int8", action="store_true", help="eight bits for the weights of linear layers")
+    export.add_argument("--stream", action="store_true", help="frames of a causal network, chunk by chunk")
     add_upstream_config(export)
     export.set_defaults(run=_export)
 
@@ -46,10 +47,11 @@ def add_commands(commands):
 
     listen = commands.add_parser("listen", help="write what a causal classifier hears, as it hears it")
     add_checkpoint(listen, "model", help=f"a causal classifier, as fine-tuning writes it: {CHECKPOINT}")
-    listen.add_argument("recording", type=Path, nargs="?", metavar="RECORDING",
+    source = listen.add_mutually_exclusive_group()
+    source.add_argument("recording", type=Path, nargs="?", metavar="RECORDING",
                         help="audio file; default: raw PCM from the standard input, 16 bits, one channel, at the "
                              "model's rate")
-    listen.add_argument("--microphone", action="store_true", help="hear the default microphone, through sounddevice")
+    source.add_argument("--microphone", action="store_true", help="hear the default microphone, through sounddevice")
     listen.add_argument("--threshold", type=float, default=0.5, help="probability of what is heard; default: 0.5")
     listen.add_argument("--smooth", type=float, metavar="SECONDS",
                         help="how much audio is judged at a time; default: as much as in training")
@@ -62,7 +64,8 @@ def _export(options):
     from ..deployment.onnx_export import export
 
     encoder_options = upstream_options(options) if options.upstream_config else {}
-    measured = export(options.checkpoint, options.out, options.input, options.output, options.int8, **encoder_options)
+    measured = export(options.checkpoint, options.out, options.input, options.output, options.int8,
+                      options.stream, **encoder_options)
     print(f"wrote {options.out}: {measured.size / 1e6:.1f} MB")
     for name, difference in measured.differences.items():
         largest = measured.magnitudes[name]
@@ -89,29 +92,25 @@ def _listen(options):
     from ..deployment.listening import Listener, microphone, raw_samples, recording
     from ..training.distributed import choose_device
 
-    if options.microphone and options.recording:
-        raise ValueError("--microphone and a recording are both given. Leave one of them out")
     listener = Listener(options.model, options.threshold, options.smooth, choose_device(options.device))
     if options.recording:
         source = recording(options.recording, listener)
     else:
         source = microphone(listener) if options.microphone else raw_samples(sys.stdin.buffer, listener)
-    table = csv.writer(sys.stdout, lineterminator="\n")
+    table, fields = csv.writer(sys.stdout, lineterminator="\n"), ("seconds", "label", "score")
     if not options.json:
-        table.writerow(("seconds", "label", "score"))
+        table.writerow(fields)
         sys.stdout.flush()
+
+    def tell(detections):
+        for seconds, label, score in detections:
+            line = round(seconds, 3), label, round(score, 4)
+            print(json.dumps(dict(zip(fields, line)))) if options.json else table.writerow(line)
+        sys.stdout.flush()
+
     try:
         for samples in source:
-            _print_detections(listener.hear(samples), table, options.json)
+            tell(listener.hear(samples))
     except KeyboardInterrupt:  # the ordinary end of listening
         pass
-    _print_detections(listener.hear(), table, options.json)
-
-
-def _print_detections(detections, table, as_json):
-    for seconds, label, score in detections:
-        if as_json:
-            print(json.dumps({"seconds": round(seconds, 3), "label": label, "score": round(score, 4)}))
-        else:
-            table.writerow((f"{seconds:.3f}", label, f"{score:.4f}"))
-    sys.stdout.flush()
+    tell(listener.hear())

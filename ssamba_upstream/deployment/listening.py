@@ -12,18 +12,16 @@ from .recordings import THRESHOLD, ClassificationError, WindowClassifier, _windo
 class Listener:
     """A fine-tuned causal classifier, of clips or of seconds, that judges each frame with those before it.
 
-    The head reads the mean of the last frames, as many as it was trained to average. Judgement begins when there are so
-    many of them, or with the end of what is shorter.
+    The head reads the mean of the last frames, as many as it was trained to average. It begins when there are so many,
+    or with the end of what is shorter.
 
     Args:
-        folder: of the classifier, as fine-tuning writes it.
+        folder, device: see :class:`WindowClassifier`, also for the errors.
         threshold: the probability from which on a class counts as heard.
         smooth: seconds of frames that the head averages. Default: a clip of its training, or a second.
-        device: on which the network computes.
 
     Raises:
-        ClassificationError: ``smooth`` is not above 0.
-        CheckpointError, ValueError: see :class:`WindowClassifier`, or the network is not causal.
+        ValueError: the network is not causal, or ``smooth`` is not above 0.
     """
 
     def __init__(self, folder, threshold=THRESHOLD, smooth=None, device="cpu"):
@@ -35,12 +33,8 @@ class Listener:
         if not smooth > 0:
             raise ClassificationError(f"smooth must be above 0 seconds; got {smooth}")
         self.smooth = max(1, int(smooth * self.rate / self.hop))
-        self.stream = encoder.stream()
-        self._begin()
-
-    def _begin(self):
-        self.frames, self.above = 0, set()
-        self.features = torch.zeros(0, self.classifier.model.config.hidden_size, device=self.classifier.device)
+        self.stream, self.frames, self.above = encoder.stream(), 0, set()
+        self.features = torch.zeros(0, self.classifier.model.config.hidden_size, device=device)
 
     @torch.no_grad()
     def hear(self, samples=None):
@@ -48,11 +42,10 @@ class Listener:
 
         Args:
             samples: (samples,) at the classifier's rate, floating point in [-1, 1] or int16. Default: there are no
-                more; what remains is judged, and the listener begins anew.
+                more, and what remains is judged.
 
         Returns:
-            (seconds, label, probability) of each label that begins to be heard, and when its frame ends. A label is
-            returned again only after it has fallen below the threshold.
+            (seconds, label, probability) of each label that rises to the threshold, and when its frame ends.
         """
         output = self.stream.finish() if samples is None else self.stream.push(samples)
         columns = output.last_hidden_state[0].unflatten(1, (-1, self.features.shape[1]))
@@ -72,8 +65,6 @@ class Listener:
             for i, scores in enumerate(probabilities.tolist()):
                 seconds = (self.frames - len(means) + 1 + i) * self.hop / self.rate
                 detections += self._detect(seconds, dict(zip(self.classifier.labels, scores)))
-        if samples is None:
-            self._begin()
         return detections
 
     def _detect(self, seconds, scores):
@@ -83,10 +74,9 @@ class Listener:
 
 
 def recording(path, listener):
-    """Yield an audio file's samples at a listener's rate, a part at a time."""
+    """An audio file's samples at a listener's rate, a part at a time."""
     part = 100 * listener.hop
-    for _, wav in _windows(path, read_header(path), part, listener.rate, part / listener.rate):
-        yield wav
+    return (wav for _, wav in _windows(path, read_header(path), part, listener.rate, part / listener.rate))
 
 
 def raw_samples(file, listener):
@@ -96,11 +86,7 @@ def raw_samples(file, listener):
 
 
 def microphone(listener):
-    """Yield what the default microphone hears, a frame's samples at a time, for ever.
-
-    Raises:
-        ModuleNotFoundError: sounddevice is not installed.
-    """
+    """Yield what the default microphone hears, a frame's samples at a time, through the package sounddevice."""
     import sounddevice
 
     with sounddevice.RawInputStream(listener.rate, listener.hop, channels=1, dtype="int16") as stream:

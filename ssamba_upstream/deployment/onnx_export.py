@@ -50,7 +50,7 @@ class Export:
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "waveform", writes: str | None = None,
-           int8: bool = False, **options) -> Export:
+           int8: bool = False, stream: bool = False, **options) -> Export:
     """Write a checkpoint as an ONNX file, for onnxruntime 1.17 or later.
 
     Batch and time are dynamic. All utterances of a batch are equally long: there is no padding between them.
@@ -75,6 +75,10 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
         int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
             rounded to as many when the graph runs (onnxruntime's dynamic quantisation). An utterance's outputs then
             depend on what else is in the batch.
+        stream: If True, the graph hears a causal network's stream chunk by chunk: ``column_samples`` samples, ``hop``
+            more for each further frame. The next chunk begins ``hop`` samples after the last frame of this one began,
+            and takes ``next_convolution_state`` and ``next_scan_state``, which are written beside the hidden states,
+            as ``convolution_state`` and ``scan_state``. Without these inputs a stream begins.
         options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
 
     Returns:
@@ -94,7 +98,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
     if reads not in READS:
         raise ExportError(f"an ONNX graph reads one of {', '.join(READS)}; got {reads!r}")
     checkpoint = find_checkpoint(checkpoint)
-    subject = _subject(checkpoint, reads, writes, options)
+    subject = _Stream(checkpoint, reads, writes, options) if stream else _subject(
+        checkpoint, reads, writes, options)
     model = _model(subject, {"reads": reads, **subject.metadata, "checkpoint": content_hash(checkpoint)})
     with replacing(out) as temporary:
         if int8:
@@ -125,11 +130,12 @@ class _Encoder:
     Attributes:
         input_name, input_shape: of the graph.
         output_shapes: by name.
+        states: inputs that may be left out, by name, as they are where a stream begins.
         metadata: what the file says of itself.
     """
 
     def __init__(self, checkpoint, reads, writes, options):
-        self.reads, self.writes = reads, writes
+        self.reads, self.writes, self.states = reads, writes, {}
         self.encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).eval()
         windowing, config = self.encoder.windowing, self.encoder.model.config
         if windowing.padding != "none" or self.encoder.autocast_dtype is not None:
@@ -189,11 +195,43 @@ class _Encoder:
         return torch.stack(hidden), last
 
 
+class _Stream(_Encoder):
+    """A causal network's frames, chunk by chunk, and what it carries on."""
+
+    def __init__(self, checkpoint, reads, writes, options):
+        super().__init__(checkpoint, reads, "hidden_states", options)
+        if reads != "waveform" or writes not in (None, "hidden_states"):
+            raise ExportError("a stream reads its waveform and writes hidden states. Leave input and output out")
+        convolution, scan = map(torch.stack, zip(*self.encoder.model.start(1)))
+        self.states = {"convolution_state": convolution, "scan_state": scan.transpose(2, 3).contiguous()}
+        self.input_shape = [1, "samples"]
+        self.output_shapes |= {f"next_{name}": list(start.shape) for name, start in self.states.items()}
+        windowing = self.encoder.windowing
+        self.metadata["column_samples"] = windowing.front_end.samples_of(windowing.patch_width)
+
+    def nodes(self, graph, value):
+        from . import onnx_graph
+
+        windowing = self.encoder.windowing
+        features = onnx_graph.log_mel(graph, value, self.encoder.log_mel)
+        beyond = graph("Sub", graph.size(features, 1), windowing.patch_width)
+        count = graph("Add", graph("Div", beyond, windowing.time_stride), 1)
+        return onnx_graph.windows(graph, features, count, self.encoder, [*self.states])
+
+    def compute(self, batch):
+        stream = self.encoder.stream()
+        outputs = [stream.push(chunk) for chunk in batch[0].split(self.encoder.windowing.hop)]
+        hidden, last = zip(*((torch.stack(output.hidden_states), output.last_hidden_state) for output in outputs))
+        convolution, scan = map(torch.stack, zip(*stream._states))
+        return {"hidden_states": torch.cat(hidden, dim=2), "last_hidden_state": torch.cat(last, dim=1),
+                "next_convolution_state": convolution, "next_scan_state": scan.transpose(2, 3)}
+
+
 class _Classifier:
     """A classifier's logits, with the attributes and methods of :class:`_Encoder`."""
 
     def __init__(self, checkpoint, reads, model):
-        self.reads, self.model = reads, model
+        self.reads, self.model, self.states = reads, model, {}
         if not (checkpoint / "preprocessor_config.json").is_file():
             raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give "
                               "the folder that fine-tuning wrote")
@@ -285,19 +323,21 @@ def _input(reads, config):
 
 @torch.no_grad()
 def _model(subject, metadata):
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper, numpy_helper
 
     from .onnx_graph import OPSET, Graph
 
     graph = Graph()
+    inputs = {subject.input_name: subject.input_shape, **{name: start.shape for name, start in subject.states.items()}}
     results = subject.nodes(graph, subject.input_name)
     named = [graph.renamed(result, name) for result, name in zip(results, subject.output_shapes)]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "ssamba",
-            [helper.make_tensor_value_info(subject.input_name, TensorProto.FLOAT, subject.input_shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, subject.output_shapes[name]) for name in named],
-            list(graph.constants.values()),
+            [*graph.constants.values(),
+             *(numpy_helper.from_array(start.numpy(), name) for name, start in subject.states.items())],
         ),
         producer_name="ssamba-upstream", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8,
     )
@@ -321,7 +361,7 @@ def _compare(subject, path, tolerance):
     for utterances, seconds in COMPARED:
         batch = subject.example(utterances, seconds)
         expected = subject.compute(batch)
-        found = session.run(list(expected), {subject.input_name: batch.numpy()})
+        found = _run(subject, session, list(expected), batch)
         for (name, right), value in zip(expected.items(), found):
             if value.shape != right.shape:
                 raise ExportError(f"{name} of {utterances} x {seconds} s is {value.shape} in onnxruntime; the "
@@ -335,10 +375,23 @@ def _compare(subject, path, tolerance):
     return differences, magnitudes
 
 
+def _run(subject, session, names, batch):
+    """The outputs of those names as onnxruntime computes them, of a stream frame by frame."""
+    if not subject.states:
+        return session.run(names, {subject.input_name: batch.numpy()})
+    column, pieces, states = subject.metadata["column_samples"], [], {}
+    for begin in range(0, batch.shape[1] - column + 1, subject.metadata["hop"]):
+        chunk = batch[:1, begin : begin + column].numpy()
+        pieces.append(dict(zip(names, session.run(names, {"waveform": chunk, **states}))))
+        states = {name: pieces[-1][f"next_{name}"] for name in subject.states}
+    return [pieces[-1][name] if name.startswith("next_") else np.concatenate([piece[name] for piece in pieces], axis=-2)
+            for name in names]
+
+
 def _race(subject, path):
     session, batch = open_session(path), subject.example(1, TIMED_SECONDS)
     return median_times({
-        "onnxruntime": lambda: session.run(None, {subject.input_name: batch.numpy()}),
+        "onnxruntime": lambda: _run(subject, session, list(subject.output_shapes), batch),
         "torch": lambda: subject.compute(batch),
     }, rounds=3)
 

@@ -134,10 +134,14 @@ class Network:
         graph: to which they are appended.
         model: the SsambaModel.
         columns: the most columns of patches that an input has.
+        states: names of what a stream's blocks carry on, stacked: (depth, 1, channels, taps - 1) and (depth, 1, states,
+            channels). There is no class token then, and ``carried`` has what the blocks carry on to the next input, in
+            two lists. Default: every input is read by itself.
     """
 
-    def __init__(self, graph, model, columns):
+    def __init__(self, graph, model, columns, states=None):
         self.graph, self.model, self.config = graph, model, model.config
+        self.states, self.carried = states, ([], [])
         columns = 1 if model.config.causal else columns  # whose positions are the same at any time
         positions = position_embedding(model.pos_embed, model.config, model.config.num_patch_rows, columns)
         self.first = model.cls_token + positions[:, :1]
@@ -158,7 +162,7 @@ class Network:
         patches = graph("Transpose", graph("Reshape", patches, [0, 0, -1]), perm=[0, 2, 1])
         batch = graph.size(patches, 0)
         first = graph("Expand", self.first, graph("Concat", batch, graph.constant([1, 1]), axis=0))
-        tokens = graph("Concat", first, patches, axis=1)
+        tokens = graph("Concat", first, patches, axis=1) if self.states is None else patches
         state = graph.constant([self.config.state_size, self.config.intermediate_size])
         self.no_state = graph("ConstantOfShape", graph("Concat", batch, state, axis=0))
         streams = [tokens]
@@ -177,7 +181,7 @@ class Network:
     def patches(self, tokens):
         """(batch, tokens, E) without the class token, frequency-major."""
         graph, width = self.graph, self.config.hidden_size
-        patches = graph.cut(tokens, 1, 1, np.iinfo(np.int64).max)
+        patches = graph.cut(tokens, 1, 1, np.iinfo(np.int64).max) if self.states is None else tokens
         if self.config.token_order == "frequency_major":
             return patches
         columns = graph("Reshape", patches, [0, -1, self.config.num_patch_rows, width])
@@ -226,6 +230,10 @@ class Network:
         convolution, states = direction["convolution"], direction["A_log"].shape[1]
         weight = convolution.weight
         past = weight.shape[2] - 1
+        if self.states:
+            x = graph("Concat", self._before(0), x, axis=2)
+            self.carried[0].append(graph.cut(x, 2, -past, np.iinfo(np.int64).max))
+            past = 0
         convolved = graph("Conv", x, weight.flip(2) if reverse else weight, convolution.bias,
                           group=weight.shape[0], pads=[0, past] if reverse else [past, 0])
         u = graph("Transpose", self._silu(convolved), perm=[0, 2, 1])
@@ -250,10 +258,16 @@ class Network:
         state = body("Add", body("Mul", decay, state), body("Mul", B, impulse))
         output = body("MatMul", C, state)
         body = body.body("step", [_value(name) for name in names], [_value(state), _value(output)])
-        _, outputs = graph("Scan", self.no_state, *inputs, results=2, body=body, num_scan_inputs=4,
-                           scan_input_axes=[1] * 4, scan_output_axes=[1], scan_input_directions=[int(reverse)] * 4,
-                           scan_output_directions=[int(reverse)])
+        before = self._before(1) if self.states else self.no_state
+        last, outputs = graph("Scan", before, *inputs, results=2, body=body, num_scan_inputs=4,
+                              scan_input_axes=[1] * 4, scan_output_axes=[1], scan_input_directions=[int(reverse)] * 4,
+                              scan_output_directions=[int(reverse)])
+        self.carried[1].append(last)
         return graph("Squeeze", outputs, 2)
+
+    def _before(self, kind):
+        """What the block at hand, whose turn it is, carries on: of convolutions, 0, or of scans, 1."""
+        return self.graph("Gather", self.states[kind], np.array(len(self.carried[kind])), axis=0)
 
     def _silu(self, x):
         return self.graph("Mul", x, self.graph("Sigmoid", x))
@@ -271,16 +285,17 @@ class Network:
         return graph("Add", graph("Relu", x), logarithm)
 
 
-def windows(graph, features, count, encoder):
+def windows(graph, features, count, encoder, states=None):
     """The frames of features of any length, window after window, as a FrameEncoder gives them.
 
     Args:
         features: (batch, fbank frames, mel).
         count: (1,) int64, frames wanted.
         encoder: the FrameEncoder.
+        states: of a stream, see :class:`Network`.
 
     Returns:
-        hidden states (depth + 1, batch, frames, D), and the last one's norm (batch, frames, D).
+        hidden states (depth + 1, batch, frames, D), the last one's norm (batch, frames, D), and the states of a stream.
     """
     config, columns = encoder.model.config, encoder.windowing.columns
     stride, patch = config.time_stride, config.patch_size[1]
@@ -291,9 +306,11 @@ def windows(graph, features, count, encoder):
 
     features = graph.fit(features, 1, 3, length(graph, count))
     if encoder.windowing.whole:
-        network = Network(graph, encoder.model, columns)
+        network = Network(graph, encoder.model, columns, states)
         *hidden, last = [network.frames(tokens, encoder.frequency_pooling) for tokens in network(features)]
-        return graph("Concat", *(graph("Unsqueeze", state, 0) for state in hidden), axis=0), last
+        stacked = [graph("Concat", *(graph("Unsqueeze", state, 0) for state in part), axis=0)
+                   for part in (hidden, *(network.carried if states else ()))]
+        return stacked[0], last, *stacked[1:]
     turns = graph("Squeeze", graph("Div", graph("Add", count, columns - 1), columns))
     body = Graph(graph)
     names = [f"{name}_{next(graph._numbers)}" for name in ("turn", "go_on", "hidden", "last")]

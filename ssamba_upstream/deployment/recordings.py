@@ -168,21 +168,15 @@ def embed_recording(encoder, path, every=None):
     if not every > 0:
         raise ValueError(f"every must be above 0 seconds; got {every}")
     windows = _windows(path, read_header(path), windowing.window_samples, windowing.front_end.sampling_rate, every)
+    if windowing.whole:
+        stream = encoder.stream()
+        outputs = itertools.chain((stream.push(wav) for _, wav in windows), (stream.finish() for _ in range(1)))
+    else:
+        outputs = (encoder([wav.to(encoder.model.device)]) for _, wav in windows)
     count, total = 0, 0.0
-    for output in _outputs(encoder, (wav for _, wav in windows)):
-        frames = output.last_hidden_state[0]
+    for frames in (output.last_hidden_state[0] for output in outputs):
         count, total = count + len(frames), total + frames.sum(dim=0)
     return (total / count).cpu()
-
-
-def _outputs(encoder, windows):
-    """What an encoder makes of windows, each by itself, or of a causal network's stream."""
-    if not encoder.windowing.whole:
-        yield from (encoder([wav.to(encoder.model.device)]) for wav in windows)
-        return
-    stream = encoder.stream()
-    yield from map(stream.push, windows)
-    yield stream.finish()
 
 
 def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], out: str | os.PathLike,

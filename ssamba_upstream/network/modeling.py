@@ -321,8 +321,8 @@ class SsambaModel(SsambaPreTrainedModel):
         """
         config = self.config
         if not config.causal:
-            raise ValueError(f"a network with token_order={config.token_order!r} and directions={config.directions!r} "
-                             'is not causal. Only one with "time_major" and "forward" carries a state on')
+            raise ValueError("the network is not causal, and carries no state on. Train one with "
+                             'token_order="time_major" and directions="forward"')
         first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
         zeros = [first.new_zeros(count, config.intermediate_size, width)
                  for width in (config.conv_kernel - 1, config.state_size)]
@@ -331,16 +331,13 @@ class SsambaModel(SsambaPreTrainedModel):
         return states
 
     def listen(self, columns, states, offsets=None):
-        """The hidden states of columns that follow those that the states have heard.
+        """The hidden states, and last the final norm, of columns that follow those that the states have heard, each
+        (columns, rows, E).
 
         Args:
             columns: (columns, frames of a patch, mel), normalised log-mel.
-            states: of each stream, a list with an entry for each block, see :meth:`start`; replaced by those after
-                these columns.
+            states: see :meth:`start`; each block's is replaced by that after these columns.
             offsets: (streams + 1,), int64: which columns are each stream's. Default: there is one stream.
-
-        Returns:
-            depth + 1 hidden states and the final norm, a list of (columns, rows, E).
         """
         rows = self.config.num_patch_rows
         patches = self.patch_embed(columns).squeeze(3).transpose(1, 2)

@@ -74,10 +74,8 @@ def stretch_positions(embedding, config, columns):
 def _of_rows(grid, config, rows, columns):
     """The positions of a causal network, which are the same in all columns: a recurrence knows what came before, and
     positions in time would end with the clips that they were learned from."""
-    if config.frequency_stride != config.patch_size[0]:
-        weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
-        grid = (weights @ grid.flatten(2)).unflatten(2, grid.shape[2:])
-    return grid.expand(-1, -1, columns, -1)
+    weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
+    return (weights @ grid.flatten(2)).unflatten(2, grid.shape[2:]).expand(-1, -1, columns, -1)
 
 
 def _physical(grid, config, rows, columns):

@@ -174,9 +174,7 @@ def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
     return sum(scans) / len(scans)
 
 
-def causal_convolution(
-    x, weight, bias, reverse=False, initial_inputs=None, return_last_inputs=False, offsets=None
-):
+def causal_convolution(x, weight, bias, reverse=False, initial_inputs=None, offsets=None):
     """Depthwise causal convolution followed by SiLU, as in front of every selective scan.
 
     Args:
@@ -184,22 +182,17 @@ def causal_convolution(
         weight: (channels, 1, width), the last tap meeting the present step, as in ``nn.Conv1d``.
         bias: (channels,).
         reverse: what is causal is meant on the time-reversed sequence: taps look ahead instead of back.
-        initial_inputs: (batch, channels, width - 1), what lies before the first step walked, in order of time; of a
-            ragged batch (sequences, channels, width - 1). Default: zeros.
-        return_last_inputs: If True, return (output, the initial inputs of the steps that follow).
+        initial_inputs: (batch, channels, width - 1), or of a ragged batch (sequences, channels, width - 1): what lies
+            before the first step walked, in order of time. Default: zeros.
         offsets: of a ragged batch, see :func:`selective_scan_mean`.
 
     Returns:
-        (batch, channels, length), in x's dtype.
+        (batch, channels, length), in x's dtype; if initial inputs are given, (that, those of the steps that follow).
     """
-    if initial_inputs is None and not return_last_inputs:
-        return causal_convolutions(x, [weight], [bias], [reverse], offsets)[0]
     if initial_inputs is None:
-        sequences = len(x) if offsets is None else len(offsets) - 1
-        initial_inputs = x.new_zeros(sequences, x.shape[1], weight.shape[-1] - 1)
-    joined, joined_offsets, places, last = _join_inputs(initial_inputs, x, reverse, offsets)
-    output = causal_convolutions(joined, [weight], [bias], [reverse], joined_offsets)[0][..., places]
-    return (output, last) if return_last_inputs else output
+        return causal_convolutions(x, [weight], [bias], [reverse], offsets)[0]
+    joined, joined_offsets, places, last_inputs = _join_inputs(initial_inputs, x, reverse, offsets)
+    return causal_convolutions(joined, [weight], [bias], [reverse], joined_offsets)[0][..., places], last_inputs
 
 
 def causal_convolutions(x, weights, biases, reverse, offsets=None):
@@ -315,16 +308,8 @@ def _each_sequence(compute, x, offsets):
 
 
 def _join_inputs(before, x, reverse, offsets):
-    """What a convolution reads if some inputs of each sequence are there already.
-
-    Args:
-        before: (sequences, channels, inputs), in order of time.
-        x, reverse, offsets: see :func:`causal_convolution`.
-
-    Returns:
-        (sequences with those inputs, their offsets or None, the index of x's steps among them, the inputs that are to
-        lie before the next steps).
-    """
+    """Join each sequence's initial inputs, (sequences, channels, inputs), and its steps: (what a convolution reads, its
+    offsets or None, where x's steps are in it, the initial inputs of the steps that follow)."""
     context, length = before.shape[-1], x.shape[-1]
     before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # channels stay neighbours in memory
     if offsets is None:

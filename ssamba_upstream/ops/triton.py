@@ -276,10 +276,9 @@ def _scan_forward(
         return_last_state, keep_checkpoints,
     )
     if output.numel() == 0:
+        last_states.zero_()
         if return_last_state and initial_state:
             last_states.copy_(torch.stack(initial_state).transpose(2, 3))
-        else:
-            last_states.zero_()
         return output, last_states, checkpoints.zero_()
     division = _Division(
         u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, FORWARD_WARPS
@@ -325,11 +324,10 @@ def _scan_backward(
         reverse, delta_softplus, logarithmic,
     )
     if grad_output.numel() == 0:
-        for gradient in empty:
-            gradient.zero_()
+        gradients = [gradient.zero_() for gradient in empty]
         if initial_state and grad_last_states is not None:
-            empty[5 + bool(D) + bool(delta_bias)].copy_(grad_last_states.transpose(2, 3))
-        return empty
+            gradients[5 + bool(D) + bool(delta_bias)].copy_(grad_last_states.transpose(2, 3))
+        return gradients
     kernels, count = _kernels(), len(u)
     division = _Division(
         u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, BACKWARD_WARPS

@@ -99,6 +99,42 @@ def test_hidden_states_of_a_waveform(tmp_path, save, fields, options):
         torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("fields", [{"patch_size": [128, 8]}, {"patch_size": [32, 8], "num_hidden_layers": 1}],
+                         ids=["one row", "rows, one block"])
+def test_a_stream_in_pieces_is_the_whole(tmp_path, save, fields):
+    checkpoint = save(**CAUSAL, **fields)
+    assert main(["export", str(checkpoint), "--stream", "--out", str(tmp_path / "out.onnx")]) == 0
+    properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
+    metadata = json.loads(properties["ssamba"])
+    assert (metadata["hop"], metadata["column_samples"]) == (1280, 1520)
+    session = open_session(tmp_path / "out.onnx")
+    names = [output.name for output in session.get_outputs()]
+    wav, encoder = wavs_of(1, 3.0), FrameEncoder.from_checkpoint(checkpoint).eval()
+    with torch.no_grad():
+        expected = encoder(list(wav))
+    for _ in range(2):  # without states a stream begins anew
+        states, hidden, begin = {}, [], 0
+        for frames in (1, 1, 3, 1, 7, 2):
+            chunk = wav[:, begin : begin + 1520 + (frames - 1) * 1280].numpy()
+            found = dict(zip(names, session.run(names, {"waveform": chunk, **states})))
+            states = {name: found[f"next_{name}"] for name in ("convolution_state", "scan_state")}
+            hidden.append(torch.from_numpy(found["hidden_states"]))
+            begin += frames * 1280
+        whole = torch.stack(expected.hidden_states)[:, :, :15]
+        torch.testing.assert_close(torch.cat(hidden, dim=2), whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields, options, message", [
+    (CAUSAL, {"reads": "log_mel"}, "reads its waveform and writes hidden states. Leave"),
+    (CAUSAL, {"writes": "embedding"}, "reads its waveform and writes hidden states. Leave"),
+    ({}, {}, "the network is not causal"),
+])
+def test_streams_that_cannot_be_exported(tmp_path, save, fields, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(save(**fields), tmp_path / "out.onnx", stream=True, **options)
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_embedding_is_the_mean_over_time(tmp_path, save):
     checkpoint = save()
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "out.onnx")]) == 0

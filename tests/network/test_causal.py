@@ -153,5 +153,5 @@ def test_checkpoints_and_classifiers(tmp_path):
 
 
 def test_only_causal_networks_carry_a_state_on():
-    with pytest.raises(ValueError, match="directions='both' is not causal. Only"):
+    with pytest.raises(ValueError, match="not causal, and carries no state on. Train"):
         network(directions="both").start(1)
