@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .frontend import LogMel, as_tensor, check_waveforms
-from .network.configuration import FrontEnd
+from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
 MOST_CHANNELS = 8
 """Clips of so few samples are the channels of a recording, as soundfile lays them out."""
@@ -19,22 +19,23 @@ CLIPS_AT_ONCE = 16
 """Whose log-mel is computed at once, which bounds the memory for long recordings."""
 
 
+FRONT_END = {name.removeprefix("log_mel_"): name for name in vars(PUBLISHED_FRONT_END)}
+"""Fields of :class:`FrontEnd` by the names of the extractor's: ``mean`` and ``std`` are short here."""
+
+
 class SsambaFeatureExtractor(SequenceFeatureExtractor):
     """Normalised log-mel of clips brought to one length, see :meth:`ssamba_upstream.frontend.LogMel.fixed_length`.
 
     A recording that is longer is cut into windows of that length, without overlap; the last one is padded as clips are.
 
     Args:
-        sampling_rate: of the waveforms, in Hz.
-        num_mel_bins: mel bands.
         max_length: of clips, and of the windows of longer recordings, in frames; by default 1024 of 10 ms, 10.24 s.
-        mean, std: of the log-mel of the data. Default: of the pretraining data; fine-tuning usually takes those of its
-            own, such as -6.6268077 and 5.358466 of ESC-50, or -6.845978 and 5.5654526 of Speech Commands.
-        lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation: see
-            :class:`ssamba_upstream.network.configuration.FrontEnd`.
         whole_seconds: If True, clips and windows hold as many whole seconds as ``max_length`` frames last, as those of
             a classifier of seconds. Default: False, all samples that ``max_length`` frames need.
-        kwargs: of every sequence feature extractor of transformers.
+        kwargs: fields of :class:`ssamba_upstream.network.configuration.FrontEnd`, with ``mean`` and ``std`` instead of
+            ``log_mel_mean`` and ``log_mel_std``; and fields of every sequence feature extractor of transformers.
+            Fine-tuning usually takes the statistics of its own data, such as -6.6268077 and 5.358466 of ESC-50, or
+            -6.845978 and 5.5654526 of Speech Commands.
 
     Raises:
         ValueError: a length below one frame, or what no log-mel can be computed with.
@@ -42,56 +43,27 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names = ["input_values"]
 
-    def __init__(
-        self,
-        sampling_rate=FrontEnd.sampling_rate,
-        num_mel_bins=FrontEnd.num_mel_bins,
-        max_length=1024,
-        mean=FrontEnd.log_mel_mean,
-        std=FrontEnd.log_mel_std,
-        lowest_frequency=FrontEnd.lowest_frequency,
-        highest_frequency=FrontEnd.highest_frequency,
-        frame_length=FrontEnd.frame_length,
-        frame_shift=FrontEnd.frame_shift,
-        normalisation=FrontEnd.normalisation,
-        whole_seconds=False,
-        **kwargs,
-    ):
+    def __init__(self, max_length=1024, whole_seconds=False, **kwargs):
         # Names code in the folder that the fields were read from.
         kwargs.pop("auto_map", None)
-        fields = {"feature_size": num_mel_bins, "padding_value": 0.0, "return_attention_mask": False, **kwargs}
-        super().__init__(sampling_rate=sampling_rate, **fields)
+        front_end = {name: kwargs.pop(name, getattr(FrontEnd, field)) for name, field in FRONT_END.items()}
+        fields = {"feature_size": front_end["num_mel_bins"], "padding_value": 0.0, "return_attention_mask": False}
+        super().__init__(sampling_rate=front_end["sampling_rate"], **{**fields, **kwargs})
         if max_length < 1:
             raise ValueError(f"max_length must be at least one frame; got {max_length}")
-        self.num_mel_bins = num_mel_bins
-        self.max_length = max_length
-        self.mean = mean
-        self.std = std
-        self.lowest_frequency = lowest_frequency
-        self.highest_frequency = highest_frequency
-        self.frame_length = frame_length
-        self.frame_shift = frame_shift
-        self.normalisation = normalisation
-        self.whole_seconds = whole_seconds
+        vars(self).update(front_end, max_length=max_length, whole_seconds=whole_seconds)
         _ = self.front_end  # which checks its fields
 
     @classmethod
     def for_config(cls, config, whole_seconds=False):
         """The feature extractor of a network, by its SsambaConfig; see the class for ``whole_seconds``."""
-        fields = {name: getattr(config, name) for name in (
-            "sampling_rate", "num_mel_bins", "lowest_frequency", "highest_frequency", "frame_length", "frame_shift",
-            "normalisation",
-        )}
-        return cls(max_length=config.clip_frames or config.pretraining_frames, mean=config.log_mel_mean,
-                   std=config.log_mel_std, whole_seconds=whole_seconds, **fields)
+        fields = {name: getattr(config, field) for name, field in FRONT_END.items()}
+        return cls(config.clip_frames or config.pretraining_frames, whole_seconds, **fields)
 
     @property
     def front_end(self):
         """The :class:`ssamba_upstream.network.configuration.FrontEnd` of what is returned."""
-        return FrontEnd(
-            self.sampling_rate, self.num_mel_bins, self.lowest_frequency, self.highest_frequency, self.frame_length,
-            self.frame_shift, self.normalisation, self.mean, self.std,
-        )
+        return FrontEnd(**{field: getattr(self, name) for name, field in FRONT_END.items()})
 
     @property
     def clip_samples(self):

@@ -122,8 +122,8 @@ class FrameEncoder(nn.Module):
         config, windowing = self.model.config, self.windowing
         return {
             "weights": state_hash(self.model),
-            "network": {name: getattr(config, name) for name in inspect.signature(type(config)).parameters
-                        if name != "kwargs"},
+            "network": {**{name: getattr(config, name) for name in inspect.signature(type(config)).parameters
+                           if name != "kwargs"}, **vars(config.front_end)},
             "window_secs": windowing.window_secs, "padding": windowing.padding,
             "frequency_pooling": self.frequency_pooling, "precision": str(self.autocast_dtype or torch.float32),
         }

@@ -113,6 +113,17 @@ def test_front_ends_that_cannot_be(fields, message):
             made(**fields)
 
 
+def test_every_field_is_in_the_configuration_the_extractor_and_the_description_of_hidden_states(model):
+    front_end = FrontEnd(**BATS, normalisation="clip")
+    assert all(value != default for value, default in zip(vars(front_end).values(), vars(FrontEnd()).values()))
+    config = SsambaConfig(**NETWORK, **vars(front_end))
+    extractor = SsambaFeatureExtractor.for_config(config)
+    assert config.front_end == extractor.front_end == front_end
+    assert vars(front_end).items() <= config.to_dict().items()
+    assert {"mean": -6.0, "std": 3.0, "num_mel_bins": 64, "feature_size": 64}.items() <= extractor.to_dict().items()
+    assert BATS.items() <= FrameEncoder(model).description()["network"].items()
+
+
 def test_hops_and_windows_follow(model):
     windowing = Windowing.for_model(model.config)
     assert windowing.hop == 16 * 264 and windowing.window_samples == 64 * 264 and windowing.columns == 4

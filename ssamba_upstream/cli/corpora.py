@@ -1,6 +1,5 @@
 """``ssamba corpora``, ``manifest`` and ``prepare``."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -137,10 +136,10 @@ def _front_end(settings):
     import yaml
 
     from .. import auto_classes  # noqa: F401  (which makes torchaudio, which transformers imports, importable)
-    from ..network.configuration import FrontEnd
+    from ..network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
     pairs = dict(setting.partition("=")[::2] for setting in settings)
-    known = [field.name for field in dataclasses.fields(FrontEnd)]
+    known = vars(PUBLISHED_FRONT_END)
     if unknown := sorted(set(pairs) - set(known)):
         raise ValueError(f"--statistics has no field {', '.join(unknown)}; there are: {', '.join(known)}")
     return FrontEnd(**{name: yaml.safe_load(value) for name, value in pairs.items()})

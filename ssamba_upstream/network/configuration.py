@@ -1,7 +1,7 @@
 """SsambaConfig: everything that shapes the network; FrontEnd: what of it shapes the log-mel."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import NoneType
 
 from transformers import PretrainedConfig
@@ -109,9 +109,6 @@ class SsambaConfig(PretrainedConfig):
         conv_kernel: taps of the causal convolution in front of each scan.
         expand: channels of the scan per ``hidden_size``.
         time_step_rank: rank of the step-size projection. Default: ceil(hidden_size / 16).
-        num_mel_bins: height of the input, mel bands.
-        sampling_rate, lowest_frequency, highest_frequency, frame_length, frame_shift, normalisation, log_mel_mean,
-            log_mel_std: of the log-mel, see :class:`FrontEnd`.
         pretraining_frames: length in fbank frames of the pretraining clips; with the patch size it fixes the grid of
             learned positions.
         patch_size: (mel bands, frames) of a patch.
@@ -142,8 +139,9 @@ class SsambaConfig(PretrainedConfig):
         clip_frames: length in fbank frames to which the feature extractor brings clips. Default: the pretraining
             clips'.
         taught_by: name and licence of the model from which the network was distilled. Default: None.
-        kwargs: of every transformers configuration; ``id2label``, ``label2id`` and ``problem_type``
-            ("single_label_classification" or "multi_label_classification") say what a classifier tells apart.
+        kwargs: fields of :class:`FrontEnd`, such as ``num_mel_bins``, which become attributes; and fields of every
+            transformers configuration, of which ``id2label``, ``label2id`` and ``problem_type``
+            ("single_label_classification" or "multi_label_classification") describe a classifier's classes.
 
     Raises:
         ValueError: a value that no network can be built from.
@@ -159,15 +157,6 @@ class SsambaConfig(PretrainedConfig):
         conv_kernel=4,
         expand=2,
         time_step_rank=None,
-        num_mel_bins=FrontEnd.num_mel_bins,
-        sampling_rate=FrontEnd.sampling_rate,
-        lowest_frequency=FrontEnd.lowest_frequency,
-        highest_frequency=FrontEnd.highest_frequency,
-        frame_length=FrontEnd.frame_length,
-        frame_shift=FrontEnd.frame_shift,
-        normalisation=FrontEnd.normalisation,
-        log_mel_mean=FrontEnd.log_mel_mean,
-        log_mel_std=FrontEnd.log_mel_std,
         pretraining_frames=1024,
         patch_size=(16, 16),
         frequency_stride=None,
@@ -196,22 +185,15 @@ class SsambaConfig(PretrainedConfig):
     ):
         # Names code in the folder that the configuration was read from, not anything about the network.
         kwargs.pop("auto_map", None)
+        front_end = {name: kwargs.pop(name, default) for name, default in vars(PUBLISHED_FRONT_END).items()}
         super().__init__(**kwargs)
+        vars(self).update(front_end)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.state_size = state_size
         self.conv_kernel = conv_kernel
         self.expand = expand
         self.time_step_rank = time_step_rank or math.ceil(hidden_size / 16)
-        self.num_mel_bins = num_mel_bins
-        self.sampling_rate = sampling_rate
-        self.lowest_frequency = lowest_frequency
-        self.highest_frequency = highest_frequency
-        self.frame_length = frame_length
-        self.frame_shift = frame_shift
-        self.normalisation = normalisation
-        self.log_mel_mean = log_mel_mean
-        self.log_mel_std = log_mel_std
         self.pretraining_frames = pretraining_frames
         self.patch_size = list(patch_size)
         self.frequency_stride = frequency_stride or self.patch_size[0]
@@ -258,7 +240,7 @@ class SsambaConfig(PretrainedConfig):
     @property
     def front_end(self):
         """The :class:`FrontEnd` of the log-mel that the network reads."""
-        return FrontEnd(**{field.name: getattr(self, field.name) for field in fields(FrontEnd)})
+        return FrontEnd(**{name: getattr(self, name) for name in vars(PUBLISHED_FRONT_END)})
 
     @property
     def intermediate_size(self):
