@@ -1,8 +1,8 @@
-"""Cells -> trained, evaluated and recorded by s3prl, each in processes of its own; resumable at any moment.
+"""Train and evaluate cells with s3prl, each in its own processes. A campaign can be resumed at any point.
 
-``OUT/cells/<name>`` holds ``cell.json`` (what the cell is), ``config.yaml`` (what s3prl reads), ``s3prl``
-(its experiment), ``printed.txt`` and ``log.txt`` (what it printed, and its progress and errors) and, once it has
-finished, ``result.json``: the values on dev and test in the table's units, see :mod:`ssamba_upstream.superb.tasks`.
+``OUT/cells/<name>`` holds ``cell.json`` (the cell's definition), ``config.yaml`` (s3prl's config), ``s3prl``
+(the experiment), ``printed.txt`` (s3prl's output), ``log.txt`` (its progress and errors) and, once finished,
+``result.json``: the values on dev and test in the table's units, see :mod:`ssamba_upstream.superb.tasks`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ CACHE = "cache"
 
 
 def prepare(cells: list[Cell], out) -> None:
-    """Make the cells' folders, each with what the cell is; a corpus that was moved is read where it is now."""
+    """Create the cells' folders and write their definitions; if a corpus has moved, its new location is used."""
     for cell in cells:
         folder = cell_folder(cell, out)
         if read_cell(folder) == cell:
@@ -45,7 +45,7 @@ def prepare(cells: list[Cell], out) -> None:
 
 
 def read_cell(folder: Path) -> Cell | None:
-    """The cell that a folder is of; None if there is none, or one that an earlier version of this package wrote."""
+    """Return the cell in a folder; None if there is none or an earlier version of this package wrote it."""
     try:
         content = read_json(folder / "cell.json")
         content |= {"upstream": Upstream(**content["upstream"]), "corpus": Corpus(**content["corpus"])}
@@ -56,7 +56,7 @@ def read_cell(folder: Path) -> Cell | None:
 
 
 def read_cells(out) -> tuple[dict[Path, Cell], list[str]]:
-    """The cells in OUT by folder, and the names of the folders of others, see :func:`read_cell`."""
+    """Return the cells in OUT by folder, and the names of folders that :func:`read_cell` cannot read."""
     found = {file.parent: read_cell(file.parent) for file in sorted(Path(out).glob("cells/*/cell.json"))}
     return ({folder: cell for folder, cell in found.items() if cell is not None},
             [folder.name for folder, cell in found.items() if cell is None])
@@ -67,20 +67,20 @@ def cell_folder(cell: Cell, out) -> Path:
 
 
 def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
-    """Whether a cell has its result, with all that its scorer, where it is there, can measure."""
+    """Return whether a cell has its result, including everything that its scorer, if available, can measure."""
     path = cell_folder(cell, out) / RESULT
     return path.is_file() and not _to_be_scored(cell, read_json(path), scorers or Scorers())
 
 
 def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None,
               keeping: Keeping | None = None) -> dict[str, str]:
-    """Run the cells that have not finished, ``jobs`` at once; on GPUs, each job on the next of them.
+    """Run all unfinished cells, ``jobs`` at a time; jobs are assigned to the GPUs in turn.
 
-    An interruption ends s3prl's processes, too, and is passed on. Averages are kept in ``OUT/cache`` if ``keeping``
-    names no other folder.
+    An interruption also ends s3prl's processes and is re-raised. Averages are kept in ``OUT/cache`` unless ``keeping``
+    names another folder.
 
     Returns:
-        By the name of a cell that failed, why. The others have their results.
+        The reason for each failure, by the cell's name. All other cells have their results.
     """
     slots, processes = queue.SimpleQueue(), Processes()
     for _, gpu in zip(range(jobs), itertools.cycle(gpus(device))):
@@ -102,7 +102,7 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
             cell = running[future]
             try:
                 outcome = f"dev {value(task_named(cell.task).chosen_by, future.result()['dev'])}"
-            except Exception as error:  # whatever it is, the other cells go on
+            except Exception as error:  # of any kind: the other cells continue
                 failures[cell.name] = outcome = f"FAILED: {type(error).__name__}: {error}"
             print(f"{number}/{len(waiting)} {cell.name}: {outcome}", flush=True)
     except BaseException:
@@ -115,19 +115,19 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
 
 def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
              scorers: Scorers | None = None, keeping: Keeping | None = None) -> dict:
-    """Train a cell, or go on training it, evaluate its best dev checkpoint on test and record the result.
+    """Train a cell or resume its training, evaluate its best dev checkpoint on test, and record the result.
 
-    A task without training is evaluated on dev and test; one without a dev set at every ``eval_step``. What a scorer
-    measures, where there is one, is added to the result.
+    A task without training is evaluated on dev and test; a task without a dev set is evaluated at every ``eval_step``.
+    If the task has a scorer, its measurements are added to the result.
 
     Raises:
-        CellError: training or evaluation failed, or the checkpoint is no longer the one of the cell.
-        ScorerError: the scorer failed; the rest of the result is recorded.
+        CellError: If training or evaluation failed, or if the cell's checkpoint has changed.
+        ScorerError: If the scorer failed; the rest of the result is recorded.
     """
     folder, scorers = cell_folder(cell, out), scorers or Scorers()
     with locked(folder, wait=True) as lock:
         def run(arguments, override=""):
-            # When s3prl goes on from a checkpoint, it takes the config from there, where the corpus may have lain then.
+            # s3prl resumes with the checkpoint's config, which may name a former location of the corpus.
             options = ",,".join(filter(None, [cell.corpus.override, override]))
             arguments = [*arguments, *(["-o", options] if options else []), "--device", device,
                          *(keeping or Keeping()).arguments(cell.kept, Path(out, CACHE))]
@@ -138,8 +138,8 @@ def run_cell(cell: Cell, out, device: str, processes: Processes, gpu: str = "",
             checkpoint = cell.upstream.checkpoint
             if checkpoint and content_hash(checkpoint) != cell.upstream.sha256:
                 shutil.rmtree(folder / EXPERIMENT)
-                raise CellError(f"{checkpoint} changed while the cell ran; copy it to where nothing writes, "
-                                "and run the copy")
+                raise CellError(f"{checkpoint} changed while the cell ran. Copy it to a place where nothing overwrites "
+                                "it, and run the copy.")
             write_json(result, folder / RESULT)
         result = read_json(folder / RESULT)
         if _to_be_scored(cell, result, scorers):
@@ -156,7 +156,7 @@ def _to_be_scored(cell: Cell, result: dict, scorers: Scorers) -> bool:
 
 
 def _evaluate(cell: Cell, folder: Path, run) -> dict:
-    """The result of a cell, all but what a scorer measures."""
+    """Return a cell's result without the scorer's values."""
     task, experiment = task_named(cell.task), folder / EXPERIMENT
     if task.searched == "layer":
         for split, name in ((task.dev, f"{EXPERIMENT}-dev"), (task.test, EXPERIMENT)):
@@ -172,8 +172,7 @@ def _evaluate(cell: Cell, folder: Path, run) -> dict:
 
 
 def _evaluate_states(cell: Cell, experiment: Path, run) -> dict:
-    """As SUPERB does where there is no dev set: the best on test of the states at every ``eval_step``; its predictions
-    stay."""
+    """Return the result of the best state on test, as SUPERB does for tasks without a dev set; keep its predictions."""
     task, found = task_named(cell.task), {}
     metric, every = task.chosen_by, cell.config["runner"]["eval_step"]
     for states in sorted(experiment.glob("states-*.ckpt"), key=_step):
@@ -188,7 +187,7 @@ def _evaluate_states(cell: Cell, experiment: Path, run) -> dict:
         found[states] = read_json(place / RESULT)
     defined = [states for states, values in found.items() if values[metric.name] is not None]
     if not defined:
-        raise CellError(f"s3prl measured no {metric.name} that is a number; see what it printed in {experiment.parent}")
+        raise CellError(f"no {metric.name} measured by s3prl is a number. See its output in {experiment.parent}.")
     best = better(metric)(defined, key=lambda states: found[states][metric.name])
     for _, form in task.predictions:
         shutil.copyfile(experiment / best.stem / form.source, experiment / form.source)
@@ -200,46 +199,46 @@ def _evaluation(task: SuperbTask, checkpoint: str) -> list[str]:
 
 
 def _test_values(task: SuperbTask, printed: str) -> dict[str, float | None]:
-    """The metrics that s3prl printed for the test set, and None for those of a scorer."""
+    """Return the metrics that s3prl printed for the test set, and None for those measured by a scorer."""
     return {metric.name: None if metric.pattern is None else _printed(metric, task.test, printed)[-1]
             for metric in task.metrics}
 
 
 def _printed(metric: Metric, split: str, printed: str) -> list[float]:
-    """All values of a metric on a split in what s3prl printed, in the table's unit."""
+    """Return all values of a metric on a split in s3prl's output, in the table's unit."""
     found = re.findall(metric.pattern.replace("{split}", re.escape(split)), printed)
     if not found:
-        raise CellError(f"s3prl printed no {metric.name} on {split}, which looks like {metric.pattern}")
+        raise CellError(f"s3prl printed no {metric.name} on {split}; expected a match for {metric.pattern}")
     return [metric.factor * float(number) for number in found]
 
 
 def better(metric: Metric):
-    """The function that picks the better of several values of a metric, max or min."""
+    """Return the function that picks the best of several values of a metric: max or min."""
     return max if metric.higher_is_better else min
 
 
 def value(metric: Metric, number: float | None) -> str:
-    """A value as the table has it."""
+    """Format a value for the table."""
     return "-" if number is None else f"{number:.2f} {metric.unit}".rstrip()
 
 
 def upstream_arguments(cell: Cell) -> list[str]:
-    """s3prl's arguments for the upstream, the downstream and its config."""
+    """Return s3prl's arguments for the upstream, the downstream and its config."""
     arguments = ["-u", cell.upstream.name, "-d", cell.downstream, "-c", "config.yaml"]
     arguments += ["-k", cell.upstream.checkpoint] if cell.upstream.checkpoint else []
     return arguments + (["-g", "upstream.yaml"] if cell.upstream.options is not None else [])
 
 
 def training_arguments(cell: Cell) -> list[str]:
-    """s3prl's arguments; ``-a`` goes on from the last states, if there are any."""
+    """Return s3prl's arguments for training; with ``-a`` it resumes from the last states, if any."""
     arguments = ["-m", "train", "-a", *upstream_arguments(cell), "-p", EXPERIMENT]
     return arguments + (["-f"] if cell.mode == "fine-tuned" else [])
 
 
 def _remove_what_was_cut_off(experiment):
-    """Leave states that s3prl can go on from, or no experiment at all.
+    """Keep only states from which s3prl can resume; remove the experiment if there are none.
 
-    With a best checkpoint cut off in writing all is begun anew, for the best so far is lost.
+    If a best checkpoint is truncated, training starts over, because the best result so far is lost.
     """
     for states in experiment.glob("states-*.ckpt"):
         if not zipfile.is_zipfile(states):
@@ -250,10 +249,10 @@ def _remove_what_was_cut_off(experiment):
 
 
 def _best_checkpoint(task: SuperbTask, folder: Path) -> tuple[str, float, int]:
-    """(file name, value on dev, step) of the checkpoint to be evaluated.
+    """Return (file name, value on dev, step) of the checkpoint to evaluate.
 
-    s3prl keeps a checkpoint as the best only if it is better than a value to start from, such as an accuracy of 0.
-    Where none was at any evaluation, the last one is taken.
+    s3prl keeps a checkpoint as the best only if it beats an initial value, such as an accuracy of 0. If no evaluation
+    ever did, the last checkpoint is used.
     """
     metric, experiment = task.chosen_by, folder / EXPERIMENT
     if not (experiment / task.best).is_file():
@@ -261,12 +260,12 @@ def _best_checkpoint(task: SuperbTask, folder: Path) -> tuple[str, float, int]:
         values = _printed(metric, task.dev, (folder / "printed.txt").read_text(errors="replace"))
         start = metric.factor * task.start
         if not found or any(better(metric)(number, start) != start for number in values):
-            raise CellError(f"s3prl left no {task.best}, and no states that were evaluated as "
+            raise CellError(f"s3prl left neither {task.best} nor states that were evaluated as "
                             f"{value(metric, start)} or worse")
         return found[-1].name, values[-1], _step(found[-1])
     compat.apply()
     states = torch.load(experiment / task.best, map_location="cpu", weights_only=True, mmap=True)
-    # What was printed also has lines of what an interruption undid; the checkpoint speaks for itself.
+    # The output may include steps that an interruption undid, so the checkpoint is the authority.
     return task.best, metric.factor * states["Downstream"]["best_score"].item(), states["Step"]
 
 
@@ -275,15 +274,15 @@ def _step(states):
 
 
 def gpus(device: str) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES, one for each GPU; for the CPU one that hides them.
+    """Return a value of CUDA_VISIBLE_DEVICES for each GPU; for the CPU, one value that hides all GPUs.
 
     Raises:
-        ValueError: there is no GPU.
+        ValueError: If torch finds no GPU.
     """
     if device == "cpu":
         return [""]
     named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     found = named or [str(gpu) for gpu in range(torch.cuda.device_count())]
     if not found:
-        raise ValueError("torch finds no GPU here; add --device cpu")
+        raise ValueError("torch finds no GPU. Add --device cpu.")
     return found

@@ -1,4 +1,4 @@
-"""What ``ssamba superb`` runs: one cell of training and evaluation for every task, fold and learning rate or layer."""
+"""The cells of ``ssamba superb``: one training with evaluation for every task, fold and learning rate or layer."""
 
 import ast
 import copy
@@ -29,19 +29,19 @@ from ..plugin.registry import register
 from .tasks import TASKS, SuperbTask, task_named
 
 LARGEST_TEXT = 2**20
-"""Bytes of a file in a folder that a config names, up to which its content counts, unless it is audio."""
+"""Largest non-audio file, in bytes, whose content is hashed in a folder that a config names."""
 
 LEARNING_RATES = {"frozen": (1e-2, 1e-3, 1e-4), "fine-tuned": (1e-4, 5e-5, 1e-5)}
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """What s3prl is given with ``-u``, ``-k`` and ``-g``, and the SHA-256 of the checkpoint.
+    """Values of s3prl's ``-u``, ``-k`` and ``-g``, and the SHA-256 of the checkpoint.
 
     Attributes:
-        name: an entry of s3prl's hub or of ours.
+        name: name of an entry in s3prl's hub or in this package.
         checkpoint: absolute path, or None for an entry that needs none.
-        sha256: of the checkpoint's files, or None.
+        sha256: SHA-256 of the checkpoint's files, or None.
         options: content of the YAML file for ``-g``, or None.
     """
 
@@ -57,11 +57,11 @@ class Corpus:
 
     Attributes:
         content: SHA-256 of what s3prl reads, see :attr:`ssamba_upstream.corpora.report.CorpusReport.content_hash`, and
-            of the files and folders that the config names otherwise.
-        counts: utterances by split or session and, in it, by class, as the check counted them.
-        released: True if it is SUPERB's by these counts; None for a downstream that is none of SUPERB's tasks.
-        override: s3prl's ``-o`` that says where it lies. It does not count as a part of the cell, nor do the notes.
-        notes: of the check.
+            of all other files and folders that the config names.
+        counts: number of utterances by split or session and by class, from the corpus check.
+        released: True if the counts are those of SUPERB's corpus; None for a downstream outside SUPERB.
+        override: s3prl's ``-o`` for the corpus's location. Neither it nor the notes count as part of the cell.
+        notes: notes from the corpus check.
     """
 
     content: str
@@ -73,20 +73,20 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training with its evaluation, and all that decides its result.
+    """One training with its evaluation, and everything that determines its result.
 
     Attributes:
-        task: a name of ``TASKS``, or of another s3prl downstream.
-        downstream: s3prl's name of it.
+        task: a name in ``TASKS``, or another s3prl downstream.
+        downstream: s3prl's name for the task.
         mode: ``frozen`` or ``fine-tuned``.
         upstream: see :class:`Upstream`.
-        config: s3prl's config with all overrides applied, but for the fold and the learning rate.
-        overrides: the user's, as given, those that the config has a field for.
+        config: s3prl's config with all overrides applied, except the fold and the learning rate.
+        overrides: the user's overrides, as given, for which the config has a field.
         corpus: see :class:`Corpus`.
-        versions: of this package, s3prl and torch, by name.
-        learning_rate: of the optimizer; None without training.
-        fold: test fold of ER, ``fold1`` to ``fold5``, else None.
-        layer: number of the hidden state, of a task without training, else None.
+        versions: versions of this package, s3prl and torch, by name.
+        learning_rate: the optimizer's learning rate; None for a task without training.
+        fold: ER's test fold, ``fold1`` to ``fold5``; None for other tasks.
+        layer: index of the hidden state, for a task without training; None for other tasks.
         kept: which hidden states are computed once and kept, and their dtype: "averages float32" or "frames float16",
             see :mod:`ssamba_upstream.plugin.keeping`; None if every step computes them.
     """
@@ -106,23 +106,23 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell's folder; it ends in a hash of the whole cell, so that no other has it."""
+        """Name of the cell's folder; it ends in a hash of the whole cell, so it is unique."""
         digest = _digest(self)
         return "-".join(filter(None, [self.task, self.mode, self.fold, self.choice, digest]))
 
     @property
     def series(self) -> str:
-        """A hash shared by the cells that differ in nothing but learning rate, layer and fold."""
+        """Hash shared by all cells that differ only in learning rate, layer or fold."""
         return _digest(dataclasses.replace(self, learning_rate=None, fold=None, layer=None))
 
     @property
     def choice(self) -> str:
-        """What distinguishes the cell from the others of a search."""
+        """Learning rate or layer that distinguishes this cell from the others in a search."""
         return f"layer{self.layer}" if self.learning_rate is None else f"lr{self.learning_rate:g}"
 
     @property
     def scorer(self) -> str | None:
-        """The program that measures beside s3prl, see :class:`ssamba_upstream.superb.tasks.SuperbTask`."""
+        """External scoring program, see :class:`ssamba_upstream.superb.tasks.SuperbTask`."""
         return task_named(self.task).scorer
 
     @property
@@ -130,7 +130,7 @@ class Cell:
         return 0 if self.layer is not None else self.config["runner"]["total_steps"]
 
     def s3prl_config(self) -> dict:
-        """The config that s3prl reads."""
+        """Return the config that s3prl reads."""
         config = copy.deepcopy(self.config)
         if self.learning_rate is not None:
             config["optimizer"]["lr"] = self.learning_rate
@@ -140,16 +140,16 @@ class Cell:
 
 
 def find_upstream(checkpoint, name=None, options=None) -> Upstream:
-    """The upstream for a checkpoint, or for the name of an entry of s3prl's such as ``fbank``.
+    """Return the upstream for a checkpoint or for an s3prl entry such as ``fbank``.
 
     Args:
-        checkpoint: path or name, see :func:`ssamba_upstream.downloads.find_checkpoint`; or an entry of s3prl's.
-        name: the entry that reads the checkpoint. Default: its own, or ``ssamba_local``.
+        checkpoint: path or name, see :func:`ssamba_upstream.downloads.find_checkpoint`; or an s3prl entry.
+        name: the entry that reads the checkpoint. Default: the checkpoint's own, or ``ssamba_local``.
         options: YAML file for the upstream, or the stem of one in upstream_configs.
 
     Raises:
-        CheckpointError: it is no checkpoint of ours, where one is expected.
-        ValueError: neither a checkpoint nor an entry.
+        CheckpointError: If the entry is this package's and the checkpoint is not.
+        ValueError: If ``checkpoint`` is neither a checkpoint nor an entry.
     """
     options = None if options is None else _read_yaml(options, "upstream")
     if name is None and not os.path.exists(checkpoint) and "/" not in str(checkpoint):
@@ -158,7 +158,7 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
 
         name = str(checkpoint)
         if not hasattr(hub, name):
-            raise ValueError(f"{name} is neither a checkpoint's path nor the name of an s3prl upstream such as fbank")
+            raise ValueError(f"{name} is neither a path to a checkpoint nor an s3prl upstream such as fbank")
         if name not in ENTRIES:
             return Upstream(name, options=options)
     name, path = name or "ssamba_local", find_checkpoint(checkpoint)
@@ -168,12 +168,12 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
 
 
 def _check_checkpoint(path):
-    """See that a path holds a checkpoint of ours; raises CheckpointError."""
+    """Raise CheckpointError unless a path holds one of this package's checkpoints."""
     load_model(path)
 
 
 def count_layers(upstream: Upstream) -> int:
-    """Number of an upstream's hidden states: of ours by its configuration, else by trying one second of silence."""
+    """Return an upstream's number of hidden states, from its configuration or by encoding one second of silence."""
     if upstream.name in ENTRIES:
         return load_config(upstream.checkpoint).num_hidden_layers + 1
     import torch
@@ -188,24 +188,25 @@ def make_cells(
     upstream, corpora, downstreams=(), fine_tune=False, learning_rates=None, overrides="", keeping=None,
     by_runner=False,
 ) -> list[Cell]:
-    """The cells of the tasks chosen, in a fixed order.
+    """Return the cells of the chosen tasks, in a fixed order.
 
     Args:
         upstream: see :func:`find_upstream`.
-        corpora: root folder by task, a name of ``TASKS``; each is checked.
+        corpora: root folder by task, a name in ``TASKS``; each corpus is checked.
         downstreams: (s3prl's name, YAML file) of other downstreams, whose configs name their corpora, see
             :func:`ssamba_upstream.superb.tasks.task_named`.
-        fine_tune: train the upstream as well; the configs are then the papers' and not SUPERB's.
-        learning_rates: to be searched. Default: LEARNING_RATES.
-        overrides: in the form of s3prl's ``-o``; only fields of ``config``, for all tasks whose config has the field.
+        fine_tune: If True, train the upstream as well, with the papers' configs instead of SUPERB's.
+        learning_rates: learning rates to search. Default: LEARNING_RATES.
+        overrides: overrides in the form of s3prl's ``-o``, for fields of ``config`` only. Each applies to all tasks
+            whose config has the field.
         keeping: the user's :class:`ssamba_upstream.plugin.keeping.Keeping`. If it names a cache, the frames of frozen
             upstreams are kept there.
-        by_runner: train on waveforms, as s3prl's runner does. Default: tasks that see nothing of an utterance but its
+        by_runner: If True, train on waveforms, as s3prl's runner does. By default, tasks that use only an utterance's
             average are trained on averages.
 
     Raises:
-        CorpusError: a corpus has problems; lists them.
-        ValueError: nothing to run, or a config or override that cannot work.
+        CorpusError: If a corpus has problems; lists them.
+        ValueError: If there is nothing to run, or if a config or override cannot work.
     """
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
@@ -235,11 +236,11 @@ def make_cells(
         cells += [Cell(downstream, downstream, mode, upstream, config, applied, corpus, versions, rate, kept=kept)
                   for rate in rates]
     if not cells:
-        raise ValueError("there is nothing to run; give the corpus of one or more of "
+        raise ValueError("there is nothing to run. Give the corpus of at least one task: "
                          f"{', '.join(f'--{name}' for name in TASKS)}")
     taken = {option for cell in cells for option in _options(cell.overrides)}
     if nowhere := [option for option in _options(overrides) if option not in taken]:
-        raise ValueError(f"-o {nowhere[0]}: none of the tasks has this field in its config."
+        raise ValueError(f"-o {nowhere[0]}: no task's config has this field."
                          f"{did_you_mean(_field(nowhere[0]), [cell.config for cell in cells])}")
     return cells
 
@@ -252,7 +253,7 @@ def _kept(downstream, config, mode, keeping, by_runner):
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of this package, s3prl and torch, which decide the results, too."""
+    """Return the versions of this package, s3prl and torch, which also affect the results."""
     import s3prl
 
     try:
@@ -263,7 +264,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _hashes_of_files(config) -> dict[str, str]:
-    """Hashes of the files and folders that a config names by absolute paths, by path."""
+    """Return the hashes of all files and folders that a config names by absolute path, by path."""
     paths = [Path(text) for text in sorted(set(_strings(config))) if os.path.isabs(text)]
     return {str(path): file_hash(path) if path.is_file() else _hash_of_folder(path)
             for path in paths if path.is_file() or path.is_dir()}
@@ -286,12 +287,12 @@ def _hash_of_folder(folder: Path) -> str:
 
 
 def _refuse_places(overrides: str, report):
-    """What was checked has to be what s3prl reads."""
+    """Raise ValueError if an override would make s3prl read files other than those that were checked."""
     places = [option.partition("=")[0] for option in _options(report.override)]
     for option in _options(overrides):
         if option.partition("=")[0].strip() in places:
-            raise ValueError(f"-o {option}: this field names what was checked in {report.root}. Put the file there, or "
-                             "a link to it.")
+            raise ValueError(f"-o {option}: this field names a file checked in {report.root}. Put your file, or a link "
+                             "to it, there.")
 
 
 def _config_name(name, fine_tune):
@@ -299,20 +300,20 @@ def _config_name(name, fine_tune):
     if not fine_tune:
         return stem
     if f"{stem}_finetune" not in config_names("downstream"):
-        raise ValueError(f"--finetune: there is no config for fine-tuning on {name}; give it with --downstream "
-                         f"{TASKS[name].downstream} CONFIG.yaml, or leave {name} out")
+        raise ValueError(f"--finetune: there is no config for fine-tuning on {name}. Give one with --downstream "
+                         f"{TASKS[name].downstream} CONFIG.yaml, or leave out {name}.")
     return f"{stem}_finetune"
 
 
 def _choices(task: SuperbTask, rates, upstream) -> list[dict]:
-    """What is searched, as fields of a cell."""
+    """Return the values to search, as fields of a cell."""
     if task.searched == "layer":
         return [{"layer": layer} for layer in range(count_layers(upstream))]
     return [{"learning_rate": rate} for rate in rates]
 
 
 def _complete(config, overrides, name) -> str:
-    """Apply the user's overrides that are for this task and return them; keep the states that a campaign needs."""
+    """Apply the user's overrides for this task and return them; set how many states s3prl keeps."""
     applied = _applicable(config, overrides)
     _override(config, applied)
     _keep_states(config["runner"], task_named(name), name)
@@ -320,35 +321,34 @@ def _complete(config, overrides, name) -> str:
 
 
 def _keep_states(runner, task, name):
-    """Keep the state before the last until the last is whole, or all states where several are evaluated."""
+    """Make s3prl keep the last two states, in case the last is incomplete, or all states if several are evaluated."""
     if task.searched == "layer":
         return
     if task.best is None:
         runner["max_keep"] = runner["total_steps"] // runner["save_step"] + 1
         if runner["eval_step"] > runner["total_steps"] or runner["eval_step"] % runner["save_step"]:
             raise ValueError(f"{name}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} and "
-                             f"save_step {runner['save_step']} no state is kept to be evaluated at every eval_step. "
-                             "Override config.runner.eval_step or save_step, so that the first is a multiple of the "
-                             "second")
+                             f"save_step {runner['save_step']}, states are not saved at every eval_step. Override "
+                             "config.runner.eval_step or save_step so that eval_step is a multiple of save_step.")
         return
     runner["max_keep"] = 2
     if runner["eval_step"] > runner["total_steps"] or task.dev not in runner["eval_dataloaders"]:
         raise ValueError(f"{name}: with total_steps {runner['total_steps']}, eval_step {runner['eval_step']} "
-                         f"and eval_dataloaders {runner['eval_dataloaders']} nothing is evaluated on {task.dev}; "
-                         "override config.runner.eval_step")
+                         f"and eval_dataloaders {runner['eval_dataloaders']}, nothing is evaluated on {task.dev}. "
+                         "Override config.runner.eval_step.")
 
 
 def _check_batch(config, report):
-    """s3prl's keyword spotting drops a batch that is not full, and would wait for ever for another."""
+    """Raise CorpusError if a corpus cannot fill a batch: s3prl's keyword spotting would wait for a full one forever."""
     batch = config["downstream_expert"]["datarc"]["batch_size"]
     utterances = sum(report.counts["train"].values())
     if utterances < batch:
-        raise CorpusError(f"{report.corpus} in {report.root} has {utterances} utterances for training, less "
-                          f"than one batch of {batch}; override config.downstream_expert.datarc.batch_size")
+        raise CorpusError(f"{report.corpus} in {report.root} has {utterances} training utterances, fewer than one "
+                          f"batch of {batch}. Override config.downstream_expert.datarc.batch_size.")
 
 
 def _applicable(config, overrides) -> str:
-    """Those of the user's overrides that are for a task: in the sections that differ by task, fields of its config."""
+    """Return the user's overrides for a task: in sections that differ by task, only fields that its config has."""
     own_only, fields = ("downstream_expert", "specaug", "specaug_hop", "upstream_config"), fields_of(config)
     return ",,".join(option for option in _options(overrides)
                      if _field(option) in fields or _field(option).split(".")[0] not in own_only)
@@ -363,15 +363,15 @@ def _options(overrides) -> list[str]:
 
 
 def _override(config, overrides):
-    """s3prl's ``-o``: fields separated by ``,,``, their values Python literals or strings."""
+    """Apply overrides in the form of s3prl's ``-o``: separated by ``,,``, values being Python literals or strings."""
     for option in _options(overrides):
         key, equals, value = (part.strip() for part in option.partition("="))
         first, *parents, last = key.split(".")
         if first != "config" or not equals:
-            raise ValueError(f"-o {option}: expected config.<field>=<value>, for only the config may change")
+            raise ValueError(f"-o {option}: only the config can be overridden. Write config.<field>=<value>.")
         if key in ("config.optimizer.lr", "config.downstream_expert.datarc.test_fold"):
-            raise ValueError(f"-o {option}: learning rates are given with --learning-rates, and all "
-                             "folds are run")
+            raise ValueError(f"-o {option}: this field cannot be overridden. Give learning rates with "
+                             "--learning-rates; all folds are always run.")
         check_field(config, _field(option))
         fields = config
         for parent in parents:
@@ -387,10 +387,10 @@ def _read_yaml(name, kind):
 
 
 def _digest(cell: Cell) -> str:
-    """A hash of all that decides a cell's result, so not of the place where its corpus lies."""
+    """Hash everything that determines a cell's result, which excludes the location of its corpus."""
     content = dataclasses.asdict(cell)
     for option in _options(cell.corpus.override):
         *parents, last = option.partition("=")[0].split(".")[1:]
         del functools.reduce(operator.getitem, parents, content["config"])[last]
     del content["corpus"]["override"], content["corpus"]["notes"]
-    return json_hash(json.loads(to_json(content)))[:10]  # of what cell.json can hold, so that its reader finds the same
+    return json_hash(json.loads(to_json(content)))[:10]  # as JSON, so that a cell read from cell.json has the same hash

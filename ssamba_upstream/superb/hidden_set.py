@@ -1,4 +1,4 @@
-"""The folder that SUPERB's hidden-set track wants: a checkpoint and an ``expert.py`` that loads it."""
+"""The folder for SUPERB's hidden-set track: a checkpoint and an ``expert.py`` that loads it."""
 
 import functools
 import importlib.metadata
@@ -19,15 +19,15 @@ from .tasks import TASKS
 PACKAGE = "ssamba-upstream"
 
 KEYS = tuple("QbE" if name == "qbe" else name.upper() for name in TASKS)
-"""The tasks by the track's names."""
+"""The track's names for the tasks."""
 
 
 class HiddenSetExpert(UpstreamExpert):
     """An upstream whose hop depends on the task, for s3prl without this package's runner.
 
     The track reads a task's hidden states and hop by the task's name. Tasks that work with any hop get the
-    checkpoint's default hop, the others a shorter one if they need it. If no task is named, as in s3prl by default,
-    the frames are close enough for every task.
+    checkpoint's default hop; other tasks get a shorter hop if they need one. If no task is named, which is s3prl's
+    default, the hop is short enough for every task.
 
     Args:
         ckpt, model_config, refresh, options: see :class:`UpstreamExpert`. A ``time_stride`` applies to all tasks.
@@ -46,8 +46,8 @@ class HiddenSetExpert(UpstreamExpert):
         self._last_read = "hidden_states"
 
     def _at_stride(self, stride, ckpt, options):
-        """The same network at another time stride; it shares all parameters."""
-        with torch.random.fork_rng(devices=[]):  # so that the downstream starts from the weights it has with one stride
+        """Return the network at another time stride, with shared parameters."""
+        with torch.random.fork_rng(devices=[]):  # the downstream's initial weights must not depend on the extra strides
             model = load_encoder(ckpt, UpstreamOptions(**{**asdict(options), "time_stride": stride}))
         model.load_state_dict(self.model.state_dict(keep_vars=True), assign=True)
         return FrameEncoder(model, **options.framing)
@@ -58,17 +58,17 @@ class HiddenSetExpert(UpstreamExpert):
         return max(1, min(self.windowing.hop, _longest_hop(key)) // self.windowing.front_end.shift_samples)
 
     def get_downsample_rates(self, key: str = None) -> int:
-        """Samples from frame to frame at 16 kHz, for a task such as "PR" or for "hidden_states".
+        """Return the hop in samples at 16 kHz, for a task such as "PR" or for "hidden_states".
 
         Raises:
-            RunError: the frames are too far apart for the task.
+            RunError: If the frames are too far apart for the task.
         """
         hop, longest = self._time_stride(key) * self.windowing.front_end.shift_samples, _longest_hop(key)
         if key in KEYS and hop > longest:
-            advice = ("Leave time_stride out of the options, so that every task gets its own." if self._one_hop else
-                      "Take a checkpoint whose fbank frames are closer together.")
-            raise RunError(f"{key} needs a frame every {longest / 16:g} ms or more often, and this upstream gives one "
-                           f"every {hop / 16:g} ms. {advice}")
+            advice = ("Remove time_stride from the options, so that each task gets its own." if self._one_hop else
+                      "Use a checkpoint whose fbank frames are closer together.")
+            raise RunError(f"{key} needs a frame at least every {longest / 16:g} ms, but this upstream gives one every "
+                           f"{hop / 16:g} ms. {advice}")
         return hop
 
     def forward(self, wavs):
@@ -79,7 +79,7 @@ class HiddenSetExpert(UpstreamExpert):
 
         Returns:
             StatesByKey with ``hidden_states``, ``last_hidden_state`` and, for every task, a list of depth + 1 tensors
-            (utterances, frames, width). The key that was last read of an earlier output is computed at once.
+            (utterances, frames, width). The key last read from an earlier output is computed immediately.
         """
         encode = functools.cache(lambda stride: self._encode(wavs, stride))
 
@@ -100,13 +100,13 @@ class HiddenSetExpert(UpstreamExpert):
 
 
 class StatesByKey(dict):
-    """A dict that computes a value when it is first read, with gradients only if they were enabled at the start.
+    """A dict that computes a value when it is first read, with gradients only if they were enabled at construction.
 
-    s3prl runs a frozen upstream without gradients, and reads its output with them.
+    s3prl runs a frozen upstream without gradients, but reads its output with gradients enabled.
 
     Args:
         keys: all keys.
-        compute: a function from a key to its value.
+        compute: function that takes a key and returns its value.
     """
 
     def __init__(self, keys, compute):
@@ -130,16 +130,16 @@ class StatesByKey(dict):
 
 
 def _longest_hop(key):
-    """Samples from frame to frame up to which a task works; for any other key, up to which all tasks do."""
+    """Return the longest hop in samples with which a task works; for other keys, with which all tasks work."""
     if key in KEYS:
         return LONGEST_HOPS.get(TASKS[key.lower()].downstream, math.inf)
     return min(LONGEST_HOPS.values())
 
 
-EXPERT = '''"""The upstream as SUPERB's hidden-set track and s3prl's `--hub huggingface` load it.
+EXPERT = '''"""The upstream for SUPERB's hidden-set track and s3prl's `--hub huggingface`.
 
-`UpstreamExpert(ckpt="model.pt")` is ssamba_upstream's. Every task gets frames that are close enough together, and
-`get_downsample_rates(task)` refuses options with which they would not be.
+`UpstreamExpert(ckpt="model.pt")` comes from ssamba_upstream. Every task gets frames that are close enough together;
+`get_downsample_rates(task)` raises an error if the options prevent this.
 """
 
 from ssamba_upstream.superb.hidden_set import HiddenSetExpert
@@ -150,7 +150,7 @@ OPTIONS = {options!r}
 
 
 class UpstreamExpert(HiddenSetExpert):
-    """HiddenSetExpert with OPTIONS, unless a `model_config` is given."""
+    """HiddenSetExpert with OPTIONS, unless `model_config` is given."""
 
     def __init__(self, ckpt=None, model_config=None, **others):
         super().__init__(ckpt, model_config, **({{}} if model_config else OPTIONS), **others)
@@ -171,7 +171,7 @@ Self-Supervised Audio Mamba (arXiv 2405.11831), {size}, {parameters:,} parameter
 |---|---|
 | `expert.py` | `UpstreamExpert`, from the package ssamba-upstream |
 | `model.pt` | configuration and weights; `torch.load` reads it with `weights_only=True` |
-| `requirements.txt` | the package, in the version that wrote this folder |
+| `requirements.txt` | the package version that wrote this folder |
 
 ```python
 from expert import UpstreamExpert
@@ -182,35 +182,35 @@ hop = upstream.get_downsample_rates("PR")
 ```
 
 `hidden_states` is a list of {states} tensors (utterances, frames, {width}): the input of the first layer and
-the output of each. All tasks share the network; the distance of the frames depends on the task:
+the output of each layer. All tasks share the network; the hop between frames depends on the task:
 
-| samples from frame to frame | keys |
+| hop (samples) | keys |
 |---|---|
 {hops}
 
 A task's hidden states are computed when its key is read. Neither a GPU nor a compiler is needed.
 
-s3prl loads this repository with `run_downstream.py --hub huggingface -u <user>/<repository>`, and reads the
-hidden states of a task with `-s`, such as `-s PR`.
+s3prl loads this repository with `run_downstream.py --hub huggingface -u <user>/<repository>` and selects a task's
+hidden states with `-s`, such as `-s PR`.
 """
 
 
 def export_hidden_set(checkpoint, out, options=None) -> None:
     """Write the folder of the hidden-set track: ``expert.py``, ``model.pt``, ``requirements.txt``, ``README.md``.
 
-    s3prl's ``--hub huggingface`` downloads such a folder as a repository of the Hugging Face hub. Heads
-    that the checkpoint has beside the encoder are left out.
+    s3prl's ``--hub huggingface`` downloads such a folder from a Hugging Face repository. Only the checkpoint's
+    encoder is written, without its heads.
 
     Args:
-        checkpoint: of any format, see :func:`ssamba_upstream.checkpoint.load_model`.
+        checkpoint: checkpoint in any format, see :func:`ssamba_upstream.checkpoint.load_model`.
         out: a new folder.
-        options: UpstreamOptions. Default: the default ones, with the hop that each task needs.
+        options: UpstreamOptions. Default: the default options, with the hop that each task needs.
 
     Raises:
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
-        FileExistsError: ``out`` exists and is not an empty folder.
-        RunError: with these options, the frames are too far apart for a task.
-        ValueError: this package is not installed, so that there is no version to require; or an option out of range.
+        FileExistsError: If ``out`` exists and is not an empty folder.
+        RunError: If, with these options, the frames are too far apart for a task.
+        ValueError: If this package is not installed and so has no version to require, or if an option is out of range.
     """
     requirement = f"{PACKAGE}=={_version()}\n"
     options = options or UpstreamOptions()
@@ -228,8 +228,8 @@ def _version() -> str:
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"{PACKAGE} is not installed, so that requirements.txt cannot name its version; "
-                         "run `pip install .` in its checkout") from None
+        raise ValueError(f"{PACKAGE} is not installed, so requirements.txt cannot name its version. "
+                         "Run `pip install .` in its checkout.") from None
 
 
 def _describe(expert: HiddenSetExpert) -> str:

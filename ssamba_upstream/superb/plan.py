@@ -1,4 +1,4 @@
-"""What a campaign is going to run, and about how long it will take, from a short trial of each task."""
+"""A campaign's plan: the cells to run, and an estimate of their time from a short trial of each task."""
 
 import dataclasses
 import tempfile
@@ -19,19 +19,19 @@ TRIAL_STEPS = 4
 
 def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | None = None,
          compare: bool = False) -> str:
-    """Return a table of the cells and an estimate of the time they take, hours:minutes:seconds.
+    """Return a table of the cells and an estimate of their time as hours:minutes:seconds.
 
     Each task with cells to run gets a short trial. The estimate counts an evaluation as the training steps that its
-    utterances would fill, which is too much for a fine-tuned upstream, and does not include tasks without training. The
-    plan also has the notes of the corpora's checks, and what a scorer lacks.
+    utterances would fill, which is too much for a fine-tuned upstream. Tasks without training are not included. The
+    plan also lists the notes from the corpus checks and anything that a scorer lacks.
 
     Args:
-        cells: what is planned.
+        cells: cells to plan.
         out: the campaign's folder.
         device: "cpu" or "cuda".
-        jobs: cells that run at once.
+        jobs: number of cells that run at the same time.
         scorers: see :class:`ssamba_upstream.superb.scorers.Scorers`. Default: none.
-        compare: also try tasks that train on averages on waveforms, and estimate the time that this would take.
+        compare: If True, also time tasks that train on averages with waveforms instead, and estimate the total.
     """
     waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
@@ -47,33 +47,33 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
     total = Estimate()
     for cell in {cell.series: cell for cell in waiting}.values():
         if cell.layer is not None:
-            rows.append(f"{cell.task}: no training, and so no estimate")
+            rows.append(f"{cell.task}: no estimate, because the task has no training")
             continue
         same = [other for other in waiting if other.series == cell.series]
         try:
             sentence, estimate = _estimate(cell, len(same), out, device, compare)
         except CellError as error:
-            return "\n".join([*rows, f"No estimate: the trial of {cell.task} failed: {error}"])
+            return "\n".join([*rows, f"No estimate, because the trial of {cell.task} failed: {error}"])
         rows.append(sentence)
         total = Estimate(total.planned + estimate.planned, total.computing_always + estimate.computing_always)
     at_once = min(jobs, max(1, len(waiting)))
     planned, computing_always = (timedelta(seconds=round(seconds / at_once)) for seconds in dataclasses.astuple(total))
     rows.append(f"{len(waiting)} of {len(cells)} cells to run, {sum(cell.steps for cell in waiting)} steps, {jobs} at "
-                f"once: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
+                f"a time: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
                                             if compare and any(cell.kept for cell in waiting) else ""))
     return "\n".join(rows)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that cells take: as they are planned, and with hidden states that are computed anew in every step."""
+    """Time that cells take, in seconds: as planned, and if every step computed its hidden states."""
 
     planned: float = 0.0
     computing_always: float = 0.0
 
 
 def _estimate(cell, count, out, device, compare):
-    """A sentence about the trials of a cell, and the Estimate of ``count`` cells like it."""
+    """Return a sentence about a cell's trials, and the Estimate for ``count`` such cells."""
     averages = cell.kept is not None and cell.kept.startswith("averages")
     steps, utterances = cell.steps + _evaluations_in_steps(cell), sum(_utterances(cell).values())
     sentence = f"{cell.task}:"
@@ -102,19 +102,19 @@ def _estimate(cell, count, out, device, compare):
 
 
 def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Trial]:
-    """Measure a cell in a few steps of its training; what was measured is kept in ``OUT/trials``.
+    """Time a few training steps of a cell; the measurements are kept in ``OUT/trials``.
 
     Args:
-        cell: what is tried.
+        cell: cell to time.
         out: the campaign's folder.
         device: "cpu" or "cuda".
-        kept: as of a :class:`Cell`; a store of the trial's own is filled, and removed.
+        kept: see :class:`Cell`. The trial uses a temporary store.
 
     Returns:
-        seconds to start, and the :class:`ssamba_upstream.plugin.keeping.Trial`.
+        start-up time in seconds, and the :class:`ssamba_upstream.plugin.keeping.Trial`.
 
     Raises:
-        CellError: the trial failed, as the cell would.
+        CellError: If the trial failed, as the cell itself would.
     """
     kind = "runner" if kept is None else kept.replace(" ", "-")
     record = Path(out) / "trials" / f"{cell.task}-{cell.series}-{kind}-{device}.json"
@@ -137,14 +137,14 @@ def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Tria
 
 
 def _utterances(cell):
-    """Utterances by split, or for ER by session."""
+    """Return the number of utterances by split, or by session for ER."""
     return {split: count.get("utterances", sum(count.values())) for split, count in cell.corpus.counts.items()}
 
 
 def _evaluations_in_steps(cell):
-    """How many training steps the evaluations on dev and test are worth, by the number of utterances."""
+    """Return the evaluations on dev and test in training steps, by their number of utterances."""
     counts = _utterances(cell)
-    if cell.task == "er":  # s3prl's dev set is a fifth of the four sessions that train
+    if cell.task == "er":  # s3prl's dev set is a fifth of the four training sessions
         utterances = sum(counts.values()) * (0.2 * 4 + 1) / 5
     else:
         utterances = counts.get("dev", 0) + counts.get("test", 0)
@@ -162,8 +162,8 @@ def _milliseconds(seconds):
 
 
 def _batch_size(downstream, downstream_expert):
-    """Utterances in a training batch, by the names that s3prl's downstreams have for it."""
-    if downstream == "asr":  # which reads no train_batch_size, and halves batches of recordings over 2000 samples
+    """Return the utterances in a training batch, by any of the names that s3prl's downstreams use."""
+    if downstream == "asr":  # ignores train_batch_size and halves batches of recordings over 2000 samples
         return max(1, downstream_expert["datarc"]["batch_size"] // 2)
     names = ("train_batch_size", "batch_size", "train_batchsize")
     sections = (downstream_expert.get(section, {}) for section in ("datarc", "corpus", "loaderrc"))

@@ -1,4 +1,4 @@
-"""s3prl's training and evaluation in processes of their own, which end with what has begun them."""
+"""s3prl's training and evaluation in subprocesses, which end together with the process that started them."""
 
 import os
 import re
@@ -8,30 +8,30 @@ import threading
 from pathlib import Path
 
 RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
-"""The command that trains and evaluates; s3prl's arguments follow."""
+"""The command that trains and evaluates; s3prl's arguments are appended."""
 
-SHOWN = 12  # lines of the log of a cell that failed
+SHOWN = 12  # last lines of a failed cell's log
 
 
 class CellError(RuntimeError):
-    """A cell failed; says why, with the last lines of its log."""
+    """Raised when a cell fails; gives the reason and the last lines of its log."""
 
 
 class Processes:
-    """The processes that run now, each waited for by a thread of its own."""
+    """The running processes, each with a thread that waits for it."""
 
     def __init__(self):
         self._lock, self._running, self._ended = threading.Lock(), set(), False
 
     def run(self, command, **options) -> int:
-        """The exit status of a command, see ``subprocess.Popen``; where this thread is interrupted, it is killed.
+        """Run a command, see ``subprocess.Popen``, and return its exit status; if interrupted, kill it.
 
         Raises:
-            CellError: the processes have been ended.
+            CellError: If :meth:`end` was called earlier.
         """
         with self._lock:
             if self._ended:
-                raise CellError("stopped before it began")
+                raise CellError("stopped before it started")
             process = subprocess.Popen(command, **options)
             self._running.add(process)
         try:
@@ -44,7 +44,7 @@ class Processes:
                 self._running.discard(process)
 
     def end(self) -> None:
-        """Terminate what runs, and let nothing else begin."""
+        """Terminate all running processes and prevent new ones from starting."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -52,25 +52,25 @@ class Processes:
 
 
 def run_s3prl(processes: Processes, folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> str:
-    """Run s3prl in a cell's folder, where its relative paths begin, so that OUT may be moved between runs.
+    """Run s3prl in a cell's folder with relative paths, so that OUT can be moved between runs.
 
     Returns:
-        What it printed.
+        The output of s3prl.
 
     Raises:
-        CellError: it ended with another status than 0.
+        CellError: If the exit status is not 0.
     """
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, path))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path}
     with open(folder / "log.txt", "ab") as log, open(folder / "printed.txt", "ab") as printed:
         before = printed.tell()
-        # When this process is killed s3prl goes on, and with the lock's file open it keeps the cell.
+        # If this process is killed, s3prl continues and still holds the cell's lock, because it inherits the open file.
         status = processes.run(
             [*RUNNER, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=printed,
             stderr=log, pass_fds=[] if lock is None else [lock])
     if status:
         lines = re.split(r"[\r\n]+", (folder / "log.txt").read_text(errors="replace").strip())
-        raise CellError("\n    ".join([f"s3prl's {arguments[1]} ended with status {status}; its log ends:",
+        raise CellError("\n    ".join([f"s3prl's {arguments[1]} ended with status {status}; its log ends with:",
                                        *lines[-SHOWN:]]))
     return (folder / "printed.txt").read_bytes()[before:].decode(errors="replace")

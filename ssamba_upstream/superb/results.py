@@ -1,4 +1,4 @@
-"""The table of a campaign's results, from the cells in its folder: results.json and results.md."""
+"""The result tables of a campaign, results.json and results.md, from the cells in its folder."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -13,16 +13,16 @@ from .tasks import task_named
 COLUMNS = ("task", "upstream", "checkpoint", "test", "by fold", "dev", "chosen", "steps", "corpus", "")
 FINE_TUNED = "Fine-tuned upstream: not comparable with SUPERB's constrained track"
 CONSTRAINED = "Frozen upstream: SUPERB's constrained track"
-ELSEWHERE = "Frozen upstream, other tasks or corpora than SUPERB's: not comparable with its constrained track"
+ELSEWHERE = "Frozen upstream, tasks or corpora other than SUPERB's: not comparable with its constrained track"
 
 
 def write_results(out, scorers: Scorers | None = None) -> list[dict]:
     """Write ``OUT/results.json`` and ``OUT/results.md`` from all cells in OUT, and return the rows.
 
-    A row is a task with one upstream, mode, config, corpus and set of versions. Its learning rate, the same in all
-    folds, or its layer is the one with the best mean on dev among those of which every fold has finished; the lower of
-    equals. Values are in the units of the tasks' metrics. Cells of an earlier version of this package are left out, and
-    named below the tables.
+    A row is a task with one upstream, mode, config, corpus and set of versions. Its learning rate (the same in all
+    folds) or layer is the one with the best mean on dev among those with all folds finished; on a tie, the lower one.
+    Values are in the units of the tasks' metrics. Cells from an earlier version of this package are skipped and listed
+    below the tables.
     """
     out = Path(out)
     cells, earlier = read_cells(out)
@@ -40,11 +40,11 @@ def write_results(out, scorers: Scorers | None = None) -> list[dict]:
 
 
 def note_on_earlier(names: list[str]) -> str:
-    """What to say of cells that an earlier version of this package wrote; nothing where there are none."""
+    """Return a note on cells written by an earlier version of this package; empty if there are none."""
     if not names:
         return ""
-    return (f"Left out, as an earlier version of this package wrote them: {', '.join(names)}. Delete these folders in "
-            "`cells`, or move them away.")
+    return (f"Skipped, because an earlier version of this package wrote them: {', '.join(names)}. Delete these folders "
+            "in `cells` or move them elsewhere.")
 
 
 def _row(cells: list[tuple[Cell, dict | None]], scorers):
@@ -78,7 +78,7 @@ def _mean(values):
 
 
 def markdown(rows: list[dict]) -> str:
-    """A table for each heading; for ER the mean of the five folds."""
+    """Return a Markdown table for each heading; ER is the mean of the five folds."""
     lines = ["# SUPERB results"]
     for heading in (CONSTRAINED, ELSEWHERE, FINE_TUNED):
         if chosen := [row for row in rows if _heading(row) == heading]:
@@ -112,10 +112,10 @@ def _cells(row):
 def _notes(row, task):
     notes = []
     if row["unfinished"]:
-        notes.append(f"cells of the search not finished: {row['unfinished']}")
+        notes.append(f"unfinished cells in the search: {row['unfinished']}")
     if task.best is None:
-        notes.append("no dev set: step and learning rate by the test set, as SUPERB's recipe has it")
-    notes += [f"{fold}: {task.best} was never kept, so the last checkpoint" for fold, run in row["runs"].items()
+        notes.append("no dev set: step and learning rate were chosen on the test set, as in SUPERB's recipe")
+    notes += [f"{fold}: last checkpoint, as {task.best} was never written" for fold, run in row["runs"].items()
               if task.best is not None and (run["checkpoint"] or task.best) != task.best]
     if row["lacking"]:
         notes.append(row["lacking"])

@@ -1,7 +1,7 @@
-"""The programs that measure what s3prl does not: dscore, MediaEval's scorer, and decoding with a language model.
+"""External scorers for metrics that s3prl does not compute: dscore, MediaEval's, and language-model decoding.
 
-None of them comes with this package, and nothing stands in for one that is not there: the value stays open, and the
-table says what would give it.
+None of them comes with this package, and there is no substitute: without a scorer its value stays empty, and the table
+says what is needed.
 """
 
 import importlib.util
@@ -32,22 +32,22 @@ del sys.argv[0]
 sys.path[0] = str(pathlib.Path(sys.argv[0]).parent)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""dscore with numpy's old names of Python's types, which numpy has dropped since and dscore uses."""
+"""Script that starts dscore with numpy's former aliases of Python types, which numpy has since removed."""
 
 DECODER = "config.downstream_expert.datarc.decoder_args."
 
 
 class ScorerError(RuntimeError):
-    """A scorer ended with an error, or printed no score; says what it printed last."""
+    """Raised when a scorer fails or prints no score; gives the last lines of its output."""
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """Where the scorers are.
+    """Locations of the scorers.
 
     Attributes:
         dscore: folder of a clone of dscore, or None.
-        language_model: a model for KenLM and the lexicon, or None.
+        language_model: a KenLM model and the lexicon, or None.
     """
 
     dscore: Path | None = None
@@ -55,25 +55,25 @@ class Scorers:
 
     def __post_init__(self):
         if self.dscore is not None and not (self.dscore / "score.py").is_file():
-            raise ValueError(f"--dscore {self.dscore}: has no score.py; give the folder of a clone of {DSCORE_SOURCE}")
+            raise ValueError(f"--dscore {self.dscore}: has no score.py. Give the folder of a clone of {DSCORE_SOURCE}.")
         if self.dscore is not None:
             _require("--dscore", ("h5py", "intervaltree", "tabulate"), f"h5py -r {self.dscore / 'requirements.txt'}")
             if shutil.which("perl") is None:
-                raise ValueError("--dscore: there is no perl, in which dscore's md-eval is written")
+                raise ValueError("--dscore: perl is not installed. dscore's md-eval needs it.")
         for path in self.language_model or ():
             if not path.is_file():
-                raise ValueError(f"--language-model: there is no file {path}; the 4-gram is on "
-                                 "https://www.openslr.org/11, the lexicon of letters on "
+                raise ValueError(f"--language-model: there is no file {path}. Get the 4-gram from "
+                                 "https://www.openslr.org/11 and the letter lexicon from "
                                  "https://dl.fbaipublicfiles.com/fairseq/wav2vec/librispeech_lexicon.lst")
         if self.language_model:
             _require("--language-model", ("kenlm", "flashlight"),
                      "https://github.com/kpu/kenlm/archive/master.zip flashlight-text flashlight-sequence")
 
     def lacking(self, cell: Cell) -> str | None:
-        """What has to be there before a cell's scorer can measure, as a sentence; None where all is there."""
+        """Return a sentence on what a cell's scorer lacks; None if it lacks nothing."""
         if cell.scorer == "dscore":
             if self.dscore is None:
-                return f"DER needs dscore: git clone {DSCORE_SOURCE}, and --dscore with its folder"
+                return f"DER needs dscore: git clone {DSCORE_SOURCE}, and give its folder with --dscore"
             if not _reference(cell).is_file():
                 return f"DER needs the reference {_reference(cell)}"
         if cell.scorer == "MediaEval's scorer":
@@ -81,22 +81,22 @@ class Scorers:
             if absent := [str(path) for path in needed if not path.exists()]:
                 return f"MTWV, by which the layer is chosen, needs {', '.join(absent)}: {REMEDY}"
         if cell.scorer == "language model" and self.language_model is None:
-            return "WER with LM needs --language-model, and may be left out"
+            return "WER with LM needs --language-model, and is optional"
         return None
 
     def score(self, cell: Cell, experiment: Path, run: Callable[[str], str]) -> dict:
-        """What a cell's scorer measures.
+        """Run a cell's scorer and return the values.
 
         Args:
-            cell: whose scorer lacks nothing.
-            experiment: s3prl's folder, with the predictions of the test set; beside it, with "-dev", that of dev.
-            run: evaluates once more, with an override in the form of s3prl's ``-o``; returns what s3prl printed.
+            cell: a cell whose scorer lacks nothing.
+            experiment: s3prl's folder with the test predictions; the dev predictions are in "<experiment>-dev".
+            run: function that evaluates again, with an override in the form of s3prl's ``-o``, and returns the output.
 
         Returns:
-            "dev", a value or nothing, and "test", values by the names of metrics, in the table's units.
+            "test", values by metric name, and for some tasks "dev", one value; both in the table's units.
 
         Raises:
-            ScorerError: the scorer failed.
+            ScorerError: If the scorer failed.
         """
         if cell.scorer == "dscore":
             return {"test": {"DER": diarization_error_rate(experiment, _reference(cell), self.dscore)}}
@@ -112,10 +112,10 @@ class Scorers:
 
 
 def diarization_error_rate(experiment: Path, reference: Path, dscore: Path) -> float:
-    """DER in percent: the least over s3prl's medians and thresholds, as SUPERB reports it.
+    """Return the DER in percent, the lowest over s3prl's medians and thresholds, as SUPERB reports it.
 
     Raises:
-        ScorerError: s3prl's make_rttm.py or dscore failed.
+        ScorerError: If s3prl's make_rttm.py or dscore failed.
     """
     script = Path(importlib.util.find_spec("s3prl").origin).parent / "downstream" / "diarization" / "make_rttm.py"
     scoring, hop = experiment / "scoring", (experiment / "frame_shift").read_text().strip()
@@ -133,10 +133,10 @@ def diarization_error_rate(experiment: Path, reference: Path, dscore: Path) -> f
 
 
 def term_weighted_value(experiment: Path, scoring: Path, ground_truth: str) -> float:
-    """MTWV in percent, by the script that comes with QUESST 2014.
+    """Return the MTWV in percent, measured by the script that comes with QUESST 2014.
 
     Raises:
-        ScorerError: the script failed.
+        ScorerError: If the script failed.
     """
     printed = _run([scoring / SCORER, experiment.resolve(), ground_truth, "-10"], cwd=scoring)
     written = experiment / "score.out"
@@ -147,7 +147,7 @@ def term_weighted_value(experiment: Path, scoring: Path, ground_truth: str) -> f
 def _require(option, packages, install):
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
-        raise ValueError(f"{option}: there is no {' and no '.join(absent)}; pip install {install}")
+        raise ValueError(f"{option}: missing packages: {', '.join(absent)}. Run: pip install {install}")
 
 
 def _reference(cell):
@@ -170,9 +170,9 @@ def _run(command, cwd=None) -> str:
 def _found(pattern, text, program) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise ScorerError(_message(f"{program} gave no score that looks like {pattern}", text))
+        raise ScorerError(_message(f"{program} printed no score that matches {pattern}", text))
     return match[1]
 
 
 def _message(what, printed, shown=6):
-    return "\n    ".join([f"{what}; it printed last:", *printed.strip().splitlines()[-shown:]])
+    return "\n    ".join([f"{what}; its output ends with:", *printed.strip().splitlines()[-shown:]])

@@ -1,6 +1,6 @@
 """predict.zip for SUPERB's leaderboard: the predictions of s3prl's runs, checked line by line.
 
-Layout and file names are those of s3prl's ``submit/submit.py``, which copies the files unread.
+The layout and file names are those of s3prl's ``submit/submit.py``, which copies the files without checking them.
 """
 
 import zipfile
@@ -14,21 +14,20 @@ from .predictions import SubmissionError
 from .tasks import PREDICTIONS, TASKS
 
 FOLDERS = {"asv": "sv"}
-"""The leaderboard's names of tasks, in the folders of the zip, if they differ from ours."""
+"""The leaderboard's task names in the zip's folders, if they differ from ours."""
 
 ER_FOLDS = tuple(name for name, _ in TASKS["er"].predictions)
 
 
 @dataclass
 class Submission:
-    """What was written.
+    """A written submission.
 
     Attributes:
         path: the zip file.
-        predictions: their number for each of ``PREDICTIONS`` that is in it; values, for those that are measured at
-            home.
-        checks: for each of these, how far they could be checked, in a sentence.
-        warnings: sentences about predictions that are well-formed and may still not be the ones wanted.
+        predictions: number of predictions (or of values, if measured locally) by name in ``PREDICTIONS``.
+        checks: a sentence for each name on how far its predictions could be checked.
+        warnings: sentences about well-formed predictions that may still be the wrong ones.
     """
 
     path: Path
@@ -42,36 +41,36 @@ class Submission:
         absent = dict.fromkeys("er" if name in ER_FOLDS else name for name in PREDICTIONS
                                if name not in self.predictions)
         if absent:
-            lines.append(f"  Not in it, and so not scored: {', '.join(absent)}.")
-        lines.append("  Not in it either: st, speech translation, which this package does not run.")
+            lines.append(f"  Not included, and so not scored: {', '.join(absent)}.")
+        lines.append("  Not included either: st, speech translation, which this package does not run.")
         lines += [f"  Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
 
 def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Submission:
-    """Check the predictions of s3prl's runs and write them as the leaderboard wants them.
+    """Check the predictions of s3prl's runs and write them in the leaderboard's layout.
 
-    A run is the folder of an s3prl experiment, or the prediction file in it. What is not given is left out; the
-    leaderboard scores what is there.
+    A run is the folder of an s3prl experiment, or the prediction file in it. Tasks without a run are left out; the
+    leaderboard scores the tasks that are included.
 
-    With a corpus, every utterance of its test set must be there once, and no other. Without, the form of
-    the utterances' names and their number must be the released corpus's, and the result says what was not
+    If a corpus is given, the predictions must contain every utterance of its test set exactly once, and no others.
+    Otherwise, the names and number of the utterances must match the released corpus, and the result says what was not
     checked.
 
     Args:
-        out: folder for ``predict.zip``, or a file ending in ``.zip``; an older file of that name is replaced.
-        runs: by a name of ``PREDICTIONS``: ``pr``, ``asr``, ``asr_lm``, ``sf``, ``ic``, ``sid``, ``asv``, ``sd``,
+        out: folder for ``predict.zip``, or a file ending in ``.zip``; an existing file is replaced.
+        runs: runs by name in ``PREDICTIONS``: ``pr``, ``asr``, ``asr_lm``, ``sf``, ``ic``, ``sid``, ``asv``, ``sd``,
             ``qbe``, ``se``, ``ss``, ``ks``, and ``er_fold1`` to ``er_fold5``, all five or none.
-        corpora: paths by the same names, as the corpora's ``find_test_set`` take them.
+        corpora: paths by the same names, as accepted by the corpora's ``find_test_set``.
 
     Returns:
-        What was written and how far it was checked.
+        The Submission: what was written and how far it was checked.
 
     Raises:
-        SubmissionError: nothing to submit, a missing fold, or predictions with a missing, repeated or
-            unknown utterance, an unknown label, a malformed line, CRLF line ends, a byte order mark, or
-            nothing in them. Nothing is written then.
-        OSError: a file cannot be read or written.
+        SubmissionError: If there is nothing to submit, a fold is missing, or predictions are empty or have a missing,
+            repeated or unknown utterance, an unknown label, a malformed line, CRLF line endings or a byte order mark.
+            Nothing is written then.
+        OSError: If a file cannot be read or written.
     """
     corpora = corpora or {}
     _check_completeness(runs)
@@ -90,21 +89,21 @@ def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Subm
         submission.predictions[name], submission.checks[name] = checked.count, checked.check
         submission.warnings += checked.warnings
     if problems:
-        raise SubmissionError("\n".join(["nothing was written, for there are problems:", *problems]))
+        raise SubmissionError("\n".join(["nothing was written, because there are problems:", *problems]))
     _write_zip(contents, submission.path)
     return submission
 
 
 def _check_completeness(runs: Mapping):
     if not runs:
-        raise SubmissionError(f"there is nothing to submit; give the run of one or more of {', '.join(PREDICTIONS)}")
+        raise SubmissionError(f"there is nothing to submit. Give the run of at least one of {', '.join(PREDICTIONS)}.")
     unknown = [name for name in runs if name not in PREDICTIONS]
     if unknown:
-        raise SubmissionError(f"the leaderboard has no {', '.join(unknown)}, but {', '.join(PREDICTIONS)}")
+        raise SubmissionError(f"the leaderboard has no {', '.join(unknown)}. It has {', '.join(PREDICTIONS)}.")
     missing = [name for name in ER_FOLDS if name not in runs]
     if missing and len(missing) < len(ER_FOLDS):
-        raise SubmissionError(f"ER needs all five folds to be scored, and {', '.join(missing)} is missing; "
-                              "give the runs of all five, or none to submit without ER")
+        raise SubmissionError(f"ER is scored only with all five folds; missing: {', '.join(missing)}. "
+                              "Give the runs of all five, or none to submit without ER.")
 
 
 def _write_zip(contents: dict[str, bytes], path: Path):

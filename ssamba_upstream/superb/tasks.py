@@ -1,4 +1,4 @@
-"""SUPERB's twelve tasks: what s3prl runs for each, what it measures and where it says so, what is submitted."""
+"""SUPERB's twelve tasks: s3prl's downstream and config, the metrics and how s3prl prints them, and the predictions."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -32,15 +32,15 @@ FOLDS = tuple(f"fold{number}" for number in range(1, len(iemocap.SESSIONS) + 1))
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that SUPERB judges by.
+    """One of SUPERB's metrics.
 
     Attributes:
-        name: as in the table.
-        pattern: of the line in which s3prl prints it, with the value as its group; "{split}" stands for the split.
-            None: it is a scorer's.
-        factor: from s3prl's number to the table's.
-        unit: of the table's.
-        higher_is_better: otherwise lower is.
+        name: name in the table.
+        pattern: pattern of the line in which s3prl prints the value, with the value as its group; "{split}" stands for
+            the split. None if a scorer measures it.
+        factor: factor from s3prl's value to the table's.
+        unit: unit in the table.
+        higher_is_better: If False, lower is better.
     """
 
     name: str
@@ -55,19 +55,19 @@ class SuperbTask:
     """One of SUPERB's tasks.
 
     Attributes:
-        downstream: s3prl's name of it.
-        config: stem of ours.
-        metrics: of the test set.
-        dev_metric: decides on dev. Default: the first of the metrics.
-        best: the checkpoint that s3prl keeps by it. None: there is no dev set, and the states at every
+        downstream: s3prl's name for the task.
+        config: stem of the config in this package.
+        metrics: metrics on the test set.
+        dev_metric: metric that decides on dev. Default: the first of ``metrics``.
+        best: the checkpoint that s3prl keeps as the best on dev. None if there is no dev set; then the states at every
             ``eval_step`` are evaluated on test.
-        start: value that the first best one must be better than, as s3prl has it.
-        dev, test: s3prl's names of the splits.
+        start: s3prl's initial best value, in its own unit, which the first best checkpoint must beat.
+        dev, test: s3prl's names for the splits.
         searched: "learning_rate", or "layer" for a task without training.
         folds: test folds.
-        scorer: program beside s3prl that measures, see :mod:`ssamba_upstream.superb.scorers`.
-        drops_incomplete_batches: s3prl waits for ever for a batch that the corpus cannot fill.
-        predictions: what is submitted, by name in the zip file without "_public"; with folds, by fold.
+        scorer: external scoring program, see :mod:`ssamba_upstream.superb.scorers`.
+        drops_incomplete_batches: If True, s3prl waits forever for a batch that the corpus cannot fill.
+        predictions: prediction files to submit, by name in the zip file without "_public"; with folds, by fold.
     """
 
     downstream: str
@@ -104,7 +104,7 @@ TRANSCRIPT = matching(r"(?:<\w+>|[A-Z' ])*", "a transcript in capitals")
 
 
 def _phones():
-    """The vocabulary of our config, and s3prl's token for what is not in it."""
+    """Return our config's vocabulary and s3prl's token for unknown words."""
     text = (configs_folder("downstream") / "vocabularies" / "phonemes.txt").read_text(encoding="utf-8")
     return {"<unk>", *text.split()}
 
@@ -185,6 +185,6 @@ PREDICTIONS = {name: form for task in TASKS.values() for name, form in task.pred
 
 
 def task_named(name: str) -> SuperbTask:
-    """A task of SUPERB's by its name, or another of s3prl's downstreams, which has to keep ``dev-best.ckpt`` by the
-    accuracy that it prints, as SUPERB's tasks of whole utterances do."""
+    """Return a SUPERB task by its name, or a task for another s3prl downstream, which must print an accuracy and keep
+    ``dev-best.ckpt`` by it, like SUPERB's utterance-level tasks."""
     return TASKS.get(name) or SuperbTask(name, name, (ACCURACY,))

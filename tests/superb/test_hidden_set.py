@@ -161,7 +161,7 @@ def test_ones_own_options(installed, checkpoint, tmp_path, capsys):
     assert mean.get_downsample_rates("SID") == 1600 and mean.width == fine.width / 12
     assert {fine.get_downsample_rates(key) for key in HOPS} == {320}
     assert main([*arguments, "hop_40ms", "--out", str(tmp_path / "coarse")]) == 1
-    assert "SE needs a frame every 20 ms or more often, and this upstream gives one every 40 ms. Leave time" in \
+    assert "SE needs a frame at least every 20 ms, but this upstream gives one every 40 ms. Remove time" in \
         capsys.readouterr().err
     assert not (tmp_path / "coarse").exists()
 
@@ -173,7 +173,7 @@ def test_the_exported_file_refuses_frames_that_are_too_far_apart(installed, chec
     upstream = import_expert(tmp_path / "out")(
         ckpt=tmp_path / "out" / "model.pt", model_config=tmp_path / "options.yaml", refresh=False)
     assert upstream.get_downsample_rates("SID") == 1600
-    with pytest.raises(ValueError, match="PR needs a frame every 40 ms.*every 100 ms. Leave time_stride"):
+    with pytest.raises(ValueError, match="PR needs a frame at least every 40 ms.*every 100 ms. Remove time_stride"):
         upstream.get_downsample_rates("PR")
 
 
@@ -185,7 +185,7 @@ def test_hops_fit_the_checkpoint(tmp_path):
     save_model(SsambaModel(SsambaConfig(num_hidden_layers=1, frame_shift=25.0)), tmp_path / "coarse")
     upstream = hidden_set.HiddenSetExpert(tmp_path / "coarse")
     assert upstream.get_downsample_rates("PR") == 400
-    with pytest.raises(ValueError, match="SS needs.*every 25 ms. Take a checkpoint"):
+    with pytest.raises(ValueError, match="SS needs.*every 25 ms. Use a checkpoint"):
         upstream.get_downsample_rates("SS")
 
 

@@ -98,8 +98,8 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
     assert found == {f"predict/{task}_public/predict.txt": text for task, text in written.items()}
     assert submission.predictions == {"sid": 40, "ks": 144, **dict.fromkeys(ER_FOLDS, 40)}
     assert "Not checked" not in str(submission)
-    assert "Not in it, and so not scored: pr, asr, asr_lm, sf, ic, asv, sd, qbe, se, ss." in str(submission)
-    assert str(submission).count("the leaderboard scores the released one") == 7
+    assert "Not included, and so not scored: pr, asr, asr_lm, sf, ic, asv, sd, qbe, se, ss." in str(submission)
+    assert str(submission).count("The leaderboard scores the released one") == 7
     assert [path.name for path in submission.path.parent.iterdir()] == ["predict.zip"]
 
 
@@ -126,18 +126,18 @@ def test_without_corpora_it_says_what_was_not_checked(tmp_path):
     for task, path in runs.items():
         path.write_text("".join(released_predictions(task)))
     submission = write_submission(tmp_path / "out", runs)
-    assert str(submission).count("Not checked: that they are those of the official test set") == 7
+    assert str(submission).count("Not checked against the official test set") == 7
     assert submission.warnings == []
 
     runs["sid"].write_text("".join(released_predictions("sid")[1:]))
     message = refusal(tmp_path / "fewer", {"sid": runs["sid"]})
-    assert f"{runs['sid']}, line 8250, the last" in message and "8,251; --sid-corpus" in message
+    assert f"{runs['sid']}, line 8250, the last" in message and "8,251; add --sid-corpus" in message
     runs["sid"].write_text("".join(released_predictions("sid")[1:] + ["1.wav id10001\n"]))
     message = refusal(tmp_path / "other", {"sid": runs["sid"]})
-    assert f"{runs['sid']}, line 8251: 1.wav does not have the form" in message
+    assert f"{runs['sid']}, line 8251: 1.wav does not match the names" in message
     folds = {fold: runs[fold] for fold in ER_FOLDS}
     message = refusal(tmp_path / "swapped", {**folds, "er_fold1": runs["er_fold2"], "er_fold2": runs["er_fold1"]})
-    assert f"{runs['er_fold2']}, line 1: Ses02M_script01_1_F000 does not have the form" in message
+    assert f"{runs['er_fold2']}, line 1: Ses02M_script01_1_F000 does not match the names" in message
 
 
 def test_released_counts_agree():
@@ -165,11 +165,11 @@ UNKNOWN = {
 }
 DAMAGES = {  # name: (damage to the lines, line that the message names, what the message says)
     "missing": (lambda lines, task: lines[:4] + lines[5:], "{last}", "1 of the {count} utterances"),
-    "duplicate": (lambda lines, task: lines + [lines[2]], "{added}", "is there already, in line 3"),
+    "duplicate": (lambda lines, task: lines + [lines[2]], "{added}", "is already in line 3"),
     "unknown utterance": (lambda lines, task: lines + [UNKNOWN[task]], "{added}",
                           "is not in the test set"),
     "unknown label": (lambda lines, task: lines[:6] + [f"{lines[6].split()[0]} id11252\n"] + lines[7:], "7",
-                      "the label id11252 is none of"),
+                      "the label id11252 is not one of"),
     "no label": (lambda lines, task: lines[:6] + [f"{lines[6].split()[0]}\n"] + lines[7:], "7",
                  "is not '<utterance>"),
     "two spaces": (lambda lines, task: [lines[0].replace(" ", "  ")] + lines[1:], "1", "is not '<utterance>"),
@@ -178,7 +178,7 @@ DAMAGES = {  # name: (damage to the lines, line that the message names, what the
     "CRLF": (lambda lines, task: lines[:8] + [lines[8][:-1] + "\r\n"] + lines[9:], "9", "ends with CRLF"),
     "BOM": (lambda lines, task: ["\ufeff" + lines[0]] + lines[1:], "1", "byte order mark"),
     "empty": (lambda lines, task: [], "1", "the file is empty"),
-    "cut off": (lambda lines, task: [*lines[:-1], lines[-1][:-1]], "{count}", "was cut off there"),
+    "cut off": (lambda lines, task: [*lines[:-1], lines[-1][:-1]], "{count}", "is truncated there"),
 }
 
 
@@ -210,7 +210,7 @@ def test_many_problems_are_counted(runs, given, tmp_path):
     path = runs["ks"] / "test_predict.txt"
     path.write_text(path.read_text().replace("_unknown_\n", "unknown\n"))
     message = refusal(tmp_path / "out", {"ks": runs["ks"]}, given)
-    assert message.count("the label unknown is none of yes, no") == 3
+    assert message.count("the label unknown is not one of yes, no") == 3
     assert f"{path}: 141 more problems" in message
 
 
@@ -226,7 +226,7 @@ def test_an_older_zip_survives_a_refusal(runs, given, tmp_path):
 def test_refuses_fewer_than_five_folds(present, runs, given, tmp_path):
     folds = {fold: runs[fold] for number, fold in enumerate(ER_FOLDS, 1) if number in present}
     message = refusal(tmp_path / "out", {"sid": runs["sid"], **folds}, given)
-    assert "ER needs all five folds" in message
+    assert "ER is scored only with all five folds" in message
     assert all((f"er_fold{number}" in message) == (number not in present) for number in range(1, 6))
 
 
@@ -237,7 +237,7 @@ def test_refuses_six_folds_and_nothing(runs, tmp_path):
 
 def test_refuses_the_run_of_another_fold(runs, given, tmp_path):
     message = refusal(tmp_path / "out", {**runs, "er_fold5": runs["er_fold4"]}, given)
-    reason = "has no test_fold5_predict.txt, but test_fold4_predict.txt"
+    reason = "has no test_fold5_predict.txt, only test_fold4_predict.txt"
     assert f"er_fold5: {runs['er_fold4']} {reason}" in message
 
 

@@ -103,8 +103,8 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, tmp_path):
     assert found == expected
     assert submission.predictions == {
         "pr": 4, "asr": 4, "asr_lm": 4, "sf": 4, "ic": 4, "asv": 6, "sd": 4, "qbe": 4, "se": 3, "ss": 3}
-    assert "Not in it, and so not scored: sid, er, ks." in str(submission)
-    assert str(submission).count("measured on the official test set") == 2
+    assert "Not included, and so not scored: sid, er, ks." in str(submission)
+    assert str(submission).count("because the file names no utterances") == 2
     assert "st, speech translation" in str(submission)
 
 
@@ -144,9 +144,9 @@ DAMAGES = {  # task: damage to its text, what the message says
     "asr": (lambda text: text.replace("DOG", "dog", 1), "line 1: \"IT'S A dog\" is not a transcript in capitals"),
     "asr_lm": (lambda text: text.replace(" ", "", 1), "line 1: '21-7-0000' is not '<utterance> <transcript>'"),
     "sf": (lambda text: text.replace("STOP", "ST{P", 1), "line 1"),
-    "ic": (lambda text: text.replace("washroom", "attic", 1), "the location attic is none of bedroom, kitchen"),
-    "asv": (lambda text: text.replace("-0.25", "nan", 1), "line 1: the score nan is no finite number"),
-    "se": (lambda text: text.replace("stoi", "pesq"), "stoi is there 0 times"),
+    "ic": (lambda text: text.replace("washroom", "attic", 1), "the location attic is not one of bedroom, kitchen"),
+    "asv": (lambda text: text.replace("-0.25", "nan", 1), "line 1: the score nan is not a finite number"),
+    "se": (lambda text: text.replace("stoi", "pesq"), "stoi occurs 0 times"),
     "ss": (lambda text: text.replace("8.5", "inf"), "line 1: 'si_sdr inf' is not '<si_sdr|stoi|pesq> <number>'"),
 }
 
@@ -167,7 +167,7 @@ def test_refuses_missing_and_unknown_utterances(name, runs, given, tmp_path):
     path.write_text("".join(lines[1:]))
     assert "1 of the" in refusal(tmp_path / "out", {name: runs[name]}, given)
     path.write_text("".join([*lines, lines[0]]))
-    assert "is there already, in line 1" in refusal(tmp_path / "out", {name: runs[name]}, given)
+    assert "is already in line 1" in refusal(tmp_path / "out", {name: runs[name]}, given)
     path.write_text("".join([*lines, PREDICTED[name].format("nobody") + "\n"]))
     assert "nobody is not in the test set" in refusal(tmp_path / "out", {name: runs[name]}, given)
     path.unlink()
@@ -193,7 +193,7 @@ def test_without_corpora_form_and_number_are_checked(name, tmp_path):
     path.write_text("".join(lines[1:]))
     assert f"the released test set has {count:,}; --{name}-corpus" in refusal(tmp_path / "out", {name: path.parent})
     path.write_text("".join([*lines[1:], PREDICTED[name].format("nobody") + "\n"]))
-    assert "nobody does not have the form" in refusal(tmp_path / "out", {name: path.parent})
+    assert "nobody does not match the names" in refusal(tmp_path / "out", {name: path.parent})
 
 
 def test_detected_terms(runs, given, tmp_path):
@@ -203,25 +203,25 @@ def test_detected_terms(runs, given, tmp_path):
     run = {"qbe": runs["qbe"]}
     assert write_submission(tmp_path / "out.zip", run).checks["qbe"].startswith("Every query has a score for every")
     for damaged, message in (
-        (stdlist(queries[1:], documents), f"1 of 4 are missing, as a query: {queries[0]}"),
+        (stdlist(queries[1:], documents), f"1 of 4 are missing as a query: {queries[0]}"),
         (stdlist([*queries, "other"], documents), "other is no query of the test set"),
-        (stdlist(queries, documents[1:]), f"1 of 12 are missing, as a document for {queries[0]}: {documents[0]}"),
-        (stdlist(queries, [*documents, documents[0]]), f"{documents[0]} is there 2 times as a document"),
+        (stdlist(queries, documents[1:]), f"1 of 12 are missing as a document for {queries[0]}: {documents[0]}"),
+        (stdlist(queries, [*documents, documents[0]]), f"{documents[0]} occurs 2 times as a document"),
         (text.replace("-0.1234", "high", 1), f"{queries[0]}, {documents[0]}: expected a score"),
         (text.replace('"NO"', '"MAYBE"', 1), f"{queries[0]}, {documents[0]}: expected a score"),
-        (text[:-5], "is no XML"), ("<stdlist />", "and found a stdlist of none"),
+        (text[:-5], "not valid XML"), ("<stdlist />", "found a stdlist without them"),
     ):
         path.write_text(damaged)
         assert message in refusal(tmp_path / "out", run, given)
     path.write_text(stdlist([query.replace("eval", "dev") for query in queries], documents))
-    assert "is a query of dev; evaluate with -t test" in refusal(tmp_path / "out", run)
+    assert "is a dev query; evaluate with -t test" in refusal(tmp_path / "out", run)
 
 
 def test_speaker_activities(runs, given, tmp_path):
     import h5py
 
     run, folder = {"sd": runs["sd"]}, runs["sd"] / "scoring" / "predictions"
-    assert "holds 4 mixtures, and the released test set has 3,000; --sd-corpus" in refusal(tmp_path / "out", run)
+    assert "contains 4 mixtures, but the released test set has 3,000; add --sd-corpus" in refusal(tmp_path / "out", run)
     path = sorted(folder.glob("*.h5"))[0]
     content = path.read_bytes()
     for name, values in (
@@ -235,10 +235,10 @@ def test_speaker_activities(runs, given, tmp_path):
     path.rename(folder / "other.h5")
     (folder / "other.h5").write_bytes(content)
     message = refusal(tmp_path / "out", run, given)
-    assert "other is no mixture" in message and f"as a mixture: {path.stem}" in message
+    assert "other is not a mixture" in message and f"as a mixture: {path.stem}" in message
     (folder / "other.h5").rename(path)
     (runs["sd"] / "frame_shift").unlink()
-    assert "frame_shift: expected the samples from frame to frame" in refusal(tmp_path / "out", run, given)
+    assert "frame_shift: expected the hop in samples" in refusal(tmp_path / "out", run, given)
     for file in folder.iterdir():
         file.unlink()
     assert "best-states-dev.ckpt" in refusal(tmp_path / "out", run, given)
@@ -253,4 +253,4 @@ def test_command(runs, corpora, tmp_path, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert f"wrote {tmp_path / 'out' / 'predict.zip'}" in printed
-    assert "Not in it, and so not scored: sid, er, ks." in printed
+    assert "Not included, and so not scored: sid, er, ks." in printed

@@ -151,12 +151,12 @@ def test_plan(control, superb, capsys, tmp_path):
     # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8; and the averages
     # once.
     planned, computing_always = 10 / 2 * 20.047 + 0.2, 10 / 2 * 22.34
-    assert total == (f"10 of 10 cells to run, 40 steps, 2 at once: about 0:01:{round(planned) - 60:02}; "
+    assert total == (f"10 of 10 cells to run, 40 steps, 2 at a time: about 0:01:{round(planned) - 60:02}; "
                      f"0:01:{round(computing_always) - 60:02} if every step computed its hidden states")
     assert superb("--plan", "--by-runner", task="er") == 0
     *_, trial, total = capsys.readouterr().out.splitlines()
     assert trial == "er: 500 ms a step, 100 ms if they were kept (--cache FOLDER); 10 s to start"
-    assert total == f"10 of 10 cells to run, 40 steps, 1 at once: about 0:03:{round(2 * computing_always) - 180}"
+    assert total == f"10 of 10 cells to run, 40 steps, 1 at a time: about 0:03:{round(2 * computing_always) - 180}"
     assert superb("--plan", "--by-runner", "--cache", str(tmp_path / "kept"), task="er") == 0
     *_, trial, total = capsys.readouterr().out.splitlines()
     assert trial == "er: 100 ms a step once hidden states are kept, 500 ms before; 10 s to start"
@@ -174,7 +174,7 @@ def test_trial(control, superb, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan, "measure", MEASURE)
     (control / "fail-0.001").touch()
     assert superb("--plan") == 0
-    assert "No estimate: the trial of ks failed: s3prl's train ended" in capsys.readouterr().out
+    assert "No estimate, because the trial of ks failed: s3prl's train ended" in capsys.readouterr().out
     (control / "fail-0.001").unlink()
     calls(control)
     assert superb("--plan") == 0 and superb("--plan") == 0
@@ -235,7 +235,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
     row, = rows(tmp_path)
     assert row["chosen"] == 0.001 and row["unfinished"] == 1
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "cells of the search not finished: 1; trained on averages in float32; `runner.total_steps=4, " in table
+    assert "unfinished cells in the search: 1; trained on averages in float32; `runner.total_steps=4, " in table
     calls(control)
     (control / "fail-0.01").unlink()
     assert superb() == 0
@@ -437,14 +437,14 @@ def test_a_corpus_that_moves_keeps_its_cells(control, superb, own_corpora, check
 
 def test_what_was_checked_is_what_runs(superb, capsys):
     assert superb("-o", f"{STEPS},,config.downstream_expert.datarc.speech_commands_root=elsewhere") == 1
-    assert "this field names what was checked in" in capsys.readouterr().err
+    assert "this field names a file checked in" in capsys.readouterr().err
 
 
 def test_other_corpora_than_superbs_are_in_a_table_of_their_own(control, superb, corpora, tmp_path, monkeypatch):
     assert superb() == 0
     row, = rows(tmp_path)
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "## Frozen upstream, other tasks or corpora than SUPERB's: not comparable" in table
+    assert "## Frozen upstream, tasks or corpora other than SUPERB's: not comparable" in table
     assert "Frozen upstream: SUPERB's constrained track" not in table
     assert f"| not the released corpus ({row['corpus_sha256'][:8]}) |" in table
     shutil.rmtree(tmp_path / "out")
@@ -453,7 +453,7 @@ def test_other_corpora_than_superbs_are_in_a_table_of_their_own(control, superb,
     monkeypatch.setattr(speech_commands, "RELEASED", {"v0.01": counts, "v0.02": {}})
     assert superb() == 0
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "## Frozen upstream: SUPERB's constrained track" in table and "other tasks or corpora" not in table
+    assert "## Frozen upstream: SUPERB's constrained track" in table and "tasks or corpora other" not in table
     assert f"| released ({row['corpus_sha256'][:8]}) |" in table
 
 
@@ -494,7 +494,7 @@ def test_accuracy_of_zero_on_dev(control, superb, tmp_path):
     result = json.loads(next(tmp_path.glob("out/cells/*/result.json")).read_text())
     assert result["checkpoint"] == "states-4.ckpt" and result["step"] == 4
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "ks: dev-best.ckpt was never kept, so the last checkpoint" in table
+    assert "ks: last checkpoint, as dev-best.ckpt was never written" in table
 
 
 def test_one_gpu_after_the_other(control, superb, monkeypatch):
@@ -518,17 +518,17 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["-o", "config.optimizer.lr=1"], "--learning-rates"),
-    (["-o", "args.seed=1"], "only the config may change"),
+    (["-o", "args.seed=1"], "only the config can be overridden"),
     (["-o", "config.runner.totalsteps=100"], "config.runner.totalsteps: s3prl reads no such field. Did you mean "
                                              "config.runner.total_steps?"),
-    (["-o", f"{STEPS},,config.specaug.num_time_mask=1"], "none of the tasks has this field"),
+    (["-o", f"{STEPS},,config.specaug.num_time_mask=1"], "no task's config has this field"),
     (["-o", f"{STEPS},,config.downstream_expert.datarc.batchsize=1"],
-     "none of the tasks has this field in its config. Did you mean config.downstream_expert.datarc.batch_size?"),
+     "no task's config has this field. Did you mean config.downstream_expert.datarc.batch_size?"),
     (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
     (["--er", "nowhere"], "does not exist"),
     (["-g", "nothing"], "published_10s"),
     (["--jobs", "0"], "one or more"),
-    (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "less than one batch of 1000"),
+    (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "fewer than one batch of 1000"),
 ])
 def test_refusals_before_anything_runs(control, superb, arguments, message, capsys, tmp_path):
     assert superb(*arguments) == 1
@@ -538,7 +538,7 @@ def test_refusals_before_anything_runs(control, superb, arguments, message, caps
 def test_upstreams(checkpoint, monkeypatch):
     pytest.importorskip("librosa")
     assert cells.find_upstream("fbank") == cells.Upstream("fbank")
-    with pytest.raises(ValueError, match="neither a checkpoint's path nor"):
+    with pytest.raises(ValueError, match="neither a path to a checkpoint nor"):
         cells.find_upstream("nothing_of_this_name")
     monkeypatch.setenv("SSAMBA_CHECKPOINTS", str(checkpoint.parent))
     checkpoint.rename(checkpoint.parent / "ssamba_tiny_400")
