@@ -189,7 +189,7 @@ def test_clips_of_no_whole_number_of_patches(frames, sampling_rate, recordings, 
 
 
 def test_superb_refuses_other_rates(checkpoint):
-    with pytest.raises(ValueError, match="bats is of audio at 22050 Hz, and SUPERB's is at 16000 Hz"):
+    with pytest.raises(ValueError, match="bats is for audio at 22050 Hz, but SUPERB uses 16000 Hz"):
         UpstreamExpert(str(checkpoint))
 
 

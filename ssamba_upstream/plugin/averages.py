@@ -1,9 +1,9 @@
-"""Utterance-level tasks from averages over time, under s3prl's unmodified runner.
+"""Utterance-level tasks trained on averages over time, with s3prl's unmodified runner.
 
-In s3prl the classifiers of speaker identification, emotion recognition, keyword spotting and intent classification are
-a weighted sum of the layers, a linear projector, the mean over time and a linear layer. Everything before the mean is
-linear, so the mean may come first: an utterance is one frame, its average. :class:`AveragedDataset` hands s3prl's
-runner the number of an utterance in place of its waveform, and :class:`AveragedUpstream` the average of that number.
+s3prl's classifiers for speaker identification, emotion recognition, keyword spotting and intent classification consist
+of a weighted sum of the layers, a linear projector, the mean over time and a linear layer. Everything before the mean
+is linear, so the mean can come first: an utterance is then a single frame, its average. :class:`AveragedDataset` gives
+s3prl's runner numbers instead of waveforms, and :class:`AveragedUpstream` returns the average for each number.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from .kept_states import KeptUpstream
 from .repairs.frames import RunError, count_frames
 
 DOWNSTREAMS = ("voxceleb1", "emotion", "speech_commands", "fluent_commands")
-"""s3prl's names of the tasks whose heads see nothing of an utterance but its average."""
+"""s3prl's names for the tasks whose heads use only an utterance's average."""
 
 SECONDS_AT_ONCE = 120.0
 TRIAL_ITEMS = 64
 
 
 def sees_averages_only(downstream, config):
-    """Return True if a task's head, by s3prl's config, sees nothing of an utterance but its average."""
+    """Return True if a task's head, according to s3prl's config, uses only an utterance's average."""
     head = config.get("downstream_expert", {}).get("modelrc", {})
     options = head.get("UtteranceLevel", {})
     return (downstream in DOWNSTREAMS and head.get("select") == "UtteranceLevel"
@@ -43,9 +43,9 @@ class AveragedUpstream(KeptUpstream):
     """A :class:`KeptUpstream` that keeps averages over time, each as a single frame.
 
     Attributes:
-        keys: the store's key of every number that an AveragedDataset has given. While there is none, the call takes
-            waveforms, as s3prl's Featurizer does at the start.
-        seconds_per_utterance: to read and compute one, of the last data set that was averaged.
+        keys: the store's key for every number that an AveragedDataset uses. While it is empty, the upstream takes
+            waveforms, which s3prl's Featurizer passes at the start.
+        seconds_per_utterance: seconds to read and compute one utterance of the last averaged data set.
     """
 
     def __init__(self, upstream, store, selection="hidden_states", layer=None):
@@ -54,7 +54,7 @@ class AveragedUpstream(KeptUpstream):
         self.seconds_per_utterance = 0.0
 
     def forward(self, wavs):
-        """Numbers of an AveragedDataset, a list of (1,) -> see :class:`KeptUpstream`; one frame each."""
+        """Return one frame for each number of an AveragedDataset, a list of (1,), see :class:`KeptUpstream`."""
         if not self.keys:
             return super().forward(wavs)
         keys = [self.keys[int(number)] for number in torch.cat(wavs).tolist()]
@@ -65,16 +65,16 @@ class AveragedUpstream(KeptUpstream):
         return states[:, :frames].mean(dim=1, keepdim=True)
 
     def number(self, key):
-        """The number of a key from now on."""
+        """Assign a number to a key and return it."""
         self.keys.append(key)
         return len(self.keys) - 1
 
 
 class AveragedDataset(Dataset):
-    """A data set of s3prl's, with numbers in place of waveforms.
+    """An s3prl data set with numbers instead of waveforms.
 
-    An item whose waveform s3prl crops at random is drawn from several crops, see :func:`crop_starts`. All else is the
-    data set's own. With fewer items than the data set has, as in a trial, they stand for the others.
+    An item whose waveform s3prl crops at random is drawn from several crops, see :func:`crop_starts`. Everything else
+    comes from the data set. If there are fewer items than in the data set, as in a trial, they are repeated.
     """
 
     def __init__(self, dataset, items):
@@ -89,19 +89,19 @@ class AveragedDataset(Dataset):
         return np.array([number], dtype=np.float32), *others
 
     def __getattr__(self, name):
-        if name == "dataset":  # not there yet, in a process that unpickles this
+        if name == "dataset":  # not set yet while unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 def use_averages(expert, upstream, device, trial=False):
-    """Have an expert of s3prl's read averages: each split's are computed when the runner first asks for its data.
+    """Make an s3prl expert read averages; each split's are computed when the runner first requests its data.
 
     Args:
         expert: a DownstreamExpert of one of DOWNSTREAMS.
         upstream: an AveragedUpstream.
-        device: the network's.
-        trial: if True, TRIAL_ITEMS of each split stand for all of them.
+        device: the network's device.
+        trial: If True, use only TRIAL_ITEMS items of each split.
     """
     expert.model.pooling.forward = _take_only_frame
     get_dataloader = expert.get_dataloader
@@ -114,7 +114,7 @@ def use_averages(expert, upstream, device, trial=False):
             places = range(0, len(dataset), max(1, len(dataset) // TRIAL_ITEMS) if trial else 1)
             workers = min(expert.datarc["num_workers"], os.cpu_count())
             setattr(expert, name, average(dataset, upstream, split, device, workers, places))
-        # Reading a number takes no time, and the configuration is part of the checkpoint.
+        # Reading a number takes no time. The setting is restored because the config is part of the checkpoint.
         workers, expert.datarc["num_workers"] = expert.datarc["num_workers"], 0
         try:
             return get_dataloader(split, **others)
@@ -125,28 +125,28 @@ def use_averages(expert, upstream, device, trial=False):
 
 
 def average(dataset, upstream, split, device, workers=0, places=None):
-    """Compute and keep the averages of a data set's waveforms.
+    """Compute and store the averages of a data set's waveforms.
 
     Args:
-        dataset: s3prl's, whose items are a waveform, (samples,), and what belongs to it.
+        dataset: an s3prl data set whose items are a waveform, (samples,), and its labels.
         upstream: an AveragedUpstream.
-        split: its name, for the progress bar.
-        device: on which the network computes.
-        workers: processes that read. Default: this one reads.
-        places: indices of the items. Default: all of them.
+        split: the split's name, for the progress bar.
+        device: the network's device.
+        workers: number of reading processes. Default: read in this process.
+        places: indices of the items. Default: all items.
 
     Returns:
         AveragedDataset.
 
     Raises:
-        RunError: the store takes no more.
+        RunError: If the store is full.
     """
     items, waiting, seconds, began = [], {}, 0.0, time.perf_counter()
     places = range(len(dataset)) if places is None else places
     reader = _Reader(dataset, upstream.store)
-    # A generator of its own, so that the runner's batches are those of a run without averages.
+    # A separate generator, so that the runner draws the same batches as without averages.
     loader = DataLoader(reader, None, sampler=places, num_workers=workers, generator=torch.Generator())
-    with locked(upstream.store.path / split, wait=True):  # another process may be computing them
+    with locked(upstream.store.path / split, wait=True):  # another process may be computing the same averages
         for keys, missing, others in tqdm(loader, f"averages of {split}", dynamic_ncols=True):
             items.append(([upstream.number(key) for key in keys], others))
             waiting |= {key: wav.to(device) for key, wav in missing}
@@ -160,7 +160,7 @@ def average(dataset, upstream, split, device, workers=0, places=None):
 
 
 def _take_only_frame(features, lengths, **kwargs):
-    """MeanPooling of one frame each, without its loop over utterances."""
+    """MeanPooling for utterances of one frame, without its loop over utterances."""
     return features[:, 0], torch.ones(len(features), dtype=torch.int64)
 
 
@@ -172,8 +172,7 @@ def _keep(wavs, upstream):
 
 
 class _Reader(Dataset):
-    """Reads what a data set's items are made of: the keys of an item's crops, the waveforms of those that are not in
-    the store yet, and the rest of the item."""
+    """A data set's items as the keys of an item's crops, the waveforms missing from the store, and the item's rest."""
 
     def __init__(self, dataset, store):
         self.dataset, self.store = dataset, store
@@ -201,8 +200,7 @@ class _Reader(Dataset):
 
 @contextlib.contextmanager
 def _draws(dataset, draw):
-    """Replace ``random.randint``, with which a data set draws the start of a crop; yields the ranges that were asked
-    for."""
+    """Replace ``random.randint``, with which a data set draws a crop's start; yield the requested ranges."""
     ranges = []
 
     def randint(first, last):

@@ -1,12 +1,11 @@
-"""s3prl 0.4 on today's torch, torchaudio and huggingface_hub.
+"""s3prl 0.4 on current versions of torch, torchaudio and huggingface_hub.
 
-``apply`` restores what s3prl expects of its libraries and no longer finds. Every repair looks first: what
-exists and works is left alone, and neither ``torch.load`` nor a builtin is replaced. Four habits of s3prl's
-own are wrong beside any version of its libraries and are mended beside all of them: the file lists it caches
-in its own installation folder, the states it saves in place, the seed that is the same after every resume, and its
-replacement of the builtin ``isinstance``.
+``apply`` restores what s3prl expects from its libraries but no longer finds. Every repair checks first: anything that
+exists and works is left alone, and neither ``torch.load`` nor a builtin is replaced. Four of s3prl's own bugs occur
+with any version of its libraries and are always fixed: it caches file lists in its installation folder, saves states
+in place, uses the same seed after every resume, and replaces the builtin ``isinstance``.
 
-s3prl itself is not imported here; its modules are mended when something imports them. Worker processes
+This module does not import s3prl; s3prl's modules are patched when something imports them. Worker processes
 started by spawn, forkserver or loky (joblib) call ``apply`` before they unpickle their work.
 """
 
@@ -38,11 +37,11 @@ _repairs_made: list[str] | None = None
 def apply() -> list[str]:
     """Make s3prl usable in this process and in the worker processes it starts.
 
-    Calling it again changes nothing.
+    Further calls have no effect.
 
     Returns:
-        The repairs in force in this process, in words. Beside torch < 2.6, torchaudio < 2.9 with libsox,
-        huggingface_hub < 1 and catalyst the list is empty.
+        Descriptions of the repairs active in this process. With torch < 2.6, torchaudio < 2.9 with libsox,
+        huggingface_hub < 1 and catalyst, the list is empty.
     """
     global _repairs_made
     if _repairs_made is None:
@@ -63,16 +62,16 @@ def _restore_set_audio_backend() -> bool:
 
 
 def _set_audio_backend(backend):
-    """Accept the choice of a backend; there is only one to choose from since torchaudio 2.9."""
+    """Accept and ignore a backend: since torchaudio 2.9 there is only one."""
 
 
 class AudioMetaData(NamedTuple):
-    """What ``torchaudio.info`` tells of a file."""
+    """The result of ``torchaudio.info``."""
 
     sample_rate: int
     num_frames: int
     num_channels: int
-    bits_per_sample: int  # 0 where samples have no fixed width
+    bits_per_sample: int  # 0 if samples have no fixed width
     encoding: str
 
 
@@ -91,7 +90,7 @@ _ENCODINGS = {
 
 
 def _info(uri, format=None, buffer_size=4096, backend=None) -> AudioMetaData:
-    """``torchaudio.info`` of torchaudio < 2.9, by soundfile."""
+    """``torchaudio.info`` of torchaudio < 2.9, implemented with soundfile."""
     found = soundfile.info(uri)
     encoding, bits_per_sample = _ENCODINGS.get(found.subtype, ("UNKNOWN", 0))
     if found.format == "FLAC":
@@ -109,7 +108,7 @@ def _restore_load() -> bool:
 
 def _load(uri, frame_offset=0, num_frames=-1, normalize=True, channels_first=True, format=None,
           buffer_size=4096, backend=None) -> tuple[torch.Tensor, int]:
-    """``torchaudio.load`` by soundfile: float32 (channels, time) in [-1, 1], and the sample rate."""
+    """``torchaudio.load`` with soundfile: float32 (channels, time) in [-1, 1], and the sample rate."""
     if not normalize:
         raise NotImplementedError("torchaudio.load(normalize=False) needs torchcodec or torchaudio < 2.9.")
     samples, sample_rate = soundfile.read(uri, num_frames, frame_offset, dtype="float32", always_2d=True)
@@ -139,7 +138,7 @@ def _libsox_loads() -> bool:
 
 def _apply_effects_file(path, effects, normalize=True, channels_first=True,
                         format=None) -> tuple[torch.Tensor, int]:
-    """``torchaudio.sox_effects.apply_effects_file``, for the effects that ``apply_effects_tensor`` knows."""
+    """``torchaudio.sox_effects.apply_effects_file`` for the effects that ``apply_effects_tensor`` supports."""
     waveform, sample_rate = _load(path, normalize=normalize)
     waveform, sample_rate = apply_effects_tensor(waveform, sample_rate, effects)
     return (waveform if channels_first else waveform.T), sample_rate
@@ -149,14 +148,14 @@ def _apply_effects_file(path, effects, normalize=True, channels_first=True,
 
 
 class _RemovedFromHub:
-    """Can be imported like what it stands for, and says so when it is used."""
+    """An importable stand-in for a removed object; raises an error when used."""
 
     def __init__(self, name):
         self._name = name
 
     def __call__(self, *args, **kwargs):
-        raise RuntimeError(f"s3prl wants huggingface_hub.{self._name}, which huggingface_hub 1.0 removed; "
-                           "what you asked of s3prl needs huggingface_hub < 1.")
+        raise RuntimeError(f"This function of s3prl uses huggingface_hub.{self._name}, which huggingface_hub 1.0 "
+                           "removed. Install huggingface_hub < 1.")
 
     def __getattr__(self, attribute):
         if attribute.startswith("__"):
@@ -165,13 +164,13 @@ class _RemovedFromHub:
 
 
 class _HubToken:
-    """``huggingface_hub.HfFolder``, removed in 1.0: where the token of ``hf auth login`` or HF_TOKEN is kept."""
+    """``huggingface_hub.HfFolder``, removed in 1.0: access to the token of ``hf auth login`` or HF_TOKEN."""
 
     get_token = staticmethod(huggingface_hub.get_token)
 
     @staticmethod
     def save_token(token):
-        """Leave the token where it came from."""
+        """Do nothing: the token stays where it came from."""
 
 
 def _restore_hub_names() -> bool:
@@ -190,16 +189,16 @@ def _restore_hub_downloads() -> bool:
 
 
 def _login(self, username=None, password=None):
-    """The token that is there already: the hub takes no passwords any more."""
+    """Return the existing token: the hub no longer accepts passwords."""
     return huggingface_hub.get_token()
 
 
 def _accept_old_arguments(download):
-    """``snapshot_download`` with the revision in second place and ``use_auth_token``, as s3prl calls it."""
+    """Return ``snapshot_download`` with s3prl's arguments: the revision in second place, and ``use_auth_token``."""
 
     @functools.wraps(download)
     def snapshot_download(repo_id, revision=None, *, use_auth_token=None, **options):
-        # A public repository needs no token, and to insist on one would refuse whoever has none.
+        # A public repository needs no token, so use_auth_token=True must not require one.
         token = options.pop("token", None) or (None if use_auth_token is True else use_auth_token)
         return download(repo_id, revision=revision, token=token, **options)
 
@@ -221,16 +220,16 @@ def _allow_namespace_in_checkpoints() -> bool:
 
 
 class DistributedSamplerWrapper(DistributedSampler):
-    """Share what another sampler draws among the processes of a distributed run.
+    """Split another sampler's indices among the processes of a distributed run.
 
     Every process draws the same indices, seeded by ``seed + epoch`` and not by the process's own random
-    state, and takes its own part of them: together the parts hold every drawn index, each once but for the
+    state, and takes its own part of them. Together the parts contain every drawn index once, apart from the
     padding that makes them equally long.
 
     Args:
         sampler: a sampler of known length that draws from torch's default generator.
-        num_replicas, rank: default to the process group's.
-        shuffle: whether the drawn indices are shuffled before they are shared out.
+        num_replicas, rank: Default: those of the process group.
+        shuffle: If True, the drawn indices are shuffled before they are split.
     """
 
     def __init__(self, sampler, num_replicas=None, rank=None, shuffle=True):
@@ -267,16 +266,16 @@ class _UnusedTransformer:
     """s3prl's speaker verification imports ``sox.Transformer`` and never uses it."""
 
     def __init__(self, *args, **kwargs):
-        raise RuntimeError("sox.Transformer stands for the sox package, which is not installed: pip install sox")
+        raise RuntimeError("The sox package is not installed. Run: pip install sox")
 
 
-# s3prl's own habits, wrong beside any version of its libraries
+# s3prl's own bugs, with any version of its libraries
 
 
 def _forget_file_lists(module):
-    """Let voxceleb1 list its files afresh instead of caching the lists in the installation folder.
+    """Make voxceleb1 list its files every time instead of caching the lists in the installation folder.
 
-    The cache knows of each split but not of the corpus, and so hands one corpus the files of another.
+    The cache is keyed by split, not by corpus, so one corpus could get the files of another.
     """
     build = module.SpeakerClassifiDataset.__init__
 
@@ -290,10 +289,10 @@ def _forget_file_lists(module):
 
 
 class _Records(collections.UserDict):
-    """A ``defaultdict`` that is no ``dict``.
+    """A ``defaultdict`` that is not a ``dict``.
 
-    DistributedDataParallel on GPUs rebuilds every dict among its arguments, which fails for a defaultdict and
-    would lose what the downstream writes into it.
+    On GPUs, DistributedDataParallel rebuilds every dict among its arguments, which fails for a defaultdict and
+    would lose the downstream's writes.
     """
 
     def __init__(self, default_factory):
@@ -310,15 +309,15 @@ def _pass_records_through_distributed_training(module):
 
 
 def _keep_isinstance(module):
-    """s3prl replaces the builtin so that no defaultdict is a dict, for the reason that ``_Records`` removes.
+    """Prevent s3prl from replacing the builtin ``isinstance``, which ``_Records`` makes unnecessary.
 
-    Its replacement fails for every other ``isinstance(a_defaultdict, (some, types))`` in the process.
+    s3prl's replacement breaks every other ``isinstance(a_defaultdict, (some, types))`` in the process.
     """
     module.hack_isinstance = lambda: None
 
 
 def _in_repairs(file, name):
-    """A mend of ``plugin.repairs``, imported when it is needed: it reaches the network, and this module must not."""
+    """Return a repair that is imported on use, because ``plugin.repairs`` imports the network and this must not."""
 
     def mend(module):
         getattr(importlib.import_module(f"{__package__}.repairs.{file}"), name)(module)
@@ -327,7 +326,7 @@ def _in_repairs(file, name):
 
 
 def _stays_on_cpu(*methods):
-    """Several ``Class.method`` that say ``.cuda()`` whatever the device."""
+    """Return a repair of each ``Class.method`` that calls ``.cuda()`` on any device."""
 
     def mend(module):
         downstreams = importlib.import_module(f"{__package__}.repairs.downstreams")
@@ -352,7 +351,7 @@ def _check_overrides(module):
 
 
 def _add_entries(module):
-    """Put SSAMBA's entries on the hub of every process that imports it, spawned ones included."""
+    """Add SSAMBA's entries to the hub in every process that imports it, including spawned ones."""
     from .hubconf import ENTRIES
 
     vars(module).update(ENTRIES)
@@ -403,7 +402,7 @@ _MENDED_MODULES = {
 }
 
 
-# How repairs reach modules and processes
+# Applying repairs to modules and processes
 
 
 def _imports(name) -> bool:
@@ -428,7 +427,7 @@ def _mend_on_import(mends):
 
 
 class _MendOnImport(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; has some modules mended once they are loaded."""
+    """A finder that only patches some modules after others have found and loaded them."""
 
     def __init__(self, mends):
         self.mends = mends
@@ -451,10 +450,10 @@ class _MendOnImport(importlib.abc.MetaPathFinder):
 
 
 class _AppliedInChildren:
-    """Calls ``apply`` wherever it is unpickled.
+    """An object that calls ``apply`` when it is unpickled.
 
-    multiprocessing sends ``current_process()._config``, ahead of the work, to every process that does not
-    inherit its parent's memory, and hands it on to that process's own children.
+    multiprocessing sends ``current_process()._config``, before the work, to every process that does not
+    inherit its parent's memory, and passes it on to that process's own children.
     """
 
     def __reduce__(self):

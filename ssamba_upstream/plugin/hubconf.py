@@ -1,4 +1,4 @@
-"""The entries that s3prl's ``-u`` and ``S3PRLUpstream`` know after :func:`ssamba_upstream.register`."""
+"""The entries for s3prl's ``-u`` and ``S3PRLUpstream``, added by :func:`ssamba_upstream.register`."""
 
 from functools import partial
 
@@ -7,20 +7,20 @@ from .expert import UpstreamExpert
 
 
 def _named(name, ckpt=None, model_config=None, refresh=False, **options):
-    """The checkpoint of that name; or, with ``ckpt``, another one, which for a published name has to be of its size."""
+    """Return the upstream of that name, or of ``ckpt``, which must have the same size if the name is published."""
     expert = UpstreamExpert(find_checkpoint(ckpt, refresh) if ckpt else find_named(name, refresh), model_config,
                             **options)
     size = name.split("_")[1]
     if name in PUBLISHED and expert.model.config.size != size:
         found = expert.model.config.size or f"hidden size {expert.model.config.hidden_size}"
-        raise CheckpointError(f"{ckpt} is {found}, and -u {name} asks for {size}; use -u ssamba_local for any size")
+        raise CheckpointError(f"{ckpt} is {found}, but -u {name} requires {size}. Use -u ssamba_local for any size.")
     return expert
 
 
 def _given(wanted, ckpt=None, model_config=None, refresh=False, **options):
-    """A checkpoint of any size; ``ckpt`` is its path or name, and ``wanted`` says so where it is missing."""
+    """Return the upstream of a checkpoint of any size; ``wanted`` describes ``ckpt`` in the error if it is missing."""
     if ckpt is None:
-        raise ValueError(f"this upstream needs a checkpoint: give {wanted} with -k (path_or_url in S3PRLUpstream)")
+        raise ValueError(f"this upstream needs a checkpoint. Give {wanted} with -k (path_or_url in S3PRLUpstream).")
     return UpstreamExpert(find_checkpoint(ckpt, refresh), model_config, **options)
 
 

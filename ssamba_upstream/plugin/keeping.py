@@ -1,4 +1,4 @@
-"""s3prl's Runner with hidden states that are kept: which ones, and where."""
+"""s3prl's Runner with stored hidden states: the options, and the runner."""
 
 import argparse
 import importlib.metadata
@@ -20,16 +20,16 @@ from .repairs.frames import RunError
 
 @dataclass(frozen=True)
 class Keeping:
-    """What is kept of a run's hidden states.
+    """Options for keeping a run's hidden states.
 
     Attributes:
-        cache: folder of the store. None: nothing is kept.
-        cache_limit: the most that it may hold, in GB. Default: no limit but the disk.
+        cache: folder of the store. None: keep nothing.
+        cache_limit: maximum size of the store in GB. Default: limited only by the disk.
         cache_dtype: see :class:`ssamba_upstream.store.HiddenStateStore`. Default: float16 for frames, float32 for
             averages.
-        averages: keep averages over time instead of frames, and train on them.
-        trial: a JSON file for the times of a few steps, see :class:`Trial`. Averages are then computed of a few
-            recordings only, which stand for all of them.
+        averages: If True, keep averages over time instead of frames, and train on them.
+        trial: JSON file for the times of a few steps, see :class:`Trial`. Averages are then computed for only a few
+            recordings.
     """
 
     cache: Path | None = None
@@ -39,15 +39,15 @@ class Keeping:
     trial: Path | None = None
 
     def dtype_of(self, averages):
-        """The dtype in which averages, or frames, are kept."""
+        """Return the dtype in which averages or frames are kept."""
         return self.cache_dtype or ("float32" if averages else "float16")
 
     def arguments(self, kept, default):
-        """Arguments of ``run-downstream`` that keep hidden states as a cell of ``ssamba superb`` has it.
+        """Return the arguments of ``run-downstream`` that keep hidden states for a cell of ``ssamba superb``.
 
         Args:
             kept: see :class:`ssamba_upstream.superb.cells.Cell`.
-            default: folder of the store if there is no ``cache``.
+            default: folder of the store if ``cache`` is None.
         """
         trial = [] if self.trial is None else ["--trial", os.path.abspath(self.trial)]
         if kept is None:
@@ -61,12 +61,12 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial has measured, in seconds by the clock of the process that trained.
+    """Times measured in a trial, in seconds of wall-clock time in the training process.
 
     Attributes:
-        step: one step of the optimizer, and what belongs to it.
-        computing: the upstream's part of it, which a step does not have once the hidden states are kept.
-        utterance: computing the averages of one utterance; 0 without averages.
+        step: seconds for one optimizer step, including everything that belongs to it.
+        computing: seconds of the step spent in the upstream, which are saved once the hidden states are kept.
+        utterance: seconds to compute the averages of one utterance; 0 without averages.
     """
 
     step: float
@@ -75,7 +75,7 @@ class Trial:
 
 
 def parse_keeping(arguments):
-    """(Keeping, the other arguments) of ``run-downstream``."""
+    """Split the arguments of ``run-downstream`` into (Keeping, all other arguments)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--cache-limit", type=float)
@@ -84,19 +84,19 @@ def parse_keeping(arguments):
     parser.add_argument("--trial", type=Path)
     options, others = parser.parse_known_args(arguments)
     if options.averages and options.cache is None:
-        raise SystemExit("--averages: name the folder where averages are kept, with --cache FOLDER.")
+        raise SystemExit("--averages needs a folder for the averages. Add --cache FOLDER.")
     return Keeping(**vars(options)), others
 
 
 def keeping_runner(base, keeping):
-    """s3prl's Runner class, or one that reads and keeps hidden states."""
+    """Return s3prl's Runner class, or a subclass that reads and keeps hidden states."""
     if keeping == Keeping():
         return base
 
     class KeepingRunner(base):
         def _get_featurizer(self):
             if keeping.cache is not None and self.upstream.trainable:
-                print("--cache: nothing is kept, because the upstream is trained too (-f).", file=sys.stderr)
+                print("--cache: nothing is kept, because the upstream is also trained (-f).", file=sys.stderr)
             elif keeping.cache is not None:
                 self.upstream.model = _kept(self.upstream.model, self.args, self.config, keeping)
             return super()._get_featurizer()
@@ -138,14 +138,14 @@ def _kept(upstream, args, config, keeping):
     limit = None if keeping.cache_limit is None else round(keeping.cache_limit * 1e9)
     store = HiddenStateStore(keeping.cache, description, keeping.dtype_of(keeping.averages), limit)
     if not isinstance(upstream, FrameEncoder):
-        print(f"--cache: frames of {args.upstream} may depend on the padding in a batch; each utterance is computed by "
-              "itself.", file=sys.stderr)
+        print(f"--cache: frames of {args.upstream} may depend on the padding in a batch, so each utterance is computed "
+              "separately.", file=sys.stderr)
     kept = AveragedUpstream if keeping.averages else KeptUpstream
     return kept(upstream, store, selection, args.upstream_layer_selection)
 
 
 def _describe(upstream, args):
-    """Everything that decides an upstream's hidden states."""
+    """Return everything that determines an upstream's hidden states."""
     if isinstance(upstream, FrameEncoder):
         return {**ALL_FRAMES, **upstream.description()}
     files = {name: file_hash(path)
@@ -156,17 +156,17 @@ def _describe(upstream, args):
 
 
 def check_averages(args, config):
-    """Refuse averages for a run, by s3prl's arguments and config, that needs more.
+    """Check that a run, given s3prl's arguments and config, can use averages.
 
     Raises:
-        RunError: why, and what to do.
+        RunError: If it cannot.
     """
     if not sees_averages_only(args.downstream, config):
-        raise RunError(f"--averages: the head of -d {args.downstream} sees more of an utterance than its average. "
-                       f"Leave --averages out; it is for {', '.join(DOWNSTREAMS)} with UtteranceLevel and "
+        raise RunError(f"--averages: the head of -d {args.downstream} uses more of an utterance than its average. "
+                       f"Remove --averages; it works for {', '.join(DOWNSTREAMS)} with UtteranceLevel and "
                        "MeanPooling.")
     if args.upstream_feature_normalize:
-        raise RunError("--averages: --upstream_feature_normalize normalises each frame, before the average. Leave one "
-                       "of the two out.")
+        raise RunError("--averages: --upstream_feature_normalize normalises each frame before the average. Remove one "
+                       "of the two options.")
     if args.local_rank is not None:
-        raise RunError("--averages: a run from averages is a single process. Start it without torchrun.")
+        raise RunError("--averages: training on averages uses a single process. Start it without torchrun.")

@@ -1,4 +1,4 @@
-"""A frozen upstream whose hidden states are computed once and kept, under s3prl's unmodified runner."""
+"""A frozen upstream whose hidden states are computed once and kept, with s3prl's unmodified runner."""
 
 import time
 
@@ -11,21 +11,21 @@ from .repairs.frames import RunError, StackedLayers
 
 
 class KeptUpstream(nn.Module):
-    """A frozen upstream that reads hidden states from a store, and computes and keeps those that are missing.
+    """A frozen upstream that reads hidden states from a store, and computes and keeps missing ones.
 
     Its output is rounded to the store's dtype whether it was read or computed, so a second run repeats the first.
-    Upstreams of this package compute a whole batch at once, because their frames do not depend on the other utterances.
+    This package's upstreams compute a whole batch at once, because their frames do not depend on other utterances.
     Other upstreams get one utterance at a time.
 
     Args:
         upstream: an s3prl upstream.
         store: a HiddenStateStore for this upstream and feature.
-        selection: the feature that is kept, s3prl's ``-s``, such as "hidden_states". If the upstream has no such
-            feature, its own output is returned.
-        layer: the only layer that is read, s3prl's ``-l``. Default: all layers.
+        selection: the feature to keep, s3prl's ``-s``, such as "hidden_states". If the upstream has no such feature,
+            its own output is returned.
+        layer: the only layer to read, s3prl's ``-l``. Default: all layers.
 
     Attributes:
-        seconds_computing: seconds spent on what was not in the store.
+        seconds_computing: seconds spent computing hidden states that were not in the store.
     """
 
     def __init__(self, upstream, store, selection="hidden_states", layer=None):
@@ -35,7 +35,7 @@ class KeptUpstream(nn.Module):
         self.seconds_computing = 0.0
 
     def get_downsample_rates(self, key):
-        """Samples per frame at 16 kHz."""
+        """Return the samples per frame at 16 kHz."""
         return self.module.get_downsample_rates(key)
 
     @torch.no_grad()
@@ -48,8 +48,8 @@ class KeptUpstream(nn.Module):
             dict from the feature's name to :class:`StackedLayers`, float32.
 
         Raises:
-            RunError: the upstream has no such layer.
-            StoreError: hidden states that are not finite, or too large for the store's dtype.
+            RunError: If the upstream has no such layer.
+            StoreError: If hidden states are not finite or too large for the store's dtype.
         """
         try:
             return self.features(*self.store.read_or_compute(wavs, self.compute, self.layer), wavs[0].device)
@@ -59,11 +59,11 @@ class KeptUpstream(nn.Module):
             raise RunError(f"-l {self.layer}: the upstream has no such layer.") from None
 
     def features(self, stacked, frames, device):
-        """What the Featurizer gets of hidden states in the store's dtype, see :meth:`HiddenStateStore.read`."""
+        """Return the Featurizer's input for hidden states in the store's dtype, see :meth:`HiddenStateStore.read`."""
         return {self.selection: StackedLayers(send(stacked, device).float(), frames)}
 
     def compute(self, wavs):
-        """list of (samples,) -> list of what is kept of each, (layers, frames, width)."""
+        """Return the states to keep, a list of (layers, frames, width), for a list of (samples,)."""
         began = time.perf_counter()
         if isinstance(self.module, FrameEncoder):
             layers = self._layers(wavs)
@@ -76,11 +76,11 @@ class KeptUpstream(nn.Module):
         return states
 
     def summarise(self, states, samples):
-        """What is kept of the hidden states, (layers, frames, width), of an utterance."""
+        """Return the states to keep of an utterance's hidden states, (layers, frames, width)."""
         return states
 
     def _layers(self, wavs):
-        """The upstream's feature, which may be a tensor, a list or a dict, as a list of (utterances, frames, width)."""
+        """Return the upstream's feature (a tensor, list or dict) as a list of (utterances, frames, width)."""
         feature = self.module(wavs).get(self.selection)
         if feature is None:
             raise NoSuchFeature
@@ -90,4 +90,4 @@ class KeptUpstream(nn.Module):
 
 
 class NoSuchFeature(Exception):
-    """The upstream has no feature of the name that was asked for."""
+    """Raised if the upstream has no feature of the requested name."""

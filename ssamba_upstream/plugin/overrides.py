@@ -1,4 +1,4 @@
-"""The fields that s3prl's ``-o`` can set: one that s3prl never reads is refused, not taken in silence."""
+"""The fields that s3prl's ``-o`` can set. A field that s3prl never reads is an error instead of being ignored."""
 
 import difflib
 import functools
@@ -18,7 +18,7 @@ SPECAUG = ("apply_time_warp", "time_warp_window", "time_warp_mode", "apply_freq_
 
 @functools.cache
 def _optional() -> frozenset[str]:
-    """The sections and fields that s3prl, or this package, reads from any config that has them."""
+    """Return the sections and fields that s3prl or this package reads from any config that has them."""
     optimizers = (value for value in vars(torch.optim).values()
                   if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer))
     optimizer = {name for each in optimizers for name in inspect.signature(each).parameters} - {"params"}
@@ -28,7 +28,7 @@ def _optional() -> frozenset[str]:
 
 
 def fields_of(config: dict) -> set[str]:
-    """The sections and fields of a config, such as "runner" and "runner.total_steps"."""
+    """Return the sections and fields of a config, such as "runner" and "runner.total_steps"."""
     fields = set()
     for name, value in config.items():
         fields.add(str(name))
@@ -38,23 +38,23 @@ def fields_of(config: dict) -> set[str]:
 
 
 def check_field(config: dict, field: str) -> None:
-    """Refuse a field that s3prl reads from no config and that this config does not have.
+    """Check that s3prl reads a field, or that the config has it.
 
-    Below ``downstream_expert`` every field is taken: each downstream reads others.
+    Every field under ``downstream_expert`` is accepted, because each downstream reads different ones.
 
     Args:
-        config: s3prl's.
-        field: such as "runner.total_steps".
+        config: s3prl's config.
+        field: a field such as "runner.total_steps".
 
     Raises:
-        RunError: names the nearest field.
+        RunError: If neither is true; suggests the most similar field.
     """
     if field.split(".")[0] != "downstream_expert" and field not in _optional() | fields_of(config):
         raise RunError(f"-o config.{field}: s3prl reads no such field.{did_you_mean(field, [config])}")
 
 
 def did_you_mean(field: str, configs: list[dict]) -> str:
-    """The advice to take the field with the most similar name of these configs or s3prl, if one is similar."""
+    """Return a suggestion of the most similar field in these configs or in s3prl; empty if none is similar."""
     return _advice("config", field, _optional().union(*map(fields_of, configs)))
 
 
@@ -64,7 +64,7 @@ def _advice(place, name, names):
 
 
 def check_overrides(module):
-    """Have ``run_downstream`` refuse an ``-o`` that could only be without effect."""
+    """Make ``run_downstream`` raise an error for an ``-o`` that cannot have an effect."""
     override = module.override
 
     @functools.wraps(override)
@@ -79,13 +79,13 @@ def check_overrides(module):
 def _check_option(option, args, config):
     place, _, field = option.partition("=")[0].strip().partition(".")
     if option.count("=") != 1 or not field or place not in ("args", "config"):
-        raise RunError(f"-o {option}: expected config.<section>.<field>=<value> or args.<name>=<value>, without a "
-                       "second =. Separate several by two commas.")
+        raise RunError(f"-o {option}: expected config.<section>.<field>=<value> or args.<name>=<value> with one =. "
+                       "Separate several overrides with two commas.")
     if place == "args":
         if not hasattr(args, field):
             raise RunError(f"-o {option}: s3prl has no such argument.{_advice('args', field, vars(args))}")
     elif field == "upstream_config":
-        raise RunError(f"-o {option}: the upstream's options are chosen before -o is read. Give them with -g.")
+        raise RunError(f"-o {option}: the upstream's options are read before -o. Give them with -g.")
     else:
         check_field(config, field)
         if field not in _optional() | fields_of(config):

@@ -1,4 +1,4 @@
-"""s3prl's ``run_downstream`` with ssamba_upstream's entries, on today's libraries."""
+"""s3prl's ``run_downstream`` with ssamba_upstream's entries, on current versions of s3prl's libraries."""
 
 import argparse
 import functools
@@ -22,19 +22,18 @@ from .repairs.frames import RunError
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Run ``s3prl.run_downstream`` with its own arguments, and those of :class:`Keeping`.
+    """Run ``s3prl.run_downstream`` with its own arguments and those of :class:`Keeping`.
 
-    ``-c`` and ``-g`` may also name one of this package's configs by its file's stem, as in
-    ``-c keyword_spotting``; a file of that name comes first. Where a config names an ``upstream_config``, an upstream
-    of this package takes it unless ``-g`` says otherwise. Processes started by torchrun take their
-    ``--local_rank`` from it.
+    ``-c`` and ``-g`` also accept one of this package's configs by its file's stem, as in ``-c keyword_spotting``; a
+    file of that name takes precedence. If a config names an ``upstream_config``, this package's upstreams use it unless
+    ``-g`` is given. Processes started by torchrun get their ``--local_rank`` from it.
 
     Args:
-        arguments: without the program's name; the command line's by default.
-        program: name in s3prl's help. Default: the command line's.
+        arguments: arguments without the program's name. Default: the command line's.
+        program: program name in s3prl's help. Default: the command line's.
 
     Raises:
-        SystemExit: the arguments cannot work on this machine, s3prl ended the run, or the run was interrupted
+        SystemExit: If the arguments cannot work on this machine, s3prl ended the run, or the run was interrupted
             (status 130).
     """
     arguments = [re.sub(r"^--local-rank(?==|$)", "--local_rank", argument)
@@ -70,13 +69,13 @@ def _check_device(given):
         return
     if given.device == "cpu":
         if given.local_rank is not None:
-            raise SystemExit("s3prl's distributed training needs one GPU per process; on a CPU start a "
-                             "single process, without torchrun and without --local_rank.")
-        # Wherever torch finds a GPU, s3prl's evaluation insists that its device is one.
+            raise SystemExit("s3prl's distributed training needs one GPU per process. On a CPU, start a single "
+                             "process, without torchrun and without --local_rank.")
+        # If torch finds a GPU, s3prl's evaluation requires its device to be a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif given.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"s3prl runs on --device {given.device} unless told otherwise, and torch finds no "
-                         "GPU here; add --device cpu.")
+        raise SystemExit(f"s3prl would run on --device {given.device}, its default, but torch finds no GPU. "
+                         "Add --device cpu.")
 
 
 def _named(value, option, kind) -> list[str]:
@@ -89,7 +88,7 @@ def _named(value, option, kind) -> list[str]:
 
 
 def _preset_of(given) -> str | None:
-    """What the config says that the upstream has to be; other upstreams than this package's have other configs."""
+    """Return the config's ``upstream_config``, which applies only to this package's upstreams."""
     if given.config is None or not given.upstream.startswith("ssamba_"):
         return None
     try:
@@ -100,18 +99,18 @@ def _preset_of(given) -> str | None:
 
 
 def run_s3prl_main(arguments: Sequence[str], program: str | None = None) -> None:
-    """``s3prl.main``, the newer recipes such as SuperbSID, with ssamba_upstream's entries and repairs.
+    """Run ``s3prl.main``, the newer recipes such as SuperbSID, with ssamba_upstream's entries and repairs.
 
     Args:
-        arguments: s3prl's: a recipe and its options, such as ``SuperbSID --build_upstream.name ssamba_tiny``.
-        program: name in s3prl's help. Default: the command line's.
+        arguments: s3prl's arguments: a recipe and options, such as ``SuperbSID --build_upstream.name ssamba_tiny``.
+        program: program name in s3prl's help. Default: the command line's.
 
     Raises:
-        SystemExit: a package or file is missing, or s3prl ended the run.
+        SystemExit: If a package or file is missing, or if s3prl ended the run.
     """
 
     def run():
-        # s3prl.main takes a recipe whose imports fail for one that does not exist.
+        # Imported first, because s3prl.main reports a recipe whose imports fail as nonexistent.
         from s3prl import main, problem  # noqa: F401
 
         main.main()
@@ -145,7 +144,7 @@ def _hand_over(arguments, run=_run_downstream, program=None):
     except ModuleNotFoundError as error:
         raise SystemExit(_explain_missing_module(error.name or str(error))) from None
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command with -a goes on from the experiment's last states-*.ckpt.",
+        print("\nInterrupted. Run the same command with -a to resume from the experiment's last states-*.ckpt.",
               file=sys.stderr)
         raise SystemExit(130) from None
     finally:
@@ -157,23 +156,23 @@ def _explain_missing_module(name) -> str:
     if package == "s3prl":
         if len(rest) > 1 and rest[0] == "downstream" and not importlib.util.find_spec(".".join(["s3prl", *rest[:2]])):
             return f"-d: s3prl has no downstream {rest[1]}"
-        others = (" Install s3prl from a clone, or take another corpus: librispeech, libriphone or snips."
+        others = (" Install s3prl from a clone, or use another corpus: librispeech, libriphone or snips."
                   if rest[:3] == ["downstream", "ctc", "corpus"] else " Install s3prl from a clone.")
-        return f"s3prl's package lacks {name}, which only its repository has.{others}"
+        return f"s3prl's package lacks {name}, which is only in its repository.{others}"
     if package == "fairseq":
-        return ("s3prl needs fairseq here (speech translation does), which asks for an omegaconf that s3prl's own "
-                "requirements exclude: no extra of ssamba-upstream installs it.")
+        return ("s3prl needs fairseq here (speech translation does). No extra of ssamba-upstream installs it, because "
+                "fairseq requires a version of omegaconf that s3prl's own requirements exclude.")
     extra = next((extra for extra in extras_with(package) if extra.startswith("superb")), None)
     if extra is None:
-        return f"s3prl needs {name} here, which no extra of ssamba-upstream installs. Install it with pip."
-    return f"s3prl needs {name} here: pip install 'ssamba-upstream[{extra}]'"
+        return f"s3prl needs {name}, which no extra of ssamba-upstream installs. Install it with pip."
+    return f"s3prl needs {name}. Run: pip install 'ssamba-upstream[{extra}]'"
 
 
 def _explain_missing_file(missing) -> str | None:
     if re.fullmatch(r"\./downstream/.*/config\.yaml", missing):
-        return ("Give the downstream's config with -c: a file, or one of ssamba_upstream's by its name: "
-                f"{', '.join(config_names('downstream'))}. s3prl's package has none ({missing}).")
+        return ("Give the downstream's config with -c: a file or the name of one of ssamba_upstream's configs: "
+                f"{', '.join(config_names('downstream'))}. s3prl's package does not include one ({missing}).")
     if missing.startswith("/path/to/"):
-        return (f"The config's {missing} stands for a path of yours; give it with -o, as the first lines of "
-                "the config show.")
+        return (f"{missing} in the config is a placeholder. Give your own path with -o, as shown in the first lines of "
+                "the config.")
     return None

@@ -10,9 +10,9 @@ from .registry import register
 
 
 class S3prlTeacher(Teacher):
-    """An upstream of s3prl by its name, or by NAME:CHECKPOINT for one that reads a checkpoint.
+    """An s3prl upstream given by its name, or by NAME:CHECKPOINT if it reads a checkpoint.
 
-    s3prl does not say where the audio of a frame lies; its centre is taken to be half a hop after its start.
+    s3prl does not specify where a frame's audio lies; its centre is assumed to be half a hop after its start.
     """
 
     def __init__(self, model, device):
@@ -34,4 +34,4 @@ class S3prlTeacher(Teacher):
         try:
             return self.upstream.compute([wav.to(self.device)])[0]
         except NoSuchFeature:
-            raise TeacherError(f"s3prl's {self.name} gives no hidden states. Use another upstream.") from None
+            raise TeacherError(f"s3prl's {self.name} returns no hidden states. Use another upstream.") from None

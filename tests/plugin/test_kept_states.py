@@ -195,7 +195,7 @@ def test_refuses_averages_where_the_head_sees_more():
     given = {"downstream": "voxceleb1", "upstream_feature_normalize": False, "local_rank": None}
     config = yaml.safe_load(find_config("speaker_identification", "downstream").read_text())
     keeping.check_averages(Namespace(**given), config)
-    with pytest.raises(RunError, match="-d asr sees more of an utterance than its average"):
+    with pytest.raises(RunError, match="-d asr uses more of an utterance than its average"):
         keeping.check_averages(Namespace(**{**given, "downstream": "asr"}), config)
     with pytest.raises(RunError, match="normalises each frame"):
         keeping.check_averages(Namespace(**{**given, "upstream_feature_normalize": True}), config)
@@ -204,5 +204,5 @@ def test_refuses_averages_where_the_head_sees_more():
     head = config["downstream_expert"]["modelrc"]["UtteranceLevel"]
     for change in ({"pooling": "AttentivePooling"}, {"pre_net": {"select": "FrameLevel"}}):
         config["downstream_expert"]["modelrc"]["UtteranceLevel"] = {**head, **change}
-        with pytest.raises(RunError, match="voxceleb1 sees more of an utterance than its average"):
+        with pytest.raises(RunError, match="voxceleb1 uses more of an utterance than its average"):
             keeping.check_averages(Namespace(**given), config)

@@ -179,7 +179,7 @@ def test_ctc_of_the_newer_recipes_is_counted():
     ("editdistance", r"\[superb-all\]"), ("librosa", r"\[superb\]"), ("fairseq.data", "speech translation"),
     ("s3prl.downstream.nosuch", "no downstream nosuch"), ("s3prl.downstream.nosuch.expert", "no downstream nosuch"),
     ("s3prl.downstream.emotion.x", "lacks s3prl.downstream.emotion.x, .*clone.$"), ("s3prl.x", "package lacks s3prl.x"),
-    ("pyworld", "pyworld here, which no extra of ssamba-upstream installs")])
+    ("pyworld", "pyworld, which no extra of ssamba-upstream installs")])
 def test_missing_modules_are_explained(monkeypatch, name, expected):
     def run():
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -311,7 +311,7 @@ def test_torchrun_gives_the_local_rank(handed_over, monkeypatch):
 def test_devices(handed_over, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments in ([], ["--device", "cuda:1"]):
-        with pytest.raises(SystemExit, match="add --device cpu"):
+        with pytest.raises(SystemExit, match="Add --device cpu"):
             handed_over(*arguments)
     assert handed_over("-o", "args.device='cpu'") == ["-o", "args.device='cpu'"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -371,7 +371,7 @@ def override(monkeypatch):
     ("config.xyz=1", "config.xyz: s3prl reads no such field.$"),
     ("args.sed=1", "s3prl has no such argument. Did you mean args.seed?"),
     ("confg.runner.total_steps=1", "expected config.<section>.<field>=<value>"),
-    ("config.runner.total_steps", "expected config"), ("config.a=b=c", "without a second ="), ("", "expected config"),
+    ("config.runner.total_steps", "expected config"), ("config.a=b=c", "with one ="), ("", "expected config"),
     ("config.upstream_config='hop_20ms'", "Give them with -g"),
 ])
 def test_an_override_without_effect_is_refused(override, option, message):

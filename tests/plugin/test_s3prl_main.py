@@ -50,7 +50,7 @@ def test_a_recipe_whose_package_is_missing_says_so(monkeypatch, lacking):
     for name in [name for name in sys.modules if name.startswith("s3prl.problem")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(s3prl, "problem", raising=False)
-    with pytest.raises(SystemExit, match="s3prl needs sed_eval here: pip install .*superb-all"):
+    with pytest.raises(SystemExit, match="s3prl needs sed_eval. Run: pip install .*superb-all"):
         runner.run_s3prl_main(["SuperbSID"])
 
 

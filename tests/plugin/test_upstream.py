@@ -212,13 +212,13 @@ def test_published_entries(tmp_path, monkeypatch):
         assert len(hidden_states(ENTRIES[name](), torch.randn(800))) == 3
     given = ENTRIES["ssamba_tiny_250"](ckpt=str(tmp_path / "ssamba_tiny_400.ckpt"), model_config=None, refresh=False)
     assert given.model.config.size == "tiny"
-    with pytest.raises(CheckpointError, match="is tiny, and -u ssamba_base asks for base; use -u ssamba_local"):
+    with pytest.raises(CheckpointError, match="is tiny, but -u ssamba_base requires base. Use -u ssamba_local"):
         ENTRIES["ssamba_base"](ckpt=str(tmp_path / "ssamba_tiny_400.ckpt"))
     monkeypatch.setattr("ssamba_upstream.downloads.download_url", lambda url, refresh: tmp_path / Path(url).name)
     assert ENTRIES["ssamba_url"](ckpt="https://somewhere/ssamba_tiny_400.ckpt").model.config.size == "tiny"
 
 
-@pytest.mark.parametrize("name, message", [("ssamba_local", "give its path with -k"), ("ssamba_url", "the URL of"),
+@pytest.mark.parametrize("name, message", [("ssamba_local", "Give its path with -k"), ("ssamba_url", "the URL of"),
                                            ("ssamba_hub", "name of a repository")])
 def test_entries_that_need_a_checkpoint(name, message):
     with pytest.raises(ValueError, match=message):

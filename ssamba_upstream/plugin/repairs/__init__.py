@@ -1,1 +1,1 @@
-"""What ``plugin.compat`` puts in the place of what s3prl lacks, a file to each subject."""
+"""Replacements that ``plugin.compat`` installs in s3prl, one file per subject."""

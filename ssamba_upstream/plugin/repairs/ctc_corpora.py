@@ -1,7 +1,7 @@
-"""The corpora of s3prl's ``ctc`` downstream, which its package leaves out: ``s3prl.downstream.ctc.corpus``.
+"""``s3prl.downstream.ctc.corpus``: the corpora of s3prl's ``ctc`` downstream, which are missing from its package.
 
-Each is a dataset of batches, sorted by the number of tokens: item i is the batch of ``bucket_size`` utterances that
-begins at the i-th, as s3prl's bucketing wants it, or, with a ``bucket_size`` of 1, the i-th utterance.
+Each is a dataset of batches, sorted by the number of tokens. For s3prl's bucketing, item i is the batch of
+``bucket_size`` utterances that starts at the i-th; with a ``bucket_size`` of 1, item i is the i-th utterance.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ class SortedByTokens(Dataset):
 
     Args:
         utterances: pairs of a path and a list of token numbers.
-        bucket_size: utterances in an item; 1 gives the pair itself.
-        ascending: whether the shortest come first.
+        bucket_size: number of utterances in an item; with 1, an item is the pair itself.
+        ascending: If True, the shortest come first.
     """
 
     def __init__(self, utterances, bucket_size, ascending=False):
@@ -33,16 +33,16 @@ class SortedByTokens(Dataset):
 
 
 class LibriDataset(SortedByTokens):
-    """LibriSpeech and its transcripts, character by character or as the tokenizer has it.
+    """LibriSpeech and its transcripts, as characters or as other tokens of the tokenizer.
 
     Args:
         split: names of folders such as "train-clean-100".
-        tokenizer: turns a transcript into token numbers.
+        tokenizer: object whose ``encode`` turns a transcript into token numbers.
         bucket_size, ascending: see :class:`SortedByTokens`.
         path: LibriSpeech's folder.
 
     Raises:
-        FileNotFoundError: a split without a recording, or without the transcript of one.
+        FileNotFoundError: If a split has no recordings, or a recording has no transcript.
     """
 
     def __init__(self, split, tokenizer, bucket_size, path, ascending=False, **others):
@@ -51,15 +51,15 @@ class LibriDataset(SortedByTokens):
 
 
 class LibriPhoneDataset(SortedByTokens):
-    """LibriSpeech as phonemes: a lexicon's first pronunciation of each word.
+    """LibriSpeech as phonemes, from the first pronunciation of each word in the lexicons.
 
     Args:
-        lexicon: files of lines "WORD PHONE PHONE ..."; of a word's pronunciations the first counts.
+        lexicon: files with lines "WORD PHONE PHONE ..."; the first pronunciation of a word is used.
         others: see :class:`LibriDataset`.
 
     Raises:
         FileNotFoundError: see :class:`LibriDataset`.
-        ValueError: words that no lexicon has, or phones that the vocabulary lacks.
+        ValueError: If words are missing from all lexicons, or phones from the vocabulary.
     """
 
     def __init__(self, split, tokenizer, bucket_size, path, lexicon, ascending=False, **others):
@@ -68,10 +68,10 @@ class LibriPhoneDataset(SortedByTokens):
         words = {word for _, text in transcripts for word in text.split()}
         if missing := sorted(words - pronunciations.keys()):
             raise ValueError(f"{len(missing)} of LibriSpeech's words are in none of {', '.join(map(str, lexicon))}: "
-                             f"{', '.join(missing[:5])} ...; downstream_expert.corpus.lexicon needs all three lexicons")
+                             f"{', '.join(missing[:5])} ... Give all three in downstream_expert.corpus.lexicon.")
         phones = {phone for word in words for phone in pronunciations[word]}
         if unknown := sorted(phone for phone in phones if tokenizer.vocab_to_idx(phone) == tokenizer.unk_idx):
-            raise ValueError(f"the lexicon's phones {', '.join(unknown)} are not in the vocabulary of "
+            raise ValueError(f"the lexicon's phones {', '.join(unknown)} are not in the vocabulary given by "
                              "downstream_expert.text.vocab_file")
         super().__init__([(recording, tokenizer.encode(" ".join(
             phone for word in text.split() for phone in pronunciations[word]))) for recording, text in transcripts],
@@ -79,15 +79,15 @@ class LibriPhoneDataset(SortedByTokens):
 
 
 class SnipsDataset(SortedByTokens):
-    """Audio SNIPS: the speakers that a split is given, with words and slots.
+    """Audio SNIPS for the speakers of a split, with words and slots.
 
     Args:
         split: ["train"], ["valid"] or ["test"], folders of wav files named SPEAKER-....wav.
-        path: the folder of the splits, of ``all.iob.snips.txt`` and, for tokens without slots, ``all-trans.txt``.
-        others: ``train_speakers``, ``valid_speakers`` and ``test_speakers``; else see :class:`LibriDataset`.
+        path: folder that contains the splits, ``all.iob.snips.txt`` and, for tokens without slots, ``all-trans.txt``.
+        others: ``train_speakers``, ``valid_speakers`` and ``test_speakers``; for the rest see :class:`LibriDataset`.
 
     Raises:
-        FileNotFoundError: no recording of these speakers that has a transcript.
+        FileNotFoundError: If these speakers have no recording with a transcript.
     """
 
     def __init__(self, split, tokenizer, bucket_size, path, ascending=False, **others):
@@ -98,33 +98,33 @@ class SnipsDataset(SortedByTokens):
         recordings = [recording for folder in split for recording in sorted((Path(path) / folder).rglob("*.wav"))
                       if recording.stem.startswith(speakers) and recording.stem in transcripts]
         if not recordings:
-            raise FileNotFoundError(f"{Path(path) / split[0]}: no .wav of the speakers {', '.join(speakers)} that "
-                                    f"{name} has a line for")
+            raise FileNotFoundError(f"{Path(path) / split[0]}: no .wav of speakers {', '.join(speakers)} has a line in "
+                                    f"{name}")
         super().__init__([(recording, tokenizer.encode(transcripts[recording.stem])) for recording in recordings],
                          bucket_size, ascending)
 
 
 def librispeech(path, split):
-    """Path and transcript of every recording of LibriSpeech's splits.
+    """Yield the path and transcript of every recording in LibriSpeech's splits.
 
     Raises:
-        FileNotFoundError: a split without a recording, or without the transcript of one.
+        FileNotFoundError: If a split has no recordings, or a recording has no transcript.
     """
     for name in split:
         recordings = sorted((Path(path) / name).rglob("*.flac"))
         if not recordings:
-            raise FileNotFoundError(f"{Path(path) / name}: expected LibriSpeech's SPEAKER/CHAPTER/*.flac there")
+            raise FileNotFoundError(f"{Path(path) / name}: expected LibriSpeech's SPEAKER/CHAPTER/*.flac")
         transcripts = {}
         for file in sorted((Path(path) / name).rglob("*.trans.txt")):
             transcripts.update(line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line)
         for recording in recordings:
             if recording.stem not in transcripts:
-                raise FileNotFoundError(f"{recording}: no .trans.txt of {Path(path) / name} has its transcript")
+                raise FileNotFoundError(f"{recording}: no .trans.txt in {Path(path) / name} has its transcript")
             yield recording, transcripts[recording.stem]
 
 
 def read_lexicons(files) -> dict[str, list[str]]:
-    """The first pronunciation of every word of some lexicons."""
+    """Return the first pronunciation of every word in some lexicons."""
     pronunciations = {}
     for file in files:
         for line in Path(file).read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""s3prl's downstreams where its package lacks a file, or where they fail beside today's libraries or on a CPU."""
+"""Repairs of s3prl's downstreams: files missing from its package, and failures with current libraries or on a CPU."""
 
 import contextlib
 import functools
@@ -19,11 +19,11 @@ from ...configs import configs_folder
 from ...files import locked, replacing
 from . import ctc_corpora
 
-# The corpora and vocabularies that the wheel lacks
+# Corpora and vocabularies missing from the wheel
 
 
 def add_ctc_corpora(module):
-    """Put this package's ``LibriPhoneDataset``, ``LibriDataset`` and ``SnipsDataset`` where ``ctc`` looks for them."""
+    """Add this package's ``LibriPhoneDataset``, ``LibriDataset`` and ``SnipsDataset`` where ``ctc`` imports them."""
     package = f"{module.__package__}.corpus"
     if (Path(module.__file__).parent / "corpus").is_dir():
         return
@@ -35,14 +35,14 @@ def add_ctc_corpora(module):
 
 
 def keep_corpus_config(module):
-    """``load_dataset`` pops ``num_workers`` from the config, so that the second split would get twelve."""
+    """Pass a copy of the config to ``load_dataset``, which pops ``num_workers``: the second split would get twelve."""
     add_ctc_corpora(module)
     load_dataset = module.load_dataset
     module.load_dataset = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
 
 
 def find_vocabulary(name) -> str:
-    """A vocabulary file, or one of this package's ("characters", "phonemes", "letters") by its name."""
+    """Return a vocabulary file, given its path or a name in this package ("characters", "phonemes", "letters")."""
     ours = configs_folder("downstream") / "vocabularies" / f"{name}.txt"
     return str(ours) if not Path(name).is_file() and ours.is_file() else name
 
@@ -59,11 +59,11 @@ def find_dictionaries(module):
 
 
 def measure_lengths(module):
-    """ASR sorts utterances by lengths from tables, whose generator the package lacks: measure them instead.
+    """Measure utterance lengths for ASR, which sorts by tables whose generator is missing from s3prl's package.
 
-    With a ``bucket_file`` of null, the lengths are read from the headers of the recordings. They are in samples, as in
+    If ``bucket_file`` is null, the lengths are read from the recordings' headers. They are in samples, as in
     the tables of s3prl's ``generate_len_for_bucket.py``, so s3prl halves every batch with a recording of more than
-    2000 samples: SUPERB trains ASR on 16 utterances a step.
+    2000 samples: SUPERB trains ASR on 16 utterances per step.
     """
     build = module.SequenceDataset.__init__
 
@@ -82,16 +82,16 @@ def measure_lengths(module):
 def _write_lengths(libri_root, name, table):
     recordings = sorted((libri_root / name).rglob("*.flac"))
     if not recordings:
-        raise FileNotFoundError(f"{libri_root / name}: expected LibriSpeech's SPEAKER/CHAPTER/*.flac there")
+        raise FileNotFoundError(f"{libri_root / name}: expected LibriSpeech's SPEAKER/CHAPTER/*.flac")
     lines = [f"{path.relative_to(libri_root)},{soundfile.info(path).frames}" for path in recordings]
     table.write_text("file_path,length\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-# Caches in the installation
+# Caches in the installation folder
 
 
 class _WholeFiles:
-    """The ``torch`` module, with a ``save`` whose files are whole at every moment."""
+    """The ``torch`` module with an atomic ``save``."""
 
     def __getattr__(self, name):
         return getattr(torch, name)
@@ -103,15 +103,15 @@ class _WholeFiles:
 
 
 def write_whole_files(module):
-    """s3prl saves in place: a process that is killed meanwhile leaves half a file under the final name."""
+    """Make s3prl save atomically: it saves in place, so a killed process would leave half a file."""
     module.torch = _WholeFiles()
 
 
 def keep_lengths_by_corpus(module):
-    """sv_voxceleb1 keeps the lengths of its recordings in the installation, whatever the corpus: keep them apart.
+    """Cache sv_voxceleb1's recording lengths by corpus; s3prl keeps one cache in its installation for all corpora.
 
-    They lie in torch's hub folder, under a hash of the recordings' paths, sizes and times. One process at a time
-    measures a corpus, others wait for it; what cannot be read is measured again.
+    The lengths are in torch's hub folder, under a hash of the recordings' paths, sizes and times. One process at a time
+    measures a corpus, and others wait for it. A cache that cannot be read is measured again.
     """
     write_whole_files(module)
     build = module.SpeakerVerifi_train.__init__
@@ -153,12 +153,12 @@ def _fingerprint(roots) -> str:
 
 
 def _lengthen(frames: torch.Tensor) -> torch.Tensor:
-    """Frames (T, D), repeated up to 16 where there are fewer: an x-vector takes 14 away, and averages two or more."""
+    """Repeat frames (T, D) up to at least 16: an x-vector's context removes 14, and it averages two or more."""
     return frames.repeat(-(-16 // len(frames)), 1) if len(frames) < 16 else frames
 
 
 def lengthen_for_x_vectors(module):
-    """``sv_voxceleb1`` fails for utterances that are shorter than its x-vector's context: they are repeated."""
+    """Repeat utterances that are shorter than the context of ``sv_voxceleb1``'s x-vector, for which it fails."""
     forward = module.DownstreamExpert.forward
 
     @functools.wraps(forward)
@@ -171,7 +171,7 @@ def lengthen_for_x_vectors(module):
 
 
 def lengthen_for_superb_x_vectors(module):
-    """The same of s3prl's newer recipe, SuperbASV."""
+    """Repeat short utterances in s3prl's newer recipe, SuperbASV, see :func:`lengthen_for_x_vectors`."""
     forward = module.SuperbXvector.forward
 
     @functools.wraps(forward)
@@ -184,7 +184,7 @@ def lengthen_for_superb_x_vectors(module):
 
 
 def leave_out_frameless(module):
-    """Diarization's evaluation ends at a recording that is shorter than a frame of labels: it is left out."""
+    """Skip recordings shorter than a label frame, which would abort diarization's evaluation."""
     build = module.DiarizationDataset.__init__
 
     @functools.wraps(build)
@@ -194,7 +194,7 @@ def leave_out_frameless(module):
             return
         self.rec_list = [name for name, chunks in self.chunk_indices.items() if chunks]
         if frameless := sorted(self.chunk_indices.keys() - self.rec_list):
-            print(f"left out {len(frameless)} recordings that are shorter than a frame: {', '.join(frameless[:5])}")
+            print(f"skipped {len(frameless)} recordings that are shorter than a frame: {', '.join(frameless[:5])}")
 
     module.DiarizationDataset.__init__ = build_with_frames
 
@@ -213,7 +213,7 @@ def _tensors_stay():
 
 
 def stays_on_cpu(class_name, method_name):
-    """Mend a module whose method says ``.cuda()`` whatever the device: without a GPU, tensors stay where they are."""
+    """Repair a method that calls ``.cuda()`` on any device: without a GPU, tensors stay where they are."""
 
     def mend(module):
         owner = getattr(module, class_name)
@@ -235,14 +235,14 @@ def stays_on_cpu(class_name, method_name):
 
 
 def restore_iteritems(module):
-    """``Series.iteritems``, removed in pandas 2."""
+    """Restore ``Series.iteritems``, removed in pandas 2."""
     series = module.pd.Series
     if not hasattr(series, "iteritems"):
         series.iteritems = series.items
 
 
 class _RandomOfSets:
-    """The ``random`` module, with ``sample`` of a set, removed in Python 3.11; in sorted order, so that seeds hold."""
+    """The ``random`` module with ``sample`` for sets, removed in Python 3.11; sorted, so that a seed determines it."""
 
     def __getattr__(self, name):
         return getattr(random, name)

@@ -1,4 +1,4 @@
-"""The upstream's frames on their way to a downstream: how many, of which layer, and whether they are enough."""
+"""Repairs and checks of the frames passed from an upstream to a downstream: their number, layer and hop."""
 
 import functools
 import math
@@ -11,9 +11,9 @@ LONGEST_HOPS = {
     "asr": 640, "ctc": 640, "sv_voxceleb1": 640, "diarization": 640, "quesst14_dtw": 640,
     "enhancement_stft": 320, "enhancement_stft2": 320, "separation_stft": 320, "separation_stft2": 320,
 }
-"""Samples from frame to frame up to which a downstream works. CTC needs as many frames as tokens, the x-vector 15,
-diarization's labels and DTW's queries are as coarse as the frames, and an STFT of 512 samples is inverted from
-windows that overlap."""
+"""Longest hop in samples with which a downstream works. CTC needs at least one frame per token, the x-vector 15 frames;
+diarization's labels and DTW's queries are as coarse as the frames; an STFT of 512 samples is inverted from overlapping
+windows."""
 
 PRESETS = {640: "hop_40ms", 320: "hop_20ms"}
 
@@ -29,36 +29,36 @@ SPLITS = {"voxceleb1", "emotion", "speech_commands", "fluent_commands", "sv_voxc
 
 
 class RunError(ValueError):
-    """What was asked of s3prl's runner cannot be done; says why, and what to do."""
+    """Raised for a run that s3prl's runner cannot do; says why, and what to do."""
 
 
 def check_hop(downstream, hop):
-    """Refuse frames that are too far apart for a downstream.
+    """Check that frames are close enough together for a downstream.
 
     Args:
-        downstream: its name, as with ``-d``.
-        hop: samples from frame to frame at 16 kHz.
+        downstream: the downstream's name, s3prl's ``-d``.
+        hop: hop in samples at 16 kHz.
 
     Raises:
-        RunError: they are; names the preset to take.
+        RunError: If they are too far apart; names the preset to use.
     """
     longest = LONGEST_HOPS.get(downstream, math.inf)
     if hop > longest:
         reason = REASONS.get(downstream, "the windows of its STFT, 512 samples, would not overlap")
-        raise RunError(f"-d {downstream} needs a frame every {longest / 16:g} ms or more often, and this upstream "
-                       f"gives one every {hop / 16:g} ms: {reason}. Add -g {PRESETS[longest]}.")
+        raise RunError(f"-d {downstream} needs a frame at least every {longest / 16:g} ms, but this upstream gives one "
+                       f"every {hop / 16:g} ms: {reason}. Add -g {PRESETS[longest]}.")
 
 
 def scale_time_masks(config, hop):
-    """Shorten SpecAugment's time masks for frames that are further apart than those their widths are meant for.
+    """Shorten SpecAugment's time masks for frames that are further apart than their widths are meant for.
 
-    A config says what they are meant for with ``specaug_hop``, in samples: SUPERB's widths with 320. Frames that are
-    closer together keep the widths, as ``fbank`` does in SUPERB. A resumed run finds its own hop there, and so the
-    widths as they are.
+    ``specaug_hop`` in a config is the hop in samples for which the widths are meant: 320 for SUPERB's. Frames that are
+    closer together keep the widths, as ``fbank`` does in SUPERB. A resumed run finds its own hop in the config, so it
+    keeps the widths.
 
     Args:
-        config: s3prl's; changed in place.
-        hop: samples from frame to frame at 16 kHz.
+        config: s3prl's config; changed in place.
+        hop: hop in samples at 16 kHz.
     """
     meant_for = config.get("specaug_hop")
     if not config.get("specaug") or not meant_for or hop <= meant_for:
@@ -67,14 +67,14 @@ def scale_time_masks(config, hop):
     scaled = [round(shortest * meant_for / hop), max(1, round(longest * meant_for / hop))]
     config["specaug"]["time_mask_width_range"], config["specaug_hop"] = scaled, hop
     print(f"SpecAugment's time masks: {scaled[0]} to {scaled[1]} frames of {hop / 16:g} ms instead of {shortest} to "
-          f"{longest} of {meant_for / 16:g} ms, which last as long")
+          f"{longest} of {meant_for / 16:g} ms (same duration)")
 
 
 def check_split(downstream, config, split):
-    """Refuse a split that a downstream does not have.
+    """Check that a downstream has a split.
 
     Raises:
-        RunError: naming those that it has.
+        RunError: If it does not; names the splits that it has.
     """
     if downstream == "asr":
         splits = [name for name, value in config["downstream_expert"]["datarc"].items()
@@ -84,12 +84,11 @@ def check_split(downstream, config, split):
     else:
         return
     if split not in splits:
-        raise RunError(f"-t {split}: -d {downstream} has no such split; there are {', '.join(splits)}")
+        raise RunError(f"-t {split}: -d {downstream} has no such split. Choose from {', '.join(splits)}.")
 
 
 def check_runs(module):
-    """Have s3prl's runner refuse, before it trains or evaluates, what could only fail or mean nothing, and fit time
-    masks to the frames."""
+    """Make s3prl's runner check the hop and split before it trains or evaluates, and fit time masks to the frames."""
     get_downstream = module.Runner._get_downstream
 
     @functools.wraps(get_downstream)
@@ -106,7 +105,7 @@ def check_runs(module):
 
 
 class StackedLayers(list):
-    """Hidden states as s3prl's Featurizer takes them, a list of (utterances, frames, width).
+    """Hidden states as input for s3prl's Featurizer, a list of (utterances, frames, width).
 
     Attributes:
         stacked: (layers, utterances, frames, width), of which the list's tensors are views.
@@ -119,16 +118,17 @@ class StackedLayers(list):
 
 
 def count_frames(upstream, samples, rate):
-    """Return how many frames of an utterance reach the downstream, at a rate in samples per frame."""
+    """Return how many of an utterance's frames reach the downstream, at a rate in samples per frame."""
     count = math.ceil if isinstance(getattr(upstream, "module", upstream), FrameEncoder) else round
     return max(1, count(samples / rate))
 
 
 def keep_frames(module):
-    """``Featurizer`` rounds the number of frames: up to half a frame is lost, and of a short utterance all.
+    """Make ``Featurizer`` keep all frames; it rounds their number, which drops up to half a frame or a short utterance.
 
-    Of this package's upstreams it keeps every frame, ceil(samples / hop); of any other as many as ever, but never
-    none. A feature or a layer that the upstream lacks is refused instead of replaced, or left to an IndexError.
+    It then keeps every frame, ceil(samples / hop), of this package's upstreams. For other upstreams the number is
+    unchanged, but at least one. A missing feature or layer raises a RunError instead of being replaced or raising an
+    IndexError.
     """
     build, select = module.Featurizer.__init__, module.Featurizer._select_feature
     add_up, forward = module.Featurizer._weighted_sum, module.Featurizer.forward
@@ -137,8 +137,8 @@ def keep_frames(module):
     def build_and_check(self, upstream, feature_selection="hidden_states", *others, **named):
         build(self, upstream, feature_selection, *others, **named)
         if self.feature_selection != feature_selection:
-            raise RunError(f"-s {feature_selection}: the upstream has no such feature; take hidden_states or "
-                           "last_hidden_state")
+            raise RunError(f"-s {feature_selection}: the upstream has no such feature. Use hidden_states or "
+                           "last_hidden_state.")
         self._count = functools.partial(count_frames, upstream)
 
     @functools.wraps(select)
@@ -147,14 +147,14 @@ def keep_frames(module):
         if isinstance(layers, StackedLayers) and len(layers) == 1:
             return layers[0]
         if isinstance(layers, (list, tuple)) and layer is not None and not -len(layers) <= layer < len(layers):
-            raise RunError(f"-l {layer}: the upstream has the layers 0 to {len(layers) - 1}")
+            raise RunError(f"-l {layer}: the upstream has layers 0 to {len(layers) - 1}")
         return select(self, features)
 
     def tolist(self, paired_wavs, paired_feature):
         lengths = [self._count(len(wav), self.downsample_rate) for wav in paired_wavs]
         if abs(paired_feature.size(1) - max(lengths)) >= module.TOLERABLE_SEQLEN_DIFF:
-            raise RunError(f"the upstream gave {paired_feature.size(1)} frames where its rate of "
-                           f"{self.downsample_rate} samples a frame means {max(lengths)}")
+            raise RunError(f"the upstream returned {paired_feature.size(1)} frames, but its rate of "
+                           f"{self.downsample_rate} samples per frame implies {max(lengths)}")
         if self._frames is not None:
             lengths = map(min, lengths, self._frames)
         return [feature[:length] for feature, length in zip(paired_feature, lengths)]
@@ -183,14 +183,14 @@ def keep_frames(module):
 
 
 class _CTCAlignments:
-    """Counts the utterances that a CTC loss cannot align, which it gives a loss of 0 (``zero_infinity``).
+    """A counter of utterances that a CTC loss cannot align, and for which the loss is 0 (``zero_infinity``).
 
     Args:
-        objective: the loss, which is counted from now on.
+        objective: the loss; counting starts at once.
     """
 
     def __init__(self, objective):
-        self._counts = {"train": [0, 0], "evaluation": [0, 0]}  # of those with too few frames, and of all
+        self._counts = {"train": [0, 0], "evaluation": [0, 0]}  # utterances with too few frames, all utterances
         objective.register_forward_pre_hook(self._count)
 
     def _count(self, objective, arguments):
@@ -200,26 +200,26 @@ class _CTCAlignments:
         counts[1] += len(lengths)
 
     def report(self, split):
-        """Print how many there were since the last report, if any.
+        """Print the number of such utterances since the last report, if any.
 
         Raises:
-            RunError: in training there was no other.
+            RunError: If all utterances in training were of this kind.
         """
         counts = self._counts["train" if split == "train" else "evaluation"]
         short, total = counts
         counts[:] = 0, 0
         if not short:
             return
-        print(f"{split}: {short} of {total} utterances have more tokens than frames; CTC gives them a loss of 0, and "
-              "nothing is learnt from them.")
+        print(f"{split}: {short} of {total} utterances have more tokens than frames; their CTC loss is 0, so nothing "
+              "is learnt from them.")
         if split == "train" and short == total:
-            raise RunError(f"All of the last {total} utterances have more tokens than frames: the CTC loss is 0, and "
-                           "nothing is learnt. Take frames that are closer together (-g hop_20ms; in s3prl's newer "
-                           "recipes --build_upstream.extra_conf \"{'time_stride': 2}\"), or other transcripts.")
+            raise RunError(f"All of the last {total} utterances have more tokens than frames, so the CTC loss is 0 and "
+                           "nothing is learnt. Use frames that are closer together (-g hop_20ms; in s3prl's newer "
+                           "recipes --build_upstream.extra_conf \"{'time_stride': 2}\") or other transcripts.")
 
 
 def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
-    """Whether an utterance (N,) has fewer frames than CTC needs: one a token, one more between equal neighbours."""
+    """Return, for each utterance (N,), whether CTC needs more frames: one per token, one more between equal tokens."""
     tokens, frames, lengths = tokens.cpu(), frames.cpu(), lengths.cpu()
     within = torch.arange(1, tokens.shape[1]) < lengths[:, None]
     repeats = ((tokens[:, 1:] == tokens[:, :-1]) & within).sum(dim=1)
@@ -227,7 +227,7 @@ def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
 
 
 def _report_alignments(owner, objective, report_name):
-    """Have ``owner`` count for its loss, the attribute ``objective``, and say so where it reports its metrics."""
+    """Make ``owner`` count utterances for its loss, the attribute ``objective``, and report them with its metrics."""
     build, report = owner.__init__, getattr(owner, report_name)
 
     @functools.wraps(build)
@@ -245,10 +245,11 @@ def _report_alignments(owner, objective, report_name):
 
 
 def report_alignments_of_downstream(module):
-    """``ctc`` and ``asr``: utterances with more tokens than frames are counted, and refused if there is no other."""
+    """Report utterances with more tokens than frames in ``ctc`` and ``asr``; if there are no others, raise RunError."""
     _report_alignments(module.DownstreamExpert, "objective", "log_records")
 
 
 def report_alignments_of_task(module):
-    """The same of s3prl's newer recipes."""
+    """Report utterances with more tokens than frames in s3prl's newer recipes; if there are no others, raise RunError.
+    """
     _report_alignments(module.Speech2TextCTCTask, "criterion", "reduction")

@@ -1,9 +1,9 @@
-"""Runs that s3prl resumes go on with other data than they began with.
+"""Different data order after s3prl resumes a run.
 
-s3prl seeds every start alike, and begins the epoch anew. A run that is interrupted more often than once an epoch would
-see the beginning of that epoch again and again, and never the rest of the data. After a resume at step k, whatever is
-drawn is seeded by k: it is another order, and the same one whenever a run is resumed at that step. What has not been
-resumed is s3prl's, bit for bit.
+s3prl uses the same seed at every start and restarts the epoch. A run that is interrupted more than once per epoch would
+see the beginning of that epoch again and again, and never the rest of the data. After a resume at step k, everything
+random is seeded by k, so the order is new, but the same whenever a run is resumed at that step. Runs without a resume
+are bit-identical to s3prl's.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 
 
 def seed_resumed_runs(module):
-    """``run_downstream``: seed a resumed run by its step."""
+    """Seed a resumed run of ``run_downstream`` by its step."""
     train = module.Runner.train
 
     @functools.wraps(train)
@@ -34,11 +34,11 @@ def seed_resumed_runs(module):
 def _seed(seed):
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # of all devices
+    torch.manual_seed(seed)  # for all devices
 
 
 def _shift_samplers(downstream, step):
-    """Distributed samplers draw by a seed of their own and the epoch."""
+    """Shift the seeds of distributed samplers, which draw by their own seed and the epoch."""
     get_dataloader = downstream.get_dataloader
 
     def get_shifted(*split, **named):
@@ -51,7 +51,7 @@ def _shift_samplers(downstream, step):
 
 
 def seed_resumed_recipes(module):
-    """``s3prl.main``, s3prl's newer recipes: seed a resumed run, and the order of its epochs, by its step."""
+    """Seed a resumed run of ``s3prl.main``, s3prl's newer recipes, and the order of its epochs by its step."""
     train = module.Problem.train
     signature = inspect.signature(train)
 
@@ -67,7 +67,7 @@ def seed_resumed_recipes(module):
 
 
 def _step_of_recipe(options, folder):
-    """The step at which s3prl is going to resume, or None."""
+    """Return the step at which s3prl will resume, or None."""
     if not options.get("auto_resume", True):
         return None
     states = sorted(Path(folder).glob("step_*"), key=lambda path: int(path.name.split("_")[-1]))

@@ -1,6 +1,6 @@
-"""``torchaudio.sox_effects`` without libsox: the effects that s3prl's downstreams ask for.
+"""``torchaudio.sox_effects`` without libsox, for the effects that s3prl's downstreams use.
 
-Source of each definition: sox 14.4.2, ``man sox`` and, for ``silence``, what the program does.
+The definitions follow sox 14.4.2: ``man sox`` and, for ``silence``, the program's behaviour.
 """
 
 import re
@@ -11,7 +11,7 @@ import torchaudio
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
-# The closest to sox's rate effect: 0.1 % of the signal's rms on speech, 2 % on white noise.
+# The closest match to sox's rate effect: it differs by 0.1 % of the signal's rms on speech, 2 % on white noise.
 _SOX_FILTER = dict(lowpass_filter_width=64, rolloff=0.96, resampling_method="sinc_interp_kaiser", beta=10.0)
 
 
@@ -19,20 +19,20 @@ def apply_effects_tensor(tensor, sample_rate, effects, channels_first=True) -> t
     """``torchaudio.sox_effects.apply_effects_tensor`` for ``channels``, ``rate``, ``gain``, ``norm``, ``pad``,
     ``trim``, ``reverse``, ``vad`` and ``silence``.
 
-    Between two effects sox keeps 32-bit integers: what lies outside [-1, 1] is clipped after each of them.
-    ``rate`` resamples to sox's length, with a filter close to sox's; ``vad`` is torchaudio's port of sox's.
+    sox stores 32-bit integers between effects, so values outside [-1, 1] are clipped after each effect.
+    ``rate`` resamples to sox's length with a filter close to sox's; ``vad`` is torchaudio's port of sox's.
 
     Args:
-        tensor: (channels, time), or (time, channels) where ``channels_first`` is False.
-        sample_rate: in Hz.
+        tensor: (channels, time), or (time, channels) if ``channels_first`` is False.
+        sample_rate: sample rate in Hz.
         effects: for example ``[["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]``, with gain in dB and times
             in seconds.
 
     Returns:
-        The waveform laid out like ``tensor``, and its sample rate.
+        The waveform, laid out like ``tensor``, and its sample rate.
 
     Raises:
-        NotImplementedError: for any other effect or option.
+        NotImplementedError: If an effect or option is not supported.
     """
     waveform = tensor if channels_first else tensor.T
     for effect in effects:
@@ -70,7 +70,7 @@ def _apply_effect(waveform, sample_rate, effect):
             return _without_silence(waveform, sample_rate, _samples(begin, sample_rate), _samples(end, sample_rate),
                                     float(begin_percent[:-1]) / 100), sample_rate
     raise NotImplementedError(
-        f"The sox effect {' '.join(effect)!r} needs torchaudio < 2.9 with libsox; without it there are only "
+        f"The sox effect {' '.join(effect)!r} needs torchaudio < 2.9 with libsox. Without libsox, the effects are "
         "'channels 1', 'rate HZ', 'gain DB', 'norm', 'pad SECS SECS', "
         "'trim SECS SECS', 'reverse', 'vad -T SECS -p SECS' and "
         "'silence 1 SECS LEVEL% -1 SECS LEVEL%'.")
@@ -86,10 +86,11 @@ def _samples(seconds, sample_rate) -> int:
 
 
 def _without_silence(waveform, sample_rate, sound, silence, level):
-    """Cut silences anywhere: sound begins with so many samples in a row above the level, and ends with so many below.
+    """Remove all silences: sound starts with ``sound`` consecutive samples above ``level``, and ends with ``silence``
+    below.
 
-    The level is that of the rms of the last 20 ms, zero before the beginning of what is searched for sound. Neither
-    the samples that end a sound nor those after them, up to the next sound, are kept.
+    The level is the rms of the last 20 ms, with zeros before the start of the searched part. The samples that end a
+    sound and those after them, up to the next sound, are dropped.
     """
     window = sample_rate // 50
     energy = np.concatenate([[0.0], np.cumsum(waveform.double().numpy() ** 2, axis=-1).max(axis=0)])
@@ -109,7 +110,7 @@ def _without_silence(waveform, sample_rate, sound, silence, level):
 
 
 def _first_run(flags, start, length) -> int | None:
-    """Where the first so many true values in a row begin, at or after a place."""
+    """Return the start of the first run of ``length`` or more true values at or after ``start``."""
     edges = np.flatnonzero(np.diff(flags[start:].astype(np.int8), prepend=0, append=0)) + start
     for begin, end in zip(edges[::2], edges[1::2]):
         if end - begin >= length:
