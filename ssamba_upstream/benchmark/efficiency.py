@@ -1,12 +1,12 @@
-"""``ssamba bench efficiency``: SSAMBA against SSAST of the same size, over the number of tokens.
+"""``ssamba bench efficiency``: SSAMBA compared with SSAST of the same size, over the number of tokens.
 
-SSAST (arXiv 2110.09784) is a vision transformer: 12 blocks, heads of 64, and two tokens beside the patches.
-It runs twice, as transformers' AST with random weights: "SSAST" with torch's fused attention, as one would run it
-today, and "SSAST eager" with the attention matrix written out, as in the published code, which SSAMBA's paper (arXiv
-2405.11831) compared with. All networks read the same log-mel, cut into patches of 16 x 16 that do not overlap, and have
-a learned position for each patch. SSAST's linear products are torch's own. Where SSAMBA's are oneDNN's, see
-:mod:`ssamba_upstream.ops.product`, SSAMBA_LINEAR=torch gives both the same ones. Everything is float32; whether a GPU
-may use TF32 is left as torch sets it.
+SSAST (arXiv 2110.09784) is a vision transformer with 12 blocks, heads of size 64, and two tokens in addition to the
+patches. It runs twice, as transformers' AST with random weights: "SSAST" with torch's fused attention, the usual choice
+today, and "SSAST eager" with an explicit attention matrix, as in the published code, with which SSAMBA's paper (arXiv
+2405.11831) compares. All networks read the same log-mel, in non-overlapping patches of 16 x 16, and have a learned
+position for each patch. SSAST's linear products are torch's own. If SSAMBA's are oneDNN's, see
+:mod:`ssamba_upstream.ops.product`, SSAMBA_LINEAR=torch gives both the same ones. Everything is float32; torch's setting
+for TF32 on a GPU is left unchanged.
 """
 
 import textwrap
@@ -26,14 +26,14 @@ DEPTHS = (24, 12)  # blocks of SSAMBA and of SSAST, of all sizes
 HEAD_SIZE = 64
 MEL_BINS = 128
 PATCH = 16
-# The power of the tokens that no peak outgrows.
+# Peak memory grows at most with this power of the number of tokens.
 MEMORY_GROWTH = {"SSAMBA": 1, "SSAST": 1, "SSAST eager": 2}
-MOST_MEMORY = 0.9  # of what is available: not all that a call takes passes through torch
+MOST_MEMORY = 0.9  # of the available memory: torch does not track all of a call's allocations
 MOST_SECONDS = 120
 
 
 def build_networks(size, tokens, depths=DEPTHS):
-    """name -> network with random weights for so many patches; depths: blocks of SSAMBA and of SSAST."""
+    """Return the networks by name, with random weights, for a number of patches; depths: blocks of SSAMBA and SSAST."""
     frames = _frames(tokens)
     ssamba = SsambaConfig.from_size(
         size, num_hidden_layers=depths[0], num_mel_bins=MEL_BINS, pretraining_frames=frames,
@@ -55,24 +55,23 @@ def _build_ssast(width, frames, depth, attention):
 
 
 def bench_efficiency(device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
-    """Measure time and peak memory of all networks, side by side, from few tokens to many.
+    """Measure the time and peak memory of all networks, side by side, for increasing numbers of tokens.
 
-    A network is left out where its memory, extrapolated from fewer tokens, would exceed MOST_MEMORY of what is
-    available, where it failed, and after a call that took longer than MOST_SECONDS; and from there on. The first
-    number of tokens is tried in any case. The first call of each network, which is not timed, tells its memory.
+    A network is skipped from the point where its memory, extrapolated from fewer tokens, would exceed MOST_MEMORY of
+    the available memory, where it fails, or after a call takes longer than MOST_SECONDS. The first number of tokens is
+    always tried. Memory is measured in the first call of each network, which is not timed.
 
     Args:
-        tokens: numbers of patches; an input has one or two tokens more, of a class.
-        depths: blocks of SSAMBA and of SSAST.
+        tokens: numbers of patches; an input also has one or two class tokens.
+        depths: number of blocks in SSAMBA and in SSAST.
 
     Yields:
         a row (dict) for each number of tokens, batch size and mode ("inference": no gradients; "training step":
-        forward and backward, no optimiser): of each network the median milliseconds and the peak MiB that torch
-        allocates in a call, beyond weights and input, each "" where it was left out; and who was left out, and
-        why.
+        forward and backward, no optimiser). For each network it has the median milliseconds and the peak MiB that torch
+        allocates in a call, excluding weights and input, each "" if skipped; and which networks were skipped, and why.
 
     Raises:
-        ValueError: a number of tokens that is no whole number of patch columns.
+        ValueError: If a number of tokens is not a whole number of patch columns.
     """
     series = {}
     tokens = sorted(set(tokens))
@@ -93,7 +92,7 @@ def bench_efficiency(device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=
 
 
 class _Series:
-    """What is known of one network from fewer tokens, and why it is left out, if it is."""
+    """Measurements of one network with fewer tokens, and the reason why it is skipped, if any."""
 
     def __init__(self, network):
         self.growth = MEMORY_GROWTH[network]
@@ -101,7 +100,7 @@ class _Series:
         self.reason = None
 
     def check_memory(self, tokens, available):
-        """Leave the network out if so many tokens might not fit into so many bytes."""
+        """Skip the network if this many tokens might not fit into the available bytes."""
         expected = self.peak * (tokens / self.tokens) ** self.growth if self.tokens else 0
         if self.reason is None and expected > MOST_MEMORY * available:
             self.reason = f"up to {expected / 2**30:.1f} GiB expected, {available / 2**30:.1f} available"
@@ -129,7 +128,7 @@ def _measure_row(calls, series, tokens, rounds, device):
 
 
 def _measure(calls, rounds, device):
-    """name -> (median milliseconds, peak bytes), and name -> how it failed; a failure of one leaves the others."""
+    """Return name -> (median milliseconds, peak bytes) and name -> failure; one failure does not affect the others."""
     failures = {}
 
     def guarded(name):
@@ -137,7 +136,7 @@ def _measure(calls, rounds, device):
             if name not in failures:
                 try:
                     calls[name]()
-                except (RuntimeError, MemoryError) as error:  # which torch raises when it is out of memory
+                except (RuntimeError, MemoryError) as error:  # raised by torch when it runs out of memory
                     failures[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
 
         return call
@@ -145,7 +144,7 @@ def _measure(calls, rounds, device):
     attempts = {name: guarded(name) for name in calls}
     if device != "cpu":
         for attempt in attempts.values():
-            attempt()  # CUDA's libraries keep what they allocate in their first call, which is no network's
+            attempt()  # CUDA's libraries keep memory from their first call, which must not count for a network
     peaks = {name: peak_memory(attempt, device) for name, attempt in attempts.items()}
     medians = median_times(attempts, rounds, device, warm=True)
     return {name: (medians[name], peaks[name]) for name in calls if name not in failures}, failures
@@ -162,8 +161,8 @@ def _call(network, fbank, gradients):
 
 
 def _frames(tokens):
-    """Fbank frames of so many patches."""
+    """Return the number of fbank frames for a number of patches."""
     rows = MEL_BINS // PATCH
     if tokens < rows or tokens % rows:
-        raise ValueError(f"{tokens} tokens: expected a multiple of {rows}, the patches in a column")
+        raise ValueError(f"{tokens} tokens: expected a multiple of {rows}, the number of patches in a column")
     return tokens // rows * PATCH

@@ -1,4 +1,4 @@
-"""The efficiency study as files: a table, where SSAMBA becomes cheaper, the paper's claim, and a picture."""
+"""Files of the efficiency study: the table, where SSAMBA becomes cheaper, the paper's claim, and a plot."""
 
 import math
 
@@ -22,21 +22,21 @@ from .efficiency import (
 from .timing import SECONDS_EACH, markdown, write_table
 
 CLAIMED_TOKENS = 22528
-CLAIM = "The paper: tiny, 22k tokens, inference on a GPU, 92.7 % less time and 95.4 % less memory than SSAST."
+CLAIM = "The paper's claim: tiny, 22k tokens, inference on a GPU, 92.7 % less time and 95.4 % less memory than SSAST."
 QUANTITIES = {"ms": "time", "MiB": "memory"}
 
 
 def write_study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
-    """Run :func:`bench_efficiency`, and write ``efficiency_SIZE.csv`` after each row, and at the end, be it an
-    interruption, ``efficiency_SIZE.md`` and ``efficiency_SIZE.png``.
+    """Run :func:`bench_efficiency` and write ``efficiency_SIZE.csv`` after each row; at the end, or if interrupted,
+    write ``efficiency_SIZE.md`` and ``efficiency_SIZE.png``.
 
     Args:
-        out: a folder (pathlib.Path), which is made if it is not there.
+        out: a folder (pathlib.Path), created if it does not exist.
 
     Returns:
         the Markdown.
     """
-    load_pyplot()  # if it is missing, that is better known now than after hours
+    load_pyplot()  # so that a missing matplotlib fails at the start, not after hours
 
     rows, path = [], out / f"efficiency_{size}"
     try:
@@ -47,7 +47,7 @@ def write_study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=
         if rows:
             text = "\n\n".join([
                 f"# SSAMBA and SSAST, {size}", _conditions(device, rounds, size), markdown(rows),
-                "Tokens from which on SSAMBA takes less, interpolated between the measured:",
+                "Number of tokens from which SSAMBA takes less, interpolated between measurements:",
                 markdown(crossovers(rows)),
                 f"{CLAIM} Measured, {size}, {CLAIMED_TOKENS} tokens, inference on {device}, SSAMBA takes:",
                 compare_claim(rows),
@@ -58,14 +58,14 @@ def write_study(out, device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=
 
 
 def crossover(tokens, ours, theirs):
-    """The number of tokens from which on ``ours`` is less than ``theirs``.
+    """Return the number of tokens from which ``ours`` is less than ``theirs``.
 
     Args:
         tokens, ours, theirs: lists of the same length, tokens ascending.
 
     Returns:
-        interpolated between the two measurements where the ratio passes 1 for good, all on the log scale; the first
-        number of tokens, if ours are less from there on; None, if they are not even at the last.
+        the number of tokens where the ratio finally passes 1, interpolated on the log scale between two measurements;
+        the first number of tokens if ours is always less; None if ours is not less at the last.
     """
     ratios = [math.log(our / their) for our, their in zip(ours, theirs)]
     last = next((i for i in reversed(range(len(ratios))) if ratios[i] >= 0), None)
@@ -78,7 +78,7 @@ def crossover(tokens, ours, theirs):
 
 
 def crossovers(rows):
-    """A row (dict) for each mode, batch size and peer: where SSAMBA's time and memory become less."""
+    """Return a row (dict) for each mode, batch size and peer: where SSAMBA takes less time and less memory."""
     return [
         {"mode": mode, "batch": batch, "against": peer} | {
             quantity: _crossover_text(_of(rows, mode, batch), peer, unit) for unit, quantity in QUANTITIES.items()
@@ -100,7 +100,7 @@ def _crossover_text(rows, peer, unit):
 
 
 def compare_claim(rows):
-    """Markdown: how much less SSAMBA takes at the paper's number of tokens, for each batch size and peer."""
+    """Return SSAMBA's savings at the paper's number of tokens as Markdown, for each batch size and peer."""
     lines = []
     for batch in BATCHES:
         row = next((row for row in _of(rows, "inference", batch) if row["tokens"] == CLAIMED_TOKENS), {})
@@ -126,12 +126,12 @@ def _conditions(device, rounds, size):
     machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     backend = ops.choose_backend(torch.empty(0, device=device))
     return f"""\
-{machine}; torch {torch.__version__}, transformers {transformers.__version__}; the scan by {backend!r}; float32.
-SSAMBA's linear products by {ops.product.choice()[0]}, the others' by torch.
-Medians of {rounds} rounds, fewer where they take more than {SECONDS_EACH} s; the most that torch allocates in a
-call. At 512 tokens SSAMBA has {parameters['SSAMBA']:,} parameters, SSAST {parameters['SSAST']:,}. "SSAST" has
-torch's fused attention; "SSAST eager" writes out the attention matrix, as the published code does. A network is left
-out from where it failed or was expected to take more than {MOST_MEMORY:.0%} of the available memory, and after a
+{machine}; torch {torch.__version__}, transformers {transformers.__version__}; scan backend {backend!r}; float32.
+SSAMBA's linear products use {ops.product.choice()[0]}, the others' use torch.
+Times are medians of {rounds} rounds, fewer if they take more than {SECONDS_EACH} s. Memory is torch's peak allocation
+in a call. At 512 tokens SSAMBA has {parameters['SSAMBA']:,} parameters, SSAST {parameters['SSAST']:,}. "SSAST" uses
+torch's fused attention; "SSAST eager" computes the attention matrix explicitly, like the published code. A network is
+skipped once it has failed or was expected to take more than {MOST_MEMORY:.0%} of the available memory, and after a
 call of more than {MOST_SECONDS} s."""
 
 
@@ -160,7 +160,7 @@ def draw(rows, size, path):
 
 
 def _networks(rows):
-    """The networks that were measured, SSAMBA first."""
+    """Return the measured networks, SSAMBA first."""
     return [network for network in MEMORY_GROWTH if f"{network} ms" in rows[0]]
 
 

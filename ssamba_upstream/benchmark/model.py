@@ -1,4 +1,4 @@
-"""``ssamba bench model``: the whole network on the default upstream's windows, its parts, and a stream's pushes."""
+"""``ssamba bench model``: the whole network on the default upstream's windows, its parts, and pushes to a stream."""
 
 import functools
 
@@ -18,15 +18,15 @@ STREAM = {"num_hidden_layers": 12, "patch_size": (128, 8), "token_order": "time_
 
 
 def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
-    """Time the network on the default upstream's windows, and what of that lies in and between the outer projections.
+    """Time the network on the default upstream's windows, and the parts in and between the outer projections.
 
     Returns:
         a row (dict) for each size, input and mode ("forward": all hidden states, no gradients; "forward, bfloat16":
-        the same under autocast; "training step": forward and backward): median milliseconds, of forward with the plain
-        torch scan as well; seconds of audio per second; the share of what lies between the mixers' outer projections
-        (convolutions, small projections, scans); what else there is over those outer projections alone; and the peak
-        MiB that torch allocates. The last row of a size ("push") is of a causal network of 12 blocks, which hears a
-        stream in chunks as long as its frames are apart, from the samples on.
+        forward under autocast; "training step": forward and backward): median milliseconds, for "forward" also with the
+        plain torch scan; seconds of audio per second; the share of everything between the mixers' outer projections
+        (convolutions, small projections, scans); the remaining time divided by that of the outer projections alone; and
+        the peak MiB that torch allocates. The last row of a size ("push") is a causal network of 12 blocks that
+        processes a stream of samples in chunks of one hop.
     """
     rows = []
     for size in sizes:
@@ -58,7 +58,7 @@ def bench_model(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
 
 
 def model_calls(model, fbank, gradients):
-    """The whole network; what lies between its mixers' outer projections, and these projections, alone."""
+    """Return calls for the whole network, for the part between its mixers' outer projections, and for these alone."""
     mixer = model.layers[0].mixer
     tokens = torch.randn(len(fbank), model.config.tokens(fbank.shape[1]), model.config.hidden_size, device=fbank.device)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def model_calls(model, fbank, gradients):
 
 
 def _with_torch_scan(whole):
-    """The whole network with the plain torch scan."""
+    """Return the call of the whole network with the plain torch scan."""
 
     def call():
         with ops.forced_backend("torch"):

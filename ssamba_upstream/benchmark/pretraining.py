@@ -1,4 +1,4 @@
-"""``ssamba bench pretraining``: the passes of pretraining, and what their input costs."""
+"""``ssamba bench pretraining``: the cost of pretraining's passes and of their input."""
 
 import tempfile
 
@@ -18,14 +18,13 @@ PRETRAINING_CLIPS = 8
 
 
 def bench_pretraining(device="cpu", rounds=5, sizes=tuple(HIDDEN_SIZES)):
-    """Time pretraining's forward and backward passes on clips of 10.24 s, float32, and what they and their input cost.
+    """Time pretraining's forward and backward passes on clips of 10.24 s in float32, their parts and their input.
 
     Returns:
-        a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, peak MiB
-        that torch allocates meanwhile; and over those milliseconds, as shares: what lies between the mixers' outer
-        projections (convolutions, small projections, scans), these projections, log-mel from waveforms, and reading the
-        clips from 16 kHz WAV files in one process. The last two are not part of the passes; reading goes on in other
-        processes.
+        a row (dict) for each size and objective: median milliseconds of a batch's passes, clips per second, and the
+        peak MiB that torch allocates. Shares of those milliseconds: everything between the mixers' outer projections
+        (convolutions, small projections, scans), these projections, log-mel from waveforms, and reading the clips from
+        16 kHz WAV files in one process. The last two are not part of the passes; other processes do the reading.
     """
     rows = []
     for size in tqdm(sizes, desc="pretraining", unit="size"):

@@ -1,4 +1,4 @@
-"""``ssamba bench scan``: every backend of the selective scan beside its peers."""
+"""``ssamba bench scan``: every backend of the selective scan compared with its peers."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from .. import ops
 from .timing import median_times, peak_memory, run_step
 
 SCAN_SHAPES = ((1, 384, 1189), (8, 384, 497), (8, 768, 497))  # batch, channels, length
-SHAPES_ON_A_GPU = ((8, 768, 512), (8, 768, 4096), (8, 768, 22528))  # for the compiled backends alone
+SHAPES_ON_A_GPU = ((8, 768, 512), (8, 768, 4096), (8, 768, 22528))  # for the compiled backends only
 DTYPES_ON_A_GPU = (torch.float32, torch.bfloat16)
 STATES = 16
 COMPILED = ("triton", "mamba_ssm")
@@ -17,16 +17,16 @@ LOOPS = ("reference", "transformers")  # over time: their gradients and the prof
 
 
 def bench_scan(device="cpu", rounds=5):
-    """Time every backend of the scan and every peer that is installed: one direction, float32; on a GPU the compiled
-    backends in bfloat16 and on longer sequences too.
+    """Time every backend of the scan and every installed peer, in one direction and float32; on a GPU, also time the
+    compiled backends in bfloat16 and on longer sequences.
 
-    Peers are the scans of transformers' Mamba: its loop, its associative scan under torch.compile, and, where mambapy
-    is installed, mambapy's.
+    Peers are the scans of transformers' Mamba: its loop, its associative scan under torch.compile, and mambapy's if
+    mambapy is installed.
 
     Returns:
-        a row (dict) for each shape, dtype, mode and candidate: median milliseconds, peak MiB that torch allocates in a
-        call (not of the loops over time, whose gradients are not measured either), and the median over the bound
-        estimated from the machine's own rates.
+        a row (dict) for each shape, dtype, mode and candidate: median milliseconds, the peak MiB that torch allocates
+        in a call, and the ratio of the median to a bound estimated from the machine's own rates. Memory and gradients
+        of the loops over time are not measured.
     """
     machine = measure_machine(device)
     rows = []
@@ -54,8 +54,8 @@ def bench_scan(device="cpu", rounds=5):
 
 
 def measure_machine(device="cpu"):
-    """This machine's rates from short trials, all its threads together: powers of two per second of numbers that lie in
-    a cache, floating-point operations per second in a matrix product, bytes per second in a large copy."""
+    """Measure this machine's rates in short trials with all threads: powers of two per second for numbers in a cache,
+    floating-point operations per second in a matrix product, and bytes per second in a large copy."""
     large, matrix = torch.empty(1 << 26, device=device), torch.randn(2048, 2048, device=device)
     count, powers = _powers(device)
     calls = {"powers": powers, "copy": large.clone, "product": lambda: matrix @ matrix}
@@ -68,13 +68,13 @@ def measure_machine(device="cpu"):
 
 
 def _powers(device):
-    """How many powers of two a call computes, and the call."""
+    """Return the number of powers of two that a call computes, and the call."""
     if device == "cpu":
         numbers = torch.rand(1 << 16) - 1
         power, out = torch.exp2 if ops.cpu.unavailable_reason() else ops.cpu.exponential2, torch.empty_like(numbers)
-        # So few numbers keep one thread busy.
+        # So few numbers use only one thread.
         return torch.get_num_threads() * 16 * len(numbers), lambda: [power(numbers, out=out) for _ in range(16)]
-    # One launch that reads each number once, and stays within (-1, 0).
+    # One launch that reads each number once; all values stay within (-1, 0).
     numbers = torch.rand(1 << 24, device=device) - 1
     power = torch.cuda.jiterator._create_jit_fn(
         "template <typename T> T powers(T x) { for (int i = 0; i < 256; ++i) x = exp2f(x) - T(1); return x; }")
@@ -82,9 +82,9 @@ def _powers(device):
 
 
 def _scan_bound(machine, batch, channels, length, gradients, dtype=torch.float32):
-    """Milliseconds that a scan takes at the least: a power of two and four fused multiply-adds per state and step, or
-    the traffic of u, delta, z and the output, whichever is longer. A backward pass computes the states once more, and
-    as much again for their gradients."""
+    """Return a lower bound on a scan's milliseconds: a power of two and four fused multiply-adds per state and step, or
+    the traffic of u, delta, z and the output, whichever takes longer. A backward pass recomputes the states and needs
+    the same amount again for their gradients."""
     steps = batch * channels * length
     arithmetic = steps * STATES * (1 / machine["powers"] + 8 / machine["operations"])
     traffic = 4 * dtype.itemsize * steps / machine["bytes"]
@@ -92,7 +92,7 @@ def _scan_bound(machine, batch, channels, length, gradients, dtype=torch.float32
 
 
 def _scan_inputs(batch, channels, length, device, dtype=torch.float32):
-    """Arguments in token-major memory, with the step sizes of a network at its initialisation."""
+    """Return arguments in token-major memory, with the step sizes of a newly initialised network."""
 
     def sequence(width):
         return torch.randn(batch, length, width, device=device).transpose(1, 2).to(dtype)

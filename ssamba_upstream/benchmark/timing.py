@@ -1,4 +1,4 @@
-"""What all benchmarks share: times side by side, peak memory, one step of a network, tables."""
+"""Tools shared by all benchmarks: times side by side, peak memory, one step of a network, tables."""
 
 import csv
 import math
@@ -11,18 +11,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..files import markdown_table, replacing
 
-SECONDS_EACH = 20  # a candidate that has taken as long makes no further round: some peers need ten seconds a call
+SECONDS_EACH = 20  # total per candidate, after which it is skipped: some peers need ten seconds per call
 
 SHORT = 10  # milliseconds
 REPEATS = 10
 
 
 def median_times(calls, rounds, device="cpu", warm=False):
-    """name -> median milliseconds of each call; every round makes each call once, after a first that is not counted
-    unless the calls are ``warm``, made before. Calls that have taken SECONDS_EACH make no further round.
+    """Return the median milliseconds of each call by name. Every round makes each call once; a first round does not
+    count unless the calls are ``warm``. Calls that have taken SECONDS_EACH in total skip further rounds.
 
-    On a GPU its own clock is read, and a call that took less than SHORT is made REPEATS times in a row, so that what it
-    takes to start the first of its kernels does not count.
+    On a GPU, its own clock is used, and a call that took less than SHORT is repeated REPEATS times in a row, so that
+    the time to launch its first kernel does not count.
     """
     times = {name: [] for name in calls}
     for i in range(1 if warm else 0, rounds + 1):
@@ -37,7 +37,7 @@ def median_times(calls, rounds, device="cpu", warm=False):
 
 
 def peak_memory(call, device="cpu"):
-    """Bytes that torch allocates in a call at the most, beyond what is there before it."""
+    """Return the peak bytes that torch allocates in a call, excluding those allocated before it."""
     if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -53,7 +53,7 @@ def peak_memory(call, device="cpu"):
 
 
 def available_memory(device="cpu"):
-    """Bytes that a call can still take at the most: of the GPU, or of the machine, where that can be told (Linux)."""
+    """Return the bytes that a call can still use, on the GPU or the machine; infinity if unknown (not on Linux)."""
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -63,7 +63,7 @@ def available_memory(device="cpu"):
 
 
 def run_step(function, inputs, gradients):
-    """Call a function that returns tensors, and, if asked, find their gradients for all inputs."""
+    """Call a function that returns tensors and, if ``gradients``, compute their gradients for all inputs."""
     with torch.set_grad_enabled(gradients):
         outputs = function()
     if gradients:
@@ -71,7 +71,7 @@ def run_step(function, inputs, gradients):
 
 
 def write_table(rows, path):
-    """Write rows, dicts with the same keys, as CSV, and return them as a Markdown table."""
+    """Write rows (dicts with the same keys) as CSV, and return them as a Markdown table."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -80,7 +80,7 @@ def write_table(rows, path):
 
 
 def markdown(rows):
-    """Rows, dicts with the same keys, as a Markdown table."""
+    """Format rows (dicts with the same keys) as a Markdown table."""
     return markdown_table(list(rows[0]), [map(_short, row.values()) for row in rows])
 
 
@@ -89,7 +89,7 @@ def _short(value):
 
 
 def _milliseconds(call, device, repeats):
-    """Of one of so many calls in a row."""
+    """Return the milliseconds per call, averaged over ``repeats`` calls on a GPU."""
     if device == "cpu":
         start = time.perf_counter()
         call()
