@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The first hour on a GPU, on a machine with python3, torch, triton and transformers, and no network:
+# Checks on a machine with a GPU, python3, torch, triton and transformers, but no network:
 #   scripts/gpu_check.sh collect WHEELS [PYTHON_VERSION [PACKAGE...]]
-#       with a network: gathers what else is needed, for 3.12 and all of it by default; what is there is left alone later
+#       with a network: downloads all other packages, by default for 3.12; the checks install only missing ones
 #   scripts/gpu_check.sh right|kernels|programs|all OUT [WHEELS]
-# Each part ends within 9 minutes, each of its steps within a time of its own, whatever happens in them; "all" is the
-# three parts one after the other. OUT/summary.md says what passed, what failed and what was left out, and why, and has
-# the tables; beside it are each step's output, JSON and pictures.
-# TOY=1 runs every step on a CPU at toy size, the kernels through Triton's interpreter: it tries this script.
+# Each part ends within 9 minutes, and each of its steps within its own time limit; "all" runs the three parts in turn.
+# OUT/summary.md lists which steps passed, failed or were left out, and why, and contains the tables. OUT also contains
+# each step's output, JSON and plots. TOY=1 tests this script: every step runs on a CPU at toy size, the kernels in
+# Triton's interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:?right, kernels, programs, all or collect}
@@ -23,7 +23,7 @@ if [ "$part" = collect ]; then
     version=${3:-3.12}
     (($# > 3)) && PACKAGES=("${@:4}")
     status=0
-    python3 -m pip wheel -q --no-deps -w "$out" s3prl==0.4.18 || status=1  # of which there is no wheel
+    python3 -m pip wheel -q --no-deps -w "$out" s3prl==0.4.18 || status=1  # has no published wheel
     for package in "${PACKAGES[@]}"; do
         python3 -m pip download -q --no-deps --only-binary=:all: --find-links "$out" --python-version "$version" \
             --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \
@@ -55,11 +55,11 @@ steps="$python scripts/gpu_steps.py --device $device --out $out"
 
 note() { printf '%s\t%s\t%s\t%s\n' "$@" | tee -a "$logs/steps.tsv"; }
 
-# step NAME SECONDS COMMAND...: runs it, for so long at the most, and goes on whatever becomes of it.
+# step NAME SECONDS COMMAND...: runs a command with a time limit and records the outcome.
 step() {
     local name=$1 limit=$2 left=$((deadline - SECONDS)) begun=$SECONDS status=0
     shift 2
-    [ "$toy" = 1 ] && limit=$((3 * limit))  # on a CPU that others may use as well
+    [ "$toy" = 1 ] && limit=$((3 * limit))  # the CPU may be shared
     if ((left < 5)); then
         note "$name" "left out" 0 "no time was left of the part"
         return 1
@@ -73,7 +73,7 @@ step() {
     return $status
 }
 
-# with_tool TOOL NAME SECONDS COMMAND...: a step under a tool of CUDA's, where there is one.
+# with_tool TOOL NAME SECONDS COMMAND...: runs a step under a CUDA tool, if it is installed.
 with_tool() {
     local tool=$1 name=$2
     if [ "$toy" != 1 ] && ! command -v "${tool%% *}" > /dev/null; then
@@ -87,8 +87,8 @@ with_tool() {
 
 is_there() { "$python" -c "import importlib.metadata as m; m.version('${1%%[=>]*}')" 2> /dev/null; }
 
-# install WHEELS PACKAGE...: what lacks of the packages, and this one, into an environment that sees what python3 sees.
-# python3 may be an environment itself, to which --system-site-packages would be blind.
+# install WHEELS PACKAGE...: installs the missing packages, and this one, into an environment that sees python3's.
+# python3 may itself be an environment, which --system-site-packages would ignore.
 install() {
     if [ ! -x "$python" ]; then
         python3 -m venv --without-pip "$out/venv" || return 1
@@ -114,7 +114,7 @@ export out python
 
 describe() {
     nvidia-smi || true
-    # Triton builds its launcher with them, once.
+    # Triton builds its launcher with these.
     cc --version | head -n 1 && "$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' | xargs ls -d
     $ssamba info --system
     "$python" -m pip list 2> /dev/null
@@ -127,10 +127,10 @@ right() {
     step against-the-cpu 120 $steps against-the-cpu
     step graph 60 $steps graph
     step compile 120 $steps compile
-    local tests=(-n 8 -m "gpu or triton")  # most of the time is the compiler's
+    local tests=(-n 8 -m "gpu or triton")  # most of the time is compilation
     [ "$toy" = 1 ] && tests=(tests/ops/test_triton_scan.py -k "softplus or nothing")
     step tests 300 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider --junitxml "$logs/tests.xml" "${tests[@]}"
-    export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # or an access beyond a tensor could meet another one
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # otherwise an out-of-bounds access could land in another tensor
     with_tool "compute-sanitizer --tool memcheck --error-exitcode 1" memcheck 90 $steps one-pass
     with_tool "compute-sanitizer --tool initcheck --error-exitcode 1" initcheck 90 $steps one-pass
 }

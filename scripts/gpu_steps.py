@@ -1,6 +1,6 @@
-"""The steps of gpu_check.sh that are no command of the package. Each writes OUT/<step>.json, and a table as .md.
+"""The steps of gpu_check.sh that are not commands of the package. Each writes OUT/<step>.json, and tables also as .md.
 
-On a CPU everything is of toy size, and Triton's kernels run through its interpreter.
+On a CPU, everything runs at toy size, and Triton's kernels run in its interpreter.
 """
 
 import argparse
@@ -32,21 +32,21 @@ def main():
     options = parser.parse_args()
     if options.device == "cpu":
         make_trials_short()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was measured is written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that finished measurements are written
     result = globals()[options.step.replace("-", "_")](options)
     if result is not None:
         print(_save(result, options))
 
 
 def make_trials_short():
-    """Of each call that is timed, one that counts."""
+    """Make each timed call count only once."""
     from ssamba_upstream.benchmark import timing
 
     timing.SECONDS_EACH = 0
 
 
 def against_the_cpu(options):
-    """Triton's scan and its gradients in three dtypes beside the definition in float64 on the CPU."""
+    """Compare Triton's scan and its gradients in three dtypes with the definition in float64 on the CPU."""
     import torch
 
     from ssamba_upstream import ops
@@ -69,7 +69,7 @@ def against_the_cpu(options):
 
 
 def graph(options):
-    """A network's pass on tensors, captured as a CUDA graph, beside the same pass launched kernel by kernel."""
+    """Compare a network's pass captured as a CUDA graph with the pass launched kernel by kernel."""
     import torch
 
     model, inputs = _network(options.device, 1)
@@ -95,7 +95,7 @@ def graph(options):
 
 
 def compile(options):
-    """torch.compile of a network, forward and backward, beside the network."""
+    """Compare a network under torch.compile with the network itself, forward and backward."""
     import torch
 
     results = []
@@ -111,7 +111,7 @@ def compile(options):
 
 
 def one_pass(options):
-    """One pass of the two scans and the convolutions, forward and backward, for tools that watch memory."""
+    """Run the two scans and the convolutions once, forward and backward, for tools that check memory."""
     model, inputs = _network(options.device, 2, layers=2)
     _loss(model(inputs).last_hidden_state).backward()
     if options.device == "cuda":
@@ -121,14 +121,14 @@ def one_pass(options):
 
 
 def ceilings(options):
-    """Bytes, products and powers of two per second."""
+    """Measure bytes, floating-point operations and powers of two per second."""
     from ssamba_upstream.benchmark.scan import measure_machine
 
     return measure_machine(options.device)
 
 
 def launches(options):
-    """Launches and waits of the upstream's forward pass, and milliseconds, for one length and for many."""
+    """Count kernel launches and waits in the upstream's forward pass, and time it, for one length and for many."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -160,7 +160,7 @@ def launches(options):
 
 
 def scan(options):
-    """`ssamba bench scan` without its peers, which take minutes to compile; at toy size on a CPU."""
+    """Run `ssamba bench scan` without its peers, which take minutes to compile; at toy size on a CPU."""
     from ssamba_upstream.benchmark import scan as benchmark
 
     benchmark._peers = dict
@@ -170,7 +170,7 @@ def scan(options):
 
 
 def scan_pass(options):
-    """The scan and its gradients, the second time with nothing left to compile, for tools that count."""
+    """Run the scan and its gradients twice, so that nothing is compiled the second time, for profilers."""
     from ssamba_upstream.ops import triton
 
     inputs = _inputs(*((8, 768, 4096) if options.device == "cuda" else (1, 4, 20)))
@@ -179,7 +179,7 @@ def scan_pass(options):
 
 
 def efficiency(options):
-    """`ssamba bench efficiency`; on a CPU of networks of two blocks."""
+    """Run `ssamba bench efficiency`; on a CPU, with networks of two blocks."""
     from ssamba_upstream.benchmark.efficiency import DEPTHS
     from ssamba_upstream.benchmark.efficiency_report import write_study
 
@@ -188,7 +188,7 @@ def efficiency(options):
 
 
 def sweeps(options):
-    """The scan, forward and with gradients, with other values of the constants that its launches follow."""
+    """Time the scan, forward and with gradients, with other values of its launch constants."""
     import torch
 
     from ssamba_upstream.ops import triton
@@ -215,16 +215,16 @@ def sweeps(options):
                     passes, error = _passes(triton.selective_scan_triton, inputs), ""
                     try:
                         measured = _milliseconds(passes, options.device, options.rounds)
-                    except Exception as reason:  # one value that does not compile leaves the others
+                    except Exception as reason:  # a value that does not compile must not stop the others
                         measured, error = dict.fromkeys(passes, ""), f"{type(reason).__name__}: {reason}"[:200]
                     rows.append(row | measured | {"error": error})
-                    _save(rows, options)  # what there is when the step's time is over
+                    _save(rows, options)  # so that results exist if the step times out
         setattr(triton, name, default)
     return rows
 
 
 def resume(options):
-    """Go on with a stopped run for 20 steps (2 on a CPU)."""
+    """Resume a stopped run for 20 steps (2 on a CPU)."""
     from ssamba_upstream.training.training_state import training_states
 
     last = int(training_states(options.run / "states")[0].stem.removeprefix("step-"))
@@ -237,7 +237,7 @@ def resume(options):
 
 
 def speeds(options):
-    """Clips per second of runs, and the losses they came to."""
+    """Return the clips per second and final losses of runs."""
     rows = []
     for run in options.runs:
         log = run / "log.jsonl"
@@ -249,7 +249,7 @@ def speeds(options):
 
 
 def summary(options):
-    """summary.md: all steps of the parts that have run, and their tables."""
+    """Write summary.md: all steps of the parts that have run, and their tables."""
     lines = ["| part | step | | seconds | |", "| --- | --- | --- | --- | --- |"]
     for part in PARTS:
         file = options.out / part / "steps.tsv"
@@ -300,7 +300,7 @@ def _scan_and_gradients(scan, inputs, reverse, device):
 
 
 def _loss(output):
-    """A sum with weights of all kinds; the final norm keeps that of squares equal, whose gradient would be rounding."""
+    """Return a mean with varied weights: the final norm fixes the sum of squares, whose gradient would be rounding."""
     import torch
 
     weights = torch.arange(output.numel(), device=output.device).view_as(output).sin()
@@ -333,7 +333,7 @@ def _network(device, batch, layers=None):
 
 
 def _backend(device):
-    """On a CPU, whose best backend is another, nothing is forced: the interpreter would take hours for a network."""
+    """Force the triton backend only on a GPU: on a CPU, its interpreter would take hours for a network."""
     from ssamba_upstream import ops
 
     return ops.forced_backend("triton") if device == "cuda" else contextlib.nullcontext()
@@ -346,7 +346,7 @@ def _milliseconds(calls, device, rounds=5):
 
 
 def _checked(result, wrong):
-    """The result; where something is wrong, it is printed and the step fails."""
+    """Return the result; if something is wrong, print it and let the step fail."""
     if wrong:
         print(json.dumps(result, indent=2))
         sys.exit(f"wrong: {wrong}")

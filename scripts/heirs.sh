@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# heirs.sh WORK [ARGUMENTS]: the plugin's tests with s3prl's maintained fork and with both versions of s3prl that are
-# supported, each in an environment of its own below WORK; arguments go to pytest, such as -m "not slow". A release
-# calls it. An environment has its own s3prl, and all else from the checkout's .venv, as scripts/setup.sh makes it.
+# heirs.sh WORK [ARGUMENTS]: runs the plugin's tests with s3prl's maintained fork and with both supported versions of
+# s3prl, each in its own environment in WORK. ARGUMENTS, such as -m "not slow", are passed to pytest. Releases run it.
+# An environment has its own s3prl and takes everything else from the checkout's .venv, which scripts/setup.sh creates.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: scripts/heirs.sh WORK [ARGUMENTS]" >&2; exit 2; }
 mkdir -p "$1"

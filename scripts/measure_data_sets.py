@@ -1,10 +1,10 @@
-"""What a made-up data set of millions of files costs before and while its audio is read: seconds and memory.
+"""Measure the time and memory that a synthetic data set of millions of files takes before and during reading.
 
     python scripts/measure_data_sets.py [--files 2000000] [--shards 2000] [--workers 8] [--out OUT.json]
 
-The manifest is real, and so are the tar files; its audio is not there: of a manifest, reading a clip is replaced by
-silence of 25 ms; a shard holds 10 such files. Memory is the sum of the proportional set sizes of this process and of
-its workers (Linux), beyond what the process takes before it reads anything.
+The manifest and the tar files are real, but the manifest's audio files do not exist: reading a clip returns 25 ms of
+silence instead. A shard contains 10 such files. Memory is the sum of the proportional set sizes of this process and its
+workers (Linux), minus that of the process before it reads anything.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
 
 
 def measure_published_manifest(folder, files):
-    """Seconds that a manifest of the published format takes to read, and memory: at the most, and then."""
+    """Return the seconds to read a manifest in the published format, and the memory: peak, and after reading."""
     manifest, before = folder / "made_up.json", memory()
     with manifest.open("w") as file:
         file.write('{"data": [' + json.dumps({"wav": path_of(0), "labels": "/m/09x0r,/m/04rlf"}))
@@ -70,7 +70,7 @@ def path_of(number):
 
 
 def measure_manifest(folder, files, workers):
-    """Seconds until the first batch of a run and of a resumed one, and of a shuffle; memory after an epoch's walk."""
+    """Return seconds to the first batch of a new and a resumed run and for a shuffle, and memory after an epoch."""
     manifest = folder / "made_up.jsonl"
     with manifest.open("w") as file:
         file.writelines(json.dumps({
@@ -89,7 +89,7 @@ def measure_manifest(folder, files, workers):
 
 
 def measure_shards(folder, shards, workers):
-    """The same for tar files; resumed after nine tenths of a pass."""
+    """Return the seconds until the first batch from tar files, new and resumed after 9/10 of a pass, and memory."""
     audio = io.BytesIO()
     soundfile.write(audio, np.zeros(SAMPLES), 16000, format="FLAC")
     for shard in range(shards):
@@ -115,7 +115,7 @@ def begin(sources, workers, position=None):
 
 
 def walk(batches, count):
-    """The last of so many batches."""
+    """Return the last of ``count`` batches."""
     return deque(itertools.islice(batches, count), maxlen=1).pop()
 
 
@@ -125,7 +125,7 @@ def timed(call):
 
 
 def memory():
-    """MiB of this process and its workers; what they share is counted once."""
+    """Return the MiB of this process and its workers; shared memory is counted once."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     kilobytes = 0
     for process in processes:

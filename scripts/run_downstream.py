@@ -1,4 +1,4 @@
-"""s3prl's run_downstream.py with the ssamba entries; takes exactly its arguments."""
+"""s3prl's run_downstream.py with the ssamba entries, and with the same arguments."""
 
 from ssamba_upstream.plugin.runner import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the checkout's own .venv with the extra given (superb or test); quick when everything is already there.
+# Creates the checkout's .venv with the given extra (superb or test); fast if everything is already installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

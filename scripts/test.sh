@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the style and runs the tests in the checkout's own .venv, in two processes; arguments go to pytest, such as
-# -m "not slow", or -n 0 for one process.
+# Checks the style and runs the tests in the checkout's .venv, in two processes. Arguments are passed to pytest, such as
+# -m "not slow", or -n 0 for a single process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-"""Try the wheel that is installed in this environment: the kernel loads, and the encoder computes with it."""
+"""Test the wheel installed in this environment: load the kernel and compute with the encoder."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from ssamba_upstream import FrameEncoder
 from ssamba_upstream.ops import cpu
 
 if not Path(ssamba_upstream.__file__).is_relative_to(sys.prefix):
-    sys.exit(f"{ssamba_upstream.__file__} is not the wheel's. Install the wheel first")
+    sys.exit(f"{ssamba_upstream.__file__} does not come from a wheel. Install the wheel first")
 if not cpu.is_available():
     sys.exit(f"The wheel's kernel is not used: {cpu.unavailable_reason()}")
 encoder = FrameEncoder.from_checkpoint("ssamba_starter").eval()

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests have recorded, such as the resources of the Triton kernels."""
+    """Print values that tests have recorded, such as the resources of the Triton kernels."""
     recorded = [record for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
                 if report.when == "call" for record in report.user_properties]
     if recorded:
@@ -37,7 +37,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(request, monkeypatch):
-    """Where there is a GPU, only tests that say so see it: runs are compared to the last bit on the CPU."""
+    """Hide the GPU from tests without a marker for it: runs are compared bit for bit on the CPU."""
     if not any(map(request.node.get_closest_marker, ("gpu", "triton"))):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -51,7 +51,7 @@ def set_default_dtype():
 
 @pytest.fixture(scope="session")
 def golden():
-    """The golden arrays of a file in tests/data, as tensors."""
+    """Return a function that loads the golden arrays of a file in tests/data as tensors."""
 
     def load(name):
         with np.load(DATA / f"{name}.npz") as arrays:
@@ -68,7 +68,7 @@ def official_checkpoint():
 
 @pytest.fixture(scope="session")
 def speech():
-    """Real spoken digits at 16 kHz, of unequal lengths."""
+    """Recordings of spoken digits at 16 kHz, of different lengths."""
     import soundfile
     import torchaudio
 

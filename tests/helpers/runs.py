@@ -1,4 +1,4 @@
-"""What the tests of training runs share."""
+"""Helpers for tests of training runs."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from ssamba_upstream.training.training_state import training_states
 
 
 def logged(out, *names, kind="training"):
-    """Steps and values of the lines of that kind in a run's log."""
+    """Return the steps and values of all lines of one kind in a run's log."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [[line[name] for name in ("step", *names)] for line in lines if line["kind"] == kind]
 
 
 def torchrun(*arguments, processes=2, device="cpu"):
-    """The ``ssamba`` command under torchrun."""
+    """Run the ``ssamba`` command under torchrun and return its output."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     result = subprocess.run(
         [*launcher, "-m", "ssamba_upstream", *map(str, arguments), "--device", device],
@@ -46,8 +46,8 @@ main(sys.argv[3:])
 
 
 def kill_before(folder, step, *arguments, after=0.0):
-    """Run the ``ssamba`` command and kill -9 it so many seconds after a run has saved a state in a folder. However late
-    that is, the run never makes the step."""
+    """Run the ``ssamba`` command and kill -9 it ``after`` seconds after a run has saved a state in a folder. However
+    late that is, the run never makes the step."""
     command = [sys.executable, "-c", HELD, *map(str, (folder, step, *arguments))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(folder / "states"):

@@ -1,4 +1,4 @@
-"""s3prl's runner in a process of its own."""
+"""s3prl's runner in a separate process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ print("losses", json.dumps(losses))
 
 
 def run(*runs, folder):
-    """Several runs of the runner in a process of their own: what it prints, and the losses."""
+    """Do several runs of the runner in a separate process; return its output and the losses."""
     command = [sys.executable, "-c", LOSSES, json.dumps(runs)]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "hub")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

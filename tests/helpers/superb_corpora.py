@@ -1,14 +1,14 @@
-"""Small corpora in the official layouts of SUPERB's tasks, of noise; what s3prl's configs call their paths."""
+"""Small corpora of noise in the official layouts of SUPERB's tasks, and the fields of s3prl's configs for them."""
 
 import numpy as np
 import soundfile
 
 SECONDS = (1.5, 0.9, 1.2, 2.0, 0.01, 0.05)
-"""Lengths of recordings, one after the other: unequal ones, and two that are shorter than a frame of 100 ms."""
+"""Lengths of consecutive recordings: all different, and two shorter than a frame of 100 ms."""
 
 
 def write_noise(path, number, seconds=None, subtype="PCM_16"):
-    """Noise of a pitch, length and loudness of its own."""
+    """Write noise with a tone; the number determines pitch, length and noise."""
     samples = int(16000 * (seconds or SECONDS[number % len(SECONDS)]))
     noise = np.random.default_rng(number).standard_normal(samples)
     tone = np.sin(2 * np.pi * 110 * (1 + number % 5) * np.arange(samples) / 16000)
@@ -34,7 +34,7 @@ def phone_recognition(root):
 
 
 def speech_recognition(root):
-    """s3prl halves the batches: three utterances a step."""
+    """Write LibriSpeech; s3prl halves the batches, so a step has three utterances."""
     librispeech(root)
     return {"datarc.libri_root": root, "datarc.batch_size": 6, "datarc.num_workers": 0, "modelrc.project_dim": 16,
             "modelrc.RNNs.dim": [16, 16]}
@@ -66,7 +66,7 @@ def intent_classification(root):
 
 
 def speaker_verification(root):
-    """Recordings for training above its least length, trials of any."""
+    """Write training recordings above the minimum length for training, and trials of any length."""
     for speaker in range(3):
         for number in range(3):
             write_noise(root / "dev" / "wav" / f"id1000{speaker}" / "video" / f"{number}.wav", number, 2.2)
@@ -81,10 +81,10 @@ def speaker_verification(root):
 
 
 def s3prl_speaker_verification(root, cache):
-    """VoxCeleb1 as s3prl's SuperbASV has it, with the two lists that it would download in ``cache``."""
+    """Write VoxCeleb1 for s3prl's SuperbASV, with the two lists that it would download in ``cache``."""
     splits, tests = [], []
     for speaker in ("id10001", "id10002", "id10270", "id10271"):
-        part = "dev" if speaker < "id10270" else "test"  # the speakers that s3prl takes for tests
+        part = "dev" if speaker < "id10270" else "test"  # s3prl's test speakers start at id10270
         for number in range(3):
             name = f"{speaker}/video/{number:05d}.wav"
             write_noise(root / part / "wav" / name, number + 2, 2.2 if part == "dev" else None)
@@ -128,7 +128,7 @@ def query_by_example(root):
 
 
 def _stft_task(root, kinds):
-    """Training on recordings of all lengths; evaluation, whose STOI and PESQ want speech, on a second or more."""
+    """Write training recordings of all lengths and evaluation recordings for STOI and PESQ, of a second or more."""
     for split in ("train", "dev", "test"):
         for place, kind in enumerate(kinds):
             lines = []

@@ -1,9 +1,9 @@
-"""What Triton's compiler makes of the scan's kernels for a GPU that need not be there.
+"""Compile the scan's Triton kernels for a GPU, which does not have to be present, and measure their resources.
 
-``python triton_resources.py 90 [bfloat16]`` prints the resources of each as JSON.
+``python triton_resources.py 90 [bfloat16]`` prints the resources of each kernel as JSON.
 
-A process of its own, since Triton reads once whether it is to interpret kernels. The host code runs as it is, on CPU
-tensors, against a stand-in for the driver: kernels are compiled, not launched.
+It runs in a separate process, because Triton decides only once whether to interpret kernels. The unchanged host code
+runs on CPU tensors with a stand-in for the driver: kernels are compiled, not launched.
 """
 
 import json
@@ -26,7 +26,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class StandInDriver:
-    """Says which GPU to compile for, and no more."""
+    """A driver that only names the GPU to compile for."""
 
     def __init__(self, capability):
         self.target = GPUTarget("cuda", capability, 32)
@@ -42,7 +42,7 @@ class StandInDriver:
 
 
 def compiled_kernels(capability, dtype=torch.float32, backward=True):
-    """{name: compiled kernel} of a scan of two directions and its gradients, as the host code calls them."""
+    """Return the compiled kernels, by name, that the host code calls for a scan of two directions and its gradients."""
     kernels = {}
 
     def compile_only(kernel, device, programs, *arguments, warps=1, **constants):
@@ -60,7 +60,7 @@ def compiled_kernels(capability, dtype=torch.float32, backward=True):
 
 
 def _mean_arguments(dtype):
-    """(directions, z), in memory as a network has them."""
+    """Return (directions, z), with a network's memory layout."""
     batch, channels, length, states = SHAPE
 
     def sequence(width):
@@ -77,13 +77,13 @@ def _mean_arguments(dtype):
 
 
 def assemblers_know(capability):
-    """Whether this triton comes with an assembler for such a GPU."""
+    """Return whether this triton includes an assembler for a GPU of this capability."""
     return any(f"sm_{capability}" in _output(assembler, "--help") for assembler in TOOLS.glob("ptxas*"))
 
 
 def resources(kernel):
-    """Of a thread: registers, instructions, loads from global memory, and accesses to registers spilled to memory; of
-    a program: bytes of shared memory."""
+    """Return a kernel's resources per thread (registers, instructions, loads from global memory, accesses to spilled
+    registers) and per program (bytes of shared memory)."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(kernel.asm["cubin"])

@@ -219,7 +219,7 @@ def test_worse_than_the_start_at_every_evaluation(superb, tmp_path, monkeypatch)
     runner.write_text(kept.replace("100 * error", "100 + error"))
     assert superb("asr") == 0
     assert row(tmp_path)["dev"] == pytest.approx(100.25)
-    assert "dev-clean-best.ckpt was never kept" in (tmp_path / "out" / "results.md").read_text()
+    assert "dev-clean-best.ckpt was never written" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_no_best_checkpoint_though_one_was_better(superb, capsys):

@@ -191,7 +191,7 @@ def test_without_corpora_form_and_number_are_checked(name, tmp_path):
     submission = write_submission(tmp_path / "out.zip", {name: path.parent})
     assert submission.predictions == {name: count} and "Not checked" in submission.checks[name]
     path.write_text("".join(lines[1:]))
-    assert f"the released test set has {count:,}; --{name}-corpus" in refusal(tmp_path / "out", {name: path.parent})
+    assert f"the released test set has {count:,}; add --{name}-corpus" in refusal(tmp_path / "out", {name: path.parent})
     path.write_text("".join([*lines[1:], PREDICTED[name].format("nobody") + "\n"]))
     assert "nobody does not match the names" in refusal(tmp_path / "out", {name: path.parent})
 
@@ -204,7 +204,7 @@ def test_detected_terms(runs, given, tmp_path):
     assert write_submission(tmp_path / "out.zip", run).checks["qbe"].startswith("Every query has a score for every")
     for damaged, message in (
         (stdlist(queries[1:], documents), f"1 of 4 are missing as a query: {queries[0]}"),
-        (stdlist([*queries, "other"], documents), "other is no query of the test set"),
+        (stdlist([*queries, "other"], documents), "other is not a query of the test set"),
         (stdlist(queries, documents[1:]), f"1 of 12 are missing as a document for {queries[0]}: {documents[0]}"),
         (stdlist(queries, [*documents, documents[0]]), f"{documents[0]} occurs 2 times as a document"),
         (text.replace("-0.1234", "high", 1), f"{queries[0]}, {documents[0]}: expected a score"),
