@@ -24,11 +24,8 @@ class FrameStream:
     most ``state_bytes``, in float32, however long the stream is. No gradients are computed.
 
     Args:
-        encoder: the :class:`ssamba_upstream.frames.FrameEncoder` of a causal network.
+        encoder: the :class:`ssamba_upstream.frames.FrameEncoder` of a causal network; others raise a ValueError.
         count: streams that are heard at the same time, each by itself.
-
-    Raises:
-        ValueError: the network is not causal.
     """
 
     @torch.no_grad()

@@ -5,8 +5,7 @@ import torch
 
 from ..audio import read_header
 from ..frames import FrameEncoder
-from ..frontend import LogMel
-from .recordings import THRESHOLD, ClassificationError, WindowClassifier, _windows
+from .recordings import THRESHOLD, WindowClassifier, _windows
 
 
 class Listener:
@@ -16,23 +15,16 @@ class Listener:
     or with the end of what is shorter.
 
     Args:
-        folder, device: see :class:`WindowClassifier`, also for the errors.
+        folder, device: see :class:`WindowClassifier`, also for errors. A network that is not causal is a ValueError.
         threshold: the probability from which on a class counts as heard.
-        smooth: seconds of frames that the head averages. Default: a clip of its training, or a second.
-
-    Raises:
-        ValueError: the network is not causal, or ``smooth`` is not above 0.
+        smooth: seconds of frames that the head averages, or 0 for a single frame. Default: a clip, or a second.
     """
 
     def __init__(self, folder, threshold=THRESHOLD, smooth=None, device="cpu"):
         self.classifier, self.threshold = WindowClassifier(folder, device=device), threshold
         encoder = FrameEncoder(self.classifier.model.ssamba).eval()
-        encoder.log_mel = LogMel(self.classifier.extractor.front_end).to(device)
         self.hop, self.rate = encoder.windowing.hop, encoder.sampling_rate
-        smooth = self.classifier.span if smooth is None else smooth
-        if not smooth > 0:
-            raise ClassificationError(f"smooth must be above 0 seconds; got {smooth}")
-        self.smooth = max(1, int(smooth * self.rate / self.hop))
+        self.smooth = max(1, int((self.classifier.span if smooth is None else smooth) * self.rate / self.hop))
         self.stream, self.frames, self.above = encoder.stream(), 0, set()
         self.features = torch.zeros(0, self.classifier.model.config.hidden_size, device=device)
 

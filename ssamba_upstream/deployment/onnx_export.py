@@ -206,8 +206,7 @@ class _Stream(_Encoder):
         self.states = {"convolution_state": convolution, "scan_state": scan.transpose(2, 3).contiguous()}
         self.input_shape = [1, "samples"]
         self.output_shapes |= {f"next_{name}": list(start.shape) for name, start in self.states.items()}
-        windowing = self.encoder.windowing
-        self.metadata["column_samples"] = windowing.front_end.samples_of(windowing.patch_width)
+        self.metadata["column_samples"] = self.encoder.log_mel.front_end.samples_of(self.encoder.windowing.patch_width)
 
     def nodes(self, graph, value):
         from . import onnx_graph

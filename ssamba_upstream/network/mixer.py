@@ -15,8 +15,7 @@ class BidirectionalMamba(nn.Module):
 
     ``x, z = in_proj(tokens)``; each direction sends x through its own causal convolution, SiLU and selective scan,
     gated by silu(z); ``out_proj`` maps the mean of the two directions back to tokens. Parameters of the backward
-    direction end in ``_b``; their names are those of the published checkpoints. With ``config.directions="forward"``
-    there is no backward direction, and the mixer can carry a state on.
+    direction end in ``_b``; their names are those of the published checkpoints. ``config.directions`` may leave it out.
     """
 
     def __init__(self, config):

@@ -15,7 +15,7 @@ from torch import nn
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
 from .product import apply_linear, is_plain, linear, plain_parameters  # noqa: F401 (part of this package's face)
-from .ragged import boundaries, check_offsets
+from .ragged import boundaries, check_offsets, join_inputs
 from .reference import selective_scan_reference
 
 # The best first: "auto" takes the first that serves.
@@ -191,7 +191,7 @@ def causal_convolution(x, weight, bias, reverse=False, initial_inputs=None, offs
     """
     if initial_inputs is None:
         return causal_convolutions(x, [weight], [bias], [reverse], offsets)[0]
-    joined, joined_offsets, places, last_inputs = _join_inputs(initial_inputs, x, reverse, offsets)
+    joined, joined_offsets, places, last_inputs = join_inputs(initial_inputs, x, reverse, offsets)
     return causal_convolutions(joined, [weight], [bias], [reverse], joined_offsets)[0][..., places], last_inputs
 
 
@@ -240,16 +240,17 @@ def mix(channels_and_gate, directions, offsets=None, state=None):
     if state is not None and len(directions) > 1:
         raise ValueError(f"{len(directions)} directions carry no state on. Give a single direction with a state")
     reverse = [direction["reverse"] for direction in directions]
-    mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 and state is None else None
+    has_derivative = state is None or not torch.is_grad_enabled()  # or needs none
+    mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 and has_derivative else None
     if mix_at_once:
         parameters = [_mixer_parameters(direction) for direction in directions]
         if None not in parameters:
-            return mix_at_once(channels_and_gate, parameters, reverse, offsets)
+            return mix_at_once(channels_and_gate, parameters, reverse, offsets, state)
     plain_steps = all(is_plain(direction["step_projection"], nn.Linear) for direction in directions)
     x, z = channels_and_gate.transpose(1, 2).chunk(2, dim=1)
     convolved_offsets, places = offsets, None
     if state is not None:
-        x, convolved_offsets, places, last_inputs = _join_inputs(state[0], x, reverse[0], offsets)
+        x, convolved_offsets, places, last_inputs = join_inputs(state[0], x, reverse[0], offsets)
     if all(is_plain(direction["convolution"], nn.Conv1d) for direction in directions):
         weights, biases = zip(*((direction["convolution"].weight, direction["convolution"].bias)
                                 for direction in directions))
@@ -305,27 +306,6 @@ def _each_sequence(compute, x, offsets):
     ends = itertools.pairwise(boundaries(x.shape[-1], offsets))
     not_empty = [slice(begin, end) for begin, end in ends if begin < end] or [slice(0, 0)]
     return [torch.cat(pieces, dim=-1) for pieces in zip(*map(compute, not_empty))]
-
-
-def _join_inputs(before, x, reverse, offsets):
-    """Join each sequence's initial inputs, (sequences, channels, inputs), and its steps: (what a convolution reads, its
-    offsets or None, where x's steps are in it, the initial inputs of the steps that follow)."""
-    context, length = before.shape[-1], x.shape[-1]
-    before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # channels stay neighbours in memory
-    if offsets is None:
-        joined = torch.cat([x, before] if reverse else [before, x], dim=1)
-        last, places = (0, slice(length)) if reverse else (length, slice(context, None))
-        return joined.transpose(1, 2), None, places, joined[:, last : last + context].transpose(1, 2).clone()
-    check_offsets(x, offsets)
-    joined_offsets = offsets + context * torch.arange(len(offsets), device=x.device)
-    within = torch.arange(context, device=x.device)
-    firsts, lasts = joined_offsets[:-1, None] + within, joined_offsets[1:, None] - context + within
-    steps = torch.arange(length, device=x.device)
-    places = steps + context * (torch.bucketize(steps, offsets[1:-1], right=True) + (not reverse))
-    joined = x.new_empty(1, length + context * len(before), x.shape[2]).index_copy(1, places, x)
-    joined = joined.index_copy(1, (lasts if reverse else firsts).flatten(), before.flatten(0, 1)[None])
-    last = joined[0][firsts if reverse else lasts].transpose(1, 2)
-    return joined.transpose(1, 2), joined_offsets, places, last
 
 
 def _call_convolution(x, direction, offsets):

@@ -23,3 +23,24 @@ def boundaries(length, offsets):
     if found[0] != 0 or found[-1] != length or found != sorted(found):
         raise ValueError(f"offsets must ascend from 0 to the length, {length}; got {found}")
     return found
+
+
+def join_inputs(before, x, reverse, offsets):
+    """Join each sequence's initial inputs, (sequences, channels, inputs), and its steps: (what a convolution reads, its
+    offsets or None, where x's steps are in it, the initial inputs of the steps that follow)."""
+    context, length = before.shape[-1], x.shape[-1]
+    before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # channels stay neighbours in memory
+    if offsets is None:
+        joined = torch.cat([x, before] if reverse else [before, x], dim=1)
+        last, places = (0, slice(length)) if reverse else (length, slice(context, None))
+        return joined.transpose(1, 2), None, places, joined[:, last : last + context].transpose(1, 2).clone()
+    check_offsets(x, offsets)
+    joined_offsets = offsets + context * torch.arange(len(offsets), device=x.device)
+    within = torch.arange(context, device=x.device)
+    firsts, lasts = joined_offsets[:-1, None] + within, joined_offsets[1:, None] - context + within
+    steps = torch.arange(length, device=x.device)
+    places = steps + context * (torch.bucketize(steps, offsets[1:-1], right=True) + (not reverse))
+    joined = x.new_empty(1, length + context * len(before), x.shape[2]).index_copy(1, places, x)
+    joined = joined.index_copy(1, (lasts if reverse else firsts).flatten(), before.flatten(0, 1)[None])
+    last = joined[0][firsts if reverse else lasts].transpose(1, 2)
+    return joined.transpose(1, 2), joined_offsets, places, last

@@ -67,11 +67,11 @@ def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
     return [output.to(x.dtype) for output in operator(_readable(x), weights, biases, offsets, list(reverse))]
 
 
-def mix_cpu(channels_and_gate, parameters, reverse, offsets=None):
-    """Result: see :func:`ssamba_upstream.ops.mix`. Differentiable once.
+def mix_cpu(channels_and_gate, parameters, reverse, offsets=None, state=None):
+    """Result: see :func:`ssamba_upstream.ops.mix`. Differentiable once, without a state.
 
     Args:
-        channels_and_gate, offsets: as there.
+        channels_and_gate, offsets, state: as there.
         parameters: a tuple for each direction, in the order of :func:`ssamba_upstream.ops.cpu.mixer.mix_forward`.
         reverse: a list, whether each direction runs backwards in time.
     """
@@ -79,12 +79,13 @@ def mix_cpu(channels_and_gate, parameters, reverse, offsets=None):
     if offsets is not None:
         check_offsets(channels_and_gate, offsets)
         tensors.append(offsets)
-    direct = _call_directly(tensors)
+    direct = state is not None or _call_directly(tensors)
     keep = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     lists = [list(map(_as_float32, kind)) for kind in zip(*parameters)]
     operator = mix_forward if direct else mixer_operator
-    output = operator(_readable(channels_and_gate), *lists, offsets, reverse, keep)[0]
-    return output if output.dtype == channels_and_gate.dtype else output.to(channels_and_gate.dtype)
+    result = operator(_readable(channels_and_gate), *lists, offsets, reverse, keep, *([] if state is None else [state]))
+    output = result[0] if result[0].dtype == channels_and_gate.dtype else result[0].to(channels_and_gate.dtype)
+    return output if state is None else (output, result[1])
 
 
 def exponential2(x, out=None):

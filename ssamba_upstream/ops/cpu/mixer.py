@@ -9,6 +9,7 @@ low-rank projections and the state before each tile are kept; the convolved chan
 import torch
 
 from ..product import multiply
+from ..ragged import join_inputs
 from ..registration import register_mixer
 from .convolution import convolve, convolve_backward
 from .library import (
@@ -33,7 +34,7 @@ from .library import (
 
 def mix_forward(
     channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
-    keep,
+    keep, state=None,
 ):
     """[output (batch, length, channels)] and, for the backward pass if ``keep``, checkpoints and each direction's
     (batch, length, rank + 2 states).
@@ -46,11 +47,12 @@ def mix_forward(
         A_log: (channels, states); D: (channels,).
         offsets: of a ragged batch, or None.
         reverse: whether each direction runs backwards in time.
+        state: of a single direction, see :func:`ssamba_upstream.ops.mix`: the result then is (output, next state).
     """
     batch, length, width = channels_and_gate.shape
     channels, states, rank = width // 2, A_log[0].shape[1], step_weight[0].shape[1]
     shape, found, dtype = (batch, channels, length), places(length, offsets), channels_and_gate.dtype
-    checkpoints, projections = None, []
+    checkpoints, projections, initial_state, last_state = None, [], None, None
     if keep:
         half, _ = _halves(channels_and_gate)
         checkpoints = cleared(empty_checkpoints(len(reverse), half, offsets, states), half, offsets)
@@ -59,18 +61,27 @@ def mix_forward(
     (x, z), (convolved,), (mixed,) = columns(channels_and_gate, 0, channels), columns(u, 0), columns(output, 0)
     for i, backwards in enumerate(reverse):
         weight, bias = convolution[i].contiguous(), convolution_bias[i].contiguous()
-        taps = convolution_taps(weight, bias, backwards, convolved)
-        run_convolution(False, [taps], shape, found, weight.shape[2], x)
+        if state is None:
+            taps = convolution_taps(weight, bias, backwards, convolved)
+            run_convolution(False, [taps], shape, found, weight.shape[2], x)
+        else:
+            before, now = state[0], _halves(channels_and_gate)[0]
+            joined, joined_offsets, steps, last_inputs = join_inputs(before, now, backwards, offsets)
+            u = convolve(joined, [weight], [bias], joined_offsets, [backwards])[0][..., steps].transpose(1, 2)
+            (convolved,), initial_state = columns(u, 0), state[1].float().contiguous()
+            last_state = torch.empty_like(initial_state)
         projected = multiply(u, input_weight[i] if dtype == torch.float32 else input_weight[i].to(dtype))
         parameters = A_log[i].contiguous(), D[i].contiguous(), step_bias[i].contiguous(), step_weight[i].contiguous()
         direction = scan_direction(
             convolved, *columns(projected, 0, rank, rank + states), *parameters, backwards,
-            checkpoints=checkpoints[i] if keep else None,
+            initial_state=initial_state, last_state=last_state, checkpoints=checkpoints[i] if keep else None,
         )
         run_scan(False, [direction], shape, found, states, z, mixed, softplus=True, done=i, total=len(reverse),
                  rank=rank, logarithmic=True)
         if keep:
             projections.append(projected)
+    if state is not None:
+        return output, (last_inputs, last_state)
     return [output, checkpoints, *projections] if keep else [output]
 
 
