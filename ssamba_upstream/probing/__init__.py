@@ -1,4 +1,4 @@
-"""How much of a label can be read linearly from each hidden state, averaged over time; without s3prl."""
+"""Linear probes of each hidden state, averaged over time; they do not need s3prl."""
 
 from .cache import cached_time_averages
 from .features import log_mel_averages, time_averages

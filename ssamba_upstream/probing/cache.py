@@ -1,4 +1,4 @@
-"""Features of recordings, computed once: averages over time, or single frames, of a checkpoint or of the log-mel."""
+"""A cache of recordings' features: time averages or single frames, from a checkpoint or from the log-mel."""
 
 import dataclasses
 import math
@@ -21,29 +21,28 @@ LOG_MEL = {"upstream": "log-mel", "weights": "none", "feature": "log-mel"}
 
 
 def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device="cpu", report=None, **options):
-    """Return :func:`time_averages` of a checkpoint, and compute only what the cache does not hold yet.
+    """Return a checkpoint's :func:`time_averages`, computing only those that are not yet in the cache.
 
-    The cache is a :class:`ssamba_upstream.store.HiddenStateStore`, and its folder may be that of other commands. A
-    recording is known by its path, size and time of modification, and so need not be read again.
+    The cache is a :class:`ssamba_upstream.store.HiddenStateStore`; other commands may share its folder. Recordings are
+    identified by path, size and modification time, so cached ones are not read again.
 
     Args:
         checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
         recordings: paths of audio files, or Excerpts of them.
-        folder: of the cache.
-        dtype: type of the numbers that are kept: "float32", "float16" or "bfloat16".
-        device: on which the network computes.
-        report: see :func:`time_averages`. A recording that cannot be read is tried again by the next call.
-        options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
+        folder: folder of the cache.
+        dtype: storage dtype: "float32", "float16" or "bfloat16".
+        device: device that the network runs on.
+        report: see :func:`time_averages`. The next call tries unreadable recordings again.
+        options: fields of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
-        (averages, key): (depth + 1, recordings, width), mapped from a file and not read into memory; and a hash that
-        stands for them.
+        (averages, key): (depth + 1, recordings, width), memory-mapped from a file; and a hash that identifies them.
 
     Raises:
         ValueError: see :func:`time_averages`.
-        StoreError: values that are not finite or too large for the dtype, or the disk is full.
+        StoreError: If values are not finite or too large for the dtype, or the disk is full.
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
-        AudioError: a recording is missing, or cannot be read and there is no ``report``.
+        AudioError: If a recording is missing, or it cannot be read and ``report`` is not given.
     """
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
     store = HiddenStateStore(folder, {**_described(encoder), "time": "average"}, dtype)
@@ -52,21 +51,21 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
 
 
 def cached_log_mel_averages(recordings, folder, report=None):
-    """Return :func:`log_mel_averages`, see :func:`cached_time_averages`."""
+    """Return :func:`log_mel_averages`, cached as by :func:`cached_time_averages`."""
     store = HiddenStateStore(folder, {**LOG_MEL, "time": "average"}, "float32")
     return _completed(store, recordings, (1, 256),
                       lambda missing: iterate_log_mel_averages(missing, report))
 
 
 def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", report=None, **options):
-    """Return the hidden states of single frames, see :func:`cached_time_averages`.
+    """Return the hidden states of single frames, cached as by :func:`cached_time_averages`.
 
     Args:
-        frames: list of RecordingFrame, at the hop of the options. Recordings are read once for all of their frames; a
-            frame that its recording does not have is NaN.
+        frames: list of RecordingFrame, at the options' hop. Each recording is read once for all of its frames. Frames
+            past the end of their recording are NaN.
 
     Returns:
-        (features, key): (depth + 1, frames, width), and a hash that stands for them.
+        (features, key): (depth + 1, frames, width), and a hash that identifies them.
     """
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
     store = HiddenStateStore(folder, {**_described(encoder), "time": "single frames"}, dtype)
@@ -75,19 +74,19 @@ def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", rep
 
 
 def cached_log_mel_frames(frames, time_stride, folder, report=None):
-    """Return :func:`iterate_log_mel_frames`, (1, frames, 128), see :func:`cached_frames`."""
+    """Return the log-mel of single frames, (1, frames, 128), cached as by :func:`cached_frames`."""
     store = HiddenStateStore(folder, {**LOG_MEL, "time": "single frames", "time_stride": time_stride}, "float32")
     return _completed(store, frames, (1, 128),
                       lambda missing: iterate_log_mel_frames(missing, time_stride, report))
 
 
 def remembered(folder, description, compute):
-    """Return the result of ``compute()``, or what it was when it was last asked for under this description.
+    """Return the result of ``compute()``, or the saved result of an earlier call with the same description.
 
     Args:
-        folder: for the results, one file each.
-        description: all that the result depends on, made of dicts, lists, strings and numbers.
-        compute: returns the like.
+        folder: folder of the saved results, one file each.
+        description: everything that the result depends on, as dicts, lists, strings and numbers.
+        compute: function that returns a result made of the same types.
     """
     file = Path(folder) / f"{json_hash({**description, 'numerics': NUMERICS})[:32]}.json"
     if not file.is_file():
@@ -100,24 +99,23 @@ def _described(encoder):
 
 
 def _completed(store, items, shape, iterate):
-    """Features of recordings, Excerpts or RecordingFrames, see :func:`cached_time_averages`; NaN for those that
-    ``iterate`` leaves out."""
+    """Return the features of recordings, Excerpts or RecordingFrames; NaN for those that ``iterate`` skips."""
     keys = [_key(item) for item in items]
     missing = [i for i, key in enumerate(keys) if key not in store]
     if missing:
         with locked(store.path, wait=True):  # another process may be computing them
             missing = [i for i in missing if keys[i] not in store]
             for batch, found in iterate([items[i] for i in missing]) if missing else ():
-                # An item is kept as a single frame: (layers, 1, width).
+                # Each item is stored as one frame: (layers, 1, width).
                 values = store.round(found).unsqueeze(2)
                 if reason := store.write({keys[missing[i]]: value for i, value in zip(batch, values)}):
-                    raise StoreError(f"{store.folder} keeps no more features: {reason}. Make room, or give another "
-                                     "folder; what was computed is there.")
+                    raise StoreError(f"{store.folder} cannot store more features: {reason}. Make room or choose "
+                                     "another folder; the features computed so far are kept.")
     return _gathered(store, keys, shape), json_hash([store.description, [key.hex() for key in keys]])[:32]
 
 
 def _gathered(store, keys, shape):
-    """(layers, items, width), mapped from a file that is removed when nobody uses it any more."""
+    """Return (layers, items, width), mapped from a file that disappears with its last reference."""
     rows = _mapped(store.folder, (len(keys), *shape), store.dtype)
     for start in range(0, len(keys), ROWS_AT_ONCE):
         part = range(start, min(start + ROWS_AT_ONCE, len(keys)))
@@ -132,13 +130,13 @@ def _gathered(store, keys, shape):
 def _mapped(folder, shape, dtype):
     size = math.prod(shape) * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
+        if hasattr(os, "posix_fallocate"):  # reports a full disk as an error; writing to a mapped page would crash
             os.posix_fallocate(file.fileno(), 0, size)
         return torch.from_numpy(np.memmap(file, mode="r+", shape=size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _key(item):
-    # The first field of an Excerpt and of a RecordingFrame is the path; the others say which part of it.
+    # The first field of an Excerpt or RecordingFrame is the path; the others identify the part.
     part = dataclasses.astuple(item)[1:] if dataclasses.is_dataclass(item) else ()
     named = [type(item).__name__ if part else "whole", *identity(item), *part]
     return bytes.fromhex(json_hash(named))

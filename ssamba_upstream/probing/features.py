@@ -1,4 +1,4 @@
-"""Recordings -> one vector each: the average over time of every hidden state, or of the filterbank."""
+"""Time averages of recordings: one vector each, from every hidden state or from the filterbank."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -18,31 +18,30 @@ LOG_MELS_AT_ONCE = 16
 
 def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=None, deviations=False,
                   by_audio=False):
-    """The average over its frames of every hidden state of each recording, as SUPERB's heads see them.
+    """Return the average over frames of every hidden state of each recording, as SUPERB's heads see them.
 
-    A frame is a column of patches, one after the other, lowest band first, at the model's own strides: a
-    caller who wants overlapping patches loads it with ``time_stride=10, frequency_stride=10``. All
-    ceil(n / hop) of n samples count, as s3prl's Featurizer hands them on under ``ssamba run-downstream``.
+    A frame is a column of patches, concatenated from the lowest band up, at the model's own strides. For overlapping
+    patches, load the model with ``time_stride=10, frequency_stride=10``. All ceil(n / hop) frames of n samples count,
+    as in s3prl's Featurizer under ``ssamba run-downstream``.
 
     Args:
-        model: a SsambaModel, on any device; computes in eval mode, and is left in the mode it was in.
-        recordings: paths of audio files of any rate and number of channels, or Excerpts of them.
-        window_secs: length of the windows that the network reads. Default: see :meth:`Windowing.for_model`.
-        batch_secs: seconds of audio sent through the network at once; recordings of like lengths go together.
-        report: called with the AudioError of each recording that cannot be read, whose averages are then NaN. Default:
-            it is raised.
-        deviations: append the standard deviation over the frames to each average, as :func:`log_mel_averages` does.
-        by_audio: weigh each frame by the share of its patches' width that is audio, instead of all alike. Of short
-            recordings that is the better summary: the last of those ceil(n / hop) frames have read zeros past the end,
-            of 0.43 s at a hop of 20 ms two of 22.
+        model: a SsambaModel on any device. It runs in eval mode; its mode is restored afterwards.
+        recordings: paths of audio files (any sampling rate, any number of channels), or Excerpts of them.
+        window_secs: window length in seconds. Default: see :meth:`Windowing.for_model`.
+        batch_secs: seconds of audio per batch; recordings of similar length are batched together.
+        report: called with the AudioError of each unreadable recording, whose averages are NaN. Default: raise it.
+        deviations: If True, append the standard deviation over frames to each average, as :func:`log_mel_averages`
+            does.
+        by_audio: If True, weight each frame by the share of its patches' width that is audio, instead of weighting all
+            frames equally. This suits short recordings, whose last frames read zeros past the end: two of 22 frames
+            for 0.43 s at a hop of 20 ms.
 
     Returns:
-        (depth + 1, recordings, rows * E), or 2 * rows * E with deviations, in float32 on the CPU, the layers in the
-        order of the network.
+        (depth + 1, recordings, rows * E), or 2 * rows * E with deviations: float32 on the CPU, layers in network order.
 
     Raises:
-        AudioError: a recording cannot be read.
-        ValueError: no recordings, or windows that the positions learned do not reach.
+        AudioError: If a recording cannot be read.
+        ValueError: If there are no recordings, or the windows exceed the learned positions.
     """
     encoder = FrameEncoder(model, window_secs).to(model.device)
     layers, width = averages_shape(encoder)
@@ -53,26 +52,26 @@ def time_averages(model, recordings, window_secs=None, batch_secs=120.0, report=
 
 
 def averages_shape(encoder):
-    """(layers, features) of a recording's averages over time."""
+    """Return (layers, features), the shape of a recording's time averages."""
     return encoder.model.config.num_hidden_layers + 1, encoder.width
 
 
 @torch.no_grad()
 def iterate_time_averages(encoder, recordings, batch_secs=120.0, report=None, deviations=False, by_audio=False):
-    """:func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
+    """Yield :func:`time_averages` of a FrameEncoder batch by batch, longest recordings first.
 
     Yields:
-        the indices of some of the recordings that can be read, and their averages, (indices, depth + 1, width).
+        the indices of a batch's readable recordings, and their averages, (indices, depth + 1, width).
     """
     for wavs in iterate_waveforms(encoder, recordings, batch_secs, report):
         yield [*wavs], _averages(encoder, [*wavs.values()], deviations, by_audio)
 
 
 def iterate_waveforms(encoder, recordings, batch_secs, report=None):
-    """The waveforms for a FrameEncoder, which is in eval mode meanwhile, batch by batch, longest recordings first.
+    """Yield a FrameEncoder's input waveforms batch by batch, longest recordings first, with its model in eval mode.
 
     Yields:
-        dict of those recordings of a batch that can be read: (samples,) on the model's device, by their index.
+        dict from index to waveform, (samples,) on the model's device, of a batch's readable recordings.
     """
     _check_any(recordings)
     lengths = read_all(lambda excerpt: expected_seconds(excerpt.path, excerpt.start, excerpt.stop),
@@ -92,18 +91,17 @@ def iterate_waveforms(encoder, recordings, batch_secs, report=None):
 
 
 def log_mel_averages(recordings, report=None):
-    """Mean and standard deviation over time of the log-mel, by the published front end: the baseline that has learned
-    nothing.
+    """Return the mean and standard deviation over time of the published front end's log-mel, an untrained baseline.
 
     Args:
         recordings, report: see :func:`time_averages`.
 
     Returns:
-        (1, recordings, 2 * 128): the means, then the standard deviations, in float32.
+        (1, recordings, 2 * 128) float32: the means, then the standard deviations.
 
     Raises:
-        AudioError: a recording cannot be read.
-        ValueError: no recordings.
+        AudioError: If a recording cannot be read.
+        ValueError: If there are no recordings.
     """
     averages = torch.full((len(recordings), 1, 256), torch.nan, dtype=torch.float32)
     for batch, found in iterate_log_mel_averages(recordings, report):
@@ -113,7 +111,7 @@ def log_mel_averages(recordings, report=None):
 
 @torch.no_grad()
 def iterate_log_mel_averages(recordings, report=None):
-    """:func:`log_mel_averages` one by one: yields [index] and (1, 1, 2 * 128)."""
+    """Yield :func:`log_mel_averages` one recording at a time, as [index] and (1, 1, 2 * 128)."""
     _check_any(recordings)
     log_mel = LogMel()
     for i, wav in iterate_single_waveforms(recordings, report):
@@ -122,7 +120,7 @@ def iterate_log_mel_averages(recordings, report=None):
 
 
 def iterate_single_waveforms(recordings, report=None):
-    """Yields index and waveform, (samples,) at 16 kHz, of each of some recordings that can be read."""
+    """Yield the index and waveform, (samples,) at 16 kHz, of each readable recording."""
     each = pack([1] * len(recordings), LOG_MELS_AT_ONCE)
     with tqdm(total=len(recordings), desc="log-mel", leave=False, disable=None) as progress:
         for found in read_ahead(lambda i: read_waveform(recordings[i]), each):
@@ -131,20 +129,20 @@ def iterate_single_waveforms(recordings, report=None):
 
 
 def log_mel_of(wav, log_mel):
-    """(samples,) of any length -> (fbank frames, mel), one or more frames, by a LogMel."""
+    """Return a LogMel's features of (samples,) of any length: (fbank frames, mel), at least one frame."""
     (features,) = log_mel(log_mel.at_least_one_frame([wav]))
     return features
 
 
 def read_waveform(recording, sampling_rate=SAMPLE_RATE):
-    """(samples,) of an audio file or Excerpt: float32 at a rate, its channels averaged; see :func:`read_clip`."""
+    """Read an audio file or Excerpt as (samples,) float32, channels averaged; see :func:`read_clip`."""
     excerpt = _excerpt(recording)
     wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop, sampling_rate=sampling_rate)
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
 
 
 def _readable(found, report):
-    """Those of some recordings' waveforms that there are, under the same keys."""
+    """Return the entries that are waveforms; report, or raise, those that are AudioErrors."""
     for wav in found.values():
         if isinstance(wav, AudioError):
             if report is None:
@@ -158,7 +156,7 @@ def _excerpt(recording):
 
 
 def _averages(encoder, wavs, deviations, by_audio):
-    """Waveforms, list of (samples,) -> (utterances, depth + 1, width); with deviations twice that width."""
+    """Map waveforms, list of (samples,), to (utterances, depth + 1, width), or twice that width with deviations."""
     layers, index = encoder.tokens(wavs)
     weights = (index[..., 0] >= 0).float()
     if by_audio:
@@ -170,7 +168,7 @@ def _averages(encoder, wavs, deviations, by_audio):
 
 
 def _average(frames, weights, deviations):
-    """(utterances, frames, width) and (utterances, frames), of sum one -> (utterances, width or 2 * width)."""
+    """Average (utterances, frames, width) with weights (utterances, frames) that sum to one over frames."""
     mean = _weighted_mean(frames, weights)
     if not deviations:
         return mean

@@ -1,4 +1,4 @@
-"""Frames of recordings -> one vector each: every hidden state at the frame, or the filterbank there."""
+"""Features of single frames: one vector each, from every hidden state or from the filterbank."""
 
 import torch
 
@@ -6,21 +6,21 @@ from ..frontend import LogMel
 from ..windows import tokens_to_frames
 from .features import iterate_single_waveforms, iterate_waveforms, log_mel_of
 
-# Audio sent through the network at once, for each fbank frame of the hop: its tokens are as many at every hop.
+# Seconds of audio per batch and per fbank frame of the hop, so that every hop gives batches of equally many tokens.
 BATCH_SECS_BY_STRIDE = 12.0
 
 
 @torch.no_grad()
 def iterate_frames(encoder, frames, report=None):
-    """Hidden states of single frames. A recording is read once, and no more is kept of it than the frames asked for.
+    """Yield the hidden states of single frames. Each recording is read once, and only the requested frames are kept.
 
     Args:
         encoder: a FrameEncoder.
         frames: list of RecordingFrame, numbered at the encoder's hop.
-        report: called with the AudioError of each recording that cannot be read. Default: it is raised.
+        report: called with the AudioError of each unreadable recording. Default: raise it.
 
     Yields:
-        the indices of some of the frames that there are, and their hidden states, (indices, depth + 1, width).
+        the indices of a batch's existing frames, and their hidden states, (indices, depth + 1, width).
     """
     recordings, members = _by_recording(frames)
     batch_secs = BATCH_SECS_BY_STRIDE * encoder.windowing.time_stride
@@ -36,18 +36,18 @@ def iterate_frames(encoder, frames, report=None):
 
 @torch.no_grad()
 def iterate_log_mel_frames(frames, time_stride, report=None):
-    """The normalised log-mel nearest to the middle of single frames: the baseline that has learned nothing.
+    """Yield the normalised log-mel nearest to the middle of single frames, an untrained baseline.
 
     Args:
         frames: list of RecordingFrame, numbered at the hop of ``time_stride`` fbank frames.
         report: see :func:`iterate_frames`.
 
     Yields:
-        the indices of the frames of a recording, and their log-mel, (indices, 1, 128).
+        the indices of a recording's frames, and their log-mel, (indices, 1, 128).
     """
     log_mel = LogMel()
     recordings, members = _by_recording(frames)
-    # An fbank frame is of 25 ms: the middle of the first is 1.25 fbank frames from the start.
+    # An fbank frame is 25 ms long, so the middle of the first is 1.25 fbank frames from the start.
     middle = round(time_stride / 2 - 1.25)
     hop = time_stride * log_mel.front_end.shift_samples
     for i, wav in iterate_single_waveforms(recordings, report):
@@ -59,7 +59,7 @@ def iterate_log_mel_frames(frames, time_stride, report=None):
 
 
 def _by_recording(frames):
-    """The recordings that frames are of, and the indices of each one's frames."""
+    """Return the frames' recordings, and the indices of each recording's frames."""
     members = {}
     for i, frame in enumerate(frames):
         members.setdefault(frame.path, []).append(i)
@@ -67,7 +67,7 @@ def _by_recording(frames):
 
 
 def _hidden_states(encoder, wavs, numbers):
-    """(frames, depth + 1, width) of the frames of those numbers of each waveform, one after the other."""
+    """Return (frames, depth + 1, width): the given frames of each waveform, concatenated."""
     layers, index = encoder.tokens(wavs)
     index = torch.cat([row[wanted] for row, wanted in zip(index, numbers)])[None]
     states = [tokens_to_frames(tokens, index, encoder.frequency_pooling)[0] for tokens in layers[:-1]]

@@ -1,4 +1,4 @@
-"""``ssamba probe-frames``: checkpoints by linear probes of every layer at the frames, as is done for phones."""
+"""``ssamba probe-frames``: linear probes of every layer at single frames, for labels such as phones."""
 
 import os
 from collections import Counter
@@ -14,18 +14,17 @@ from .geometry import MOST_UTTERANCES
 from .report import write_report
 from .study import LOG_MEL, by_layer, check_names, geometry_of, probe_layers, short_names, timed
 
-LONGEST_HOP = 0.04  # seconds: a phone lasts 80 ms on average, and a stop much less
-UNUSABLE = "unusable"  # the split of frames in none
+LONGEST_HOP = 0.04  # seconds; a phone lasts 80 ms on average, a stop much less
+UNUSABLE = "unusable"  # the split of frames that belong to no other
 
 
 def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, device="cpu", cache=None, dtype="float32",
                  **options):
-    """Probe every layer of some checkpoints at single frames; write ``results.json``, ``results.md`` and two pictures.
+    """Probe every layer of the checkpoints at single frames; write ``results.json``, ``results.md`` and two pictures.
 
-    The frames are drawn once, for all checkpoints and layers: memory and the cache hold those and no others. A frame
-    is labelled as s3prl's frame-level downstreams label it, by the time that its number stands for; where the patch
-    reaches further, it sees what comes later, too. What has been computed is kept, as by
-    :func:`ssamba_upstream.probing.study.probe`.
+    The frames are drawn once for all checkpoints and layers; memory and the cache hold only those. Frames are labelled
+    as in s3prl's frame-level downstreams, by the time that their number stands for; a patch wider than the hop also
+    sees what comes later. Intermediate results are cached, as by :func:`ssamba_upstream.probing.study.probe`.
 
     Args:
         aligned: an AlignedSet.
@@ -33,14 +32,14 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
         out: folder for the results.
         source: name of the set, for the report.
         most_frames: see :func:`ssamba_upstream.corpora.alignments.draw_frames`.
-        device: on which everything is computed.
-        cache: folder for what is kept. Default: ``cache`` in out.
-        dtype: of the cache.
-        options: of UpstreamOptions.
+        device: device for all computation.
+        cache: folder of the cache. Default: ``cache`` in out.
+        dtype: storage dtype of the cache.
+        options: fields of UpstreamOptions.
 
     Returns:
-        the content of ``results.json``. Recordings that cannot be read are left out, and listed there; as are frames
-        of classes that train has none of, which no probe could know, and frames that recordings turn out not to have.
+        the content of ``results.json``. Unreadable recordings are skipped and listed there. Frames past the end of
+        their recording, and frames of classes missing from train, are skipped and counted.
 
     Raises:
         ValueError: If "fbank" is given in place of a checkpoint, the hop is longer than 40 ms, the checkpoints' hops
@@ -81,34 +80,34 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
 
 
 def _default_stride(configs):
-    """The time stride that all checkpoints have by default; raises ValueError where they differ."""
+    """Return the checkpoints' common default time stride; raise ValueError if they differ."""
     strides = {checkpoint: default_strides(config)[1] for checkpoint, config in configs.items()}
     if len(set(strides.values())) > 1:
         found = ", ".join(f"{stride} of {checkpoint}" for checkpoint, stride in strides.items())
-        raise ValueError(f"checkpoints are compared at the same frames, and their time strides are by default {found}; "
-                         "give one for all, as in -g hop_20ms")
+        raise ValueError("checkpoints are compared at the same frames, but their default time strides differ: "
+                         f"{found}. Give one for all, as in -g hop_20ms")
     return next(iter(strides.values()), PUBLISHED_STRIDE)
 
 
 def _hop(checkpoints, configs, stride):
-    """Seconds from frame to frame, of all checkpoints; raises ValueError where they differ, or skip over phones."""
+    """Return the checkpoints' common hop in seconds; raise ValueError if they differ or the hop skips phones."""
     hops = {}
     for checkpoint in checkpoints:
         front_end = configs[checkpoint].front_end if checkpoint in configs else PUBLISHED_FRONT_END
         hops[checkpoint] = front_end.seconds_of(stride)
     if len(set(hops.values())) > 1:
         found = ", ".join(f"{1000 * hop:g} ms of {checkpoint}" for checkpoint, hop in hops.items())
-        raise ValueError(f"checkpoints are compared at the same frames, and their hops are {found}; probe those of "
-                         "another hop by themselves")
+        raise ValueError(f"checkpoints are compared at the same frames, but their hops differ: {found}. Probe those "
+                         "with another hop separately")
     (hop,) = set(hops.values())
     if hop > LONGEST_HOP:
-        raise ValueError(f"a frame every {1000 * hop:g} ms skips over phones; expected {1000 * LONGEST_HOP:g} ms or "
-                         "less: take the upstream config hop_20ms, as in -g hop_20ms")
+        raise ValueError(f"a hop of {1000 * hop:g} ms skips phones; expected {1000 * LONGEST_HOP:g} ms or less. Use "
+                         "the upstream config hop_20ms, as in -g hop_20ms")
     return hop
 
 
 def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, options):
-    """Adds the AudioError of each recording that cannot be read to ``unreadable``, by its path."""
+    """Return the features and their key; add the AudioError of each unreadable recording to ``unreadable``, by path."""
     def note(error):
         unreadable[error.file] = error
 
@@ -118,7 +117,7 @@ def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, opti
 
 
 def _usable_splits(drawn, features):
-    """The frames' splits: UNUSABLE for those without features, and those of a class that train has none of."""
+    """Return the frames' splits, UNUSABLE if a frame has no features or its class is missing from train."""
     there = features[0].isfinite().all(dim=1).tolist()
     known = {label for label, split, found in zip(drawn.labels, drawn.splits, there) if split == "train" and found}
     return [split if found and label in known else UNUSABLE
@@ -126,7 +125,7 @@ def _usable_splits(drawn, features):
 
 
 def _probe_layers(features, key, labels, splits, groups, cache, device, seconds):
-    # The features stay in their file: probes read a layer at a time, and the geometry is that of some frames.
+    # The features stay in their file: probes read one layer at a time, and the geometry needs only some frames.
     with timed(seconds, "probes"):
         task, rotations = {"features": key, "labels": labels, "splits": splits}, [("test", splits)]
         probes = probe_layers(cache, task, features, labels, rotations, device)

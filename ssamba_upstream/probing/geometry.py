@@ -1,32 +1,32 @@
-"""The geometry of the layers: norms and effective rank of their time averages, and linear CKA of two layers."""
+"""Geometry of the layers: norms and effective rank of their time averages, and linear CKA between layers."""
 
 import math
 
 import torch
 
-# More do not make an estimate of similarity steadier, which is free of bias for any number.
+# The estimate of similarity is unbiased for any number of utterances; more would not make it steadier.
 MOST_UTTERANCES = 1000
 
 
 @torch.no_grad()
 def norms(features):
-    """Mean Euclidean norm of each layer's time averages: (layers, utterances, features) -> (layers,)."""
+    """Return the mean Euclidean norm of each layer's time averages: (layers, utterances, features) -> (layers,)."""
     return torch.stack([torch.linalg.vector_norm(layer, dim=1, dtype=torch.float64).mean() for layer in features])
 
 
 @torch.no_grad()
 def effective_rank(features):
-    """How many directions a set of representations uses: 1 where all are equal, at most as many as there are.
+    """Return the number of directions that representations use: 1 if all are equal, at most their number.
 
-    The exponential of the entropy of the singular values, each over their sum (Roy and Vetterli, "The effective rank",
-    2007; RankMe, arXiv 2210.02885). The mean is not subtracted: that of a network that has collapsed, which makes the
-    same of everything, would leave nothing but rounding.
+    This is the exponential of the entropy of the singular values, normalised to sum to one (Roy and Vetterli, "The
+    effective rank", 2007; RankMe, arXiv 2210.02885). The mean is not subtracted: a collapsed network gives every
+    utterance the same representation, and subtracting it would leave only rounding errors.
 
     Args:
         features: (utterances, features).
 
     Returns:
-        a float; NaN where a feature is not finite.
+        a float; NaN if a feature is not finite.
     """
     if not features.isfinite().all():
         return math.nan
@@ -37,31 +37,31 @@ def effective_rank(features):
 
 @torch.no_grad()
 def linear_cka(features, seed=0):
-    """Linear centred kernel alignment between layers, by the unbiased estimate of the dependence.
+    """Return the linear centred kernel alignment between layers, from an unbiased estimate of the dependence.
 
-    1 for layers that are the same up to rotation and scale; about 0 for independent ones, however few the
-    utterances are beside the features. Source: Kornblith et al., "Similarity of Neural Network
-    Representations Revisited" (2019), with the estimator of Song et al. (2012) as in Nguyen et al. (2021).
+    It is 1 for layers that are equal up to rotation and scale, and about 0 for independent ones, even with far fewer
+    utterances than features. Source: Kornblith et al., "Similarity of Neural Network Representations Revisited"
+    (2019), with the estimator of Song et al. (2012) as in Nguyen et al. (2021).
 
     Args:
-        features: (layers, utterances, features), of four or more utterances; of more than 1000, 1000 are drawn.
-        seed: of the draw.
+        features: (layers, utterances, features), four or more utterances; at most 1000, drawn at random, are used.
+        seed: seed of the draw.
 
     Returns:
-        (layers, layers), NaN where a layer is constant.
+        (layers, layers), NaN for constant layers.
     """
     drawn = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(seed))[:MOST_UTTERANCES]
     if len(drawn) < 4:
-        raise ValueError(f"a similarity of layers needs four or more utterances; got {len(drawn)}")
+        raise ValueError(f"the similarity of layers needs four or more utterances; got {len(drawn)}")
     grams = torch.stack([_centred_gram(layer[drawn].float()).flatten() for layer in features])
-    # Similarities are the products of the Gram matrices, each taken as a vector of length 1.
+    # Similarities are inner products of the Gram matrices, each flattened and normalised to unit length.
     grams /= grams.norm(dim=1, keepdim=True)
     return grams @ grams.T
 
 
 def _centred_gram(layer):
-    """(utterances, features) -> (utterances, utterances): inner products of the utterances, their diagonal left out and
-    their rows and columns centred as the unbiased estimate (Song et al., 2012) has it."""
+    """Return the utterances' inner products, (utterances, utterances), with a zero diagonal and rows and columns
+    centred as in the unbiased estimate (Song et al., 2012)."""
     layer = layer - layer.mean(dim=0)
     count = len(layer)
     gram = (layer @ layer.T).fill_diagonal_(0)

@@ -1,4 +1,4 @@
-"""Linear probes: a multinomial logistic regression for each layer, trained to convergence."""
+"""Linear probes: a multinomial logistic regression on each layer, trained to convergence."""
 
 import math
 from collections import Counter
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 
 from ..corpora.labelled import members_of_splits, rotate_folds
 
-PENALTIES = tuple(10.0**-power for power in range(1, 11))  # times the number of features
-PRECISION = 1e-3  # of the minimum, as a share of the objective
+PENALTIES = tuple(10.0**-power for power in range(1, 11))  # multiplied by the number of features
+PRECISION = 1e-3  # distance from the minimum, as a share of the objective
 ITERATIONS_BETWEEN_CHECKS = 5
 DRAWS = 1000
-VALUES_AT_ONCE = 2**24  # features, or logits, of a chunk of utterances
+VALUES_AT_ONCE = 2**24  # features and logits of a chunk of utterances
 
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """The probe of each layer, with the penalty that dev chose; lists have one entry per layer.
+    """Each layer's probe, with the penalty chosen on dev; lists have one entry per layer.
 
     Attributes:
         dev_accuracy, dev_loss: accuracy and cross-entropy on dev.
         penalty: the chosen penalty, see :func:`train_probes`.
-        test_right: for each utterance of test, in their order, True if the probe names its class.
+        test_right: for each test utterance, in order, True if the probe classifies it correctly.
     """
 
     dev_accuracy: list[float]
@@ -34,23 +34,23 @@ class ProbeResults:
 
     @property
     def test_accuracy(self):
-        """Accuracy on test of each layer."""
+        """Test accuracy of each layer."""
         return [mean(right) for right in self.test_right]
 
     @property
     def best_layer(self):
-        """The layer with the lowest loss on dev."""
+        """The layer with the lowest dev loss."""
         return min(range(len(self.dev_loss)), key=self.dev_loss.__getitem__)
 
     @property
     def best_test_accuracy(self):
-        """Test accuracy of the layer that dev chose."""
+        """Test accuracy of the layer chosen on dev."""
         return self.test_accuracy[self.best_layer]
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The :class:`ProbeResults` of each fold as the test set, by the fold's name."""
+    """:class:`ProbeResults` by fold name, with that fold as the test set."""
 
     folds: dict[str, ProbeResults]
 
@@ -62,10 +62,10 @@ class CrossValidation:
 
     @property
     def best_test_accuracy(self):
-        """Test accuracy, averaged over the folds, of the layer that each fold's own dev part chose.
+        """Test accuracy of the layer chosen on each fold's own dev part, averaged over the folds.
 
-        A single layer chosen by all dev parts together would be chosen by the labels of every test set, since each
-        fold is the dev part of another.
+        A single layer chosen on all dev parts together would be chosen with the test labels, because every fold is
+        another fold's dev part.
         """
         return mean(results.best_test_accuracy for results in self.folds.values())
 
@@ -73,26 +73,26 @@ class CrossValidation:
 def train_probes(features, labels, splits, penalties=PENALTIES, device=None):
     """Train a linear probe on each layer, and choose its penalty on dev.
 
-    A probe is a multinomial logistic regression on features standardised by the mean and standard deviation of train.
-    It minimises the mean cross-entropy on train plus ``penalty * features / 2`` times the squared norm of its weights
-    (the bias is free). The problem is convex: it is solved by L-BFGS on all of train until the objective is within
-    0.1 % of its minimum, so that nothing depends on a random start. Penalties are tried from the strongest on, each
-    solution the start of the next, until the loss on dev rises.
+    A probe is a multinomial logistic regression on features standardised by train's mean and standard deviation. It
+    minimises the mean cross-entropy on train plus ``penalty * features / 2`` times the squared norm of its weights
+    (the bias is not penalised). The problem is convex: L-BFGS on all of train brings the objective to within 0.1 % of
+    its minimum, so results do not depend on a random start. Penalties are tried from the strongest to the weakest,
+    each starting from the previous solution, until the dev loss rises.
 
-    Memory holds one layer at a time, in float32, and one chunk of its logits.
+    Memory holds one layer at a time in float32, and one chunk of its logits.
 
     Args:
-        features: (layers, utterances, features), such as from :func:`ssamba_upstream.probing.time_averages`.
+        features: (layers, utterances, features), for example from :func:`ssamba_upstream.probing.time_averages`.
         labels: class of each utterance.
         splits: "train", "dev" or "test" for each utterance.
         penalties: penalties to try, from strong to weak. Default: 0.1, 0.01, ..., 1e-10.
-        device: device on which the probes are trained. Default: that of the features.
+        device: device that the probes are trained on. Default: the features' device.
 
     Returns:
         ProbeResults.
 
     Raises:
-        ValueError: If the sizes do not fit, a split is empty, dev or test has a class that train lacks, or a feature
+        ValueError: If the sizes do not match, a split is empty, dev or test has a class that train lacks, or a feature
             is not finite.
     """
     targets, parts = _checked(features, labels, splits)
@@ -104,18 +104,18 @@ def train_probes(features, labels, splits, penalties=PENALTIES, device=None):
 
 
 def cross_validate(features, labels, folds, **options):
-    """Train the probes with each fold as test once, the next (in sorted order) as dev, the others as train.
+    """Train the probes with each fold in turn as test, the next (in sorted order) as dev and the others as train.
 
     Args:
         features, labels: see :func:`train_probes`.
-        folds: name of each utterance's fold; three folds or more.
-        options: further arguments of :func:`train_probes`.
+        folds: name of each utterance's fold; three or more folds.
+        options: other arguments of :func:`train_probes`.
 
     Returns:
         CrossValidation.
 
     Raises:
-        ValueError: If there are fewer than three folds, or see :func:`train_probes`.
+        ValueError: If there are fewer than three folds; see also :func:`train_probes`.
     """
     return CrossValidation({
         test: train_probes(features, labels, splits, **options) for test, splits in rotate_folds(folds)
@@ -123,20 +123,20 @@ def cross_validate(features, labels, folds, **options):
 
 
 def accuracy_intervals(right, folds, groups, seed=0):
-    """95 % confidence intervals of accuracies, by bootstrap over the groups of the test utterances.
+    """Return 95 % confidence intervals of accuracies, by bootstrap over the groups of the test utterances.
 
-    Groups are drawn with replacement, as many as there are, 1000 times; an interval ends at the 2.5 % and 97.5 %
-    quantiles of the accuracy. All accuracies see the same draws.
+    All groups are resampled with replacement 1000 times. An interval runs from the 2.5 % to the 97.5 % quantile of the
+    accuracy. All accuracies use the same draws.
 
     Args:
-        right: (accuracies, utterances), True for an utterance that is classified right.
+        right: (accuracies, utterances), True if an utterance is classified correctly.
         folds: fold of each utterance; an accuracy is the mean over the folds.
-        groups: group of each utterance, such as its speaker: utterances of a group are not independent, and are drawn
-            together.
+        groups: group of each utterance, such as its speaker. Utterances of a group are not independent, so they are
+            drawn together.
         seed: seed of the draws.
 
     Returns:
-        a list of [low, high], or None for each accuracy if there is only one group.
+        [low, high] for each accuracy, or None for each if there is only one group.
     """
     sizes, numbers = Counter(folds), {group: number for number, group in enumerate(dict.fromkeys(groups))}
     if len(numbers) == 1:
@@ -155,11 +155,10 @@ def accuracy_intervals(right, folds, groups, seed=0):
 
 
 def _checked(features, labels, splits):
-    """(class index of each utterance, indices of the utterances of each split)."""
+    """Return the class index of each utterance, and the indices of each split's utterances."""
     if features.dim() != 3 or not features.shape[1] == len(labels) == len(splits):
-        raise ValueError("features must be (layers, utterances, features), with a label and a split for each "
-                         f"utterance; got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} "
-                         "splits")
+        raise ValueError("features must be (layers, utterances, features), with a label and a split for each utterance;"
+                         f" got {tuple(features.shape)}, {len(labels)} labels and {len(splits)} splits")
     parts = members_of_splits(splits)
     classes = sorted({labels[i] for i in parts["train"]})
     unknown = sorted({labels[i] for i in parts["dev"] + parts["test"]} - set(classes))
@@ -170,16 +169,16 @@ def _checked(features, labels, splits):
 
 
 def _standardised(layer, parts, device):
-    """(members, features + 1) of each split: features standardised by train's statistics, and a constant for the bias.
+    """Return (members, features + 1) for each split: features standardised by train's statistics, and a bias column.
 
-    If train has fewer utterances than features, they are rotated into the span of train's, which holds the weights of
-    the minimum; the penalty stays the same.
+    If train has fewer utterances than features, the features are projected onto the span of train's utterances, which
+    contains the optimal weights; the penalty is unchanged.
     """
     train, *held_out = (layer[members].to(device, torch.float32) for members in parts.values())
     if not all(part.isfinite().all() for part in (train, *held_out)):
-        raise ValueError("the features hold NaN or infinite values; is the checkpoint sound?")
+        raise ValueError("the features contain NaN or infinite values. Check that the checkpoint is intact")
     deviation, average = torch.std_mean(train, dim=0, correction=0)
-    # What is constant but for rounding says nothing in train, and would be blown up in dev and test.
+    # Features that are constant in train up to rounding carry no information, and would blow up in dev and test.
     deviation = deviation.masked_fill(deviation <= 1e-6 * average.abs(), math.inf)
     found = [part.sub_(average).div_(deviation) for part in (train, *held_out)]
     if len(train) < train.shape[1]:
@@ -189,7 +188,7 @@ def _standardised(layer, parts, device):
 
 
 def _probe_layer(parts, targets, penalties, size):
-    """The fields of ProbeResults for the standardised splits of a layer of ``size`` features."""
+    """Return the fields of ProbeResults for one layer of ``size`` features, from its standardised splits."""
     train, dev, test = zip(parts, targets)
     weights = train[0].new_zeros(train[0].shape[1], int(train[1].max()) + 1)
     lowest, chosen = math.inf, None
@@ -204,12 +203,12 @@ def _probe_layer(parts, targets, penalties, size):
 
 
 def _minimise(features, targets, weights, penalty):
-    """Weights (features, classes) at the minimum of the objective; the search begins at those given."""
-    # The least curvature of the objective, which bounds its distance from the minimum by the gradient's norm: that of
-    # the penalty; and for the bias, which has none, that of the loss while classes are undecided.
+    """Return the weights (features, classes) that minimise the objective, starting from the given ones."""
+    # The objective's least curvature bounds its distance from the minimum by the gradient's norm. It comes from the
+    # penalty; for the unpenalised bias, from the loss while classes are undecided.
     least = min(penalty, 1 / weights.shape[1])
     factor = _curvature_factor(features, weights, penalty, least)
-    scaled = (factor.T @ weights).contiguous()  # in which the objective bends about alike in all directions
+    scaled = (factor.T @ weights).contiguous()  # the objective's curvature is similar in all directions
     optimizer = torch.optim.LBFGS([scaled], max_iter=ITERATIONS_BETWEEN_CHECKS, history_size=10,
                                   line_search_fn="strong_wolfe")
     found = []
@@ -225,7 +224,7 @@ def _minimise(features, targets, weights, penalty):
         found.clear()
         optimizer.step(evaluate)
         loss, distance = found[0]
-        if distance <= PRECISION * loss or loss >= before:  # or as near as float32 goes
+        if distance <= PRECISION * loss or loss >= before:  # or as close as float32 allows
             return _unscaled(factor, scaled)
         before = loss
 
@@ -235,10 +234,10 @@ def _unscaled(factor, scaled):
 
 
 def _curvature_factor(features, weights, penalty, least):
-    """Cholesky factor of the objective's curvature in the features, averaged over the classes.
+    """Return the Cholesky factor of the objective's curvature in the features, averaged over the classes.
 
-    The Hessian is the penalty plus the mean over the utterances of the Kronecker product of x x^T and diag(p) - p p^T,
-    where p are the classes' probabilities. The mean of its eigenvalues stands for the second factor.
+    The Hessian is the penalty plus the mean over utterances of the Kronecker product of x x^T and diag(p) - p p^T,
+    where p are the class probabilities. The second factor is replaced by the mean of its eigenvalues.
     """
     curvature = features.new_zeros(2 * features.shape[1:])
     for chunk in features.split(_rows_at_once(weights)):
@@ -246,14 +245,14 @@ def _curvature_factor(features, weights, penalty, least):
         curvature.addmm_((chunk * undecided).T, chunk)
     curvature /= len(features) * weights.shape[1]
     diagonal = curvature.diagonal()
-    diagonal += 1e-6 * diagonal.sum()  # more than rounding could take away
+    diagonal += 1e-6 * diagonal.sum()  # more than rounding errors
     diagonal[:-1] += penalty
     diagonal[-1] += least
     return torch.linalg.cholesky(curvature)
 
 
 def _objective(features, targets, weights, penalty):
-    """Mean cross-entropy plus the penalty, a float, and its gradient."""
+    """Return the mean cross-entropy plus the penalty, as a float, and its gradient."""
     rows = _rows_at_once(weights)
     loss, gradient = 0.0, torch.zeros_like(weights)
     for chunk, expected in zip(features.split(rows), targets[:, None].split(rows)):
@@ -268,7 +267,7 @@ def _objective(features, targets, weights, penalty):
 
 
 def _evaluate(features, targets, weights):
-    """Mean cross-entropy, and whether each utterance is classified right."""
+    """Return the mean cross-entropy, and for each utterance whether it is classified correctly."""
     rows, loss, right = _rows_at_once(weights), 0.0, []
     for chunk, expected in zip(features.split(rows), targets.split(rows)):
         logits = chunk @ weights

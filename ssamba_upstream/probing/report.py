@@ -1,20 +1,20 @@
-"""The results of ``ssamba probe`` and ``ssamba probe-frames`` as JSON, Markdown and two pictures."""
+"""Reports of ``ssamba probe`` and ``ssamba probe-frames``: JSON, Markdown and two pictures."""
 
 import math
 
 from ..figures import load_pyplot, save_figure
 from ..files import markdown_table, to_json, write_text
 
-ALONE = " Alone: SUPERB's classifier on a layer by itself, mean over the random starts."
+ALONE = " Alone: SUPERB's classifier on a single layer, averaged over the random starts."
 
 
 def write_report(results, out):
-    """Write ``results.json``, ``results.md``, ``layers.png`` and, of networks, ``cka.png``.
+    """Write ``results.json``, ``results.md``, ``layers.png`` and, if a model is a network, ``cka.png``.
 
     Args:
         results: see :func:`ssamba_upstream.probing.study.probe` and
-            :func:`ssamba_upstream.probing.frame_study.probe_frames`, where the models have no ``superb_head``.
-        out: a folder, which is made if it is not there.
+            :func:`ssamba_upstream.probing.frame_study.probe_frames`, whose models have no ``superb_head``.
+        out: output folder, created if missing.
     """
     write_text(to_json(results, indent=1), out / "results.json")
     write_text(markdown(results), out / "results.md")
@@ -25,7 +25,7 @@ def write_report(results, out):
 
 
 def markdown(results):
-    """The results as text: a summary, then a table of the layers of each network."""
+    """Return the results as Markdown: a summary, then a table of each network's layers."""
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(results[results["unit"]].items()))
     columns, summary = _columns(results), [*_SUMMARY, *([_WEIGHTED_SUM] if _has_heads(results) else [])]
     lines = [
@@ -58,12 +58,12 @@ def _explanation(results):
     if len(first["best_layers"]) > 1:
         chosen = f"the layer that each of {len(first['best_layers'])} folds chooses by the loss on its own dev part"
     heads = " Weighted sum: SUPERB's weighted sum of the layers, from one random start." if _has_heads(results) else ""
-    return (f"Probe: test accuracy in percent of a linear probe on {chosen}, and its 95 % confidence interval by "
+    return (f"Probe: test accuracy in percent of a linear probe on {chosen}, with a 95 % confidence interval by "
             f"bootstrap over the {first['resampled']:,} {results['resampled']} of the test set.{heads}")
 
 
 def _best(model):
-    """The layers that dev, or the folds, chose."""
+    """Return the layers chosen on dev, or by the folds."""
     return sorted(set(model["best_layers"].values()))
 
 
@@ -72,7 +72,7 @@ def _has_heads(results):
 
 
 def _accuracy_columns(name):
-    """An accuracy in percent and the ends of its interval, of a layer or of a model."""
+    """Return columns for the accuracy of a layer or model, in percent, and the ends of its interval."""
     def end(number):
         return lambda of: "-" if of["interval"] is None else f"{of['interval'][number] * 100:.2f}"
 
@@ -88,7 +88,7 @@ _WEIGHTED_SUM = ("Weighted sum", lambda model: f"{model['superb_head']['test_acc
 
 
 def _columns(results):
-    """The name of each column of the layers' tables, and what a layer has in it."""
+    """Return the name of each column of the layers' tables, and a function from a layer to its cell."""
     columns = [
         *_accuracy_columns("Test"),
         ("Dev", lambda layer: f"{layer['dev_accuracy'] * 100:.2f}"),

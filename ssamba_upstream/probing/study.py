@@ -1,4 +1,4 @@
-"""``ssamba probe``: checkpoints by their layers' probes, SUPERB's classifier and the layers' geometry."""
+"""``ssamba probe``: linear probes of every layer, SUPERB's classifier and the layers' geometry."""
 
 import os
 import time
@@ -19,39 +19,39 @@ from .linear import CrossValidation, ProbeResults, accuracy_intervals, train_pro
 from .report import write_report
 from .superb_head import HeadSchedule, splits_for_fold, train_head, train_layer_heads
 
-LOG_MEL = "log-mel"  # in the place of a checkpoint
+LOG_MEL = "log-mel"  # given in place of a checkpoint
 
 
 def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str | os.PathLike, schedule: HeadSchedule,
           source: str = "", seeds: int = 5, head_learning_rates: Sequence[float] = (1e-4,), layers_alone: bool = False,
           device: str = "cpu", cache: str | os.PathLike | None = None, **options) -> dict:
-    """Probe every layer of some checkpoints, and write ``results.json``, ``results.md`` and two pictures.
+    """Probe every layer of the checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
-    What has been computed is kept, so that an interrupted call goes on where it was, and a call with one more
-    checkpoint computes only that.
+    Intermediate results are cached: an interrupted call can be repeated to continue, and a call with one more
+    checkpoint computes only that one.
 
     Args:
-        data: a LabelledSet; one with folds is cross-validated, and accuracies are means over the folds.
+        data: a LabelledSet. If it has folds, it is cross-validated, and accuracies are means over the folds.
         checkpoints: paths; "log-mel" is the baseline of :func:`log_mel_averages`.
         out: folder for the results.
         schedule: the HeadSchedule of SUPERB's classifier.
         source: name of the labelled set, for the report.
         seeds: number of random starts of the classifiers that ``layers_alone`` trains.
-        head_learning_rates: of SUPERB's classifier.
-        layers_alone: If True, train that classifier on each layer by itself, too.
-        device: on which everything is computed.
-        cache: folder for what is kept. Default: ``cache`` in out.
-        options: of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
+        head_learning_rates: learning rates of SUPERB's classifier; one is chosen on dev.
+        layers_alone: If True, also train SUPERB's classifier on each single layer.
+        device: device for all computation.
+        cache: folder of the cache. Default: ``cache`` in out.
+        options: other arguments of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
 
     Returns:
-        the content of ``results.json``. Recordings that cannot be read are left out, and listed there.
+        the content of ``results.json``. Unreadable recordings are skipped and listed there.
 
     Raises:
         ValueError: If "fbank" is given in place of a checkpoint, there are neither folds nor dev, or no recording of a
             split can be read; see also :func:`train_probes`.
     """
     check_names(checkpoints)
-    data.check_probes()  # which would fail only after all hidden states are computed
+    data.check_probes()  # otherwise the probes would fail only after all hidden states are computed
     out = Path(out)
     cache = Path(cache or out / "cache")
     results = {
@@ -80,7 +80,7 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
 
 def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, layers_alone, device, options,
                unreadable):
-    """Adds the AudioError of each recording that cannot be read to ``unreadable``, by its path."""
+    """Return a checkpoint's results; add the AudioError of each unreadable recording to ``unreadable``, by path."""
     seconds = {}
 
     def note(error):
@@ -122,7 +122,7 @@ def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, la
 
 
 class timed:
-    """Notes how many seconds its block took."""
+    """A context that records how many seconds its block took."""
 
     def __init__(self, seconds, name):
         self.seconds, self.name = seconds, name
@@ -135,17 +135,17 @@ class timed:
 
 
 def probe_layers(cache, task, features, labels, rotations, device):
-    """Train a linear probe on every layer; what was trained before is remembered, layer by layer.
+    """Train a linear probe on every layer, caching each layer's results.
 
     Args:
-        cache: folder for what is kept.
+        cache: folder of the cache.
         task: description of features, labels and splits, see :func:`remembered`.
         features, labels: see :func:`train_probes`.
-        rotations: list of the name of each fold, or "test", and the splits with that fold as the test set.
-        device: on which the probes are trained.
+        rotations: list of (name, splits): a fold, or "test", and the splits with that fold as the test set.
+        device: device that the probes are trained on.
 
     Returns:
-        CrossValidation; without folds, its only fold is "test".
+        CrossValidation, with the single fold "test" if there are no folds.
     """
     def train(layer):
         return {fold: asdict(train_probes(features[layer:layer + 1], labels, splits, device=device))
@@ -172,21 +172,21 @@ def _train_head(features, data, schedule, learning_rates, device):
 
 
 def _train_layer_heads(features, data, schedule, learning_rates, seed, device):
-    """Test accuracy of each layer, a mean over the folds."""
+    """Return the test accuracy of each layer, averaged over the folds."""
     folds = [train_layer_heads(features, data.labels, splits, schedule, learning_rates, seed, device)
              for _, splits in _head_splits(data)]
     return [mean(accuracies) for accuracies in zip(*folds)]
 
 
 def _head_splits(data):
-    """The name of each fold, or "test", and the splits by which SUPERB's classifier is trained."""
+    """Return the name of each fold, or "test", and its splits for training SUPERB's classifier."""
     if not data.has_folds:
         return [("test", data.splits)]
     return [(fold, splits_for_fold(data.splits, fold)) for fold in sorted(set(data.splits))]
 
 
 def geometry_of(cache, key, features):
-    """The norms of the layers and their linear CKA, None where it is not defined; remembered by the features' hash."""
+    """Return the layers' norms and linear CKA (None if undefined), cached by the features' hash."""
     def compute():
         return {"norms": norms(features).tolist(), "cka": linear_cka(features).tolist()}
 
@@ -194,11 +194,11 @@ def geometry_of(cache, key, features):
 
 
 def by_layer(probes, rotations, groups, geometry):
-    """What the report says of each layer, and of the layer that dev chose, or each fold's dev part its own.
+    """Return the report's entries for each layer, and for the layer chosen on dev or on each fold's own dev part.
 
     Args:
         probes, rotations: see :func:`probe_layers`.
-        groups: of each utterance, see :func:`accuracy_intervals`.
+        groups: group of each utterance, see :func:`accuracy_intervals`.
         geometry: see :func:`geometry_of`.
     """
     folds = [*probes.folds.values()]
@@ -225,17 +225,17 @@ def by_layer(probes, rotations, groups, geometry):
 
 
 def check_names(checkpoints):
-    """Refuse "fbank", which is the former name of "log-mel" here, and another baseline in s3prl.
+    """Refuse "fbank", the former name of "log-mel" and the name of another baseline in s3prl.
 
     Raises:
-        ValueError: If it is given in place of a checkpoint.
+        ValueError: If "fbank" is given in place of a checkpoint.
     """
     if "fbank" in checkpoints and not os.path.exists("fbank"):
-        raise ValueError(f"probes do not read s3prl's fbank. Write {LOG_MEL} for their own baseline, or measure fbank "
+        raise ValueError(f"probes do not support s3prl's fbank. Use their own baseline {LOG_MEL}, or measure fbank "
                          "with `ssamba superb fbank`")
 
 
 def short_names(checkpoints):
-    """Short names of checkpoints where those are different, and their paths where they are not."""
+    """Return the checkpoints' base names if those are unique, otherwise their paths."""
     short = [os.path.basename(os.path.normpath(checkpoint)) for checkpoint in checkpoints]
     return short if len(set(short)) == len(short) else [str(checkpoint) for checkpoint in checkpoints]

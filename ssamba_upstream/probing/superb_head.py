@@ -1,11 +1,10 @@
-"""SUPERB's classifier on averages over time: the weighted sum of the layers, a projector and a linear layer.
+"""SUPERB's classifier on time averages: a weighted sum of the layers, a projector and a linear layer.
 
-In s3prl 0.4.18 the classifiers of speaker identification, emotion recognition, keyword spotting and intent
-classification are a weighted sum of the hidden states, a linear projector, the mean over time and a linear layer. All
-that comes before the mean is linear, and the mean leaves out what an utterance is padded with, so that the mean may as
-well come first: what :func:`ssamba_upstream.probing.time_averages` has computed is all that they see of an utterance.
-(That is no longer so with ``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned
-upstream.)
+In s3prl 0.4.18 the classifiers for speaker identification, emotion recognition, keyword spotting and intent
+classification are a weighted sum of the hidden states, a linear projector, the mean over time and a linear layer.
+Everything before the mean is linear, and the mean excludes padding, so the mean can come first: the classifiers see
+an utterance only through its :func:`ssamba_upstream.probing.time_averages`. (This does not hold with
+``--upstream_feature_normalize``, which normalises each frame, or with a fine-tuned upstream.)
 """
 
 import argparse
@@ -22,23 +21,23 @@ from ..checkpoint import why_unreadable
 from ..corpora.labelled import members_of_splits, split_labels
 
 PROJECTOR_SIZE = 256
-BATCH_SIZE = 32  # in all four tasks, with gradients accumulated
+BATCH_SIZE = 32  # in all four tasks, after gradient accumulation
 GRADIENT_CLIPPING = 1.0
-DEV_SHARE = 0.2  # of emotion recognition's training folds
+DEV_SHARE = 0.2  # share of emotion recognition's training folds
 UTTERANCES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class HeadSchedule:
-    """How long SUPERB's classifier is trained.
+    """Training schedule of SUPERB's classifier.
 
     Attributes:
-        steps: of Adam, with batches of 32.
-        steps_between_evaluations: on dev.
-        balanced: draw utterances of all classes equally often, with replacement, and count the classes equally
-            on dev, as s3prl does for keyword spotting; otherwise every utterance once before any comes again.
-        slots: a label is several, see :func:`ssamba_upstream.corpora.labelled.split_labels`, each with a softmax of
-            its own, and is right where all are: s3prl's action, object and location of an intent.
+        steps: Adam steps, with batches of 32.
+        steps_between_evaluations: steps between evaluations on dev.
+        balanced: If True, draw all classes equally often, with replacement, and weight them equally on dev, as s3prl
+            does for keyword spotting. Otherwise every utterance is drawn once per epoch.
+        slots: If True, a label has several slots, see :func:`ssamba_upstream.corpora.labelled.split_labels`, each with
+            its own softmax, and all must be right, as with the action, object and location of an intent in s3prl.
     """
 
     steps: int
@@ -47,7 +46,7 @@ class HeadSchedule:
     slots: bool = False
 
     def of_steps(self, steps):
-        """The same of another length, evaluated as many times."""
+        """Return a schedule of another length with the same number of evaluations."""
         if steps < 1:
             raise ValueError(f"the classifier needs one step or more; got {steps}")
         between = max(1, steps * self.steps_between_evaluations // self.steps)
@@ -65,12 +64,12 @@ DEFAULT_SCHEDULE = HeadSchedule(5000, 250)
 
 @dataclass(frozen=True)
 class HeadResults:
-    """SUPERB's classifier at the step, and with the learning rate, that dev chose by its accuracy.
+    """SUPERB's classifier at the step and learning rate with the highest dev accuracy.
 
     Attributes:
-        dev_accuracy, test_accuracy: of it.
-        layer_weights: of the weighted sum, one per layer; their sum is 1.
-        learning_rate, step: those chosen.
+        dev_accuracy, test_accuracy: accuracy of the classifier.
+        layer_weights: weights of the weighted sum, one per layer; their sum is 1.
+        learning_rate, step: the chosen learning rate and step.
     """
 
     dev_accuracy: float
@@ -81,12 +80,12 @@ class HeadResults:
 
 
 class SuperbHead(nn.Module):
-    """s3prl's Featurizer and the ``UtteranceLevel`` classifier with ``MeanPooling``, of averages over time.
+    """s3prl's Featurizer and ``UtteranceLevel`` classifier with ``MeanPooling``, on time averages.
 
     Args:
         layers: number of hidden states.
-        size: features of each.
-        classes: number of classes; or a list, those of each slot.
+        size: number of features of each hidden state.
+        classes: number of classes, or a list with the number for each slot.
     """
 
     def __init__(self, layers, size, classes):
@@ -97,25 +96,25 @@ class SuperbHead(nn.Module):
         self.linear = nn.Linear(PROJECTOR_SIZE, sum(self.slots))
 
     def forward(self, averages):
-        """(layers, utterances, features) -> logits (utterances, classes), of all slots one after the other."""
+        """Map (layers, utterances, features) to logits (utterances, classes), with all slots concatenated."""
         summed = torch.tensordot(self.layer_weights, averages, dims=1)
         return self.linear(self.projector(summed))
 
     def clip_gradients(self):
-        """Shorten the gradient as s3prl's runner does; returns the norm it had."""
+        """Clip the gradient as s3prl's runner does; return its norm before clipping."""
         return nn.utils.clip_grad_norm_(self.parameters(), GRADIENT_CLIPPING)
 
     @property
     def layer_weights(self):
-        """(layers,): the shares of the weighted sum."""
+        """(layers,): the weights of the weighted sum."""
         return self.weights.softmax(dim=0)
 
 
 class LayerHeads(nn.Module):
-    """The classifier on each layer by itself, of all layers at once: what s3prl trains with ``-l``, one a run.
+    """One classifier for each single layer, all trained at once; s3prl's ``-l`` trains one per run.
 
     Args:
-        layers, size, classes: see :class:`SuperbHead`; its start is that of every layer.
+        layers, size, classes: see :class:`SuperbHead`; every layer has the same initial weights.
     """
 
     def __init__(self, layers, size, classes):
@@ -128,12 +127,12 @@ class LayerHeads(nn.Module):
             self.register_parameter(f"{name}_bias", nn.Parameter(bias.repeat(layers, 1, 1)))
 
     def forward(self, averages):
-        """(layers, utterances, features) -> logits (layers, utterances, classes)."""
+        """Map (layers, utterances, features) to logits (layers, utterances, classes)."""
         projected = torch.baddbmm(self.projector_bias, averages, self.projector_weight)
         return torch.baddbmm(self.linear_bias, projected, self.linear_weight)
 
     def clip_gradients(self):
-        """The same for each layer's classifier by itself."""
+        """Clip each layer's gradient separately; return the norms before clipping, (layers,)."""
         gradients = [parameter.grad for parameter in self.parameters()]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         for gradient in gradients:
@@ -144,17 +143,17 @@ class LayerHeads(nn.Module):
 def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu"):
     """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
 
-    Where SUPERB draws one second of a background noise or eight of an utterance anew for every step, here an
-    utterance stays the same, see :mod:`ssamba_upstream.corpora.superb.sets`.
+    SUPERB draws a new second of background noise, or new eight seconds of an utterance, at every step. Here utterances
+    stay fixed, see :mod:`ssamba_upstream.corpora.superb.sets`.
 
     Args:
         features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.
-        labels: the class of each utterance.
-        splits: "train", "dev" or "test" of each utterance.
+        labels: class of each utterance.
+        splits: "train", "dev" or "test" for each utterance.
         schedule: steps and batches.
-        learning_rates: one is chosen by the accuracy on dev; all that SUPERB allows to be searched.
-        seed: of the random start and the order of the batches.
-        device: on which it is trained.
+        learning_rates: rates to try; dev accuracy chooses one. SUPERB allows no other hyperparameter search.
+        seed: seed of the initial weights and the order of the batches.
+        device: device that the classifier is trained on.
 
     Returns:
         HeadResults.
@@ -167,12 +166,12 @@ def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rat
 def train_layer_heads(
     features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu",
 ):
-    """Train SUPERB's classifier on each layer by itself; every layer sees the same batches.
+    """Train SUPERB's classifier on each single layer; every layer sees the same batches.
 
-    The arguments are those of :func:`train_head`; learning rate and step are chosen on dev for each layer.
+    The arguments are those of :func:`train_head`. Learning rate and step are chosen on dev for each layer.
 
     Returns:
-        list of the layers' test accuracies.
+        the layers' test accuracies, as a list.
     """
     task = _task(labels, splits, schedule)
     best_dev, best_test = torch.full((2, len(features)), -1.0, dtype=torch.float64)
@@ -187,10 +186,10 @@ def train_layer_heads(
 
 
 def training_step(head, optimizer, averages, targets):
-    """One step of s3prl's runner on (layers, utterances, features) and class indices, (utterances,) or (utterances,
-    slots).
+    """Take one step of s3prl's runner on (layers, utterances, features) and class indices, (utterances,) or
+    (utterances, slots).
 
-    The gradient is clipped, and the step left out where it is NaN; of LayerHeads, for each layer by itself.
+    The gradient is clipped, separately for each layer with LayerHeads; the step is skipped if it is NaN.
     """
     optimizer.zero_grad()
     logits = head(averages)
@@ -205,11 +204,11 @@ def training_step(head, optimizer, averages, targets):
 
 
 def splits_for_fold(folds, test):
-    """"train", "dev" or "test" for each of the folds, as s3prl's emotion recognition draws dev from the others.
+    """Return "train", "dev" or "test" for each utterance, drawing dev as s3prl's emotion recognition does.
 
     Args:
-        folds: name of each utterance's fold. The order counts: for s3prl's own split it is that of the metadata.
-        test: the fold that is the test set.
+        folds: name of each utterance's fold. For s3prl's own split, they must be in the metadata's order.
+        test: fold used as the test set.
     """
     others = [i for i, fold in enumerate(folds) if fold != test]
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
@@ -220,37 +219,37 @@ def splits_for_fold(folds, test):
 
 
 def read_layer_weights(checkpoint):
-    """The shares of the weighted sum in a checkpoint of s3prl's runner, such as ``dev-best.ckpt``.
+    """Return the layer weights in a checkpoint of s3prl's runner, such as ``dev-best.ckpt``.
 
     Args:
-        checkpoint: its path. No code in it is ever run.
+        checkpoint: path. Code in the file is never run.
 
     Returns:
         one number per layer; their sum is 1.
 
     Raises:
-        ValueError: no checkpoint of s3prl's runner, or one of a run on a single layer.
+        ValueError: If the file is not a checkpoint of s3prl's runner, or its run used a single layer.
     """
-    # The runner's own arguments; nothing but what the class holds is restored.
+    # The runner saves its arguments in a Namespace, a plain container.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         states = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # unpickling fails in as many ways as there are files
+    except Exception as error:  # unpickling a bad file can raise anything
         raise ValueError(f"{checkpoint} {why_unreadable(error)}. Give a checkpoint of s3prl's runner, such as "
                          "dev-best.ckpt") from None
     if not isinstance(states, dict) or "Downstream" not in states:
-        raise ValueError(f"{checkpoint} is no checkpoint of s3prl's runner, such as dev-best.ckpt")
+        raise ValueError(f"{checkpoint} is not a checkpoint of s3prl's runner, such as dev-best.ckpt")
     weights = states.get("Featurizer", {}).get("weights")
     if weights is None:
-        raise ValueError(f"{checkpoint} holds no layer weights: its run read a single layer")
+        raise ValueError(f"{checkpoint} has no layer weights: its run used a single layer")
     return weights.float().softmax(dim=0).tolist()
 
 
 class _Task(NamedTuple):
-    """The class of each utterance, (utterances,); the class in each slot of each class, (classes, slots); and the
-    indices of the utterances of each split."""
+    """Each utterance's class, (utterances,); each class's index in every slot, (classes, slots); and each split's
+    utterance indices."""
 
     targets: torch.Tensor
     slots: torch.Tensor
@@ -284,7 +283,7 @@ def _start(head_class, features, task, seed, device):
 
 
 def _training(head, features, task, schedule, learning_rate, seed):
-    """Trains a head; yields the number of the step whenever it is to be evaluated."""
+    """Train a head; yield the step number whenever an evaluation is due."""
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     members = task.parts["train"]
     batches = _batches(task.targets[members], schedule.balanced, torch.Generator().manual_seed(seed))
@@ -299,12 +298,12 @@ def _training(head, features, task, schedule, learning_rate, seed):
 
 
 def _batches(targets, balanced, generator):
-    """Batches of indices, without end."""
+    """Yield batches of indices indefinitely."""
     weights = 1 / torch.bincount(targets)[targets]
     while True:
         if balanced:
             order = torch.multinomial(weights, len(targets), replacement=True, generator=generator)
-            if len(order) > BATCH_SIZE:  # s3prl drops the last batch where it is smaller
+            if len(order) > BATCH_SIZE:  # s3prl drops the last batch if it is smaller
                 order = order[:len(order) - len(order) % BATCH_SIZE]
         else:
             order = torch.randperm(len(targets), generator=generator)
@@ -313,7 +312,7 @@ def _batches(targets, balanced, generator):
 
 @torch.no_grad()
 def _accuracy(head, features, task, split, balanced=False):
-    """Accuracy on the utterances of a split: a number for a SuperbHead, (layers,) for LayerHeads."""
+    """Return the accuracy on a split: a scalar for a SuperbHead, (layers,) for LayerHeads."""
     device, members = next(head.parameters()).device, task.parts[split]
     parts = members.split(UTTERANCES_AT_ONCE)
     found = torch.cat([_classes(head, features[:, part].float().to(device)) for part in parts], dim=-2)
@@ -325,5 +324,5 @@ def _accuracy(head, features, task, split, balanced=False):
 
 
 def _classes(head, averages):
-    """The class in each slot, (..., utterances, slots) on the CPU."""
+    """Return the predicted class in each slot, (..., utterances, slots) on the CPU."""
     return torch.stack([logits.argmax(dim=-1) for logits in head(averages).split(head.slots, dim=-1)], dim=-1).cpu()

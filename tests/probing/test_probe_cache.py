@@ -194,7 +194,7 @@ def test_values_that_the_cache_cannot_hold(recordings, tmp_path):
 
 def test_a_cache_that_takes_no_more_is_an_error(checkpoint, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(HiddenStateStore, "write", lambda self, states: "its disk is full")
-    with pytest.raises(StoreError, match="keeps no more features: its disk is full. Make room"):
+    with pytest.raises(StoreError, match="cannot store more features: its disk is full. Make room"):
         cached_time_averages(checkpoint, recordings, tmp_path / "cache")
 
 

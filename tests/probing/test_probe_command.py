@@ -214,5 +214,5 @@ def test_the_former_name_of_the_log_mel_is_refused(command, tones, tmp_path, cap
         f"{path},0,0.2,{path.parent.name}\n" for path in tones.glob("*/*.wav")))
     data = tones if command == "probe" else tmp_path / "tones.csv"
     assert main([command, str(data), "fbank", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
-    assert "Write log-mel for their own baseline, or measure fbank" in capsys.readouterr().err
+    assert "Use their own baseline log-mel, or measure fbank" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -93,7 +93,7 @@ def test_labels_that_say_nothing_are_not_read(checkpoint, tmp_path):
 def test_a_hop_of_100_ms_is_refused_before_anything_is_computed(checkpoint, tmp_path, capsys):
     table = write_table(tmp_path, write_tones(tmp_path))
     assert main(["probe-frames", table, checkpoint, "--out", str(tmp_path / "out")]) == 1
-    assert "a frame every 100 ms skips over phones" in (said := capsys.readouterr().err) and "-g hop_20ms" in said
+    assert "a hop of 100 ms skips phones" in (said := capsys.readouterr().err) and "-g hop_20ms" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_s_own_hop_where_none_is_given(checkpoint, tmp_path, capsys
     assert main([*command, "log-mel", "--out", str(tmp_path / "out"), *QUICK[2:]]) == 0
     assert results_of(tmp_path / "out")["options"]["time_stride"] == 4
     assert main([*command, checkpoint, "--out", str(tmp_path / "both")]) == 1
-    assert f"by default 4 of {command[2]}, 10 of {checkpoint}" in capsys.readouterr().err
+    assert f"default time strides differ: 4 of {command[2]}, 10 of {checkpoint}" in capsys.readouterr().err
 
 
 def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsys):

@@ -334,7 +334,7 @@ def test_layer_weights_of_a_file(tmp_path, capsys):
     with pytest.raises(ValueError, match="a single layer"):
         read_layer_weights(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(ValueError, match="no checkpoint of s3prl's runner"):
+    with pytest.raises(ValueError, match="not a checkpoint of s3prl's runner"):
         read_layer_weights(path)
     torch.save({**states, "Config": Harmful()}, path)
     with pytest.raises(ValueError, match=r"holds posix.mkdir, and reading it might run code\. Give a "):
