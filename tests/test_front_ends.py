@@ -299,7 +299,7 @@ def test_statistics_are_not_for_clips_normalised_each_by_itself(tmp_path, record
     (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     recipe = {"data": str(tmp_path / "set.csv"), "problem": "single_label", "clip_frames": 64, "epochs": 1,
               "mean": -5.0, "model": {**NETWORK, "normalisation": "clip"}}
-    with pytest.raises(RecipeError, match="the checkpoint's clips are normalised each by itself; set both to null"):
+    with pytest.raises(RecipeError, match="this checkpoint normalises each clip separately. Set both to null"):
         finetune(FinetuningRecipe(**recipe), tmp_path / "run")
 
 

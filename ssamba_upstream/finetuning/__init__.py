@@ -1,1 +1,1 @@
-"""Fine-tuning: a labelled set and a checkpoint -> a classifier."""
+"""Fine-tuning a checkpoint on a labelled set, giving a classifier."""

@@ -1,7 +1,6 @@
 """Batches of labelled waveforms for fine-tuning.
 
-What pretraining promises of its batches holds here too, by the same code: everything random is seeded by where a clip
-stands in the sequence of all clips.
+As in pretraining, and with the same code, everything random is seeded by a clip's position in the sequence of clips.
 """
 
 import itertools
@@ -17,18 +16,18 @@ from ..network.classification import IGNORED
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, pad, read_batches
 
 MIXUP_BETA = 10
-"""Both parameters of the Beta distribution of a mixture's share, as published: nine in ten are from 0.32 to 0.68."""
+"""Both parameters of the Beta distribution of mixup's share, as published; nine in ten shares are in 0.32 to 0.68."""
 
 
 @dataclass(kw_only=True)
 class LabelledBatch(Batch):
-    """Clips of one step and what they are to be recognised as.
+    """One step's clips and their targets.
 
     Attributes:
-        waveforms, lengths, unreadable, position: as of :class:`~ssamba_upstream.training.batches.Batch`.
-        targets: ``(clips, classes)`` float32; or ``(clips, seconds)`` int64, classes of each second, -100 where there
-            is none or the clip has ended.
-        indices: ``(clips,)`` int64, which of the recordings a clip is of; of a mixed clip, the one it began with.
+        waveforms, lengths, unreadable, position: see :class:`~ssamba_upstream.training.batches.Batch`.
+        targets: ``(clips, classes)`` float32; or ``(clips, seconds)`` int64, the class of each second, -100 for
+            unlabelled seconds and after the clip's end.
+        indices: ``(clips,)`` int64, index of each clip's recording; for mixed clips, that of the first recording.
     """
 
     targets: torch.Tensor
@@ -37,40 +36,40 @@ class LabelledBatch(Batch):
 
 def training_batches(paths, targets, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
                      mixup=0.0, weights=None, sampling_rate=SAMPLE_RATE) -> Iterator[LabelledBatch]:
-    """Batches without end, every recording once per epoch in a seeded order, or drawn by weight.
+    """Yield batches indefinitely: each recording once per epoch in a seeded order, or recordings drawn by weight.
 
-    Batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence of all epochs. A
-    recording that cannot be read is replaced by one drawn uniformly from all.
+    Batch m of a rank holds ``batch_size`` clips, starting at ``(m * world_size + rank) * batch_size`` in the sequence
+    of all epochs. Unreadable recordings are replaced by others drawn uniformly.
 
-    A mixed clip is ``share * a + (1 - share) * b``, and so are its targets: a is the clip in turn and b one of a
-    recording drawn uniformly from all, cut or padded with zeros to the length of a, both with their mean taken off;
-    the share is drawn from Beta(10, 10).
+    A mixed clip is ``share * a + (1 - share) * b``, with its targets mixed alike. Here a is the current clip and b a
+    clip of a recording drawn uniformly, cut or zero-padded to the length of a; both have their mean removed, and the
+    share is drawn from Beta(10, 10).
 
     Args:
-        paths: the recordings.
-        targets: of each recording: ``(recordings, classes)`` floating-point, see :func:`label_targets`; or
-            ``(recordings, seconds)`` int64, the class of each second from its start, -100 where there is none.
-        batch_size: clips of each process.
-        samples: the longest clip; longer recordings get a random crop. Labels of seconds stay with their seconds: the
-            crop is then from the start, and ``samples`` has to be ``sampling_rate * seconds``.
-        seed: a number from 0 on.
-        position: the last used batch's, the number of batches used; what follows is exactly what would have followed.
-        rank, world_size: which process this is, of how many.
-        workers: how many processes read; 0 reads in this one.
-        mixup: which part of the clips is mixed, from 0 to 1.
-        weights: ``(recordings,)``, not negative: each clip is of a recording drawn with a probability in proportion
-            to its weight, with replacement, see :func:`balancing_weights`. Default: every recording once per epoch.
-        sampling_rate: of the clips, in Hz.
+        paths: paths of the recordings.
+        targets: ``(recordings, classes)`` floating-point, see :func:`label_targets`; or ``(recordings, seconds)``
+            int64, the class of each second from the recording's start, -100 for unlabelled seconds.
+        batch_size: clips per process.
+        samples: clip length in samples; longer recordings are cropped at random. With labels of seconds the crop is
+            the start, and ``samples`` must be ``sampling_rate * seconds``.
+        seed: seed, a non-negative integer.
+        position: position of the last batch used, i.e. the number of batches used; the sequence resumes exactly there.
+        rank, world_size: rank of this process, and number of processes.
+        workers: number of reader processes; 0 reads in this process.
+        mixup: share of the clips that are mixed, from 0 to 1.
+        weights: ``(recordings,)``, non-negative: recordings are drawn with replacement, with probability proportional
+            to their weight, see :func:`balancing_weights`. Default: each recording once per epoch.
+        sampling_rate: sampling rate of the clips in Hz.
 
     Raises:
-        ValueError: at once, when the arguments do not fit each other.
-        ManifestError: later, when nothing is readable.
+        ValueError: If the arguments are inconsistent (raised at the call).
+        ManifestError: If no file is readable (raised during iteration).
     """
     _check_targets(paths, targets, samples, sampling_rate)
     if not 0 <= mixup <= 1:
-        raise ValueError(f"mixup is the part of the clips that are mixed, from 0 to 1; got {mixup}")
+        raise ValueError(f"mixup is the share of the clips that are mixed, from 0 to 1; got {mixup}")
     if mixup and _are_seconds(targets):
-        raise ValueError(f"mixup mixes targets of whole clips, but these are labels of seconds; set it to 0, not "
+        raise ValueError(f"mixup needs targets of whole clips, but these are labels of seconds. Set it to 0, not "
                          f"{mixup}")
     chances = None if weights is None else _cumulative(weights, len(paths))
     batches = _LabelledBatches(list(paths), batch_size, samples, sampling_rate, seed, rank, world_size, targets,
@@ -80,18 +79,18 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
 
 def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1, workers=0,
                        sampling_rate=SAMPLE_RATE) -> Iterator[LabelledBatch]:
-    """Each recording once over all ranks, in order, with a centre crop.
+    """Yield each recording once over all ranks, in order, with a centre crop.
 
-    A rank's last batch may be short, and a rank may have one recording less than another; recordings that cannot be
-    read are left out, and the batches' ``indices`` say which are there. Where none of a rank's recordings is readable,
-    it has one batch without clips, which names them.
+    A rank's last batch may be short, and one rank may have one recording fewer than another. Unreadable recordings are
+    skipped; the batches' ``indices`` tell which are present. A rank with no readable recording yields one batch
+    without clips that lists them.
 
     Args:
-        paths, targets, batch_size, samples, rank, world_size, workers, sampling_rate: as for :func:`training_batches`.
-            With labels of seconds the crop is from the start.
+        paths, targets, batch_size, samples, rank, world_size, workers, sampling_rate: see :func:`training_batches`.
+            With labels of seconds the crop is the start.
 
     Raises:
-        ValueError: the arguments do not fit each other.
+        ValueError: If the arguments are inconsistent.
     """
     _check_targets(paths, targets, samples, sampling_rate)
     mine = range(rank, len(paths), world_size)
@@ -104,37 +103,37 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
 
 
 def label_targets(labels, classes):
-    """Targets ``(recordings, classes)`` float32: 1 for each of a recording's labels, else 0.
+    """Return targets ``(recordings, classes)`` float32: 1 for each of a recording's labels, otherwise 0.
 
     Args:
-        labels: a list of labels for each recording; an empty one where nothing is heard.
-        classes: all labels, each once; a class's place here is its number.
+        labels: list of labels for each recording; empty if it has none.
+        classes: all distinct labels, in the order of their class indices.
 
     Raises:
-        ValueError: a class named twice, or a label that is none of the classes.
+        ValueError: If a class is listed twice, or a label is not among the classes.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     if len(numbers) < len(classes):
         twice = next(name for number, name in enumerate(classes) if numbers[name] != number)
-        raise ValueError(f"the class {twice!r} is named twice")
+        raise ValueError(f"the class {twice!r} is listed twice")
     targets = torch.zeros(len(labels), len(classes))
     for recording, names in enumerate(labels):
         for name in names:
             if name not in numbers:
-                raise ValueError(f"recording {recording} (from 0) has the label {name!r}, which is none of the "
-                                 f"{len(classes)} classes")
+                raise ValueError(f"recording {recording} (counted from 0) has the label {name!r}, which is not one of "
+                                 f"the {len(classes)} classes")
             targets[recording, numbers[name]] = 1
     return targets
 
 
 def balancing_weights(targets):
-    """Weights for :func:`training_batches` by which rare labels are heard as often as common ones.
+    """Return weights for :func:`training_batches` that draw rare labels as often as common ones.
 
-    A recording weighs the sum over its labels of 1 / recordings with that label, as published up to scale. Nothing
-    counts as a label of the recordings without any, which the published code does not know.
+    A recording's weight is the sum over its labels of 1 / recordings with that label, as published up to scale.
+    Recordings without labels, which the published code does not support, count as one more class.
 
     Args:
-        targets: ``(recordings, classes)``, above 0 for a recording's labels.
+        targets: ``(recordings, classes)``, positive for a recording's labels.
 
     Returns:
         (recordings,) float64.
@@ -166,7 +165,7 @@ class _LabelledBatches(NumberedBatches):
             partner, other = next(readings)
             share = random.beta(MIXUP_BETA, MIXUP_BETA)
             clip = share * _centred(clip)
-            # The mean that the mixture may be left with is of no account: the log-mel takes it off every frame.
+            # The mixture's remaining mean does not matter: the log-mel removes the mean of every frame.
             clip[:len(other)] += (1 - share) * _centred(other)[:len(clip)]
             target = share * target + (1 - share) * _target(self.targets, partner, other, self.sampling_rate)
         return index, clip, target
@@ -191,7 +190,7 @@ def _are_seconds(targets):
 
 
 def _target(targets, index, clip, sampling_rate):
-    """The row of a recording; of labels of seconds, without those after the clip's end."""
+    """Return a recording's row of targets; labels of seconds after the clip's end are ignored."""
     target = targets[index]
     if _are_seconds(targets):
         heard = torch.arange(len(target)) * sampling_rate < len(clip)
@@ -203,20 +202,21 @@ def _check_targets(paths, targets, samples, sampling_rate):
     if not len(paths):
         raise ManifestError("no recordings to read")
     if targets.dim() != 2 or len(targets) != len(paths):
-        raise ValueError(f"{len(paths)} recordings need as many rows of targets, of classes or of seconds; got targets "
+        raise ValueError(f"{len(paths)} recordings need as many rows of targets, over classes or seconds; got targets "
                          f"of shape {tuple(targets.shape)}")
     if not targets.is_floating_point() and targets.dtype != torch.int64:
-        raise ValueError(f"targets are floating-point rows of classes or int64 labels of seconds; got {targets.dtype}")
+        raise ValueError("targets must be floating-point rows of classes or int64 labels of seconds; got "
+                         f"{targets.dtype}")
     if _are_seconds(targets) and samples != targets.shape[1] * sampling_rate:
-        raise ValueError(f"labels of {targets.shape[1]} seconds go with clips of {targets.shape[1] * sampling_rate} "
-                         f"samples, not of {samples}")
+        raise ValueError(f"labels of {targets.shape[1]} seconds need clips of {targets.shape[1] * sampling_rate} "
+                         f"samples; got {samples}")
 
 
 def _cumulative(weights, recordings):
-    """Probability that a drawn recording is this one or one before it."""
+    """Return the cumulative distribution of the drawn recording's index."""
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (recordings,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise ValueError(f"weights are one number, not negative, for each of {recordings} recordings, and not all 0; "
+        raise ValueError(f"weights must be one non-negative number for each of {recordings} recordings, not all 0; "
                          f"got {weights}")
     cumulative = weights.cumsum()
     return cumulative / cumulative[-1]

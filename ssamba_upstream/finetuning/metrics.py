@@ -1,4 +1,4 @@
-"""How well a classifier does: accuracy, mean average precision, mean area under the ROC curve."""
+"""Metrics of a classifier: accuracy, mean average precision, mean area under the ROC curve."""
 
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -8,26 +8,26 @@ from .recipe import METRICS
 
 
 def evaluate(logits, targets, problem) -> dict:
-    """The metrics of a problem, from 0 to 1.
+    """Return the metrics of a problem, from 0 to 1.
 
     Args:
         logits: ``(clips, classes)``; for ``"per_second"`` ``(clips, seconds, classes)``.
-        targets: what :func:`~ssamba_upstream.finetuning.batches.evaluation_batches` gives: ``(clips, classes)`` of 0
-            and 1, for ``"single_label"`` one 1 in each row; for ``"per_second"`` ``(clips, seconds)`` int64, -100
-            where a second does not count.
+        targets: targets from :func:`~ssamba_upstream.finetuning.batches.evaluation_batches`: ``(clips, classes)`` of 0
+            and 1, with one 1 per row for ``"single_label"``; for ``"per_second"`` ``(clips, seconds)`` int64, -100 for
+            seconds that do not count.
         problem: ``"single_label"``: ``accuracy``, and ``mAP`` and ``mAUC`` of the softmax probabilities;
-            ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over all seconds, as
-            for single labels; without any that counts, none is defined.
+            ``"multi_label"``: ``mAP`` and ``mAUC``; ``"per_second"``: ``accuracy`` and ``mAP`` over the seconds that
+            count, as for single labels.
 
     Returns:
-        These by their names, None where they are not defined, and beside ``mAP`` and ``mAUC`` how many classes they
-        could not take in, ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
+        dict of the metrics, None if undefined, and the numbers of classes that ``mAP`` and ``mAUC`` exclude,
+        ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
 
     Raises:
-        ValueError: shapes or values do not fit, there are no clips, or logits are not finite.
+        ValueError: If shapes or values do not match, there are no clips, or logits are not finite.
     """
     if problem not in METRICS:
-        raise ValueError(f"problem is one of {', '.join(METRICS)}; got {problem!r}")
+        raise ValueError(f"problem must be one of {', '.join(METRICS)}; got {problem!r}")
     logits, targets = logits.detach().cpu().double(), targets.cpu()
     if problem == "per_second":
         logits, targets = _seconds(logits, targets)
@@ -44,11 +44,11 @@ def evaluate(logits, targets, problem) -> dict:
 
 
 def accuracy(scores, targets):
-    """Part of the rows whose highest score is that of their class.
+    """Return the share of rows whose highest score is that of their class.
 
     Args:
         scores: ``(rows, classes)``.
-        targets: ``(rows, classes)``, a 1 for the class of each row, else 0.
+        targets: ``(rows, classes)``, 1 for the class of each row, otherwise 0.
 
     Returns:
         a float; None if there are no rows.
@@ -59,28 +59,28 @@ def accuracy(scores, targets):
 
 
 def mean_average_precision(scores, targets):
-    """Mean over the classes of the average precision, the sum over recall steps of step x precision there.
+    """Return the mean over classes of the average precision, the precision summed over steps of recall.
 
     Args:
         scores: ``(rows, classes)``.
         targets: ``(rows, classes)`` of 0 and 1.
 
     Returns:
-        (mean, left out): the mean over the classes that occur, None if there is none, and how many do not occur.
+        (mean, left out): the mean over the classes that occur, or None if none does; the number that do not occur.
     """
     return _mean_over(targets.any(dim=0), average_precision_score, scores, targets)
 
 
 def mean_auc(scores, targets):
-    """Mean over the classes of the area under the ROC curve.
+    """Return the mean over classes of the area under the ROC curve.
 
     Args:
         scores: ``(rows, classes)``.
         targets: ``(rows, classes)`` of 0 and 1.
 
     Returns:
-        (mean, left out): the mean over the classes that occur but not in every row, None if there is none, and how
-        many others there are.
+        (mean, left out): the mean over the classes that occur in some rows but not all, or None if none does; the
+        number of other classes.
     """
     return _mean_over(targets.any(dim=0) & ~targets.all(dim=0), roc_auc_score, scores, targets)
 
@@ -91,14 +91,14 @@ def _mean_over(defined, metric, scores, targets):
 
 
 def _seconds(logits, targets):
-    """Rows of classes, a row for each second that counts."""
+    """Return logits and one-hot targets with one row for each second that counts."""
     if logits.dim() != 3 or logits.shape[:2] != targets.shape:
         raise ValueError(f"expected logits (clips, seconds, classes) and targets (clips, seconds); got shapes "
                          f"{tuple(logits.shape)} and {tuple(targets.shape)}")
     counted = targets != IGNORED
     classes, labels = logits.shape[2], targets[counted]
     if ((labels < 0) | (labels >= classes)).any():
-        raise ValueError(f"labels of seconds are classes from 0 to {classes - 1} or {IGNORED}; got "
+        raise ValueError(f"labels of seconds must be classes from 0 to {classes - 1} or {IGNORED}; got "
                          f"{labels.min().item()} to {labels.max().item()}")
     return logits[counted], torch.nn.functional.one_hot(labels, classes)
 
@@ -109,9 +109,9 @@ def _check(logits, targets, problem):
                          f"{tuple(logits.shape)} and targets of shape {tuple(targets.shape)}")
     finite = logits.isfinite().all(dim=1)
     if not finite.all():
-        raise ValueError(f"{(~finite).sum().item()} of {len(logits)} rows of logits are not finite: the network has "
+        raise ValueError(f"{(~finite).sum().item()} of {len(logits)} rows of logits are not finite: training has "
                          "diverged")
     if not ((targets == 0) | (targets == 1)).all():
-        raise ValueError("targets to evaluate against are 0 or 1; mixed ones are for training")
+        raise ValueError("evaluation targets must be 0 or 1; mixed targets are for training")
     if problem != "multi_label" and not (targets.sum(dim=1) == 1).all():
-        raise ValueError("a single-label problem has exactly one 1 in each row of targets")
+        raise ValueError("targets of a single-label problem must have exactly one 1 in each row")

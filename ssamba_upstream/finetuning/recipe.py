@@ -1,4 +1,4 @@
-"""FinetuningRecipe: everything that decides what a fine-tuning run computes."""
+"""FinetuningRecipe: everything that determines what a fine-tuning run computes."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,41 +15,41 @@ METRICS = {
     "multi_label": ("mAP", "mAUC"),
     "per_second": ("accuracy", "mAP"),
 }
-"""What :func:`ssamba_upstream.finetuning.metrics.evaluate` gives for each kind of problem."""
+"""Metrics that :func:`ssamba_upstream.finetuning.metrics.evaluate` returns for each kind of problem."""
 
 
 @dataclass(kw_only=True)
 class FinetuningRecipe(TrainingRecipe):
-    """A fine-tuning run of the whole network. The package's recipes have the published values.
+    """A fine-tuning run of the whole network. The package's recipes use the published values.
 
     Attributes:
-        data: a labelled set, such as ``ssamba prepare`` writes.
-        fold: the fold that is the test set, of a set with folds. Default: each in turn.
-        checkpoint: of the encoder. Default: random weights, of ``size``.
-        problem: "single_label"; "multi_label": labels joined by ";", none where nothing is heard; or "per_second": a
-            label for each second, joined by ";", empty for a second that does not count.
-        loss: "cross_entropy", or "binary_cross_entropy" of each class by itself.
-        metric: by which the best epoch on dev is chosen, see :data:`METRICS`.
+        data: labelled set, for example written by ``ssamba prepare``.
+        fold: fold used as the test set, if the set has folds. Default: each in turn.
+        checkpoint: the encoder's checkpoint. Default: random weights of a network of ``size``.
+        problem: "single_label"; "multi_label": labels joined by ";", possibly none; or "per_second": a label for each
+            second, joined by ";", empty for seconds that do not count.
+        loss: "cross_entropy", or "binary_cross_entropy" for each class separately.
+        metric: metric that chooses the best epoch on dev, see :data:`METRICS`.
         clip_frames: length of the network's input in fbank frames. Longer recordings are cut, shorter ones padded.
-        mean, std: of the data's log-mel, by which it is normalised. Default: the checkpoint's.
+        mean, std: mean and standard deviation that normalise the log-mel. Default: the checkpoint's.
         epochs: passes over the training set, of ``recordings // batch_size`` steps each.
-        mixup: part of the clips that are mixed with another one.
-        balanced: draw recordings so that rare classes are heard as often as common ones.
+        mixup: share of the clips that are mixed with another clip.
+        balanced: If True, draw recordings so that rare classes occur as often as common ones.
         frequency_mask, time_mask: limits of SpecAugment's masks in mel bands and frames.
-        noise_and_roll: add noise to the log-mel and roll it in time.
-        head_learning_rate: the head's learning rate over the encoder's.
-        layer_decay: learning rate of a block over that of the block after it.
-        decay_start, decay_every, decay: the learning rates are multiplied by ``decay`` after so many epochs, and after
-            every so many from then on.
-        average_epochs: [first, last]: average the weights at the end of these epochs. The average is what is tested
-            where it is better on dev, or where there is no dev.
+        noise_and_roll: If True, add noise to the log-mel and roll it in time.
+        head_learning_rate: ratio of the head's learning rate to the encoder's.
+        layer_decay: ratio of a block's learning rate to that of the next block.
+        decay_start, decay_every, decay: after ``decay_start`` epochs, and every ``decay_every`` epochs from then on,
+            the learning rates are multiplied by ``decay``.
+        average_epochs: [first, last]: average the weights at the end of these epochs. The average is tested if it is
+            better on dev, or if there is no dev set.
 
-    The others are those of TrainingRecipe; ``model`` may also hold ``pooling``. Strides that it does not name are those
-    that frames have, too, see :class:`ssamba_upstream.frames.UpstreamOptions`.
+    The other attributes are those of TrainingRecipe; ``model`` may also contain ``pooling``. Strides missing from
+    ``model`` have the defaults of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Raises:
-        RecipeError: a value out of range.
-        CheckpointError: the checkpoint cannot be read.
+        RecipeError: If a value is out of range.
+        CheckpointError: If the checkpoint cannot be read.
     """
 
     data: str
@@ -90,16 +90,16 @@ class FinetuningRecipe(TrainingRecipe):
         frequency_stride, time_stride = default_strides(config)
         self.model = {"frequency_stride": frequency_stride, "time_stride": time_stride, **self.model}
         if self.fold is not None:
-            self.fold = str(self.fold)  # YAML reads the usual names of folds as numbers
+            self.fold = str(self.fold)  # YAML reads the usual fold names as numbers
         if self.metric not in METRICS[self.problem]:
             raise RecipeError(f"metric must be one of {', '.join(METRICS[self.problem])} with {self.problem}; got "
                               f"{self.metric!r}")
         if self.problem != "single_label" and self.loss != self._only_loss():
-            raise RecipeError(f"{self.problem} has the loss {self._only_loss()}; got {self.loss!r}")
+            raise RecipeError(f"{self.problem} needs the loss {self._only_loss()}; got {self.loss!r}")
         if self.problem == "per_second" and self.mixup:
-            raise RecipeError("labels of seconds cannot be mixed; set mixup to 0")
+            raise RecipeError("labels of seconds cannot be mixed. Set mixup to 0")
         if self.problem == "per_second" and self.balanced:
-            raise RecipeError("recordings with a label for each second cannot be balanced; set balanced to false")
+            raise RecipeError("recordings with a label for each second cannot be balanced. Set balanced to false")
         for name, limit in (("frequency_mask", config.num_mel_bins), ("time_mask", self.clip_frames)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= limit:
@@ -121,14 +121,14 @@ class FinetuningRecipe(TrainingRecipe):
                               f"got {self.average_epochs!r}")
 
     def config(self):
-        """The configuration of the checkpoint, or of ``size``, with the fields of ``model``."""
+        """Return the configuration of the checkpoint, or of ``size``, updated with the fields of ``model``."""
         if self.checkpoint is None:
             return super().config()
         return self._changed(partial(SsambaConfig, **self._checkpoint_config.to_dict()))
 
     @cached_property
     def _checkpoint_config(self):
-        return load_config(self.checkpoint)  # of a checkpoint that is one file, that file is read whole for it
+        return load_config(self.checkpoint)  # cached, since a single-file checkpoint is read whole for it
 
     def _are_epochs(self, values):
         if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, int) for value in values):

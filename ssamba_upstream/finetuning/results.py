@@ -1,4 +1,4 @@
-"""What fine-tuning leaves behind: a classifier's folder with its model card, and the results of all folds."""
+"""Results of fine-tuning: a classifier's folder with its model card, and the results of all folds."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,19 +14,20 @@ RESULTS = "results.json"
 
 
 def save_result(model, extractor, folder, description, step, scores):
-    """Write a classifier's folder with its run's description and a model card; one that is there is replaced file by
-    file, so that it can be loaded at any moment."""
+    """Write a classifier's folder with its run's description and a model card.
+
+    An existing folder is replaced file by file, so it can be loaded at any time."""
     write_classifier(model, extractor, folder)
     write_notes(folder, description, step, scores, model_card(model, description, step, scores))
 
 
 def model_card(model, description, step, scores):
-    """The classifier's README in Markdown, with the Hugging Face hub's header."""
+    """Return the classifier's README in Markdown, with the Hugging Face hub's header."""
     recipe, front_end = description["recipe"], model.config.front_end
     seconds, kilohertz = front_end.seconds_of(recipe["clip_frames"]), front_end.sampling_rate / 1000
     rows = [[split, name, shown(value)] for split in ("dev", "test") if scores.get(split)
             for name, value in metrics_of(scores[split]).items()]
-    table = markdown_table(["", "", ""], rows) if rows else "Not tested; `results.json` says what was."
+    table = markdown_table(["", "", ""], rows) if rows else "Not tested; see `results.json`."
     start = "random weights" if recipe["checkpoint"] is None else f"a checkpoint ({description['checkpoint'][:8]})"
     name = f"SSAMBA ({describe_size(model.config)}), fine-tuned"
     data = Path(recipe["data"]).name
@@ -55,30 +56,30 @@ pipeline("audio-classification", model="FOLDER")(waveform)  # (samples,) at {fro
 
 ## Data
 
-`{data}`{fold}, recordings and labels with the sha256 {description["recordings"]}
+`{data}`{fold}, recordings and labels with the SHA-256 {description["recordings"]}
 
 Classes: {", ".join(model.config.id2label.values())}
 
 {card_recipe(recipe, "data", "checkpoint")}
 
-`run.json` holds the environment as well.
+`run.json` also records the environment.
 """
 
 
 def metrics_of(scores):
-    """The metrics among what was found on a split; the others are counts."""
+    """Return the metrics among a split's scores; the other scores are counts."""
     return {name: value for name, value in scores.items() if not isinstance(value, int)}
 
 
 def summarise(results):
-    """Mean and standard deviation (of a sample) of the metrics on the test set, over the folds that define them.
+    """Return the mean and sample standard deviation of the test metrics, over the folds that define them.
 
     Args:
-        results: of each fold, by its name, the content of its ``results.json``.
+        results: dict from fold name to the content of its ``results.json``.
 
     Returns:
-        ``test``, the means, and ``deviation``, by the metrics' names, None with too few folds; and ``folds``, the
-        results.
+        dict of ``test``, the means, and ``deviation``, each by metric name, None with too few folds; and ``folds``,
+        the results.
     """
     names = metrics_of(next(iter(results.values()))["test"])
     values = {name: [of_fold["test"][name] for of_fold in results.values()] for name in names}
@@ -91,7 +92,7 @@ def summarise(results):
 
 
 def write_results(summary, out):
-    """Write ``results.json``, and ``results.md``, a table, into a folder; see :func:`summarise`."""
+    """Write a :func:`summarise` result into a folder: ``results.json``, and a table, ``results.md``."""
     names = summary["test"]
     rows = [[fold, *(shown(of_fold["test"][name]) for name in names)] for fold, of_fold in summary["folds"].items()]
     together = (f"{shown(summary['test'][name])} ± {shown(summary['deviation'][name])}" for name in names)

@@ -1,4 +1,4 @@
-"""A labelled set as a fine-tuning run reads it: recordings and targets of each split."""
+"""A fine-tuning run's task: recordings and targets of each split of a labelled set."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ from .batches import label_targets
 
 @dataclass
 class ClassificationTask:
-    """Which recordings a classifier is trained and tested on, and what it is to find in them.
+    """A classifier's recordings and targets for training and testing.
 
     Attributes:
-        classes: their names, sorted; a class's place is its index.
-        paths: the recordings of "train", "test" and, where there is one, "dev".
-        targets: of each split, see :func:`ssamba_upstream.finetuning.batches.training_batches`.
-        seconds: of a clip, where each has a label; else None.
+        classes: sorted class names; a class's index is its position.
+        paths: recordings of "train", "test" and, if present, "dev".
+        targets: targets of each split, see :func:`ssamba_upstream.finetuning.batches.training_batches`.
+        seconds: clip length in seconds if each second has a label, otherwise None.
     """
 
     classes: list[str]
@@ -29,23 +29,23 @@ class ClassificationTask:
 
     @classmethod
     def of(cls, labelled, recipe, front_end=PUBLISHED_FRONT_END):
-        """The task that a recipe makes of a labelled set.
+        """Return the task that a recipe defines on a labelled set.
 
         Args:
-            labelled: a LabelledSet; of one with folds, all but the recipe's are train.
+            labelled: a LabelledSet. If it has folds, all but the recipe's are train.
             recipe: a FinetuningRecipe.
-            front_end: the network's, which says how long a frame is.
+            front_end: the network's front end, which determines the length of a frame.
 
         Raises:
-            RecipeError: a recording whose labels do not fit the problem, a class that train lacks, a split without a
-                labelled second, or clips of no whole seconds where these have labels.
+            RecipeError: If a recording's labels do not suit the problem, train lacks a class, a split has no labelled
+                second, or clips with labels of seconds are not whole seconds long.
         """
         seconds = _whole_seconds(recipe.clip_frames, front_end) if recipe.problem == "per_second" else None
         labels = [_names(*row, recipe, seconds) for row in zip(labelled.paths, labelled.labels)]
         classes = sorted({name for names in labels for name in names if name})
         if recipe.problem == "per_second":
             if len(classes) < 2:
-                raise RecipeError(f"{recipe.data}: the classes of the seconds are {', '.join(classes) or '(none)'}; "
+                raise RecipeError(f"{recipe.data}: the seconds' classes are {', '.join(classes) or '(none)'}; "
                                   "expected two or more")
             targets = _seconds(labels, classes, seconds)
         else:
@@ -59,7 +59,7 @@ class ClassificationTask:
             raise RecipeError(f"{recipe.data}: no recording of train has the class {absent[0]!r}")
         for split, indices in members.items():
             if (targets[indices] == IGNORED).all():
-                raise RecipeError(f"{recipe.data}: no second of {split} has a label; label some, or move recordings")
+                raise RecipeError(f"{recipe.data}: no second of {split} has a label. Label some, or move recordings")
         return cls(
             classes,
             {split: [labelled.paths[i] for i in indices] for split, indices in members.items()},
@@ -77,23 +77,23 @@ def _whole_seconds(frames, front_end):
 
 
 def _names(path, label, recipe, seconds):
-    """The classes of a recording, or of its seconds as far as the clip lasts, "" where a second does not count."""
+    """Return a recording's classes, or those of its seconds up to the clip's end, "" for seconds that do not count."""
     names = split_labels(label)
     if recipe.problem == "per_second":
         return names[:seconds]
     if "" in names:
         raise RecipeError(f"{recipe.data}: a class in the label {label!r} of {path} has no name")
     if recipe.problem == "single_label" and not names:
-        raise RecipeError(f"{recipe.data}: {path} has no label. single_label needs one for each recording; with "
-                          "multi_label an empty label is a recording in which nothing is heard")
+        raise RecipeError(f"{recipe.data}: {path} has no label. Give each recording a label for single_label; with "
+                          "multi_label, an empty label means that no class is present")
     if recipe.problem == "single_label" and len(names) > 1:
-        raise RecipeError(f"{recipe.data}: {path} has the label {label!r}, which is {len(names)} classes; single_label "
-                          "has one for a recording, multi_label several, per_second one for each second")
+        raise RecipeError(f"{recipe.data}: {path} has the label {label!r}, which is {len(names)} classes. single_label "
+                          "allows one per recording, multi_label several, per_second one for each second")
     return names
 
 
 def _seconds(labels, classes, seconds):
-    """(recordings, seconds) of classes; a second that has none is ignored."""
+    """Return (recordings, seconds) class indices; seconds without a class are ignored."""
     number = {"": IGNORED, **{name: i for i, name in enumerate(classes)}}
     targets = torch.full((len(labels), seconds), IGNORED)
     for row, names in zip(targets, labels):

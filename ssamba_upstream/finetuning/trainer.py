@@ -1,4 +1,4 @@
-"""The fine-tuning loop: labelled clips -> log-mel -> augmentation -> the classifier's loss -> a step of AdamW."""
+"""The fine-tuning loop: labelled clips -> log-mel -> augmentation -> classification loss -> AdamW step."""
 
 import os
 from dataclasses import replace
@@ -30,27 +30,27 @@ from .task import ClassificationTask
 
 def finetune(recipe: FinetuningRecipe, out: str | os.PathLike, resume: bool = False,
              device: str | None = None) -> dict | None:
-    """Fine-tune a network; of a labelled set with folds, once for each fold as the test set.
+    """Fine-tune a network. If the labelled set has folds, fine-tune once with each fold as the test set.
 
     Args:
         recipe: a FinetuningRecipe.
-        out: the run's folder. Written there: ``last``, and where there is a dev set ``best``, and with
-            ``average_epochs`` ``average``: checkpoints; ``results.json``, the metrics of the one that was chosen on
-            the test set; and what :func:`ssamba_upstream.pretraining.trainer.pretrain` writes. With folds, such a
-            folder for each, ``fold-NAME``, and ``results.json`` and ``results.md`` of them all.
-        resume: go on where the run in ``out`` stopped, or begin where there is none. Finished folds are left alone.
-        device: "cpu" or "cuda". Default: CUDA where there is one.
+        out: the run's folder. It receives the checkpoints ``last``, ``best`` (if there is a dev set) and ``average``
+            (with ``average_epochs``); ``results.json``, the test metrics of the chosen checkpoint; and the files of
+            :func:`ssamba_upstream.pretraining.trainer.pretrain`. With folds, each has such a folder, ``fold-NAME``,
+            and ``results.json`` and ``results.md`` summarise them.
+        resume: If True, resume the run in ``out``, or start one if there is none. Finished folds are not repeated.
+        device: "cpu" or "cuda". Default: "cuda" if available.
 
     Returns:
-        the content of ``results.json``; None when a signal (SIGINT, SIGTERM) stopped the run after saving its state.
+        the content of ``results.json``; None if a signal (SIGINT, SIGTERM) stopped the run after saving its state.
 
     Raises:
-        OSError: the recipe's data is not there.
-        LabelledSetError, CheckpointError: they cannot be used.
-        RecipeError: the recipe does not fit the data, or ``resume`` with another recipe, data or checkpoint than the
-            run began with.
-        FileExistsError: something is in ``out``, and not ``resume``.
-        BlockingIOError: Another run is writing into ``out``.
+        OSError: If the recipe's data is missing.
+        LabelledSetError, CheckpointError: If the data or the checkpoint cannot be used.
+        RecipeError: If the recipe does not suit the data, or recipe, data or checkpoint differ from those of the run
+            to resume.
+        FileExistsError: If ``out`` is not empty and ``resume`` is False.
+        BlockingIOError: If another run is writing into ``out``.
         TrainingError: see :func:`ssamba_upstream.pretraining.trainer.pretrain`.
     """
     out = Path(out)
@@ -58,8 +58,8 @@ def finetune(recipe: FinetuningRecipe, out: str | os.PathLike, resume: bool = Fa
     folds = _folds(labelled, recipe)
     front_end = recipe.config().front_end
     if front_end.normalisation == "clip" and _statistics(recipe):
-        raise RecipeError("mean and std are for data that are normalised together, and the checkpoint's clips are "
-                          "normalised each by itself; set both to null")
+        raise RecipeError("mean and std normalise all clips alike, but this checkpoint normalises each clip "
+                          "separately. Set both to null")
     recipes = {fold: replace(recipe, fold=fold) for fold in folds or [recipe.fold]}
     tasks = {fold: ClassificationTask.of(labelled, of_fold, front_end) for fold, of_fold in recipes.items()}
     with start_processes(device) as processes, signals() as stopped, lock_run(out, processes):
@@ -85,10 +85,10 @@ def finetune(recipe: FinetuningRecipe, out: str | os.PathLike, resume: bool = Fa
 
 
 def _folds(labelled, recipe):
-    """The folds to be tested in turn; none where there is one test set."""
+    """Return the folds to be tested in turn; none if there is a single test set."""
     names = sorted(set(labelled.splits))
     if recipe.fold is not None and (not labelled.has_folds or recipe.fold not in names):
-        raise RecipeError(f"fold {recipe.fold!r} is none of {recipe.data}; its splits are {', '.join(names)}")
+        raise RecipeError(f"{recipe.fold!r} is not a fold of {recipe.data}; its splits are {', '.join(names)}")
     return names if labelled.has_folds and recipe.fold is None else []
 
 
@@ -101,7 +101,7 @@ def _finetune_one(recipe, task, out, description, processes, stopped):
 
 
 class _Finetuning(Run):
-    """One classifier, from the encoder to its metrics on the test set."""
+    """The run of one classifier, from the encoder to its test metrics."""
 
     def __init__(self, recipe, task, out, description, processes):
         torch.manual_seed(recipe.seed)
@@ -143,11 +143,11 @@ class _Finetuning(Run):
             return network(fbank, labels=send(batch.targets, fbank.device))
 
     def weight(self, batch):
-        """Labelled seconds, or 1 where clips are labelled: all batches have as many clips."""
+        """Return the number of labelled seconds, or 1 for labelled clips: all batches have the same number of clips."""
         return (batch.targets != IGNORED).sum().item() if self.task.seconds else 1.0
 
     def learning_rate_factor(self, step):
-        """In steps: after ``decay_start`` epochs, and every ``decay_every`` from then on."""
+        """Return the stepwise decay: by ``decay`` after ``decay_start`` epochs and every ``decay_every`` after."""
         recipe, finished = self.recipe, (step - 1) // self.steps_of_epoch
         if finished < recipe.decay_start:
             return 1.0
@@ -163,20 +163,20 @@ class _Finetuning(Run):
             self._validate(step)
 
     def _validate(self, step):
-        """Metrics on dev; keeps the best network."""
+        """Log the metrics on dev, and save the best network."""
         metrics = self._metrics(self.model, "dev")
         self.log.record(step, "validation", **metrics)
         if metrics[self.recipe.metric] is None:
-            raise RecipeError(f"{self.recipe.metric} of dev is not defined, since each class is in none or in all of "
-                              "its recordings, or none of its seconds counts; choose the best epoch by another metric, "
-                              "or add recordings to dev")
+            raise RecipeError(f"{self.recipe.metric} is undefined on dev: every class is in none or all of its "
+                              "recordings, or none of its seconds counts. Choose another metric, or add recordings to "
+                              "dev")
         if metrics[self.recipe.metric] > self.progress["best"]:
             self.progress.update(best=metrics[self.recipe.metric], best_step=step)
             self._save_result(self.model, "best", step, {"dev": metrics})
 
     def end(self):
-        """The chosen network on the test set."""
-        self.processes.wait()  # for the first to have written the best one
+        """Test the chosen network."""
+        self.processes.wait()  # until the first process has written the best network
         kept = {"last": self.model}
         if "dev" in self.task.paths:
             kept = {"best": load_model(self.out / "best", model_class=self.model_class).to(self.processes.device)}
@@ -196,21 +196,21 @@ class _Finetuning(Run):
         self.results = {"checkpoint": str(self.out / chosen), "dev": dev.get(chosen), "test": test}
         if self.processes.first:
             write_json(self.results, self.out / RESULTS)
-        self.log.say(f"done; tested {self.out / chosen}, and wrote {self.out / RESULTS}")
+        self.log.say(f"done: tested {self.out / chosen} and wrote {self.out / RESULTS}")
 
     @torch.no_grad()
     def _metrics(self, model, split):
-        """Metrics of a network on the recordings of a split that can be read, gathered from all processes.
+        """Return a network's metrics on a split's readable recordings, gathered from all processes.
 
         Args:
-            model: a classifier; its logits are (clips, classes), or (clips, seconds, classes).
+            model: a classifier with logits (clips, classes) or (clips, seconds, classes).
             split: "dev" or "test".
 
         Returns:
-            dict of ``recordings``, how many could be read, and what :func:`evaluate` gives, floats by their names.
+            dict of ``recordings``, the number of readable recordings, and the metrics from :func:`evaluate`.
 
         Raises:
-            TrainingError: none can be read.
+            TrainingError: If no recording can be read.
         """
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()
@@ -238,13 +238,13 @@ class _Finetuning(Run):
 
 
 def _statistics(recipe):
-    """The fields of a SsambaConfig that the recipe's mean and deviation are."""
+    """Return the SsambaConfig fields for the recipe's mean and standard deviation."""
     given = {"log_mel_mean": recipe.mean, "log_mel_std": recipe.std}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _parameter_groups(model, recipe):
-    """Groups of AdamW with the learning rates of their depth."""
+    """Return AdamW's parameter groups, with learning rates by depth."""
     depth = len(model.ssamba.layers)
     groups = {}
     for name, parameter in model.named_parameters():
@@ -254,7 +254,7 @@ def _parameter_groups(model, recipe):
 
 
 def _rate_factor(name, depth, recipe):
-    """Over the recipe's learning rate, of a parameter by its name."""
+    """Return a parameter's learning rate relative to the recipe's, from its name."""
     if not name.startswith("ssamba."):
         return recipe.head_learning_rate
     parts = name.split(".")

@@ -239,9 +239,9 @@ def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
     one = finetune(recipe(data="folds", epochs=2, fold=2), tmp_path / "one")  # a number, as YAML reads it
     assert one["test"] == results["folds"]["2"]["test"]
     assert not list((tmp_path / "one").glob("fold-*"))
-    with pytest.raises(RecipeError, match="fold '4' is none of .*folds.csv; its splits are 1, 2, 3"):
+    with pytest.raises(RecipeError, match="'4' is not a fold of .*folds.csv; its splits are 1, 2, 3"):
         finetune(recipe(data="folds", fold=4), tmp_path / "none")
-    with pytest.raises(RecipeError, match="fold 'test' is none of"):
+    with pytest.raises(RecipeError, match="'test' is not a fold of"):
         finetune(recipe(fold="test"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -423,19 +423,19 @@ def test_what_cannot_be_resumed(tmp_path, recipe, changed_set, pretrained):
     with locked(out), pytest.raises(BlockingIOError, match="another process is writing .*run. Wait"):
         finetune(run, out, resume=True)
     finetune(run, out)
-    with pytest.raises(FileExistsError, match="is not empty; resume the run"):
+    with pytest.raises(FileExistsError, match="is not empty. Resume the run"):
         finetune(run, out)
-    with pytest.raises(RecipeError, match="began with mixup 0.0, not 0.5"):
+    with pytest.raises(RecipeError, match="started with mixup 0.0, not 0.5"):
         finetune(recipe(data=data, epochs=1, checkpoint=str(pretrained), mixup=0.5), out, resume=True)
     changed_set(lambda rows: rows[1:])
-    with pytest.raises(RecipeError, match="began with .*changed.csv"):
+    with pytest.raises(RecipeError, match="started with .*changed.csv"):
         finetune(run, out, resume=True)
     changed_set(lambda rows: rows)
     save_model(SsambaForPreTraining(SsambaConfig(**NETWORK)), tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(pretrained / "model.safetensors")
-    with pytest.raises(RecipeError, match="began with checkpoint "):
+    with pytest.raises(RecipeError, match="started with checkpoint "):
         finetune(run, out, resume=True)
-    with pytest.raises(RecipeError, match="began with checkpoint .*, not None"):
+    with pytest.raises(RecipeError, match="started with checkpoint .*, not None"):
         finetune(recipe(data=data, epochs=1), out, resume=True)
 
 
@@ -459,7 +459,7 @@ def test_a_folder_that_has_changed_is_not_resumed(tmp_path, audio, recipe):
         file.write_bytes((audio / f"{i}.wav").read_bytes())
     finetune(recipe(data=tmp_path / "set", epochs=1), tmp_path / "run")
     file.unlink()
-    with pytest.raises(RecipeError, match="began with recordings"):
+    with pytest.raises(RecipeError, match="started with recordings"):
         finetune(recipe(data=tmp_path / "set", epochs=1), tmp_path / "run", resume=True)
 
 
@@ -472,7 +472,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
         save(state, file)
 
     monkeypatch.setattr(training_state.torch, "save", full_disk)
-    with pytest.raises(TrainingError, match="the disk is full; the last one is .*step-00000002.pt"):
+    with pytest.raises(TrainingError, match="the disk is full. --resume continues from the last saved one, .*step-00000002.pt"):
         finetune(recipe(), tmp_path / "run")
 
 
@@ -615,9 +615,9 @@ def test_two_processes_with_unequal_numbers_of_labelled_seconds_make_the_same_st
      "metric must be one of mAP, mAUC with multi_label; got 'accuracy'"),
     ({"metric": "mAUC", "problem": "per_second", "clip_frames": 100},
      "metric must be one of accuracy, mAP with per_second"),
-    ({"problem": "multi_label", "metric": "mAP"}, "multi_label has the loss binary_cross_entropy; got 'cross_entropy'"),
+    ({"problem": "multi_label", "metric": "mAP"}, "multi_label needs the loss binary_cross_entropy; got 'cross_entropy'"),
     ({"problem": "per_second", "loss": "binary_cross_entropy", "clip_frames": 100},
-     "per_second has the loss cross_entropy"),
+     "per_second needs the loss cross_entropy"),
     ({"problem": "per_second", "mixup": 0.5, "clip_frames": 100}, "labels of seconds cannot be mixed"),
     ({"problem": "per_second", "balanced": True, "clip_frames": 100}, "a label for each second cannot be balanced"),
     ({"problem": "regression"}, "problem must be one of single_label, multi_label, per_second; got 'regression'"),
@@ -632,7 +632,7 @@ def test_two_processes_with_unequal_numbers_of_labelled_seconds_make_the_same_st
     ({"mean": "minus five"}, "mean must be a number; got 'minus five'"),
     ({"epochs": 0}, "epochs must be a whole number from 1; got 0"),
     ({"warmup_steps": -1}, "warmup_steps must be a whole number from 0; got -1"),
-    ({"fould": 1}, "no field fould; there are: accumulation"),
+    ({"fould": 1}, "no field fould; the fields are accumulation"),
 ])
 def test_bad_recipes(recipe_file, changes, message):
     with pytest.raises(RecipeError, match=message):
@@ -646,13 +646,13 @@ def relabelled(**labels):
 
 @pytest.mark.parametrize("change, changes, message", [
     (relabelled(_17="unheard"), {}, "no recording of train has the class 'unheard'"),
-    (relabelled(_3="low;high"), {}, "3.wav has the label 'low;high', which is 2 classes; single_label has one"),
+    (relabelled(_3="low;high"), {}, "3.wav has the label 'low;high', which is 2 classes. single_label allows one"),
     (relabelled(), {"problem": "per_second"}, "whole seconds, such as 100, 1000, 6000 for 1, 10, 60; got 64"),
     (relabelled(_3="low;;high"), {"problem": "multi_label", "loss": "binary_cross_entropy", "metric": "mAP"},
      "a class in the label 'low;;high' of .*3.wav has no name"),
-    (relabelled(_3=""), {}, r"3.wav has no label. single_label needs one for each recording; with multi_label"),
+    (relabelled(_3=""), {}, r"3.wav has no label. Give each recording a label for single_label; with multi_label"),
     (lambda rows: [(path, label.replace("high", "low").replace("middle", ""), split) for path, label, split in rows],
-     {"problem": "per_second", "clip_frames": 100}, "the classes of the seconds are low; expected two or more"),
+     {"problem": "per_second", "clip_frames": 100}, "the seconds' classes are low; expected two or more"),
     (lambda rows: [(path, label if split == "train" else "", split) for path, label, split in rows],
      {"problem": "per_second", "clip_frames": 100}, "no second of test has a label"),
     (lambda rows: rows[:12], {}, "changed.csv: the splits are train"),
@@ -748,7 +748,7 @@ def test_gradients_that_are_not_finite(tmp_path, recipe, monkeypatch, bad_steps,
 def test_a_metric_that_dev_does_not_define(tmp_path, recipe, changed_set):
     run = recipe(data=changed_set(lambda rows: [row for i, row in enumerate(rows) if i not in (13, 14)], "tones"),
                  metric="mAUC")
-    with pytest.raises(RecipeError, match="mAUC of dev is not defined.*choose the best epoch by another metric"):
+    with pytest.raises(RecipeError, match="mAUC is undefined on dev.*Choose another metric"):
         finetune(run, tmp_path / "run")
 
 
@@ -844,7 +844,7 @@ def test_the_command(tmp_path, recipe_file, capsys, monkeypatch):
         stop_at(patch, "1", 2)
         assert main(["finetune", str(recipe_file(data="folds")), *out, *few]) == 130
     assert main(["finetune", str(recipe_file(data="folds")), *out, *few]) == 1
-    assert "is not empty; resume the run" in capsys.readouterr().err
+    assert "is not empty. Resume the run" in capsys.readouterr().err
     assert main(["finetune", str(recipe_file(data="folds")), *out, *few, "--resume"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     printed = capsys.readouterr().out.splitlines()[-3:]
@@ -858,7 +858,7 @@ def test_the_command(tmp_path, recipe_file, capsys, monkeypatch):
         (["esc51", *out], "no recipe esc51: it is neither a file nor one of audioset20k, esc50"),
         (["esc50", "--out", str(tmp_path / "none")], "esc50.csv"),
         ([str(recipe_file("seconds.yaml", problem="per_second")), *out], "clip_frames must be whole seconds"),
-        ([str(recipe_file()), "--out", str(tmp_path / "none"), "--set", "fold=1"], "fold '1' is none of"),
+        ([str(recipe_file()), "--out", str(tmp_path / "none"), "--set", "fold=1"], "'1' is not a fold of"),
         ([str(recipe_file()), "--out", str(tmp_path / "none"), "--set", "checkpoint=nowhere"], "nowhere"),
     ):
         assert main(["finetune", *arguments]) == 1

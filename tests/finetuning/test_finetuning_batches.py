@@ -125,7 +125,7 @@ def test_an_unreadable_recording_is_replaced_with_its_target_and_reported(paths,
 def test_recordings_all_unreadable_end_the_run_readably(paths, targets, workers):
     for path in paths:
         path.unlink()
-    with pytest.raises(ManifestError, match="no readable file among 100 in a row.*does not exist"):
+    with pytest.raises(ManifestError, match="100 files in a row are unreadable.*does not exist"):
         next(training_batches(paths, targets, 2, SAMPLES, 0, workers=workers))
     (batch,) = evaluation_batches(paths, targets, 2, SAMPLES, workers=workers)
     assert len(batch.indices) == len(batch.waveforms) == len(batch.targets) == 0 and len(batch.unreadable) == 7
@@ -262,9 +262,9 @@ def test_labels_of_seconds_stay_with_their_seconds(minutes):
 
 def test_labels_of_seconds_are_not_mixed_nor_cut(minutes):
     paths, seconds = minutes
-    with pytest.raises(ValueError, match="mixup mixes targets of whole clips.*set it to 0, not 0.5"):
+    with pytest.raises(ValueError, match="mixup needs targets of whole clips.*Set it to 0, not 0.5"):
         training_batches(paths, seconds, 3, 48000, 0, mixup=0.5)
-    with pytest.raises(ValueError, match="labels of 3 seconds go with clips of 48000 samples, not of 16000"):
+    with pytest.raises(ValueError, match="labels of 3 seconds need clips of 48000 samples; got 16000"):
         training_batches(paths, seconds, 3, 16000, 0)
 
 
@@ -301,9 +301,9 @@ def test_targets_from_labels():
     targets = label_targets([["hum"], ["bark", "echo"], [], ["echo", "echo"]], CLASSES)
     assert targets.dtype == torch.float32
     assert targets.tolist() == [[0, 0, 0, 0, 0, 0, 1], [1, 0, 0, 1, 0, 0, 0], [0] * 7, [0, 0, 0, 1, 0, 0, 0]]
-    with pytest.raises(ValueError, match=r"recording 1 \(from 0\) has the label 'woof', which is none of the 7"):
+    with pytest.raises(ValueError, match=r"recording 1 \(counted from 0\) has the label 'woof', which is not one of the 7"):
         label_targets([["hum"], ["bark", "woof"]], CLASSES)
-    with pytest.raises(ValueError, match="'b' is named twice"):
+    with pytest.raises(ValueError, match="'b' is listed twice"):
         label_targets([], ["a", "b", "b", "c"])
 
 
@@ -314,9 +314,9 @@ def test_targets_from_labels():
     ({"targets": torch.zeros(7, 3, dtype=torch.int32)}, "int64 labels of seconds; got torch.int32"),
     ({"mixup": 1.5}, "from 0 to 1; got 1.5"),
     ({"weights": [1.0] * 6}, "for each of 7 recordings"),
-    ({"weights": [1.0] * 6 + [-1.0]}, "not negative"),
+    ({"weights": [1.0] * 6 + [-1.0]}, "non-negative"),
     ({"weights": [0.0] * 7}, "not all 0"),
-    ({"weights": [1.0] * 6 + [float("nan")]}, "weights are one number"),
+    ({"weights": [1.0] * 6 + [float("nan")]}, "weights must be one non-negative number"),
 ])
 def test_what_does_not_fit_is_refused_at_once(paths, targets, changed, message):
     arguments = {"paths": paths, "targets": targets, "batch_size": 2, "samples": SAMPLES, "seed": 0} | changed

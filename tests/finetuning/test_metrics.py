@@ -108,9 +108,9 @@ def test_what_cannot_be_judged_is_refused():
         evaluate(logits, torch.eye(3), "single_label")
     with pytest.raises(ValueError, match=r"\(0, 3\)"):
         evaluate(logits[:0], targets[:0], "single_label")
-    with pytest.raises(ValueError, match="1 of 4 rows of logits are not finite: the network has diverged"):
+    with pytest.raises(ValueError, match="1 of 4 rows of logits are not finite: training has diverged"):
         evaluate(logits.index_fill(0, torch.tensor([2]), math.nan), targets, "single_label")
-    with pytest.raises(ValueError, match="mixed ones are for training"):
+    with pytest.raises(ValueError, match="mixed targets are for training"):
         evaluate(logits, targets * 0.4, "multi_label")
     with pytest.raises(ValueError, match="exactly one 1 in each row"):
         evaluate(logits, torch.ones(4, 3), "single_label")
