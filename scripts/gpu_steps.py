@@ -233,7 +233,7 @@ def resume(options):
     done = subprocess.run([*options.command, f"steps={steps}"], capture_output=True, text=True)
     print(done.stdout, done.stderr)
     return _checked({"stopped after": last, "went on to": steps},
-                    done.returncode or f"going on after step {last}" not in done.stdout + done.stderr)
+                    done.returncode or f"resuming after step {last}" not in done.stdout + done.stderr)
 
 
 def speeds(options):

@@ -1,5 +1,5 @@
-"""What pretraining and fine-tuning share: batches, the loop, its states, processes and records. No s3prl."""
+"""Code shared by pretraining and fine-tuning: batches, loop, training states, processes and logs; without s3prl."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, or cannot go on from its state, or cannot save it; the message says why and what to do."""
+    """Training that cannot continue, resume from its state or save it. The message says why and what to do."""

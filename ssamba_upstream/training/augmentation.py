@@ -1,6 +1,6 @@
-"""Augmentation of training clips: of their waveforms, and of their log-mel as published for fine-tuning.
+"""Augmentation of training clips: of waveforms, and of log-mels as published for fine-tuning.
 
-All chance comes from a generator on the CPU, so that a run is the same on any device.
+All random numbers come from a generator on the CPU, so runs are the same on any device.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from ..devices import send
 
 CHANCE = 0.5
-"""Of each change, for each clip."""
+"""Probability that a change is applied to a clip."""
 
 LARGEST_NOISE = 0.1
 LARGEST_ROLL = 10
@@ -19,22 +19,22 @@ LARGEST_ROLL = 10
 def spec_augment(log_mel, frequency, time, fill, generator):
     """Mask a run of mel bands and a run of frames in each clip (SpecAugment, arXiv 1904.08779).
 
-    Widths and places are drawn for each clip as torchaudio's FrequencyMasking and TimeMasking draw them for one: the
-    width of a mask is uniform in [0, its limit), its start uniform in [0, size - width), and both are cut to integers.
-    A mask is therefore narrower than its limit, may be empty, and never reaches the last band or frame.
+    Widths and positions are drawn for each clip as in torchaudio's FrequencyMasking and TimeMasking: a mask's width is
+    uniform in [0, limit), its start uniform in [0, size - width), and both are truncated to integers. A mask is
+    therefore narrower than its limit, may be empty, and never reaches the last band or frame.
 
     Args:
-        log_mel: ``(clips, frames, mel)``, on any device; not changed.
-        frequency: limit of a mask's mel bands; 0 masks none.
-        time: limit of a mask's frames; 0 masks none.
-        fill: the value of what is masked. The published code masks before it normalises, with a log-mel of 0.
-        generator: torch.Generator on the CPU. As many numbers are drawn whatever the limits.
+        log_mel: ``(clips, frames, mel)``, on any device; not modified.
+        frequency: limit of a mask's width in mel bands; 0 disables it.
+        time: limit of a mask's width in frames; 0 disables it.
+        fill: value of masked elements. The published code masks before normalising, with a log-mel of 0.
+        generator: torch.Generator on the CPU. The number of draws does not depend on the limits.
 
     Returns:
         (clips, frames, mel).
 
     Raises:
-        ValueError: a limit is negative, or more than a clip has.
+        ValueError: If a limit is negative or exceeds the clips' size.
     """
     clips, frames, bands = log_mel.shape
     masked = _runs(clips, bands, frequency, "frequency", generator)[:, None, :]
@@ -43,9 +43,9 @@ def spec_augment(log_mel, frequency, time, fill, generator):
 
 
 def _runs(clips, size, limit, axis, generator):
-    """(clips, size) of bool: one run in each row."""
+    """Return masks (clips, size) of bool with one run in each row."""
     if not 0 <= limit <= size:
-        raise ValueError(f"the limit of {axis} masks is from 0 to the clips' {size}; got {limit}")
+        raise ValueError(f"the limit of {axis} masks must be from 0 to the clips' size, {size}; got {limit}")
     widths, places = torch.rand(2, clips, 1, generator=generator, dtype=torch.float64)
     widths = widths * limit
     starts = (places * (size - widths)).long()
@@ -56,11 +56,11 @@ def _runs(clips, size, limit, axis, generator):
 def noise_and_roll(log_mel, generator):
     """Add noise to each clip and roll it in time.
 
-    The noise is uniform in [0, 1) times a scale of the clip's own, uniform in [0, 0.1). A clip is then moved by -10 to
-    9 frames; those moved out at an end come in at the other.
+    The noise is uniform in [0, 1), times a scale drawn for each clip from [0, 0.1). The clip is then rolled by -10 to 9
+    frames, with wraparound.
 
     Args:
-        log_mel: ``(clips, frames, mel)``, normalised, on any device; not changed.
+        log_mel: ``(clips, frames, mel)``, normalised, on any device; not modified.
         generator: torch.Generator on the CPU.
 
     Returns:
@@ -75,17 +75,17 @@ def noise_and_roll(log_mel, generator):
 
 
 def augment_waveforms(waveforms, lengths, sampling_rate, kinds, generator):
-    """Change clips as other rooms, microphones and neighbours would; each change happens to half of the clips.
+    """Simulate other rooms, microphones and background sounds; each change is applied to half of the clips.
 
     Args:
-        waveforms: ``(clips, samples)``, zeros past the ends, on any device; not changed.
-        lengths: ``(clips,)``, samples of each clip that are not padding.
-        sampling_rate: in Hz.
-        kinds: names of :data:`WAVEFORM_CHANGES`, which are made in the order of that table.
+        waveforms: ``(clips, samples)``, zero-padded, on any device; not modified.
+        lengths: ``(clips,)``, length of each clip in samples, without padding.
+        sampling_rate: sampling rate in Hz.
+        kinds: names from :data:`WAVEFORM_CHANGES`; changes are applied in the order of that table.
         generator: torch.Generator on the CPU.
 
     Returns:
-        (clips, samples), zeros past the ends.
+        (clips, samples), zero-padded.
     """
     lengths = send(lengths, waveforms.device).unsqueeze(1)
     heard = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths
@@ -97,7 +97,7 @@ def augment_waveforms(waveforms, lengths, sampling_rate, kinds, generator):
 
 
 def mix_clips(waveforms, sampling_rate, generator):
-    """Add to each clip another one of the batch, 0 to 20 dB below it; a single clip stays as it is."""
+    """Add another clip of the batch to each clip, 0 to 20 dB below it. A single clip is unchanged."""
     clips = len(waveforms)
     if clips == 1:
         return waveforms
@@ -106,8 +106,8 @@ def mix_clips(waveforms, sampling_rate, generator):
 
 
 def reverberate(waveforms, sampling_rate, generator):
-    """Let each clip sound in a room of its own: behind the direct sound comes noise that falls by 60 dB in 0.1 to
-    0.5 s, and whose energy is 0 to 15 dB below that of the direct sound."""
+    """Add reverberation of a different room to each clip: after the direct sound comes noise that decays by 60 dB in
+    0.1 to 0.5 s, with an energy 0 to 15 dB below that of the direct sound."""
     clips, samples = waveforms.shape
     seconds = torch.arange(1, sampling_rate // 2) / sampling_rate
     tail = torch.randn(clips, len(seconds), generator=generator)
@@ -121,7 +121,7 @@ def reverberate(waveforms, sampling_rate, generator):
 
 
 def add_noise(waveforms, sampling_rate, generator):
-    """Add noise to each clip, 0 to 30 dB below it, whose power falls with a power of the frequency from 0 (white) to 2
+    """Add noise to each clip, 0 to 30 dB below it. Its power falls with frequency to the power of 0 (white) to 2
     (brown)."""
     clips, samples = waveforms.shape
     fall = _uniform(0, 2, clips, generator)
@@ -132,8 +132,8 @@ def add_noise(waveforms, sampling_rate, generator):
 
 
 def limit_band(waveforms, sampling_rate, generator):
-    """Weaken each clip below 20 to 500 Hz and above 2 kHz to half the sampling rate, as Butterworth filters of order 4
-    do, without a delay."""
+    """Attenuate each clip below 20 to 500 Hz, and above 2 kHz to half the sampling rate, with the magnitude response
+    of fourth-order Butterworth filters and no delay."""
     clips, samples = waveforms.shape
     low = _uniform(math.log(20), math.log(500), clips, generator).exp()
     high = _uniform(math.log(2000), math.log(sampling_rate / 2), clips, generator).exp()
@@ -143,23 +143,23 @@ def limit_band(waveforms, sampling_rate, generator):
 
 
 def change_gain(waveforms, sampling_rate, generator):
-    """Make each clip louder or softer by up to 12 dB."""
+    """Amplify or attenuate each clip by up to 12 dB."""
     gain = 10 ** (_uniform(-12, 12, len(waveforms), generator) / 20)
     return waveforms * send(gain, waveforms.device)
 
 
 WAVEFORM_CHANGES = {"mixing": mix_clips, "reverberation": reverberate, "noise": add_noise, "band_limits": limit_band,
                     "gain": change_gain}
-"""What :func:`augment_waveforms` can do, by name, in the order in which a recording comes about."""
+"""Changes of :func:`augment_waveforms` by name, in the order in which they occur in a real recording."""
 
 
 def _uniform(low, high, clips, generator):
-    """(clips, 1)"""
+    """Draw (clips, 1) uniformly."""
     return low + (high - low) * torch.rand(clips, 1, generator=generator)
 
 
 def _add(waveforms, others, decibels):
-    """Add others, (clips, samples), whose energy is brought to so many decibels below that of the clips."""
+    """Add others, (clips, samples), scaled to an energy the given number of decibels below that of the clips."""
     energies = [sound.square().sum(1, keepdim=True) for sound in (waveforms, others)]
     scale = (energies[0] / energies[1].clamp(min=1e-10)).sqrt() * send(10 ** (-decibels / 20), waveforms.device)
     return waveforms + scale * others

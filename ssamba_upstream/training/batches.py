@@ -1,7 +1,7 @@
-"""Batches of waveforms: clips are read, replaced where they cannot be, padded and counted.
+"""Batches of waveforms: reading clips, replacing unreadable ones, padding and counting.
 
-Everything random here is seeded by where a clip stands in the sequence of all clips, so that a run goes on exactly
-where it stopped, and one on more processes sees the same clips.
+Everything random is seeded by a clip's position in the sequence of all clips, so a run resumes exactly where it
+stopped, and runs with more processes see the same clips.
 """
 
 import os
@@ -18,21 +18,21 @@ from ..corpora.manifest import ManifestError
 from ..devices import send
 
 ATTEMPTS = 100
-"""So many unreadable files in a row, where one clip was wanted, stop a run."""
+"""Number of consecutive unreadable files, while reading one clip, that stops a run."""
 
 
 @dataclass
 class Batch:
-    """Clips of one step.
+    """One step's clips.
 
     Attributes:
-        waveforms: ``(clips, samples)`` float32 at the network's sampling rate, padded with zeros at the end.
-        lengths: ``(clips,)`` int64, samples of each clip that are not padding.
-        unreadable: path and reason of each file that was met and skipped on the way to this batch.
-        position: what the sequence of batches needs to go on after this batch; plain integers, lists and dicts.
-        pieces: ``(samples,)``, everything that was read for the clips, one piece after the other. A piece may be longer
-            than what its clip took of it. None unless a teacher hears the pieces.
-        piece_lengths: for each clip, a list of its pieces' samples.
+        waveforms: ``(clips, samples)`` float32 at the network's sampling rate, zero-padded at the end.
+        lengths: ``(clips,)`` int64, length of each clip in samples, without padding.
+        unreadable: path and reason of each file that was skipped while reading this batch.
+        position: state from which the sequence of batches resumes after this batch; plain integers, lists and dicts.
+        pieces: ``(samples,)``, everything read for the clips, concatenated. A piece may be longer than the part its
+            clip uses. None without a teacher.
+        piece_lengths: for each clip, a list of its pieces' lengths in samples.
     """
 
     waveforms: torch.Tensor
@@ -44,35 +44,35 @@ class Batch:
 
     @classmethod
     def joined(cls, clips, samples, unreadable, position=None, keep_pieces=False):
-        """A batch of clips, each a list of the pieces that it is joined from; what exceeds ``samples`` is cut off."""
+        """Return a batch of clips, each joined from a list of pieces and cut to ``samples``."""
         waveforms, lengths = pad([torch.cat(pieces)[:samples] for pieces in clips], samples)
         if not keep_pieces or not clips:
             return cls(waveforms, lengths, unreadable, position)
-        # One tensor, because each that a worker hands over takes a file descriptor.
+        # One tensor, because each tensor that a worker sends takes a file descriptor.
         pieces = torch.cat([piece for pieces in clips for piece in pieces])
         return cls(waveforms, lengths, unreadable, position, pieces, [[*map(len, pieces)] for pieces in clips])
 
     def pin_memory(self):
-        """The batch with its tensors in pinned memory, from which a GPU fetches them in its turn."""
+        """Return the batch with its tensors in pinned memory, for asynchronous copies to a GPU."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in vars(self).items()
                                 if torch.is_tensor(tensor)})
 
 
 @dataclass
 class NumberedBatches(Dataset):
-    """Batches by their number: of the sequence of all clips, batch m of a rank holds those from
-    ``(m * world_size + rank) * batch_size`` on.
+    """Numbered batches: batch m of a rank holds ``batch_size`` clips of the sequence of all clips, starting at
+    ``(m * world_size + rank) * batch_size``.
 
-    A subclass makes an example of the clips read for a place of the sequence, ``example(readings, random)``, and a
-    batch of the examples, ``batch(examples, unreadable, position)``. An error is an item too: DataLoader would bury
-    its message under a traceback.
+    A subclass defines ``example(readings, random)``, which makes an example from the clips read for a position, and
+    ``batch(examples, unreadable, position)``. Errors are returned as items, because DataLoader would bury their
+    message under a traceback.
 
     Attributes:
-        files: all that are read from, whose number is the length of an epoch.
-        batch_size: clips of each process.
-        samples: the longest clip, ``(samples,)``.
-        seed: of the order, the crops and what else is drawn.
-        rank, world_size: which process this is, of how many.
+        files: all files; their number is the length of an epoch.
+        batch_size: clips per process.
+        samples: clip length in samples; longer files are cropped.
+        seed: seed of the order, the crops and all other draws.
+        rank, world_size: rank of this process, and number of processes.
     """
 
     files: Sequence[str]
@@ -95,7 +95,7 @@ class NumberedBatches(Dataset):
         return self.batch(examples, unreadable, number + 1)
 
     def _readings(self, position, random, unreadable):
-        """Index and clip of the file at a position, and then of random ones to replace it or to go with it."""
+        """Yield index and clip of the file at a position, then those of random files that replace or accompany it."""
         index = self.index_at(position, random)
         failures = 0
         while failures < ATTEMPTS:
@@ -109,8 +109,8 @@ class NumberedBatches(Dataset):
                 yield index, clip
                 failures = 0
             index = int(random.integers(len(self.files)))
-        raise ManifestError(f"no readable file among {ATTEMPTS} in a row; do the paths that were listed still exist? "
-                            f"The last: {unreadable[-1]}")
+        raise ManifestError(f"{ATTEMPTS} files in a row are unreadable. Check that the listed paths still exist; the "
+                            f"last: {unreadable[-1]}")
 
     def index_at(self, position, random):
         epoch, place = divmod(position, len(self.files))
@@ -128,7 +128,7 @@ def _order(seed, epoch, count):
 
 @dataclass
 class ClipsInOrder(Dataset):
-    """Clips by their number, or the reason (str) why there is none."""
+    """Clips by number; an unreadable clip is replaced by the reason (str)."""
 
     files: Sequence[str]
     samples: int
@@ -144,8 +144,8 @@ class ClipsInOrder(Dataset):
 
 
 def in_batches(clips, batch_size):
-    """Lists of clips, each with the reasons (str) met on the way to it why there is none; where there are reasons only,
-    one list without clips."""
+    """Yield lists of clips, each with the reasons (str) for unreadable clips before its last; if all are unreadable,
+    one empty list with the reasons."""
     batch, unreadable = [], []
     for clip in clips:
         if isinstance(clip, str):
@@ -160,7 +160,7 @@ def in_batches(clips, batch_size):
 
 
 def next_pieces(clips, samples, join_short):
-    """The next of some clips, in a list; with ``join_short``, as many of them as it takes to fill ``samples``."""
+    """Return the next clip in a list, or, with ``join_short``, as many clips as are needed to fill ``samples``."""
     pieces = [next(clips)]
     while join_short and sum(map(len, pieces)) < samples:
         pieces.append(next(clips))
@@ -168,9 +168,9 @@ def next_pieces(clips, samples, join_short):
 
 
 def read_batches(dataset, workers, sampler=None):
-    """Yields the items of a data set, read by so many processes; one that is a ManifestError is raised. Where this
+    """Yield the items of a data set, read by ``workers`` processes; raise an item that is a ManifestError. If this
     process uses a GPU, batches are in pinned memory."""
-    # The loader seeds its workers from torch's generator, which is the training's and has to stay as it is.
+    # A generator of its own, because the loader would seed its workers from torch's global one and so advance it.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
                         worker_init_fn=_leave_process_group, pin_memory=torch.cuda.is_initialized())
     for item in loader:
@@ -180,12 +180,12 @@ def read_batches(dataset, workers, sampler=None):
 
 
 def _leave_process_group(worker):
-    """Keep a signal for the whole process group (Ctrl-C, torchrun's SIGTERM) for the training process to handle."""
+    """Leave signals to the whole process group (Ctrl-C, torchrun's SIGTERM) to the training process."""
     os.setpgrp()
 
 
 def pad(clips, samples):
-    """Clips as rows ``(clips, samples)``, padded with zeros at the end, and their lengths ``(clips,)``."""
+    """Return clips as rows ``(clips, samples)``, zero-padded at the end, and their lengths ``(clips,)``."""
     waveforms = torch.zeros(len(clips), samples, dtype=torch.float32)
     for row, clip in zip(waveforms, clips):
         row[:len(clip)] = clip
@@ -193,8 +193,8 @@ def pad(clips, samples):
 
 
 def batch_to_fbank(batch, log_mel, frames):
-    """Batch of waveforms -> (clips, frames, mel) of normalised log-mel on the device of ``log_mel``; a short clip is
-    padded as :meth:`LogMel.fixed_length` does."""
+    """Return a batch's normalised log-mel, (clips, frames, mel), on the device of ``log_mel``; short clips are padded
+    as in :meth:`LogMel.fixed_length`."""
     waveforms = send(batch.waveforms, log_mel.window.device)
     return log_mel.fixed_length([waveform[:length] for waveform, length in zip(waveforms, batch.lengths.tolist())],
                                 frames)

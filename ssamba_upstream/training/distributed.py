@@ -1,4 +1,4 @@
-"""The processes of a run: one by itself, or as many as torchrun starts, on one machine or several."""
+"""The processes of a run: a single one, or those started by torchrun on one or several machines."""
 
 import gc
 import os
@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another: a linear probe is trained by the first one alone."""
+"""Time that processes wait for one another; the first one trains linear probes alone."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
+    """This process's place among the processes of a run.
 
     Attributes:
-        rank: number of this process, from 0, over all machines.
-        world_size: processes of the run.
-        device: where this process computes.
+        rank: rank of this process over all machines, from 0.
+        world_size: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -29,32 +29,32 @@ class Processes:
 
     @property
     def first(self):
-        """Whether this is the process that writes files and shows progress."""
+        """True if this process writes files and shows progress."""
         return self.rank == 0
 
     @property
     def joined(self):
-        """Whether the processes are a group that torch.distributed knows: under torchrun, even of one."""
+        """True if there is a process group of torch.distributed; under torchrun, even with one process."""
         return dist.is_initialized()
 
     def sum(self, tensor):
-        """Sum over all processes, of a tensor on any device."""
+        """Return the sum of a tensor, on any device, over all processes."""
         if self.joined:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag):
-        """Whether the flag is set in any process."""
+        """Return True if the flag is set in any process."""
         return bool(self.sum(torch.tensor(float(bool(flag)))))
 
     def wait(self):
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.joined:
             dist.barrier()
 
     def gather(self, value):
-        """The values of all processes, in the order of their ranks."""
+        """Return the values of all processes, in order of rank."""
         values = [value]
         if self.joined:
             values = [None] * self.world_size
@@ -63,23 +63,22 @@ class Processes:
 
 
 def rank():
-    """Number of this process, from 0, as torchrun says it; 0 without torchrun."""
+    """Return this process's rank under torchrun, otherwise 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def choose_device(name=None):
-    """"cpu" or "cuda": the device that is asked for, by default a GPU where there is one."""
+    """Return the given device name; by default "cuda" if available, otherwise "cpu"."""
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def start_processes(device=None):
-    """The processes of this run, joined for as long as the context lasts; what is distributed over them has to be let
-    go of inside it.
+    """Join the processes of this run for the duration of the context. Drop distributed objects before it ends.
 
     Args:
-        device: "cpu" or "cuda". Default: CUDA where there is one. Under torchrun each process takes the GPU of its
-            local rank.
+        device: "cpu" or "cuda". Default: "cuda" if available. Under torchrun each process uses the GPU of its local
+            rank.
     """
     device = torch.device(choose_device(device))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -87,7 +86,7 @@ def start_processes(device=None):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if world_size > 1 or dist.is_torchelastic_launched():
-        # On the CPU go flags and objects, so that no GPU is waited for.
+        # Flags and objects are exchanged through the CPU, without synchronising with a GPU.
         cuda = {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
         dist.init_process_group(**cuda if device.type == "cuda" else {"backend": "gloo"}, timeout=PATIENCE)
     try:
@@ -96,6 +95,6 @@ def start_processes(device=None):
         processes.wait()
     finally:
         if dist.is_initialized():
-            # A DistributedDataParallel that outlives its process group can wait for ever in its destructor.
+            # The destructor of a DistributedDataParallel that outlives its process group can hang.
             gc.collect()
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The record of a run: log.jsonl, TensorBoard curves and a progress bar."""
+"""The log of a run: log.jsonl, TensorBoard curves and a progress bar."""
 
 import json
 import sys
@@ -9,18 +9,19 @@ from tqdm import tqdm
 
 from ..files import shown, to_json, write_text
 
-SECONDS_IN_A_FILE = 60.0  # from one state of the progress bar to the next, where no terminal draws over the one before
+SECONDS_IN_A_FILE = 60.0  # between updates of the progress bar if the output is not a terminal
 
 
 class RunLog:
-    """Writes what a run reports; in processes other than the first, nothing.
+    """The log of a run.
 
     Args:
         folder: the run's folder.
-        step: steps done before; what an earlier process logged after them is dropped, as they will be done again.
-        steps: steps of the whole run.
-        clips: clips of a step.
-        active: whether to write at all.
+        step: number of steps already done. Later entries of an earlier process are dropped, since those steps will be
+            repeated.
+        steps: number of steps of the whole run.
+        clips: clips per step.
+        active: If False, nothing is written, as in processes other than the first.
     """
 
     def __init__(self, folder, step, steps, clips, active=True):
@@ -41,9 +42,9 @@ class RunLog:
             self.progress.update(self.clips)
 
     def record(self, step, kind, **values):
-        """Write a line of numbers, and a curve for each; ``kind`` is "training", "validation", "probe" or "event".
+        """Log a line of numbers and add each to its curve; ``kind`` is "training", "validation", "probe" or "event".
 
-        The progress bar shows those of training beside the last accuracy of a probe.
+        The progress bar shows the training values and the last probe's accuracy.
         """
         if not self.active:
             return
@@ -63,7 +64,7 @@ class RunLog:
         self.progress.set_postfix(self.shown, refresh=False)
 
     def say(self, sentence):
-        """Print a sentence beside the progress bar."""
+        """Print a sentence above the progress bar."""
         if self.active:
             self.progress.write(sentence)
 
@@ -80,6 +81,6 @@ class RunLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):  # torn by an interruption
+            except (ValueError, KeyError):  # incomplete after an interruption
                 continue
         write_text("".join(kept), self.file)

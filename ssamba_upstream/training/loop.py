@@ -1,4 +1,4 @@
-"""The training loop that pretraining and fine-tuning share: batches -> losses -> a step of the optimizer."""
+"""The training loop shared by pretraining and fine-tuning: batches -> losses -> optimizer step."""
 
 import itertools
 import math
@@ -15,29 +15,29 @@ from ..ops import why_slow
 from .log import RunLog
 from .training_state import TrainingError, load_training_state, save_training_state
 
-MOST_SKIPPED = 10  # steps in a row with a gradient that is not finite
-TRAINING, VALIDATION, NETWORK = range(3)  # what a random draw is for, as part of its seed
+MOST_SKIPPED = 10  # consecutive steps with a gradient that is not finite
+TRAINING, VALIDATION, NETWORK = range(3)  # purposes of random draws, as part of their seeds
 
 
 class Run:
-    """A run between two steps: network, optimizer, and how far it has come.
+    """A training run: network, optimizer and progress.
 
-    A subclass says what is trained on what: ``batches``, ``forward``, ``learning_rate_factor``, and what happens
-    before the first step, after each, and at the end. Nothing random has a state: it is seeded by the step.
+    A subclass defines ``batches``, ``forward`` and ``learning_rate_factor``, and the actions before the first step,
+    after each step and at the end. Random draws are seeded by the step, so generators have no state to save.
 
     Args:
         recipe: a TrainingRecipe.
-        steps: of the optimizer.
+        steps: number of optimizer steps.
         out: the run's folder.
         processes: see :func:`ssamba_upstream.training.distributed.start_processes`.
-        model: on the device of the processes.
-        parameter_groups: of AdamW; "lr" of a group is its highest learning rate. Default: all parameters at the
-            recipe's.
+        model: the network, on the device of the processes.
+        parameter_groups: AdamW's parameter groups; a group's "lr" is its highest learning rate. Default: one group of
+            all parameters, with the recipe's learning rate.
         average: AveragedModel of the model, or None.
     """
 
     LOSSES = ("loss",)
-    """The entries of what ``forward`` returns that are logged; "loss" is what is minimised."""
+    """Entries of the output of ``forward`` that are logged; "loss" is minimised."""
 
     def __init__(self, recipe, steps, out, processes, model, parameter_groups=None, average=None):
         self.recipe, self.steps, self.out, self.processes, self.model = recipe, steps, out, processes, model
@@ -54,61 +54,60 @@ class Run:
         self.meter = _Meter(self.LOSSES)
 
     def batches(self):
-        """Batches without end, from ``self.position`` on."""
+        """Return an endless iterator over batches, starting at ``self.position``."""
         raise NotImplementedError
 
     def forward(self, network, batch, generator):
-        """The losses of a batch.
+        """Return the losses of a batch.
 
         Args:
-            network: the model, or what DistributedDataParallel and torch.compile made of it.
-            batch: one of :meth:`batches`, on the CPU.
-            generator: of what is drawn at random, on the CPU.
+            network: the model, possibly wrapped by DistributedDataParallel and torch.compile.
+            batch: a batch from :meth:`batches`, on the CPU.
+            generator: generator for random draws, on the CPU.
 
         Returns:
-            a mapping of the names in LOSSES to scalars on the device of the processes.
+            mapping from the names in LOSSES to scalars on the device of the processes.
         """
         raise NotImplementedError
 
     def weight(self, batch):
-        """How many items the losses of a batch are means over, or any number where all batches have as many.
+        """Return the number of items that a batch's losses average, or any constant if it is the same for all batches.
 
-        The losses of a step are means over the items of all its parts and processes. A batch without items has a loss
-        of 0.
+        A step's losses are means over the items of all its parts and processes. A batch without items has a loss of 0.
         """
         return 1.0
 
     def learning_rate_factor(self, step):
-        """What the highest learning rates are multiplied by after the warm-up; None leaves them as they are."""
+        """Return the factor on the highest learning rates after the warm-up; None leaves the rates unchanged."""
         raise NotImplementedError
 
     def begin(self):
-        """Called before the first step."""
+        """Hook called before the first step."""
 
     def after_step(self, step, last):
-        """Called after each step, before its state is saved."""
+        """Hook called after each step, before its state is saved."""
 
     def end(self):
-        """Called after the last step; once more where a finished run is resumed."""
+        """Hook called after the last step, and again if a finished run is resumed."""
 
     def update_average(self, step):
-        """Called after each step of the optimizer where there is an average."""
+        """Update the average after each optimizer step, if there is one."""
 
     def train(self, stopped):
-        """Make the steps that are left.
+        """Train for the remaining steps.
 
         Args:
             stopped: see :func:`signals`.
 
         Returns:
-            True when all steps are done, False when a signal stopped the run after saving its state.
+            True if all steps are done, False if a signal stopped the run after saving its state.
         """
         self._restore_newest_state()
         with closing(self.log), _tf32(self.recipe.precision == "tf32"):
             return self._train(stopped)
 
     def _restore_newest_state(self):
-        """From the newest state there is, if any."""
+        """Restore the newest saved state, if any, and wrap the network."""
         recipe, processes = self.recipe, self.processes
         state = load_training_state(self.out / "states", print if processes.first else lambda sentence: None)
         if state is not None:
@@ -125,7 +124,7 @@ class Run:
         if reason := why_slow(processes.device.type):
             self.log.say(reason)
         if self.progress["step"]:
-            self.log.say(f"going on after step {self.progress['step']}")
+            self.log.say(f"resuming after step {self.progress['step']}")
         else:
             self.begin()
         batches = self.batches()
@@ -137,17 +136,17 @@ class Run:
                 self.log.record(step, "training", **self.meter.means(processes), **self._report_unreadable(step))
                 self.meter = _Meter(self.LOSSES)
             self.after_step(step, last)
-            interrupted = processes.any(stopped)  # a validation takes minutes, and a signal leaves few
+            interrupted = processes.any(stopped)  # checked last: a signal may arrive during a validation of minutes
             if step % recipe.save_every == 0 or last or interrupted:
                 self._save(step)
             if interrupted and not last:
-                self.log.say(f"stopped by a signal after step {step}; --resume goes on from {self.out / 'states'}")
+                self.log.say(f"stopped by a signal after step {step}; --resume continues from {self.out / 'states'}")
                 return False
         self.end()
         return True
 
     def step(self, step, batches):
-        """One step of the optimizer; returns what there is to report about it."""
+        """Take one optimizer step; return its entries for the log."""
         recipe, processes = self.recipe, self.processes
         torch.manual_seed(seed_of(recipe.seed, NETWORK, step, processes.rank))  # drop path
         generator = torch.Generator().manual_seed(seed_of(recipe.seed, TRAINING, step, processes.rank))
@@ -158,7 +157,7 @@ class Run:
         self.unreadable += itertools.chain(*(batch.unreadable for batch in parts))
         self.position = parts[-1].position
         weights = [self.weight(batch) for batch in parts]
-        # DistributedDataParallel averages gradients over the processes, so a share is one of a process's mean weight.
+        # DistributedDataParallel averages gradients over processes, so shares are relative to the mean weight.
         whole = processes.sum(torch.tensor(sum(weights), dtype=torch.float64)).item() / processes.world_size or 1.0
         for batch, weight in zip(parts, weights):
             last = batch is parts[-1]
@@ -176,11 +175,11 @@ class Run:
         }
 
     def autocast(self):
-        """The recipe's precision."""
+        """Return a context that computes in the recipe's precision."""
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _update(self, step, norm):
-        """Step with the gradient there is, unless it is not finite."""
+        """Apply the current gradient, unless it is not finite."""
         finite = bool(norm.isfinite())
         if finite:
             self.optimizer.step()
@@ -194,12 +193,12 @@ class Run:
         if self.progress["skipped_in_a_row"] == MOST_SKIPPED:
             raise TrainingError(
                 f"steps {step - MOST_SKIPPED + 1} to {step} had gradients that are not finite (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}, {self.recipe.precision}); the states in "
-                f"{self.out / 'states'} are from before: resume with a lower learning rate or in float32"
+                f"{self.optimizer.param_groups[0]['lr']:.3g}, {self.recipe.precision}). Resume from the earlier states "
+                f"in {self.out / 'states'} with a lower learning rate or in float32"
             )
 
     def _set_learning_rates(self, step):
-        """Linear warm-up, then what the subclass says."""
+        """Set the learning rates: linear warm-up, then the subclass's schedule."""
         warmup = self.recipe.warmup_steps
         factor = step / warmup if step <= warmup else self.learning_rate_factor(step)
         if factor is not None:
@@ -215,14 +214,14 @@ class Run:
             save_training_state(self.out / "states", step, state, self.recipe.keep)
 
     def state(self):
-        """All that decides how the run goes on, but for the position among the batches."""
+        """Return everything that resuming needs, except the position in the batches."""
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": self.progress,
             "average": None if self.average is None else self.average.state_dict(),
         }
 
     def restore(self, state):
-        """Go on from a state."""
+        """Restore a state of :meth:`state`, with positions and reports."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = state["progress"]
@@ -231,23 +230,22 @@ class Run:
         positions = state["positions"]
         if len(positions) != self.processes.world_size and not all(isinstance(p, int) for p in positions):
             raise TrainingError(
-                f"the run read its shards with {len(positions)} processes, and cannot go on in the same order with "
+                f"the run read its shards with {len(positions)} processes, and cannot resume in the same order with "
                 f"{self.processes.world_size}"
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
         self.meter = _Meter(self.LOSSES, self._own_reports(state["reports"]))
 
     def _own_reports(self, reports):
-        """What this process has to report of the steps since the last line of the log; with another number of processes
-        than they were made with, their mean."""
+        """Return this process's reports since the last log line; if the number of processes has changed, their mean."""
         if len(reports) == self.processes.world_size:
             return reports[self.processes.rank]
         return [{**step[0], "losses": torch.stack([report["losses"] for report in step]).mean(0)}
                 for step in zip(*reports)]
 
     def _report_unreadable(self, step):
-        """Log the files that could not be read since the last time, of all processes; returns how many there have been,
-        and how many steps were skipped."""
+        """Log the files that any process could not read since the last call; return the total counts of unreadable
+        files and skipped steps."""
         files = sorted(itertools.chain(*self.processes.gather(self.unreadable)))
         for file in files:
             self.log.record(step, "event", unreadable=file)
@@ -266,7 +264,7 @@ class _Meter:
         self.steps.append(report)
 
     def reports(self):
-        """What has been added, with its tensors on the CPU."""
+        """Return the added reports, with their tensors on the CPU."""
         return [{name: value.cpu() if torch.is_tensor(value) else value for name, value in step.items()}
                 for step in self.steps]
 
@@ -284,8 +282,7 @@ class _Meter:
 
 
 def _decay_projections_only(groups, model):
-    """Groups of AdamW, each divided into the weights of linear layers and convolutions and, without weight decay, the
-    rest."""
+    """Split each of AdamW's groups in two: weights of linear layers and convolutions, and the rest without decay."""
     decayed = {module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))}
     divided = []
     for group in groups:
@@ -296,23 +293,22 @@ def _decay_projections_only(groups, model):
 
 
 def clips_at_once(recipe, world_size):
-    """Clips that a process sends through the network at once."""
+    """Return the number of clips in a process's batch."""
     parts = world_size * recipe.accumulation
     if recipe.batch_size % parts:
         raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for each "
-                         f"of {world_size} processes")
+                         f"of {world_size} processes. Choose a multiple of their product")
     return recipe.batch_size // parts
 
 
 def seed_of(*numbers):
-    """A seed of its own for every purpose, step and process of a run."""
+    """Return a distinct seed for each purpose, step and process of a run."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
 def _tf32(allowed):
-    """Whether a GPU rounds the factors of float32 products and convolutions to TF32; torch's default is for
-    convolutions alone."""
+    """Allow or forbid TF32 in a GPU's float32 products and convolutions; by default torch uses it in convolutions."""
     libraries = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [library.allow_tf32 for library in libraries]
     try:
@@ -326,7 +322,7 @@ def _tf32(allowed):
 
 @contextmanager
 def signals():
-    """A list that is empty until SIGINT or SIGTERM arrives; a second SIGINT interrupts at once."""
+    """Collect SIGINT and SIGTERM in a list, empty until one arrives; a second SIGINT interrupts immediately."""
     received = []
 
     def note(number, frame):

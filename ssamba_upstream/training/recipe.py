@@ -1,4 +1,4 @@
-"""TrainingRecipe: what every training run has to be told, read from YAML."""
+"""TrainingRecipe: the settings of every training run, read from YAML."""
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -11,36 +11,36 @@ from ..network.configuration import SsambaConfig
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be followed; the message says what is wrong and what was expected."""
+    """A recipe that cannot be used. The message says what is wrong and what was expected."""
 
 
 @dataclass(kw_only=True)
 class TrainingRecipe:
-    """The network, and what the loop, :class:`ssamba_upstream.training.loop.Run`, has to know.
+    """Settings of the network and of the training loop, :class:`ssamba_upstream.training.loop.Run`.
 
     Attributes:
         size: "tiny", "small" or "base".
-        model: fields of :class:`SsambaConfig` that differ from that size's.
-        batch_size: clips of a step, over all processes and accumulated parts.
-        accumulation: parts into which a process's share of a step's clips is divided, one after the other.
-        learning_rate, betas, weight_decay: of AdamW.
-        weight_decay_of: "all" parameters, as published; or "projections": the weights of linear layers and convolutions
-            decay, and norms, biases, the scan's A_log and D, positions, and the class and mask tokens do not.
-        warmup_steps: steps over which the learning rate grows linearly from zero.
-        clip_norm: largest norm of the gradient; a longer one is shortened.
-        precision: "float32"; "tf32", whose products a GPU computes with factors of 10 bits after the point, five times
-            as fast; or "bfloat16" (autocast). On a CPU "tf32" is "float32".
-        gradient_checkpointing: compute each block again in the backward pass instead of keeping what it needs.
-        compile: torch.compile the network.
-        save_every, log_every: in steps.
-        keep: training checkpoints kept.
-        workers: processes that read audio, for each process of the run.
-        seed: of the initial weights and of all that is drawn at a step.
-        license: of the weights, by the Hugging Face hub's name for it; the model card says so. Those of data may ask
-            for another than the default, this package's.
+        model: fields of :class:`SsambaConfig` that differ from those of ``size``.
+        batch_size: clips per step, over all processes and accumulated parts.
+        accumulation: number of sequential parts that a process's share of a step is split into.
+        learning_rate, betas, weight_decay: arguments of AdamW.
+        weight_decay_of: "all" parameters, as published; or "projections", the weights of linear layers and convolutions
+            but not norms, biases, the scan's A_log and D, positions, and the class and mask tokens.
+        warmup_steps: steps of linear learning-rate warm-up from zero.
+        clip_norm: largest gradient norm; larger gradients are scaled down.
+        precision: "float32"; "tf32", in which a GPU's products use factors with a 10-bit mantissa and are five times as
+            fast; or "bfloat16" (autocast). On a CPU "tf32" means "float32".
+        gradient_checkpointing: If True, recompute each block in the backward pass to save memory.
+        compile: If True, torch.compile the network.
+        save_every, log_every: intervals in steps.
+        keep: number of training states kept.
+        workers: audio-reading processes per process of the run.
+        seed: seed of the initial weights and of every step's random draws.
+        license: licence of the weights, as an identifier of the Hugging Face hub, for the model card. Default: this
+            package's; the training data may require another.
 
     Raises:
-        RecipeError: a value out of range.
+        RecipeError: If a value is out of range.
     """
 
     size: str = "tiny"
@@ -64,16 +64,16 @@ class TrainingRecipe:
     license: str = "bsd-3-clause"
 
     FOLDER = None
-    """Where the package's recipes of this kind are."""
+    """Folder of the package's recipes of this kind."""
 
     MAY_CHANGE_ON_RESUME = ("save_every", "log_every", "keep", "workers", "license")
-    """What may differ between a run and its continuation."""
+    """Fields that may change when a run is resumed."""
 
     CHOICES = {"precision": ("float32", "tf32", "bfloat16"), "weight_decay_of": ("all", "projections")}
-    """Fields that have one of these values."""
+    """Fields with a fixed set of values."""
 
     POSITIVE = ("batch_size", "accumulation", "save_every", "log_every", "keep")
-    """Fields that are whole numbers from 1."""
+    """Fields that must be whole numbers, at least 1."""
 
     def __post_init__(self):
         for name, choices in self.CHOICES.items():
@@ -96,23 +96,23 @@ class TrainingRecipe:
         self.config()
 
     def config(self):
-        """The network's configuration."""
+        """Return the network's configuration."""
         return self._changed(partial(SsambaConfig.from_size, self.size))
 
     def _changed(self, build):
-        """What ``build`` makes of the fields of ``model``, a SsambaConfig."""
+        """Return the SsambaConfig that ``build`` makes from the fields of ``model``."""
         try:
             config = build(**self.model)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from error
-        known = SsambaConfig().to_dict().keys() - {"dtype"}  # weights are float32, and precision is the recipe's
+        known = SsambaConfig().to_dict().keys() - {"dtype"}  # weights are float32; the recipe sets the precision
         unknown = [name for name in self.model if name not in known]
         if unknown:
             raise RecipeError(f"model has no field {', '.join(unknown)}")
         return config
 
     def sources(self):
-        """The files that say what is read."""
+        """Return the files that list the data."""
         raise NotImplementedError
 
     def to_dict(self):
@@ -123,13 +123,13 @@ def read_recipe(source, kind, overrides=()):
     """Read a recipe.
 
     Args:
-        source: a YAML file, or the name of one of the package's. Its field ``extends`` names a recipe beside it, or one
-            of the package's, whose fields hold where it says nothing; ``model`` is merged field by field.
-        kind: the class of the recipe, a TrainingRecipe.
-        overrides: "field=value" strings, the value in YAML; "model.field=value" for one field of ``model``.
+        source: YAML file, or name of a recipe of the package. Its field ``extends`` names a base recipe, in the same
+            folder or of the package, that supplies missing fields; ``model`` is merged field by field.
+        kind: class of the recipe, a TrainingRecipe.
+        overrides: "field=value" strings with YAML values; "model.field=value" for one field of ``model``.
 
     Raises:
-        RecipeError: no such file, not a recipe, or a value out of range.
+        RecipeError: If the file is missing or not a recipe, or a value is out of range.
     """
     known = fields(kind)
     default_model = next(item.default_factory() for item in known if item.name == "model")
@@ -137,18 +137,18 @@ def read_recipe(source, kind, overrides=()):
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator:
-            raise RecipeError(f"{override!r} is no override; expected field=value")
+            raise RecipeError(f"{override!r} is not an override; expected field=value")
         target = values
         if name.startswith("model."):
             target, name = values.setdefault("model", default_model), name.removeprefix("model.")
         target[name] = yaml.safe_load(value)
     unknown = sorted(set(values) - {item.name for item in known})
     if unknown:
-        raise RecipeError(f"{source}: no field {', '.join(unknown)}; there are: "
+        raise RecipeError(f"{source}: no field {', '.join(unknown)}; the fields are "
                           f"{', '.join(sorted(item.name for item in known))}")
     missing = [item.name for item in known if _is_required(item) and item.name not in values]
     if missing:
-        raise RecipeError(f"{source} lacks {', '.join(missing)}; give --set {missing[0]}=VALUE")
+        raise RecipeError(f"{source} lacks {', '.join(missing)}. Give --set {missing[0]}=VALUE")
     return kind(**values)
 
 
@@ -170,7 +170,7 @@ def _read_fields(path, folder, default_model):
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} is no recipe: expected fields and values")
+        raise RecipeError(f"{path} is not a recipe: expected fields and values")
     base = values.pop("extends", None)
     if base is None:
         return values

@@ -1,4 +1,4 @@
-"""A run's folder: locked while the run lasts, and what it holds beside the weights: recipe, data and environment."""
+"""A run's folder: its lock, and the description of recipe, data and environment stored with the weights."""
 
 import json
 import platform
@@ -21,14 +21,14 @@ RUN = "run.json"
 def lock_run(out, processes):
     """Keep other runs out of a run's folder until the end of the context.
 
-    After an error in a new run before its first step, the folder is removed, so that the corrected command can use it.
+    If a new run fails before its first step, the folder is removed, so that the corrected command can use it.
 
     Args:
-        out: the folder, made if it does not exist.
-        processes: see :func:`ssamba_upstream.training.distributed.start_processes`; the first one has the lock.
+        out: the folder, created if missing.
+        processes: see :func:`ssamba_upstream.training.distributed.start_processes`; the first one holds the lock.
 
     Raises:
-        BlockingIOError: Another run is writing into the folder.
+        BlockingIOError: If another run is writing into the folder.
     """
     if not processes.first:
         yield
@@ -45,22 +45,22 @@ def lock_run(out, processes):
 
 
 def _has_begun(out):
-    """True if a run below a folder has logged a step or saved its state."""
+    """Return True if a run in or below a folder has logged a step or saved its state."""
     logged = (line for log in out.rglob("log.jsonl") for line in log.read_text().splitlines())
     return (any(not line.startswith('{"step": 0,') for line in logged)
             or any(training_states(folder) for folder in out.rglob("states")))
 
 
 def describe_run(recipe, **hashes):
-    """All that decides a run's result, as JSON can hold it.
+    """Return everything that determines a run's result, as JSON-compatible values.
 
     Args:
         recipe: a TrainingRecipe.
-        hashes: of what else is read, such as a checkpoint, by its name; these are kept as they are.
+        hashes: named hashes of other inputs, such as a checkpoint; they are included unchanged.
 
     Returns:
-        dict of ``recipe``, its fields; ``manifests``, the SHA-256 of each file that the recipe names as a source; the
-        hashes given; and ``environment``, versions and device.
+        dict of ``recipe``, its fields; ``manifests``, the SHA-256 of each of the recipe's source files; the given
+        hashes; and ``environment``, versions and device.
     """
     return {
         "recipe": recipe.to_dict(),
@@ -75,34 +75,34 @@ def describe_run(recipe, **hashes):
 
 
 def check_continuation(out, description, recipe, resume):
-    """Begin a run's folder, or see that a run there is the one described.
+    """Start a run's folder, or check that the run in it matches the description.
 
     Raises:
-        FileExistsError: the folder is there and not empty, and the run is not to be resumed.
-        RecipeError: the run that is to be resumed began with another recipe, other manifests, or another of what else
-            has a hash in the description.
+        FileExistsError: If the folder is not empty and the run is not to be resumed.
+        RecipeError: If the run to resume started with another recipe, other manifests, or other hashes in the
+            description.
     """
     file = out / RUN
     if file.exists() and resume:
         began = json.loads(file.read_text())
-        # A field that recipes did not have yet is at its default, which changes nothing.
+        # Fields added to recipes since then have their defaults, which change nothing.
         defaults = {item.name: item.default for item in fields(recipe) if item.default is not MISSING}
         _compare({**defaults, **began["recipe"]}, description["recipe"], recipe.MAY_CHANGE_ON_RESUME, out)
         _compare(_hashes(began), _hashes(description), (), out)
     elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; resume the run that is there, or give a new folder")
+        raise FileExistsError(f"{out} is not empty. Resume the run in it, or choose a new folder")
     write_json(description, file)
 
 
 def write_notes(folder, description, step, scores, card):
-    """Write a run's description and a model card beside a checkpoint.
+    """Write a run's description and a model card into a checkpoint's folder.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         description: see :func:`describe_run`.
-        step: at which the checkpoint was taken.
-        scores: by which it may be judged, as JSON can hold them.
-        card: in Markdown.
+        step: step at which the checkpoint was saved.
+        scores: the checkpoint's scores, as JSON-compatible values.
+        card: the model card in Markdown.
     """
     write_json({**description, "step": step, **scores}, folder / RUN)
     write_text(card, folder / "README.md")
@@ -116,5 +116,5 @@ def _hashes(description):
 def _compare(began, now, free, out):
     for name in sorted(began.keys() | now.keys()):
         if name not in free and began.get(name) != now.get(name):
-            raise RecipeError(f"the run in {out} began with {name} {began.get(name)!r}, not {now.get(name)!r}; give "
-                              "the same again, or a new folder")
+            raise RecipeError(f"the run in {out} started with {name} {began.get(name)!r}, not {now.get(name)!r}. Use "
+                              "the same value, or choose a new folder")

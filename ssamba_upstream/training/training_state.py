@@ -1,6 +1,6 @@
-"""What a run needs to go on as if it had never stopped: written every few steps, read by ``--resume``.
+"""Training states, from which ``--resume`` continues a run exactly; written every few steps.
 
-Nothing random has a state of its own: whatever is drawn at a step is seeded by the step.
+They contain no state of random generators, because every step's draws are seeded by the step.
 """
 
 import errno
@@ -20,14 +20,14 @@ NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def save_training_state(folder, step, state, keep):
-    """Write the state after so many steps, and remove all but the newest ``keep``.
+    """Write the state after a step, and remove all but the newest ``keep`` states.
 
     Args:
-        folder: where the states lie.
-        state: tensors, numbers, strings, and dicts and lists of them.
+        folder: folder of the states.
+        state: tensors, numbers and strings, and dicts and lists of them.
 
     Raises:
-        TrainingError: it cannot be written, on a full disk for one; those written before are left as they were.
+        TrainingError: If it cannot be written, for example on a full disk; earlier states are kept.
     """
     folder = Path(folder)
     target = folder / f"step-{step:08d}.pt"
@@ -38,38 +38,38 @@ def save_training_state(folder, step, state, keep):
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports some failures of its writer as RuntimeError
         states = training_states(folder)
-        last = f"the last one is {states[0]}; --resume goes on from there" if states else "there is none yet"
+        last = f"--resume continues from the last saved one, {states[0]}" if states else "No state has been saved yet"
         reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else str(error)
-        raise TrainingError(f"cannot save the training state {target}: {reason}; {last}") from error
+        raise TrainingError(f"cannot save the training state {target}: {reason}. {last}") from error
     for old in training_states(folder)[keep:]:
         old.unlink()
 
 
 def load_training_state(folder, report=print):
-    """The newest state that can be read; None where there is none at all.
+    """Return the newest readable state; None if there are no states.
 
     Args:
-        report: called with a sentence about every state that is damaged and passed over.
+        report: called with a sentence about each damaged state that is skipped.
 
     Raises:
-        TrainingError: there are states, but none that can be read.
+        TrainingError: If there are states but none is readable.
     """
     states = training_states(folder)
     for file in states:
         try:
             with zipfile.ZipFile(file) as content:
-                damaged = content.testzip()  # torch does not look at the checksums it wrote
+                damaged = content.testzip()  # torch does not verify the checksums it wrote
             if damaged:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            report(f"{file} {why_unreadable(error)}, and is passed over")
+            report(f"{file} {why_unreadable(error)}, and is skipped")
     if states:
-        raise TrainingError(f"no training state in {folder} can be read; start again in a new folder")
+        raise TrainingError(f"no training state in {folder} can be read. Start again in a new folder")
     return None
 
 
 def training_states(folder):
-    """Files of training states, newest first."""
+    """Return the files of training states, newest first."""
     found = {file: NAME.fullmatch(file.name) for file in Path(folder).glob("step-*.pt")}
     return sorted((file for file, match in found.items() if match), reverse=True)

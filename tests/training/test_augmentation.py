@@ -88,9 +88,9 @@ def test_masks_are_statistically_torchaudio_s():
 
 
 def test_limits_beyond_the_clip_are_refused():
-    with pytest.raises(ValueError, match="time masks is from 0 to the clips' 20; got 21"):
+    with pytest.raises(ValueError, match="time masks must be from 0 to the clips' size, 20; got 21"):
         spec_augment(torch.zeros(2, 20, 16), 4, 21, 0.0, generator())
-    with pytest.raises(ValueError, match="frequency masks is from 0 to the clips' 16; got -1"):
+    with pytest.raises(ValueError, match="frequency masks must be from 0 to the clips' size, 16; got -1"):
         spec_augment(torch.zeros(2, 20, 16), -1, 4, 0.0, generator())
 
 
