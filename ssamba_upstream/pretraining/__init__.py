@@ -1,1 +1,1 @@
-"""Pretraining, from a folder of audio to a checkpoint. Nothing here imports s3prl."""
+"""Pretraining, from a folder of audio to a checkpoint; without s3prl."""

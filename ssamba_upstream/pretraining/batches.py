@@ -1,4 +1,4 @@
-"""Batches of waveforms for pretraining, from manifests or from WebDataset shards."""
+"""Batches of waveforms for pretraining, from manifests or WebDataset shards."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,39 +13,40 @@ from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches,
 
 def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
                      join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
-    """Batches without end, every file once per epoch in a seeded order.
+    """Yield batches indefinitely, with every file once per epoch in a seeded order.
 
-    From manifests, batch m of a rank holds the clips from ``(m * world_size + rank) * batch_size`` on of the sequence
-    of all epochs; a file that cannot be read is replaced by a randomly drawn one. From shards see
+    From manifests, batch m of a rank holds ``batch_size`` clips, starting at ``(m * world_size + rank) * batch_size``
+    in the sequence of all epochs, and unreadable files are replaced by random ones. For shards, see
     :class:`~ssamba_upstream.pretraining.shards.ShardBatches`.
 
     Args:
         sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
-        batch_size: clips of each process.
-        samples: the longest clip; longer files get a random crop. From manifests it may be a list of lengths, taken in
-            turn from batch to batch, with ``batch_size`` clips of the longest, and the more the shorter they are.
-        seed: a number from 0 on.
-        position: the last used batch's; then what follows is exactly what would have followed it. From manifests
-            this is the number of batches used, the same on all ranks and for any ``workers``; from shards it is the
-            rank's own, and ``world_size`` and ``workers`` have to be as they were.
-        rank, world_size: which process this is, of how many.
-        workers: how many processes read; 0 reads in this one.
-        join_short: whether further random files follow one shorter than a clip, until nothing is padding. The
+        batch_size: clips per process.
+        samples: clip length in samples; longer files are cropped at random. With manifests it may be a list of lengths,
+            used in turn by the batches: ``batch_size`` clips of the longest length, proportionally more of shorter.
+        seed: seed, a non-negative integer.
+        position: position of the last batch used, from which the sequence resumes exactly. With manifests it is the
+            number of batches used, the same for all ranks and any ``workers``. With shards it is the rank's own, and
+            ``world_size`` and ``workers`` must be unchanged.
+        rank, world_size: rank of this process, and number of processes.
+        workers: number of reader processes; 0 reads in this process.
+        join_short: If True, files shorter than a clip are followed by other random files instead of padding. The
             published recipe pads.
-        sampling_rate: of the clips, in Hz.
-        keep_pieces: If True, batches also hold the pieces that their clips are joined from, and crops begin at a few
-            places of a recording only (:func:`~ssamba_upstream.audio.crop_starts`), so that the same pieces come again.
+        sampling_rate: sampling rate of the clips in Hz.
+        keep_pieces: If True, batches also contain the pieces that clips are joined from, and crops start only at the
+            positions of :func:`~ssamba_upstream.audio.crop_starts`, so that the same pieces recur.
 
     Raises:
-        ManifestError: at once, when the sources or the position do not fit; later, when nothing is readable.
+        ManifestError: If the sources or the position are invalid (raised at the call), or nothing is readable (raised
+            during iteration).
     """
     lengths = [samples] if isinstance(samples, int) else samples
     if _are_shards(sources):
         from .shards import ShardBatches
 
         if len(lengths) > 1:
-            raise ManifestError("clips of several lengths are read from manifests, not from shards (.tar)")
+            raise ManifestError("clips of several lengths need manifests, not shards (.tar)")
         shards = ShardBatches(sources, batch_size, lengths[0], seed, position, rank, world_size, max(workers, 1),
                               join_short, sampling_rate, keep_pieces)
         return shards.follow(read_batches(shards, workers))
@@ -60,22 +61,22 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
                        join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
-    """Each file of the manifests once over all ranks, in order, with a centre crop.
+    """Yield each file of the manifests once over all ranks, in order, with a centre crop.
 
-    A rank's last batch may be short, and a rank may have one file less than another; unreadable files are left out.
-    Where none of a rank's files is readable, it has one batch without clips, which names them.
+    A rank's last batch may be short, and one rank may have one file fewer than another. Unreadable files are skipped.
+    A rank with no readable file yields one batch without clips that lists them.
 
     Args:
-        sources: manifests; shards have no order to rely on and are not taken.
-        batch_size, samples, rank, world_size, workers, sampling_rate, keep_pieces: as for :func:`training_batches`.
-        join_short: whether a file shorter than ``samples`` is followed by the next ones, until nothing is padding; what
-            is then too long is cut off.
+        sources: manifests; shards are not supported, because their order is not reliable.
+        batch_size, samples, rank, world_size, workers, sampling_rate, keep_pieces: see :func:`training_batches`.
+        join_short: If True, files shorter than ``samples`` are joined with the next files instead of padded, and cut
+            to ``samples``.
 
     Raises:
-        ManifestError: the sources do not fit.
+        ManifestError: If the sources are invalid.
     """
     if _are_shards(sources):
-        raise ManifestError("validation reads manifests, not shards: unpack a few shards and run `ssamba manifest`")
+        raise ManifestError("validation needs manifests, not shards. Unpack a few shards and run `ssamba manifest`")
     files = _files(sources)[rank::world_size]
     clips = read_batches(ClipsInOrder(files, samples, sampling_rate), workers, sampler=range(len(files)))
     batches = in_batches(_join(clips, samples if join_short else 1), batch_size)
@@ -83,8 +84,8 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
 
 def _join(clips, samples):
-    """Lists of clips that fill ``samples`` together; the last may be shorter. Reasons (str) why there is no clip are
-    passed on."""
+    """Yield lists of clips that together fill ``samples``; the last may be shorter. Reasons (str) for unreadable clips
+    are passed through."""
     joined, length = [], 0
     for clip in clips:
         if isinstance(clip, str):
@@ -102,19 +103,19 @@ def _join(clips, samples):
 def _are_shards(sources):
     shards = [str(source).endswith(".tar") for source in sources]
     if any(shards) and not all(shards):
-        raise ManifestError("manifests and shards (.tar) cannot be mixed in one run; name either")
+        raise ManifestError("manifests and shards (.tar) cannot be mixed in one run. Give only one kind")
     return any(shards)
 
 
 def _files(sources):
     if not sources:
-        raise ManifestError("no audio to read: name manifests or shards")
+        raise ManifestError("there is no audio to read. Give manifests or shards")
     return Paths(file for source in sources for file in read_manifest(source))
 
 
 @dataclass
 class _InTurn(Dataset):
-    """Batch m is batch m of one of several data sets, each in its turn."""
+    """Several data sets in turn: batch m is batch m of data set m modulo their number."""
 
     members: list
 

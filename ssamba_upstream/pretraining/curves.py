@@ -1,5 +1,4 @@
-"""A picture of a run's log: losses, contrastive accuracy, similarity to a teacher, effective rank and probe over the
-steps."""
+"""Training curves from a run's log: losses, accuracy, similarity to a teacher, effective rank and probe accuracy."""
 
 import json
 import math
@@ -18,11 +17,11 @@ PANELS = {
 
 
 def draw_curves(log, out):
-    """Draw ``log.jsonl`` of a pretraining run, a panel for each figure there is.
+    """Draw the curves of a pretraining run, one panel for each logged quantity.
 
     Args:
-        log: the file.
-        out: a picture file, .png, .pdf or .svg.
+        log: path of the run's ``log.jsonl``.
+        out: path of the picture, .png, .pdf or .svg.
     """
     curves = {}
     for line in map(json.loads, log.read_text().splitlines()):

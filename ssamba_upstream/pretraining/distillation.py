@@ -1,4 +1,4 @@
-"""Distillation: a student predicts a teacher's frames at its own columns of patches."""
+"""Distillation: a student predicts a teacher's frames at the student's columns of patches."""
 
 import itertools
 
@@ -12,27 +12,28 @@ from ..store import HiddenStateStore
 from .teachers import TeacherError
 
 SMALLEST_DEVIATION = 1e-2
-"""Of a teacher's feature, over the mean of all features' deviations: a feature that never changes is not magnified."""
+"""Lower bound of a teacher feature's standard deviation, relative to the mean over features, so that a constant feature
+is not magnified."""
 
 
 class Targets:
-    """What a student is to predict: the teacher's frames at the student's columns, standardised.
+    """A student's targets: the teacher's frames at the student's columns, standardised.
 
-    The teacher hears each piece of a clip by itself and before anything is cut off it. Pieces come again in later
-    epochs, other than the clips that are joined from them, so a teacher's outputs are computed once and kept. Between
-    two frames, by their centres, targets are interpolated linearly; before the first and after the last they repeat it.
+    The teacher processes each piece of a clip separately, before it is cut. Pieces recur in later epochs (the clips
+    joined from them do not), so the teacher's outputs are computed once and stored. Targets are interpolated linearly
+    between the centres of two frames; before the first and after the last frame they are constant.
 
     Args:
         teacher: see :class:`ssamba_upstream.pretraining.teachers.Teacher`.
-        layers: the hidden states that are predicted.
+        layers: indices of the predicted hidden states.
         config: the student's SsambaConfig.
-        folder: of the store with the teacher's outputs.
+        folder: folder of the store with the teacher's outputs.
 
     Attributes:
-        mean, deviation: (layers, width), of the teacher's features on the first clips of training.
+        mean, deviation: (layers, width), statistics of the teacher's features on the first training clips.
 
     Raises:
-        TeacherError: the teacher does not have one of the layers.
+        TeacherError: If the teacher lacks one of the layers.
     """
 
     def __init__(self, teacher, layers, config, folder):
@@ -49,19 +50,20 @@ class Targets:
         self.mean = self.deviation = None
 
     def __call__(self, batch):
-        """
+        """Return the targets of a batch.
+
         Args:
             batch: a Batch with its pieces.
 
         Returns:
-            (clips, columns, layers, width) float32, and (clips, columns) of bool, which columns have a target; both on
-            the CPU.
+            targets, (clips, columns, layers, width) float32, and a mask of the columns that have a target, (clips,
+            columns) bool; both on the CPU.
         """
         targets, counted = self._raw(batch)
         return (targets - self.mean) / self.deviation, counted
 
     def measure(self, batches, processes):
-        """Find mean and deviation from the batches of all processes."""
+        """Compute mean and deviation from the batches of all processes."""
         sums = torch.zeros(2, *self.shape, dtype=torch.float64)
         count = 0
         for batch in batches:
@@ -89,7 +91,7 @@ class Targets:
         counted = torch.zeros(targets.shape[:2], dtype=torch.bool)
         for row, among, pieces, length in zip(targets, counted, batch.piece_lengths, batch.lengths.tolist()):
             centres = self.centres[:columns].clone()
-            centres[0] = min(centres[0].item(), length - 1)  # of a clip that ends within its first column
+            centres[0] = min(centres[0].item(), length - 1)  # for a clip that ends within its first column
             for start, piece in zip(itertools.accumulate(pieces, initial=0), pieces):
                 within = (start <= centres) & (centres < min(start + piece, length))
                 times = (centres[within] - start) * (SAMPLE_RATE / self.rate)
@@ -98,7 +100,7 @@ class Targets:
         return targets, counted
 
     def _frames(self, pieces):
-        """The teacher's hidden states of each piece, (frames, layers, width) float32."""
+        """Return the teacher's hidden states of each piece, (frames, layers, width) float32."""
         stacked, counts = self.store.read_or_compute(pieces, self._compute)
         return [states[:, :count].transpose(0, 1).float() for states, count in zip(stacked.unbind(1), counts)]
 
@@ -109,7 +111,7 @@ class Targets:
 
 
 def _centres(config):
-    """(columns,) float64: the samples of a clip in the middle of what each column of patches sees."""
+    """Return (columns,) float64: the sample at the centre of each column's receptive field."""
     front_end = config.front_end
     seen = (config.patch_size[1] - 1) * front_end.shift_samples + front_end.frame_samples
     first = torch.arange(config.columns(config.pretraining_frames)) * config.time_stride * front_end.shift_samples
@@ -117,11 +119,11 @@ def _centres(config):
 
 
 def interpolate(frames, places):
-    """Values between frames.
+    """Interpolate linearly between frames.
 
     Args:
         frames: (frames, ...).
-        places: (points,), in frames from the first one's centre.
+        places: (points,), positions in frames, counted from the first frame's centre.
 
     Returns:
         (points, ...).
@@ -134,15 +136,15 @@ def interpolate(frames, places):
 
 
 class Student(nn.Module):
-    """A network with the head that predicts the teacher; the head is thrown away after training.
+    """A network with a head that predicts the teacher; the head is discarded after training.
 
-    A column's prediction is a linear function of the mean of its patches' tokens, after the final norm if they are
-    those of the last block, or else after a norm without parameters.
+    A column's prediction is a linear function of the mean of its patches' tokens, after the final norm for tokens of
+    the last block, otherwise after a norm without parameters.
 
     Args:
         network: a SsambaForPreTraining.
         recipe: a PretrainingRecipe with a teacher.
-        shape: layers and width of the targets.
+        shape: (layers, width) of the targets.
     """
 
     def __init__(self, network, recipe, shape):
@@ -158,15 +160,16 @@ class Student(nn.Module):
             network.mask_embed.requires_grad_(self.masked)
 
     def forward(self, input_values, *masks, targets, counted):
-        """
+        """Compute the losses of a batch.
+
         Args:
             input_values: (clips, frames, mel), normalised log-mel.
             masks: see :class:`SsambaForPreTraining`; none if nothing is masked.
             targets, counted: see :class:`Targets`.
 
         Returns:
-            dict of scalars: ``loss``, ``distillation_loss``, ``teacher_similarity`` (the mean cosine of predictions and
-            targets, no gradient), and, with a self-supervised loss, what SsambaForPreTraining returns.
+            dict of scalars: ``loss``, ``distillation_loss``, ``teacher_similarity`` (mean cosine of predictions and
+            targets, without gradient), and, with a self-supervised loss, the outputs of SsambaForPreTraining.
         """
         output, streams = {}, []
         if self.self_supervised:
@@ -186,7 +189,7 @@ class Student(nn.Module):
         return streams
 
     def _columns(self, streams):
-        """(clips, columns, E)"""
+        """Return the mean token of each column, normalised: (clips, columns, E)."""
         encoder, stream = self.network.ssamba, streams[self.block]
         last = self.block == len(streams) - 1
         normalised = encoder.norm_f(stream) if last else F.layer_norm(stream, stream.shape[-1:])
@@ -194,17 +197,17 @@ class Student(nn.Module):
 
 
 def distillation_loss(predictions, targets, counted):
-    """Squared error plus one minus the cosine, of standardised targets.
+    """Return the squared error plus one minus the cosine, for standardised targets.
 
-    The squared error lets predictions be means of what the teacher may say, and the cosine keeps their direction where
-    these means are short. Standardised features have no outliers against which an L1 loss would be needed.
+    The squared error leads predictions to the mean of the teacher's possible outputs, and the cosine preserves their
+    direction when these means are short. Standardised features have no outliers that would require an L1 loss.
 
     Args:
         predictions, targets: (clips, columns, layers, width).
-        counted: (clips, columns) of bool.
+        counted: (clips, columns) bool, True for columns with a target.
 
     Returns:
-        (loss, similarity): means over the counted columns; float32, the mean cosine without gradient.
+        (loss, similarity): float32 means over the counted columns; the similarity is the cosine, without gradient.
     """
     predictions = predictions.float()
     share = counted / counted.sum()

@@ -10,7 +10,7 @@ from ..training.run_folder import write_notes
 
 
 def save_result(model, folder, description, step, validation):
-    """Write a checkpoint folder; one that is there is replaced file by file, so that it can be loaded at any moment."""
+    """Write a checkpoint folder. An existing one is replaced file by file, so it can be loaded at any time."""
     write_model(model, folder)
     write_json(SsambaFeatureExtractor.for_config(model.config).to_dict(), folder / "preprocessor_config.json")
     card = model_card(model, description, step, validation)
@@ -18,7 +18,7 @@ def save_result(model, folder, description, step, validation):
 
 
 def model_card(model, description, step, validation):
-    """The checkpoint's README in Markdown, with the Hugging Face hub's header."""
+    """Return the checkpoint's README in Markdown, with the Hugging Face hub's header."""
     config, recipe = model.config, description["recipe"]
     seconds = config.front_end.seconds_of(config.pretraining_frames)
     scores = markdown_table(["", ""], [[name.replace("_", " "), shown(value)] for name, value in validation.items()])
@@ -30,8 +30,8 @@ def model_card(model, description, step, validation):
     if recipe.get("teacher_input", "whole") == "whole" and not self_supervised:
         masked = "unmasked"
     taught = f"""
-It learned to predict the hidden states of a teacher, and the licence of the teacher's weights may concern these weights
-as well. The teacher: {config.taught_by}.
+It was trained to predict the hidden states of a teacher, {config.taught_by}.
+The licence of the teacher's weights may also apply to these weights.
 """ if config.taught_by else ""
     return f"""{card_header(recipe, tags=["audio", "self-supervised", "mamba", "ssamba"])}
 
@@ -61,5 +61,5 @@ Validation at step {step}:
 
 {card_recipe(recipe, "train", "validation", "probe", "teacher", "teacher_outputs")}
 
-`run.json` holds the environment as well.
+`run.json` also records the environment.
 """

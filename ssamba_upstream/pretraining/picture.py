@@ -1,4 +1,4 @@
-"""A picture of what a pretrained network makes of a recording: log-mel, masked log-mel, reconstruction."""
+"""A picture of a recording as a pretrained network sees it: log-mel, masked log-mel and reconstruction."""
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +11,21 @@ from ..network.masking import cluster_mask
 
 @torch.no_grad()
 def show_masks(model, recording, out, seed=0):
-    """Draw the first clip's worth of a recording, the same with its masked patches left blank, and its masked patches
-    as the network reconstructs them.
+    """Draw a recording's log-mel, the log-mel with masked patches left blank, and the network's reconstruction of the
+    masked patches.
 
     Args:
         model: a SsambaForPreTraining.
-        recording: an audio file; of one longer than a pretraining clip, the middle is taken.
-        out: a picture file, .png, .pdf or .svg.
-        seed: of the mask.
+        recording: path of an audio file; if it is longer than a pretraining clip, the middle is used.
+        out: path of the picture, .png, .pdf or .svg.
+        seed: seed of the mask.
 
     Returns:
-        the reconstruction's mean squared error on the masked patches, of normalised log-mel.
+        the reconstruction's mean squared error on the masked patches of the normalised log-mel.
 
     Raises:
-        AudioError: a recording that cannot be read.
-        ValueError: one that is shorter than a patch.
+        AudioError: If the recording cannot be read.
+        ValueError: If the recording is shorter than a patch.
     """
     pyplot = load_pyplot()
     config = model.config

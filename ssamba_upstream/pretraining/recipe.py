@@ -1,4 +1,4 @@
-"""PretrainingRecipe: everything that decides what a pretraining run computes."""
+"""PretrainingRecipe: everything that determines what a pretraining run computes."""
 
 import math
 from dataclasses import dataclass
@@ -10,52 +10,51 @@ from ..training.recipe import RecipeError, TrainingRecipe
 
 @dataclass(kw_only=True)
 class PretrainingRecipe(TrainingRecipe):
-    """A pretraining run. The defaults are the published values (arXiv 2405.11831, section 3.1) where there are any.
+    """A pretraining run. Defaults are the published values (arXiv 2405.11831, section 3.1), if there are any.
 
     Attributes:
         train: manifests, or globs or URLs of tar shards.
         validation: manifests.
-        steps: of the optimizer.
-        masking: "corrected", or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
-        objective: "shared_mask": one pass through the network serves both losses; "two_pass": each has its own masks
+        steps: number of optimizer steps.
+        masking: "corrected" or "published", see :func:`ssamba_upstream.network.masking.cluster_mask`.
+        objective: "shared_mask": both losses share one pass through the network; "two_pass": each has its own masks
             and its own pass, as published.
-        patch_learning_rate: the learning rate of the patches' projection over that of everything else. Default: 1, as
-            published. The less it learns, the more of those details of the log-mel do the layers hold for which the
-            objective has no use; with 0 it stays the random projection that it begins as, like that of MoCo v3
-            (arXiv 2104.02057).
-        teacher: a model whose frames the network learns to predict: "google_speech_embedding"; "transformers:MODEL",
+        patch_learning_rate: ratio of the patch projection's learning rate to all others. Default: 1, as published. The
+            less the projection learns, the more the layers keep of the log-mel details that the objective does not
+            need. With 0 it stays at its random initial values, as in MoCo v3 (arXiv 2104.02057).
+        teacher: model whose frames the network learns to predict: "google_speech_embedding"; "transformers:MODEL", with
             a folder or a name on the Hugging Face hub; "s3prl:NAME" or "s3prl:NAME:CHECKPOINT", an upstream of s3prl.
             See :mod:`ssamba_upstream.pretraining.teachers`. Default: none.
-        teacher_layers: numbers of the teacher's hidden states that are predicted, negative ones from the last. Default:
-            the last.
-        teacher_input: what the student hears: "whole" clips; or "masked" ones, of which it predicts all columns. The
-            contrastive and reconstruction losses need masks: with "whole" clips they cost a second pass.
-        teacher_outputs: folder in which the teacher's outputs are kept; several runs may share it. Default: ``teacher``
-            in the run's folder.
-        student_layer: the block, from 1, after which the teacher is predicted. Default: the last.
-        distillation_weight: weight of the teacher's loss beside the others, whose weights are ``contrastive_weight``
-            and ``reconstruction_weight`` of ``model``. If these two are 0, only the teacher's loss is computed.
-        augmentation: changes of what the network hears, a list of names of
-            :data:`ssamba_upstream.training.augmentation.WAVEFORM_CHANGES`; a teacher hears the clean clips. Default:
+        teacher_layers: indices of the teacher's hidden states that are predicted; negative ones count from the last.
+            Default: the last.
+        teacher_input: the student's input: "whole" clips; or "masked" clips, of which it predicts all columns. The
+            contrastive and reconstruction losses need masks, so with "whole" clips they cost a second pass.
+        teacher_outputs: folder that stores the teacher's outputs; several runs may share it. Default: ``teacher`` in
+            the run's folder.
+        student_layer: block, from 1, whose output predicts the teacher. Default: the last.
+        distillation_weight: weight of the teacher's loss; the other losses are weighted by ``contrastive_weight`` and
+            ``reconstruction_weight`` of ``model``. If these two are 0, only the teacher's loss is computed.
+        augmentation: changes of the network's input, a list of names from
+            :data:`ssamba_upstream.training.augmentation.WAVEFORM_CHANGES`; a teacher gets the clean clips. Default:
             none.
-        clip_lengths: lengths of the training clips in log-mel frames, taken in turn from step to step. A step has as
-            many more clips as they are shorter, so that it always costs the same. For a teacher and unmasked clips
-            only, because ``masked_patches`` belongs to one length. Default: ``pretraining_frames`` of ``model``.
-        join_short: fill up a short recording with further ones instead of padding it.
-        schedule: "plateau": halved when the validation accuracy has not grown for ``patience`` validations more than
-            allowed; "cosine": falls to zero over the run.
-        patience: validations without growth that "plateau" allows.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is validated and what
-            ``best`` and ``last`` hold. Default: none.
-        validate_every: in steps.
-        probe: a labelled set (CSV, or a folder per class), on which a linear probe is trained every ``probe_every``
+        clip_lengths: lengths of the training clips in log-mel frames, used in turn by the steps. Steps with shorter
+            clips have proportionally more of them, so every step costs the same. Only for a teacher and unmasked clips,
+            because ``masked_patches`` belongs to one length. Default: ``pretraining_frames`` of ``model``.
+        join_short: If True, fill up short recordings with other recordings instead of padding.
+        schedule: "plateau": halve the learning rate after more than ``patience`` validations without improvement;
+            "cosine": decay to zero over the run.
+        patience: validations without improvement that "plateau" allows.
+        ema_decay: decay of an exponential moving average of the weights; if given, the average is validated and saved
+            as ``best`` and ``last``. Default: none.
+        validate_every: interval between validations in steps.
+        probe: labelled set (CSV, or a folder per class) on which a linear probe is trained every ``probe_every``
             steps. Default: none.
 
-    The others are those of TrainingRecipe; ``seed`` is also that of the order of the clips, their crops and their
-    masks, and a field of ``model`` is ``masked_patches``.
+    The other attributes are those of TrainingRecipe. ``seed`` also determines the order of the clips, their crops and
+    their masks; ``model`` may contain ``masked_patches``.
 
     Raises:
-        RecipeError: an unknown field, or a value out of range.
+        RecipeError: If a field is unknown or a value is out of range.
     """
 
     train: list
@@ -97,7 +96,7 @@ class PretrainingRecipe(TrainingRecipe):
             sources = getattr(self, name)
             setattr(self, name, [sources] if isinstance(sources, str) else list(sources))
             if not getattr(self, name):
-                raise RecipeError(f"{name} names no manifest")
+                raise RecipeError(f"{name} lists no manifest")
         super().__post_init__()
         if not isinstance(self.patch_learning_rate, (int, float)) or not 0 <= self.patch_learning_rate < math.inf:
             raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
@@ -107,7 +106,7 @@ class PretrainingRecipe(TrainingRecipe):
             self._check_clip_lengths()
         unknown = set(self.augmentation or ()) - set(WAVEFORM_CHANGES)
         if unknown:
-            raise RecipeError(f"augmentation is a list of {', '.join(WAVEFORM_CHANGES)}; got {sorted(unknown)}")
+            raise RecipeError(f"augmentation must be a list of {', '.join(WAVEFORM_CHANGES)}; got {sorted(unknown)}")
 
     def _check_clip_lengths(self):
         config, lengths = self.config(), self.clip_lengths
@@ -117,18 +116,18 @@ class PretrainingRecipe(TrainingRecipe):
             raise RecipeError(f"clip_lengths must be a list of whole numbers from {shortest}, the width of a patch, "
                               f"that divide pretraining_frames, {whole}; got {lengths!r}")
         if self.masks:
-            raise RecipeError("clip_lengths is for a teacher alone and whole clips, because masked_patches belongs to "
-                              "one length. Leave it out, or take away what needs masks")
+            raise RecipeError("clip_lengths works only with a teacher's loss alone and whole clips, because "
+                              "masked_patches belongs to one length. Omit it, or remove the options that need masks")
 
     @property
     def self_supervised(self):
-        """Whether there is a contrastive or a reconstruction loss."""
+        """True if there is a contrastive or a reconstruction loss."""
         config = self.config()
         return config.contrastive_weight > 0 or config.reconstruction_weight > 0
 
     @property
     def masks(self):
-        """Masks of a clip that a step draws."""
+        """Number of masks that a step draws for a clip."""
         if self.self_supervised:
             return 2 if self.objective == "two_pass" else 1
         return int(self.teacher_input == "masked")
@@ -137,7 +136,7 @@ class PretrainingRecipe(TrainingRecipe):
         blocks = self.config().num_hidden_layers
         if self.teacher is None and not self.self_supervised:
             raise RecipeError("there is no loss: contrastive_weight and reconstruction_weight are 0. Raise one of "
-                              "them, or name a teacher")
+                              "them, or give a teacher")
         layers = self.teacher_layers
         if layers is not None and (not isinstance(layers, list) or not layers or
                                    not all(isinstance(layer, int) for layer in layers)):
@@ -146,10 +145,10 @@ class PretrainingRecipe(TrainingRecipe):
             raise RecipeError(f"distillation_weight must be a number above 0; got {self.distillation_weight!r}")
         block = blocks if self.student_layer is None else self.student_layer
         if not isinstance(block, int) or not 1 <= block <= blocks:
-            raise RecipeError(f"student_layer must be a block, from 1 to {blocks}; got {block!r}")
+            raise RecipeError(f"student_layer must be a block number from 1 to {blocks}; got {block!r}")
         if block < blocks and not self.self_supervised:
-            raise RecipeError(f"student_layer is {block}, and no loss reaches the blocks above it, up to {blocks}. "
-                              "Give the network fewer blocks, or add a contrastive or reconstruction loss")
+            raise RecipeError(f"student_layer is {block}, so no loss reaches the blocks above it, up to {blocks}. "
+                              "Use a network with fewer blocks, or add a contrastive or reconstruction loss")
 
     def sources(self):
         return [*self.train, *self.validation]

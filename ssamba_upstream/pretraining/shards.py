@@ -1,4 +1,4 @@
-"""Pretraining batches from WebDataset shards: tar files of audio, on this machine or behind URLs."""
+"""Pretraining batches from WebDataset shards: tar files of audio, local or remote."""
 
 import copy
 import glob
@@ -16,23 +16,24 @@ from ..corpora.manifest import ManifestError
 from ..training.batches import Batch, next_pieces
 
 SHUFFLE_BUFFER = 1000
-"""Files, still encoded, among which each reader draws its next one."""
+"""Number of encoded files from which each reader draws the next one."""
 
 
 class ShardBatches(IterableDataset):
-    """Batches without end from tar shards, each shard read by one reader per pass.
+    """Endless batches from tar shards; each shard is read by one reader per pass.
 
-    Readers are the workers of all ranks. In each pass the shards, in a seeded order, are dealt out to them; each
-    reader makes batches of its own from the audio files in its shards, which go through a seeded shuffle buffer.
-    What cannot be decoded and what is torn is skipped and reported. A reader that found nothing readable in its
-    share reads all shards in the next pass, and gives up when there is nothing in any.
+    Readers are the workers of all ranks. In each pass the shards are dealt out to them in a seeded order. Each reader
+    makes its own batches from the audio files in its shards, through a seeded shuffle buffer. Files that are damaged or
+    cannot be decoded are skipped and reported. A reader that found nothing readable in its share reads all shards in
+    the next pass, and gives up if none has readable audio.
 
-    A position holds for each worker of its rank how far into which pass it is, and how many files it took from each of
-    the pass's shards. To go on there, a reader shuffles the numbers of those files again, and reads only the shards
-    whose files were in the shuffle buffer: about as many as hold seven times the buffer, however far the pass is.
+    For each worker of its rank, a position contains the pass, the progress in it, and the number of files taken from
+    each of the pass's shards. To resume, a reader shuffles the numbers of those files again, and reads only the shards
+    whose files were in the shuffle buffer. These hold about seven times the buffer, however far the pass has come.
 
     Raises:
-        ManifestError: no shard, fewer shards than readers, or a position of another rank or number of readers.
+        ManifestError: If there is no shard, there are fewer shards than readers, or the position belongs to another
+            rank or number of readers.
     """
 
     def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short,
@@ -43,17 +44,17 @@ class ShardBatches(IterableDataset):
         self.rank, self.world_size, self.workers = rank, world_size, workers
         if len(self.urls) < world_size * workers:
             raise ManifestError(f"{len(self.urls)} shards for {world_size} processes with {workers} workers each: "
-                                "every worker needs a shard of its own; cut smaller shards, or use fewer workers")
+                                "every worker needs its own shard. Make smaller shards, or use fewer workers")
         place = {"rank": rank, "world_size": world_size, "workers": workers}
         start = {"pass": 0, "files": 0, "sizes": [], "whole": False, "heard": False}
         self.position = position or {**place, "next": 0, "readers": [start] * workers}
         if {key: self.position[key] for key in place} != place:
             begun = {key: self.position[key] for key in place}
-            raise ManifestError(f"a run on shards goes on with the processes and workers it was begun with: the "
-                                f"position is of {begun}, this is {place}")
+            raise ManifestError("a run on shards must resume with the same processes and workers: its position has "
+                                f"{begun}, this run has {place}")
 
     def follow(self, batches):
-        """Give each batch of a loader the position of its rank in place of its reader's."""
+        """Replace the reader's position of each of a loader's batches by the rank's."""
         position = self.position
         for batch in batches:
             readers = list(position["readers"])
@@ -64,7 +65,7 @@ class ShardBatches(IterableDataset):
 
     def __iter__(self):
         info = get_worker_info()
-        # The loader begins with its first worker, which has to be the one whose turn it is.
+        # The loader starts with its first worker, which must be the one whose turn is next.
         worker = (self.position["next"] + (info.id if info else 0)) % self.workers
         state = copy.deepcopy(self.position["readers"][worker])
         unreadable = []
@@ -78,7 +79,7 @@ class ShardBatches(IterableDataset):
             yield error
 
     def _clips(self, reader, state, unreadable):
-        """A reader's clips without end; ``state`` is always that after the last one."""
+        """Yield a reader's clips indefinitely; ``state`` is always the state after the last one."""
         while True:
             share = np.random.default_rng([self.seed, 0, state["pass"]]).permutation(self.urls).tolist()
             if not state["whole"]:
@@ -104,7 +105,7 @@ class ShardBatches(IterableDataset):
 
 
 def _expand(source):
-    """The shards that a path, glob or URL with braces names."""
+    """Yield the shards that a path, glob or URL with braces refers to."""
     for url in webdataset.shardlists.expand_urls(source):
         found = [url] if "://" in url else sorted(glob.glob(url))
         if not found:
@@ -113,17 +114,17 @@ def _expand(source):
 
 
 def _shuffled(share, sizes, passed, draw, unreadable):
-    """Name and content of each audio file in some shards, shuffled.
+    """Yield name and content of each audio file in the shards, shuffled.
 
     Args:
         share: the shards.
-        sizes: how many files were taken from each of the first shards; counts on.
-        passed: how many of these files have been given already, and are not given again.
-        draw: random.Random, by which is shuffled.
-        unreadable: list to which what cannot be read is added.
+        sizes: number of files taken so far from each of the first shards; updated.
+        passed: number of files that were yielded before and are skipped.
+        draw: random.Random for the shuffling.
+        unreadable: list to which unreadable files are added.
 
     Raises:
-        ManifestError: a shard does not hold any more what it held when its files were counted.
+        ManifestError: If a shard has changed since its files were counted.
     """
     taken = sum(sizes)
     files = itertools.chain(range(taken), _count(share, sizes, unreadable))
@@ -135,7 +136,7 @@ def _shuffled(share, sizes, passed, draw, unreadable):
 
 
 def _count(share, sizes, unreadable):
-    """The audio files of the shards after those that ``sizes`` counts, which counts on."""
+    """Yield the shards' audio files after those already counted in ``sizes``, and update the counts."""
     if len(sizes) > len(share):
         return
     for number in range(max(0, len(sizes) - 1), len(share)):
@@ -148,7 +149,7 @@ def _count(share, sizes, unreadable):
 
 
 def _reread(share, sizes, wanted):
-    """Audio files by their number among all that were taken from the shards."""
+    """Return the wanted audio files by their number among all files taken from the shards."""
     found, first = {}, 0
     for url, size in zip(share, list(sizes)):
         here = wanted.intersection(range(first, first + size))
@@ -156,21 +157,21 @@ def _reread(share, sizes, wanted):
             files = itertools.islice(_audio_files(url, []), max(here) + 1 - first)
             found.update((number, file) for number, file in enumerate(files, first) if number in here)
         if not here <= found.keys():
-            raise ManifestError(f"{url} does not hold any more what it held when the run stopped; the run cannot go on "
-                                "in the same order")
+            raise ManifestError(f"{url} has changed since the run stopped, so the run cannot resume in the same order. "
+                                "Restore the shard, or start a new run")
         first += size
     return found
 
 
 def _audio_files(url, unreadable):
-    """Name and content of each audio file in a shard, as far as the shard can be read."""
+    """Yield name and content of each audio file in a shard, as far as the shard can be read."""
     def report(error):
-        # webdataset tells of the same tear twice, once with the stream's name behind it.
+        # webdataset reports the same damage twice, once with the stream's name appended.
         if not any(line.startswith(f"{url}: ") for line in unreadable[-1:]):
             unreadable.append(f"{url}: {why_unreadable(error).split(' @ ')[0]}")
         return True
 
-    # Files one by one: grouped to samples, webdataset drops those whose names it cannot split at a dot.
+    # Single files, because webdataset's grouping into samples drops names that it cannot split at a dot.
     streams = tariterators.url_opener([{"url": url}], handler=report)
     for file in tariterators.tar_file_expander(streams, handler=report, select_files=_is_audio, eof_value=None):
         yield f"{url}/{file['fname']}", file["data"]

@@ -1,7 +1,8 @@
 """Teachers: frozen models whose frames a student learns to predict.
 
-s3prl's upstreams are teachers too, but only ``plugin/`` knows s3prl: :mod:`ssamba_upstream.plugin.teachers` has that
-kind, and the command ``ssamba pretrain`` hands it to :func:`ssamba_upstream.pretraining.trainer.pretrain`.
+Upstreams of s3prl can also be teachers. Since only ``plugin/`` may import s3prl, they are defined in
+:mod:`ssamba_upstream.plugin.teachers` and passed to :func:`ssamba_upstream.pretraining.trainer.pretrain` by the command
+``ssamba pretrain``.
 """
 
 import ctypes
@@ -21,22 +22,22 @@ from ..files import file_hash
 from ..store import state_hash
 
 SHORTEST = 1600
-"""Samples to which shorter waveforms are zero-padded: models of speech need the length of a window or two."""
+"""Samples to which shorter waveforms are zero-padded, because speech models need one or two windows."""
 
 
 class TeacherError(ValueError):
-    """A teacher that cannot be used; the message says what to do."""
+    """A teacher that cannot be used. The message says what to do."""
 
 
 class Teacher:
-    """A frozen model, from waveforms to frames.
+    """A frozen model that maps waveforms to frames.
 
-    Frame i of a waveform stands for the audio around sample ``centre + i * hop``.
+    Frame i of a waveform describes the audio around sample ``centre + i * hop``.
 
     Attributes:
-        hop, centre: in samples at 16 kHz.
-        name, license: of the model. The license is None if nothing states it.
-        layers, width: number of hidden states and of their features.
+        hop, centre: hop and first centre in samples at 16 kHz.
+        name, license: name and licence of the model; the licence is None if it is not stated.
+        layers, width: number of hidden states, and number of their features.
     """
 
     hop: int
@@ -45,16 +46,17 @@ class Teacher:
     license: str | None = None
 
     def hidden_states(self, wav):
-        """(samples,) float32 at 16 kHz -> (layers, frames, width), for one waveform by itself."""
+        """Map a single waveform, (samples,) float32 at 16 kHz, to (layers, frames, width)."""
         raise NotImplementedError
 
     def description(self):
-        """Everything that decides the hidden states, as a store asks for it; ``upstream`` and ``weights`` among it."""
+        """Return everything that determines the hidden states, for a store, including ``upstream`` and ``weights``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, wavs):
-        """
+        """Return the hidden states of waveforms.
+
         Args:
             wavs: list of (samples,) float32 at 16 kHz.
 
@@ -64,10 +66,10 @@ class Teacher:
         return [self.hidden_states(F.pad(wav, (0, max(0, SHORTEST - len(wav))))).float().cpu() for wav in wavs]
 
     def measure(self):
-        """Find ``layers`` and ``width``, and check the hop, on one second of silence.
+        """Determine ``layers`` and ``width``, and check the hop, on one second of silence.
 
         Raises:
-            TeacherError: the hidden states are not frames at that hop.
+            TeacherError: If the hidden states are not frames at that hop.
         """
         self.layers, frames, self.width = self([torch.zeros(SAMPLE_RATE)])[0].shape
         if abs(frames - SAMPLE_RATE / self.hop) > 2:
@@ -77,15 +79,15 @@ class Teacher:
 
     @property
     def credit(self):
-        """Name and license, for people."""
+        """Name and licence as text."""
         return f"{self.name} ({self.license or 'licence not stated: ask its authors'})"
 
 
 class GoogleSpeechEmbedding(Teacher):
     """Google's speech embedding (arXiv 2002.01322), 96 numbers every 80 ms, from the package ``pyopen-wakeword``.
 
-    A frame sees a window of 76 log-mel frames, 775 ms, around its centre. Both networks are fully convolutional, and
-    read a whole waveform in one call; before and after it they hear digital silence.
+    A frame sees a window of 76 log-mel frames, 775 ms, around its centre. Both networks are fully convolutional and
+    process a whole waveform in one call, padded with digital silence at both ends.
     """
 
     hop, centre = 1280, 640
@@ -93,7 +95,7 @@ class GoogleSpeechEmbedding(Teacher):
 
     MEL_HOP, MEL_WINDOW, MEL_BANDS = 160, 512, 32
     WINDOW = 75 * MEL_HOP + MEL_WINDOW
-    """Samples that a frame sees."""
+    """Receptive field of a frame in samples."""
 
     def __init__(self, model, device):
         try:
@@ -119,7 +121,7 @@ class GoogleSpeechEmbedding(Teacher):
         return torch.from_numpy(embedding.reshape(1, frames, -1))
 
     def _run(self, interpreter, values):
-        """Run a network of TensorFlow Lite on an array of any length, through its C interface."""
+        """Run a TensorFlow Lite network on an array of any length, through its C interface."""
         library = self.networks.lib
         values = np.ascontiguousarray(values, np.float32)
         shape = (ctypes.c_int32 * values.ndim)(*values.shape)
@@ -130,7 +132,7 @@ class GoogleSpeechEmbedding(Teacher):
             failed = library.TfLiteTensorCopyFromBuffer(tensor, _address(values), ctypes.c_size_t(values.nbytes))
         if failed or library.TfLiteInterpreterInvoke(interpreter):
             raise TeacherError(f"TensorFlow Lite cannot run Google's speech embedding on an input of {values.shape}. "
-                               "Install the version of pyopen-wakeword that the extra distillation asks for.")
+                               "Install the version of pyopen-wakeword that the extra distillation requires.")
         tensor = library.TfLiteInterpreterGetOutputTensor(interpreter, 0)
         shape = [library.TfLiteTensorDim(tensor, axis) for axis in range(library.TfLiteTensorNumDims(tensor))]
         result = np.empty(shape, np.float32)
@@ -143,10 +145,10 @@ def _address(values):
 
 
 class TransformersTeacher(Teacher):
-    """An audio model of transformers, by folder or by its name on the Hugging Face hub.
+    """An audio model of transformers, given by folder or by name on the Hugging Face hub.
 
-    These are the models whose frames come from a stack of convolutions over samples, such as wav2vec 2.0, HuBERT,
-    WavLM and Data2Vec, and the encoders of Whisper.
+    Supported are models whose frames come from a stack of convolutions over samples, such as wav2vec 2.0, HuBERT, WavLM
+    and Data2Vec, and the encoders of Whisper.
     """
 
     def __init__(self, model, device):
@@ -169,8 +171,8 @@ class TransformersTeacher(Teacher):
         if config.model_type == "whisper":
             hop = self.extractor.hop_length * self.network.conv1.stride[0] * self.network.conv2.stride[0]
             return hop, hop / 2
-        raise TeacherError(f"{self.name} is a {config.model_type}, whose hidden states are not known to be frames. Use "
-                           "a model such as HuBERT or Whisper, or an upstream of s3prl.")
+        raise TeacherError(f"{self.name} is a {config.model_type}, whose hidden states may not be frames. Use a model "
+                           "such as HuBERT or Whisper, or an upstream of s3prl.")
 
     def description(self):
         return {"upstream": "transformers", "weights": state_hash(self.network),
@@ -185,7 +187,7 @@ class TransformersTeacher(Teacher):
 
 
 def _license(model):
-    """The license that the model's card names, or None."""
+    """Return the licence stated in the model's card, or None."""
     folder = Path(model)
     try:
         card = folder / "README.md" if folder.is_dir() else cached_file(model, "README.md")
@@ -195,7 +197,7 @@ def _license(model):
 
 
 KINDS = {"google_speech_embedding": GoogleSpeechEmbedding, "transformers": TransformersTeacher}
-"""Kinds of teachers that this package has without s3prl."""
+"""Kinds of teachers that do not need s3prl."""
 
 
 def load_teacher(teacher, device, more_kinds=None):
@@ -203,14 +205,14 @@ def load_teacher(teacher, device, more_kinds=None):
 
     Args:
         teacher: "KIND" or "KIND:MODEL", see :class:`ssamba_upstream.pretraining.recipe.PretrainingRecipe`.
-        device: where it computes, if it is a network of torch.
-        more_kinds: classes of further kinds by name, beside :data:`KINDS`. A class is called with MODEL and device.
+        device: device of the teacher, if it is a torch network.
+        more_kinds: classes of kinds other than :data:`KINDS`, by name. A class is called with MODEL and device.
 
     Raises:
-        TeacherError: no such kind, or a model that cannot be used.
+        TeacherError: If the kind is unknown, or the model cannot be used.
     """
     kinds = {**KINDS, **(more_kinds or {})}
     kind, _, model = teacher.partition(":")
     if kind not in kinds:
-        raise TeacherError(f"There is no kind of teacher {kind!r}. Use one of {', '.join(sorted(kinds))}.")
+        raise TeacherError(f"{kind!r} is not a kind of teacher. Use one of {', '.join(sorted(kinds))}.")
     return kinds[kind](model, device).measure()

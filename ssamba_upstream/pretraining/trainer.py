@@ -1,4 +1,4 @@
-"""The pretraining loop: clips -> log-mel -> masks -> losses -> a step of AdamW."""
+"""The pretraining loop: clips -> log-mel -> masks -> losses -> AdamW step."""
 
 import itertools
 import math
@@ -33,9 +33,9 @@ from .model_card import save_result
 from .recipe import PretrainingRecipe
 from .teachers import Teacher, load_teacher
 
-COLLAPSED = 1.5  # effective rank of representations that hardly differ
-CLIPS_OF_RANK = 512  # more change little of it
-CLIPS_OF_STATISTICS = 256  # of the teacher's features
+COLLAPSED = 1.5  # effective rank below which representations hardly differ
+CLIPS_OF_RANK = 512  # for the effective rank; more clips hardly change it
+CLIPS_OF_STATISTICS = 256  # for the statistics of the teacher's features
 
 
 def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = False, device: str | None = None,
@@ -44,24 +44,24 @@ def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = F
 
     Args:
         recipe: a PretrainingRecipe.
-        out: the run's folder. Written there: ``best`` and ``last``, checkpoints by validation accuracy and by time;
-            ``run.json``, the recipe, the manifests' hashes and the environment; ``states``, what ``resume`` needs;
-            ``log.jsonl`` and ``tensorboard``; with a teacher ``teacher``, its outputs; and at the end ``curves.png``.
-        resume: go on from the newest state in ``out``, or begin where there is none.
-        device: "cpu" or "cuda". Default: CUDA where there is one.
-        teachers: further kinds of teachers, see :func:`ssamba_upstream.pretraining.teachers.load_teacher`.
+        out: the run's folder. It receives the checkpoints ``best`` (by validation accuracy) and ``last``; ``run.json``,
+            with the recipe, the manifests' hashes and the environment; ``states``, for ``resume``; ``log.jsonl`` and
+            ``tensorboard``; ``teacher``, the outputs of a teacher; and, at the end, ``curves.png``.
+        resume: If True, resume from the newest state in ``out``, or start a run if there is none.
+        device: "cpu" or "cuda". Default: "cuda" if available.
+        teachers: additional kinds of teachers, see :func:`ssamba_upstream.pretraining.teachers.load_teacher`.
 
     Returns:
-        True when all steps are done, False when a signal (SIGINT, SIGTERM) stopped the run after saving its state.
+        True if all steps are done, False if a signal (SIGINT, SIGTERM) stopped the run after saving its state.
 
     Raises:
-        ManifestError: no readable audio.
-        RecipeError: ``resume`` with a recipe or manifests other than the run began with.
-        FileExistsError: something is in ``out``, and not ``resume``.
-        BlockingIOError: Another run is writing into ``out``.
-        TeacherError: the teacher cannot be used.
-        StoreError: the teacher's outputs are not finite.
-        TrainingError: ten steps in a row had no finite gradient, or the state cannot be saved or read.
+        ManifestError: If no audio is readable.
+        RecipeError: If recipe or manifests differ from those of the run to resume.
+        FileExistsError: If ``out`` is not empty and ``resume`` is False.
+        BlockingIOError: If another run is writing into ``out``.
+        TeacherError: If the teacher cannot be used.
+        StoreError: If the teacher's outputs are not finite.
+        TrainingError: If ten consecutive steps had no finite gradient, or the state cannot be saved or read.
     """
     out = Path(out)
     with start_processes(device) as processes, signals() as stopped, lock_run(out, processes):
@@ -69,7 +69,7 @@ def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = F
         description = describe_run(recipe, **({"teacher": teacher.description()} if teacher else {}))
         if processes.first:
             check_continuation(out, description, recipe, resume)
-        processes.wait()  # the others write the teacher's outputs into the folder, which has to be empty until then
+        processes.wait()  # the others write the teacher's outputs into the folder, which must be empty until now
         return _Pretraining(recipe, out, description, processes, teacher).train(stopped)
 
 
@@ -95,11 +95,11 @@ class _Pretraining(Run):
         if recipe.ema_decay:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         if processes.first:
-            load_pyplot()  # lest the end of the run find out that it is missing
+            load_pyplot()  # so that a missing matplotlib fails now, not at the end of the run
         self.description, self.labelled = description, None
         if recipe.probe:
             self.labelled = read_labelled(recipe.probe)
-            self.labelled.check_probes()  # which would end the run at the first probe
+            self.labelled.check_probes()  # otherwise the first probe would end the run
         self.samples = config.front_end.samples_of(config.pretraining_frames)
         lengths = recipe.clip_lengths or [config.pretraining_frames]
         self.training_samples = [*map(config.front_end.samples_of, lengths)]
@@ -125,11 +125,11 @@ class _Pretraining(Run):
         return self._losses(network, self._fbank(heard), generator, self._targets(batch))
 
     def _fbank(self, batch):
-        """(clips, frames, mel)"""
+        """Return the log-mel of a batch, (clips, frames, mel)."""
         return batch_to_fbank(batch, self.log_mel, self.config.front_end.frames_of(batch.waveforms.shape[1]))
 
     def _targets(self, batch):
-        """What the network takes beside the log-mel: with a teacher, what is to be predicted of the clean clips."""
+        """Return the network's arguments other than the log-mel: with a teacher, the targets from the clean clips."""
         if self.targets is None:
             return {}
         return {name: send(tensor, self.processes.device)
@@ -146,7 +146,7 @@ class _Pretraining(Run):
             return network(fbank, *masks, **targets)
 
     def learning_rate_factor(self, step):
-        """A cosine to zero; or what the plateau has left of it."""
+        """Return the cosine decay to zero; None with the plateau schedule, which sets the rates itself."""
         recipe = self.recipe
         if recipe.schedule == "plateau":
             return None
@@ -173,13 +173,13 @@ class _Pretraining(Run):
     def end(self):
         if self.processes.first:
             draw_curves(self.out / "log.jsonl", self.out / "curves.png")
-        self.log.say(f"done; the checkpoints are {self.out / 'best'} and {self.out / 'last'}, the curves "
+        self.log.say(f"done: wrote the checkpoints {self.out / 'best'} and {self.out / 'last'}, and the curves "
                      f"{self.out / 'curves.png'}")
 
     @torch.no_grad()
     def _validate(self, step):
-        """Losses on the validation clips under masks that are the same every time, and the effective rank of what the
-        encoder makes of the clips; keeps the best network."""
+        """Log the losses on the validation clips, under fixed masks, and the effective rank of their representations;
+        save the best network."""
         recipe, processes, model = self.recipe, self.processes, self._evaluated()
         model.eval()
         totals, averages = torch.zeros(len(self.LOSSES) + 1, dtype=torch.float64), []
@@ -200,13 +200,14 @@ class _Pretraining(Run):
                 averages.append(self._averages(model, fbank))
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:
-            raise TrainingError(f"none of the validation clips can be read: {', '.join(recipe.validation)}")
+            raise TrainingError(f"no validation clip can be read: {', '.join(recipe.validation)}")
         values = {name: total / count for name, total in zip(self.LOSSES, sums)}
         values["effective_rank"] = effective_rank(torch.cat(sum(processes.gather(averages), [])))
         self.log.record(step, "validation", clips=int(count), **values)
         if count > 1 and values["effective_rank"] < COLLAPSED:
-            self.log.say(f"step {step}: the network has collapsed, it makes nearly the same of every clip (effective "
-                         f"rank {values['effective_rank']:.2f}); a lower learning rate or a longer warm-up may help")
+            self.log.say(f"step {step}: the network has collapsed: all clips have nearly the same representation "
+                         f"(effective rank {values['effective_rank']:.2f}). Try a lower learning rate or a longer "
+                         "warm-up")
         score = values[self.score]
         if recipe.schedule == "plateau" and step > recipe.warmup_steps:
             self.plateau.step(score)
@@ -216,12 +217,12 @@ class _Pretraining(Run):
         self._save_result("last", step, values)
 
     def _averages(self, model, fbank):
-        """(clips, E) on the CPU: the mean over the patches of each whole clip, nothing masked, after the final norm."""
+        """Return the mean over each unmasked clip's patches, after the final norm: (clips, E) on the CPU."""
         with self.autocast():
             return _network(model).ssamba(fbank).last_hidden_state[:, 1:].mean(1).float().cpu()
 
     def _probe(self, step):
-        """Accuracy of a linear probe on the recipe's labelled set, on the layer that its dev part chooses."""
+        """Log the accuracy of a linear probe on the recipe's labelled set, at the layer chosen on its dev part."""
         if not self.processes.first:
             return
         unreadable = {}
@@ -235,13 +236,13 @@ class _Pretraining(Run):
         self.log.record(step, "probe", test_accuracy=result.best_test_accuracy)
 
     def _evaluated(self):
-        """The network that is validated and kept: the average where there is one."""
+        """Return the network that is validated and saved: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
     def _save_result(self, name, step, validation):
         if self.processes.first:
             network = _network(self._evaluated())
-            network = network if self.recipe.self_supervised else network.ssamba  # whose heads have learned nothing
+            network = network if self.recipe.self_supervised else network.ssamba  # without the untrained heads
             save_result(network, self.out / name, self.description, step, validation)
 
     def state(self):
@@ -256,12 +257,12 @@ class _Pretraining(Run):
 
 
 def _network(model):
-    """The network without the head that predicts a teacher."""
+    """Return the network without the head that predicts a teacher."""
     return model.network if isinstance(model, Student) else model
 
 
 def _parameter_groups(model, recipe):
-    """Groups of AdamW: where the patches' projection learns at a rate of its own, it is the second."""
+    """Return AdamW's groups: if the patch projection has its own learning rate, it forms the second group."""
     if recipe.patch_learning_rate in (0, 1):
         return None
     projection = list(_network(model).ssamba.patch_embed.parameters())

@@ -342,7 +342,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path, recipe, monkeypatch):
         save(state, file)
 
     monkeypatch.setattr(training_state.torch, "save", full_disk)
-    with pytest.raises(TrainingError, match="the disk is full; the last one is .*step-00000002.pt"):
+    with pytest.raises(TrainingError, match="the disk is full. --resume continues from the last saved one, .*step-00000002.pt"):
         pretrain(recipe(), tmp_path / "run")
     monkeypatch.undo()
     assert [file.name for file in (tmp_path / "run" / "states").iterdir()] == ["step-00000002.pt"]
@@ -412,9 +412,9 @@ def test_a_run_from_before_a_field_goes_on_with_its_default(tmp_path, recipe):
     description = json.loads(file.read_text())
     del description["recipe"]["patch_learning_rate"], description["recipe"]["weight_decay_of"]
     file.write_text(json.dumps(description))
-    with pytest.raises(RecipeError, match="began with weight_decay_of 'all', not 'projections'"):
+    with pytest.raises(RecipeError, match="started with weight_decay_of 'all', not 'projections'"):
         pretrain(recipe(steps=2, weight_decay_of="projections"), tmp_path / "run", resume=True)
-    with pytest.raises(RecipeError, match="began with patch_learning_rate 1.0, not 0.1"):
+    with pytest.raises(RecipeError, match="started with patch_learning_rate 1.0, not 0.1"):
         pretrain(recipe(steps=2, patch_learning_rate=0.1), tmp_path / "run", resume=True)
     assert pretrain(recipe(steps=2), tmp_path / "run", resume=True)
 
@@ -443,9 +443,9 @@ def test_what_cannot_be_resumed(tmp_path, recipe, audio):
         pretrain(recipe(steps=1), tmp_path / "run", resume=True)
     pretrain(recipe(steps=1), tmp_path / "run")
     assert not (tmp_path / "run" / ".lock").exists()
-    with pytest.raises(FileExistsError, match="is not empty; resume the run"):
+    with pytest.raises(FileExistsError, match="is not empty. Resume the run"):
         pretrain(recipe(), tmp_path / "run")
-    with pytest.raises(RecipeError, match="began with learning_rate 0.001, not 0.01"):
+    with pytest.raises(RecipeError, match="started with learning_rate 0.001, not 0.01"):
         pretrain(recipe(learning_rate=0.01), tmp_path / "run", resume=True)
     shorter = tmp_path / "all.jsonl"
     shorter.write_text("".join((audio / "all.jsonl").read_text().splitlines(keepends=True)[:8]))
@@ -468,7 +468,7 @@ def test_unreadable_files_are_counted_and_listed(tmp_path, recipe, audio):
 
 def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, recipe):
     (tmp_path / "gone.jsonl").write_text(json.dumps({"path": str(tmp_path / "gone.wav")}) + "\n")
-    with pytest.raises(TrainingError, match="none of the validation clips can be read: .*gone.jsonl"):
+    with pytest.raises(TrainingError, match="no validation clip can be read: .*gone.jsonl"):
         pretrain(recipe(validation=str(tmp_path / "gone.jsonl")), tmp_path / "run")
 
 
@@ -478,8 +478,8 @@ def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, reci
     ({"patch_learning_rate": -1}, "patch_learning_rate must be a number from 0, such as 0.1; got -1"),
     ({"weight_decay_of": "matrices"}, "weight_decay_of must be one of all, projections; got 'matrices'"),
     ({"masking": "random"}, "masking must be one of corrected, published; got 'random'"),
-    ({"lr": 1}, "no field lr; there are: accumulation"),
-    ({"train": []}, "train names no manifest"),
+    ({"lr": 1}, "no field lr; the fields are accumulation"),
+    ({"train": []}, "train lists no manifest"),
     ({"model": {"deptth": 2}}, "model has no field deptth"),
     ({"model": {"dtype": "float16"}}, "model has no field dtype"),
     ({"model": {"block_order": "odd"}}, "model: block_order must be one of"),
@@ -600,9 +600,9 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
 @pytest.mark.slow
 def test_torchrun(tmp_path, recipe_file):
     arguments = ["pretrain", recipe_file(steps=3), "--out", tmp_path / "run"]
-    assert "done; the checkpoints are" in torchrun(*arguments)
+    assert "done: wrote the checkpoints" in torchrun(*arguments)
     assert [step for step, _ in logged(tmp_path / "run", "loss")] == [1, 2, 3]
-    assert "going on after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
+    assert "resuming after step 3" in torchrun(*arguments, "--set", "steps=4", "--resume")
 
 
 @pytest.mark.gpu
@@ -613,7 +613,7 @@ def test_a_run_on_a_gpu(tmp_path, recipe, recipe_file, precision):
     assert pretrain(recipe(**changes, steps=3), tmp_path / "run", device="cuda")
     goes_on = ["pretrain", recipe_file(**changes), "--out", tmp_path / "run", "--resume"]
     said = torchrun(*goes_on, processes=1, device="cuda")
-    assert "going on after step 3" in said and "done; the checkpoints are" in said
+    assert "resuming after step 3" in said and "done: wrote the checkpoints" in said
 
 
 @pytest.mark.slow
