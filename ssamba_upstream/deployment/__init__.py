@@ -1,1 +1,1 @@
-"""Networks where they are used: as ONNX graphs, and over recordings of any length."""
+"""Deployment: ONNX graphs, and classifiers and embeddings over recordings of any length."""

@@ -1,4 +1,4 @@
-"""``ssamba export``: a checkpoint as an ONNX file, compared with the network in onnxruntime before it is there."""
+"""``ssamba export``: writing a checkpoint as an ONNX file, after comparing it with the network in onnxruntime."""
 
 import json
 import os
@@ -20,27 +20,27 @@ READS = ("waveform", "log_mel")
 WRITES = ("hidden_states", "embedding", "logits")
 
 TOLERANCE = 1e-4
-"""By how much float32 outputs may differ from the network's: of the largest magnitude among them, or of 1."""
+"""Largest allowed difference of float32 outputs from the network's, relative to their largest magnitude or to 1."""
 
 COMPARED = ((1, 0.1), (2, 1.03), (1, 12.3))
-"""Utterances, and seconds of each, of the noise on which outputs are compared."""
+"""Number of utterances, and length of each in seconds, of the noise on which outputs are compared."""
 
 TIMED_SECONDS = 10
 
 
 class ExportError(ValueError):
-    """A network that cannot be exported as asked for, or whose ONNX graph does not compute what it does."""
+    """A network that cannot be exported as requested, or whose ONNX graph computes different outputs."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was measured of an ONNX file before it was written.
+    """Measurements of an exported ONNX file.
 
     Attributes:
-        differences: output -> its largest absolute difference from the network's, on noise.
-        magnitudes: output -> the largest magnitude of the network's.
-        milliseconds: "onnxruntime" and "torch" -> median time of one utterance of 10 s, on as many threads.
-        size: of the file, in bytes.
+        differences: output name -> largest absolute difference from the network's output, on noise.
+        magnitudes: output name -> largest magnitude of the network's output.
+        milliseconds: "onnxruntime" and "torch" -> median time for one utterance of 10 s, with equally many threads.
+        size: file size in bytes.
     """
 
     differences: dict
@@ -53,42 +53,42 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
            int8: bool = False, stream: bool = False, **options) -> Export:
     """Write a checkpoint as an ONNX file, for onnxruntime 1.17 or later.
 
-    Batch and time are dynamic. All utterances of a batch are equally long: there is no padding between them.
+    Batch and time are dynamic. All utterances of a batch have the same length; there is no padding.
 
     ================= =======================================================================================
-    output            of
+    output            shape and content
     ================= =======================================================================================
-    ``hidden_states`` an encoder: (depth + 1, batch, frames, D), and ``last_hidden_state`` (batch, frames, D), as
-                      :class:`ssamba_upstream.frames.FrameEncoder` gives them, by windows where the input is longer
-    ``embedding``     an encoder: (batch, D), the mean of ``last_hidden_state`` over time
-    ``logits``        a classifier: (batch, classes), or of seconds (batch, seconds, classes), before softmax or sigmoid
+    ``hidden_states`` encoders: (depth + 1, batch, frames, D), and ``last_hidden_state`` (batch, frames, D), as from
+                      :class:`ssamba_upstream.frames.FrameEncoder`, with longer inputs split into windows
+    ``embedding``     encoders: (batch, D), the mean of ``last_hidden_state`` over time
+    ``logits``        classifiers: (batch, classes), or (batch, seconds, classes), before softmax or sigmoid
     ================= =======================================================================================
 
     Args:
         checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
-        out: the file; one that is there is replaced.
-        reads: "waveform", ``waveform`` (batch, samples) of at least one sample in [-1, 1] at the network's sampling
-            rate; or "log_mel", ``input_values`` (batch, frames, mel), normalised. An encoder makes ceil(frames / time
-            stride) frames of the latter. A classifier cuts waveforms at the length of its clips or pads them to it,
-            and takes log-mel from one patch to that length.
-        writes: "hidden_states", "embedding" or "logits". Default: "logits" of a classifier, else "embedding".
-        int8: whether the weights of linear layers are stored as eight bits, and what they are multiplied with is
-            rounded to as many when the graph runs (onnxruntime's dynamic quantisation). An utterance's outputs then
-            depend on what else is in the batch.
-        stream: If True, the graph hears a causal network's stream chunk by chunk: ``column_samples`` samples, ``hop``
-            more for each further frame. The next chunk begins ``hop`` samples after the last frame of this one began,
-            and takes ``next_convolution_state`` and ``next_scan_state``, which are written beside the hidden states,
-            as ``convolution_state`` and ``scan_state``. Without these inputs a stream begins.
-        options: of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
+        out: path of the file; an existing one is replaced.
+        reads: "waveform": ``waveform`` (batch, samples), at least one sample, in [-1, 1], at the network's sampling
+            rate; or "log_mel": ``input_values`` (batch, frames, mel), normalised. An encoder returns ceil(frames / time
+            stride) frames for the latter. A classifier cuts or pads waveforms to the length of its clips, and accepts
+            log-mel from one patch up to that length.
+        writes: "hidden_states", "embedding" or "logits". Default: "logits" for classifiers, otherwise "embedding".
+        int8: If True, use onnxruntime's dynamic quantisation: the weights of linear layers are stored in eight bits,
+            and their inputs are rounded to eight bits at run time. An utterance's outputs then depend on the rest of
+            the batch.
+        stream: If True, export one step of a causal network's stream. A chunk has ``column_samples`` samples, plus
+            ``hop`` for each further frame; the next chunk starts ``hop`` samples after the start of this one's last
+            frame. Outputs ``next_convolution_state`` and ``next_scan_state`` are the next chunk's inputs
+            ``convolution_state`` and ``scan_state``; without these inputs a new stream starts.
+        options: fields of :class:`ssamba_upstream.frames.UpstreamOptions`, for encoders.
 
     Returns:
         Export.
 
     Raises:
-        ExportError: what is asked for does not go with the checkpoint, or the file computes something else; then
-            nothing is written.
+        ExportError: If the request does not suit the checkpoint, or the graph computes different outputs. Nothing is
+            written then.
         CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
-        ModuleNotFoundError: the extra ``onnx`` is not installed.
+        ModuleNotFoundError: If the extra ``onnx`` is not installed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -96,7 +96,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
     from .onnx_graph import LINEAR
 
     if reads not in READS:
-        raise ExportError(f"an ONNX graph reads one of {', '.join(READS)}; got {reads!r}")
+        raise ExportError(f"reads must be one of {', '.join(READS)}; got {reads!r}")
     checkpoint = find_checkpoint(checkpoint)
     subject = _Stream(checkpoint, reads, writes, options) if stream else _subject(
         checkpoint, reads, writes, options)
@@ -115,23 +115,23 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
 
 
 def open_session(path):
-    """An onnxruntime session of a file, on the CPU, with as many threads as torch has."""
+    """Return an onnxruntime session of a file, on the CPU, with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors only: of an initialiser that is folded away it warns
+    options.log_severity_level = 3  # errors only, because it warns of every initialiser that is folded away
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class _Encoder:
-    """An encoder's frames: nodes, and the same in torch.
+    """An encoder's frames, as ONNX nodes and in torch.
 
     Attributes:
-        input_name, input_shape: of the graph.
-        output_shapes: by name.
-        states: inputs that may be left out, by name, as they are where a stream begins.
-        metadata: what the file says of itself.
+        input_name, input_shape: name and shape of the graph's input.
+        output_shapes: output name -> shape.
+        states: optional inputs, name -> value at the start of a stream.
+        metadata: metadata stored in the file.
     """
 
     def __init__(self, checkpoint, reads, writes, options):
@@ -139,10 +139,10 @@ class _Encoder:
         self.encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).eval()
         windowing, config = self.encoder.windowing, self.encoder.model.config
         if windowing.padding != "none" or self.encoder.autocast_dtype is not None:
-            raise ExportError("an encoder is exported with padding none and precision float32 only")
+            raise ExportError("encoders can be exported only with padding none and precision float32")
         if config.positions == "published":
-            raise ExportError('positions="published" depend on the length of each window, which is not fixed here; '
-                              'export with positions="physical"')
+            raise ExportError('positions="published" depends on the length of each window, which is not fixed here. '
+                              'Export with positions="physical"')
         self.input_name, self.input_shape = _input(reads, config)
         width = self.encoder.width
         self.output_shapes = {"embedding": ["batch", width]} if writes == "embedding" else {
@@ -227,19 +227,19 @@ class _Stream(_Encoder):
 
 
 class _Classifier:
-    """A classifier's logits, with the attributes and methods of :class:`_Encoder`."""
+    """A classifier's logits; attributes and methods as in :class:`_Encoder`."""
 
     def __init__(self, checkpoint, reads, model):
         self.reads, self.model, self.states = reads, model, {}
         if not (checkpoint / "preprocessor_config.json").is_file():
-            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which tells a classifier's input; give "
+            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which defines a classifier's input. Give "
                               "the folder that fine-tuning wrote")
         self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
-        self.extractor.whole_seconds = model.labels_seconds  # folders written before this field do not say
+        self.extractor.whole_seconds = model.labels_seconds  # missing in folders older than this field
         self.input_name, self.input_shape = _input(reads, model.config)
         if reads == "log_mel" and (model.labels_seconds or model.config.positions == "published"):
             raise ExportError('seconds, and positions="published", depend on the length of the log-mel, which is not '
-                              "fixed; export what reads the waveform, whose clips all have one length")
+                              "fixed. Export a graph that reads waveforms, whose clips all have the same length")
         seconds = [len(self._seconds())] if model.labels_seconds else []
         self.output_shapes = {"logits": ["batch", *seconds, model.config.num_labels]}
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -282,14 +282,14 @@ class _Classifier:
         return features[:, : min(max(frames, shortest), self.extractor.max_length)]
 
     def _fixed_length(self, wavs):
-        """(batch, samples) -> (batch, frames, mel)"""
+        """Return the log-mel of (batch, samples), (batch, frames, mel)."""
         return self._log_mel().fixed_length(list(wavs[:, : self.extractor.clip_samples]), self.extractor.max_length)
 
     def _log_mel(self):
         return LogMel(self.extractor.front_end)
 
     def _seconds(self):
-        """(seconds, patches): what each patch of a clip has in the mean of each second."""
+        """Return (seconds, patches), the weight of each patch of a clip in the mean of each second."""
         config, frames = self.model.config, self.extractor.max_length
         counts = columns_of_seconds(config, frames)
         weights = torch.zeros(len(counts), config.num_patch_rows, config.columns(frames))
@@ -304,13 +304,13 @@ def _subject(checkpoint, reads, writes, options):
     classifies = isinstance(model, SsambaClassifier)
     writes = writes or ("logits" if classifies else "embedding")
     if writes not in WRITES:
-        raise ExportError(f"an ONNX graph writes one of {', '.join(WRITES)}; got {writes!r}")
+        raise ExportError(f"writes must be one of {', '.join(WRITES)}; got {writes!r}")
     if writes != "logits":
         return _Encoder(checkpoint, reads, writes, options)
     if not classifies:
-        raise CheckpointError(f"{checkpoint} has no classes, and so no logits; write an embedding or hidden_states")
+        raise CheckpointError(f"{checkpoint} is not a classifier and has no logits. Write embedding or hidden_states")
     if options:
-        raise ExportError(f"options of an encoder, {', '.join(options)}, do not go with a classifier")
+        raise ExportError(f"the options {', '.join(options)} are for encoders. Leave them out for a classifier")
     return _Classifier(checkpoint, reads, model)
 
 
@@ -345,7 +345,7 @@ def _model(subject, metadata):
 
 
 def _nodes(graph):
-    """All nodes of a graph, and of the graphs in it."""
+    """Yield all nodes of a graph and its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -354,7 +354,7 @@ def _nodes(graph):
 
 
 def _compare(subject, path, tolerance):
-    """(largest differences, largest magnitudes) of the outputs by name, on noise of several lengths."""
+    """Return the outputs' largest differences and largest magnitudes by name, on noise of several lengths."""
     session = open_session(path)
     differences, magnitudes = dict.fromkeys(subject.output_shapes, 0.0), dict.fromkeys(subject.output_shapes, 0.0)
     for utterances, seconds in COMPARED:
@@ -363,8 +363,8 @@ def _compare(subject, path, tolerance):
         found = _run(subject, session, list(expected), batch)
         for (name, right), value in zip(expected.items(), found):
             if value.shape != right.shape:
-                raise ExportError(f"{name} of {utterances} x {seconds} s is {value.shape} in onnxruntime; the "
-                                  f"network's is {tuple(right.shape)}")
+                raise ExportError(f"{name} of {utterances} x {seconds} s has the shape {value.shape} in onnxruntime, "
+                                  f"but {tuple(right.shape)} in torch")
             difference, magnitude = float(np.abs(value - right.numpy()).max()), float(right.abs().max())
             if not np.isfinite(difference) or tolerance and difference > tolerance * max(1.0, magnitude):
                 raise ExportError(f"{name} of {utterances} x {seconds} s differs by {difference:.1e} from the "

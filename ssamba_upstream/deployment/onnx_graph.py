@@ -1,9 +1,9 @@
-"""The network, and the front end before it, as an ONNX graph of operators that onnxruntime has on every processor.
+"""The front end and the network as an ONNX graph, with operators that onnxruntime has on every processor.
 
-The selective scan is ONNX's Scan operator, one for each direction of a block, so that the graph does not grow with its
-input. What a step needs of its decays is computed within the step: that was faster at every length measured, from 128
-to 2048 tokens, than decays computed for all steps first, and than chunks scanned side by side. Windows of long
-recordings are the turns of a Loop; the weights lie once in the file, outside of it.
+The selective scan is ONNX's Scan operator, once for each direction of a block, so the graph does not grow with its
+input. Each step computes its own decays: at every measured length, from 128 to 2048 tokens, this was faster than
+computing the decays of all steps first, and than scanning chunks in parallel. Windows of long recordings are iterations
+of a Loop; the weights are stored once, outside the loop.
 """
 
 import itertools
@@ -18,18 +18,19 @@ from ..network.positions import position_embedding
 
 OPSET = 18
 LINEAR = "linear"
-"""How the names of those nodes begin that are products with a weight of a linear layer."""
+"""Prefix of the names of nodes that multiply by the weight of a linear layer."""
 
-# log(1 + s) = 2 r + 2 r^3 (1/3 + ...) with r = s / (2 + s), for s from 0 to 1: the series in r^2, highest power first,
-# as in ops/cpu/kernel.c. onnxruntime's Softplus takes four times as long.
+# log(1 + s) = 2 r + 2 r^3 (1/3 + ...) with r = s / (2 + s), for s from 0 to 1: coefficients of the series in r^2,
+# highest power first, as in ops/cpu/kernel.c. onnxruntime's Softplus takes four times as long.
 LOGARITHM = 0.14012232422828674, 0.13999569416046143, 0.20010849833488464, 0.3333320617675781
 
 
 class Graph:
-    """Nodes of an ONNX graph, one call each. Values are known by their names; tensors and arrays become constants.
+    """Builder of an ONNX graph: each call adds a node. Values are node output names; tensors and arrays are constants.
 
     Args:
-        outer: the graph that this one is the body of, whose values it sees. Constants all lie in the outermost.
+        outer: the enclosing graph, whose values this one can use, if it is the body of a Scan or Loop. All constants
+            are stored in the outermost graph.
     """
 
     def __init__(self, outer=None):
@@ -38,7 +39,7 @@ class Graph:
         self._numbers = outer._numbers if outer else itertools.count()
 
     def __call__(self, operator, *inputs, results=1, name=None, **attributes):
-        """Append a node; returns the name of its result, or a list of them."""
+        """Append a node; return the name of its result, or a list of names."""
         number = next(self._numbers)
         outputs = [f"{operator}_{number}_{i}" for i in range(results)]
         inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
@@ -47,7 +48,7 @@ class Graph:
         return outputs[0] if results == 1 else outputs
 
     def constant(self, value):
-        """The name of a constant: a tensor, an array, or one or more whole numbers, which become (numbers,), int64."""
+        """Return the name of a constant: a tensor, an array, or whole numbers, which become (numbers,) int64."""
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().numpy()
         if not isinstance(value, np.ndarray):
@@ -60,28 +61,28 @@ class Graph:
         return self.constants[key].name
 
     def body(self, name, inputs, outputs):
-        """The graph that a Scan or Loop repeats: ``inputs`` and ``outputs`` are made by ``onnx.helper``."""
+        """Return the body of a Scan or Loop; ``inputs`` and ``outputs`` are made by ``onnx.helper``."""
         return helper.make_graph(self.nodes, name, inputs, outputs)
 
     def renamed(self, value, name):
-        """The same value by another name, which is returned."""
+        """Give a value another name, and return that name."""
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         return name
 
     def size(self, value, axis):
-        """(1,) int64: the size of a value along an axis."""
+        """Return the size of a value along an axis, (1,) int64."""
         return self("Shape", value, start=axis, end=axis + 1)
 
     def scalar(self, number):
-        """A constant () of float32."""
+        """Return a float32 constant of shape ()."""
         return self.constant(np.array(number, np.float32))
 
     def cut(self, value, axis, start, stop):
-        """Part of a value along an axis; start and stop are whole numbers, or names of (1,) int64."""
+        """Slice a value along an axis; start and stop are whole numbers, or names of (1,) int64."""
         return self("Slice", value, start, stop, axis)
 
     def fit(self, value, axis, rank, size, padding=0.0):
-        """A value cut at its end along an axis, or padded there, to a size: a whole number or (1,) int64."""
+        """Cut or pad the end of a value along an axis to a size: a whole number or (1,) int64."""
         lacking = self("Max", self("Sub", size, self.size(value, axis)), 0)
         zeros = [self.constant([0] * count) for count in (rank + axis, rank - axis - 1) if count]
         pads = self("Concat", *zeros[:1], lacking, *zeros[1:], axis=0)
@@ -89,9 +90,10 @@ class Graph:
 
 
 def log_mel(graph, wavs, module):
-    """(batch, samples), at least one analysis window -> (batch, frames, mel), as ``module``, a :class:`LogMel`, has it.
+    """Map (batch, samples), at least one analysis window, to (batch, frames, mel), as does ``module``, a
+    :class:`LogMel`.
 
-    The Fourier transform is in float64: that of onnxruntime in float32 is less exact than torch's.
+    The Fourier transform is in float64, because onnxruntime's in float32 is less precise than torch's.
     """
     front_end = module.front_end
     length, shift = front_end.frame_samples, front_end.shift_samples
@@ -120,8 +122,8 @@ def log_mel(graph, wavs, module):
 
 
 def clips(graph, wavs, module, samples, frames):
-    """(batch, samples) -> (batch, frames, mel), as :meth:`LogMel.fixed_length` has it, of waveforms cut at so many
-    samples; ``samples`` and ``frames`` are whole numbers."""
+    """Map waveforms (batch, samples), cut to ``samples``, to (batch, frames, mel), as :meth:`LogMel.fixed_length` does;
+    ``samples`` and ``frames`` are whole numbers."""
     front_end = module.front_end
     most = graph("Min", graph("Max", graph.size(wavs, 1), front_end.frame_samples), samples)
     return graph.fit(log_mel(graph, graph.fit(wavs, 1, 2, most), module), 1, 3, frames, front_end.padding)
@@ -131,24 +133,24 @@ class Network:
     """The nodes of a SsambaModel.
 
     Args:
-        graph: to which they are appended.
+        graph: graph to which the nodes are appended.
         model: the SsambaModel.
-        columns: the most columns of patches that an input has.
-        states: names of what a stream's blocks carry on, stacked: (depth, 1, channels, taps - 1) and (depth, 1, states,
-            channels). There is no class token then, and ``carried`` has what the blocks carry on to the next input, in
-            two lists. Default: every input is read by itself.
+        columns: largest number of columns of patches in an input.
+        states: names of the stream states of all blocks, stacked: (depth, 1, channels, taps - 1) and (depth, 1, states,
+            channels). With states there is no class token, and ``carried`` lists the blocks' next states. Default:
+            inputs are independent.
     """
 
     def __init__(self, graph, model, columns, states=None):
         self.graph, self.model, self.config = graph, model, model.config
         self.states, self.carried = states, ([], [])
-        columns = 1 if model.config.causal else columns  # whose positions are the same at any time
+        columns = 1 if model.config.causal else columns  # causal positions are the same at any time
         positions = position_embedding(model.pos_embed, model.config, model.config.num_patch_rows, columns)
         self.first = model.cls_token + positions[:, :1]
         self.positions = positions[:, 1:].transpose(1, 2).unflatten(2, (model.config.num_patch_rows, columns))
 
     def __call__(self, input_values):
-        """(batch, frames, mel) -> depth + 1 hidden states and the last one's norm, a list of (batch, tokens, E)."""
+        """Map (batch, frames, mel) to a list of (batch, tokens, E): depth + 1 hidden states and the last one's norm."""
         graph, model = self.graph, self.model
         image = graph("Unsqueeze", graph("Transpose", input_values, perm=[0, 2, 1]), 1)
         projection = model.patch_embed.proj
@@ -171,7 +173,7 @@ class Network:
         return [*streams, self.norm(model.norm_f, last)]
 
     def frames(self, tokens, pooling):
-        """(batch, tokens, E) -> (batch, columns, rows * E) or, where pooling is "mean", (batch, columns, E)."""
+        """Map (batch, tokens, E) to (batch, columns, rows * E), or to (batch, columns, E) if pooling is "mean"."""
         graph, rows = self.graph, self.config.num_patch_rows
         patches = graph("Reshape", self.patches(tokens), [0, rows, -1, self.config.hidden_size])
         if pooling == "mean":
@@ -179,7 +181,7 @@ class Network:
         return graph("Reshape", graph("Transpose", patches, perm=[0, 2, 1, 3]), [0, 0, rows * self.config.hidden_size])
 
     def patches(self, tokens):
-        """(batch, tokens, E) without the class token, frequency-major."""
+        """Return (batch, tokens, E) without the class token, in frequency-major order."""
         graph, width = self.graph, self.config.hidden_size
         patches = graph.cut(tokens, 1, 1, np.iinfo(np.int64).max) if self.states is None else tokens
         if self.config.token_order == "frequency_major":
@@ -245,9 +247,9 @@ class Network:
         return graph("Add", scanned, graph("Mul", u, direction["D"]))
 
     def _scan(self, step, impulse, B, C, A, reverse):
-        """(batch, length, channels): C times the state, which decays by exp(step * A) and takes in B * impulse.
+        """Return (batch, length, channels): C times the state, which decays by exp(step * A) and adds B * impulse.
 
-        Everything along time gets the shape in which a step needs it before the scan, where it costs nothing.
+        All sequences are brought into the shape of a step before the scan, where it costs nothing.
         """
         graph = self.graph
         inputs = [graph("Unsqueeze", value, axis) for value, axis in ((step, 2), (impulse, 2), (B, 3), (C, 2))]
@@ -286,11 +288,11 @@ class Network:
 
 
 def windows(graph, features, count, encoder, states=None):
-    """The frames of features of any length, window after window, as a FrameEncoder gives them.
+    """Return the frames of features of any length, window by window, as a FrameEncoder does.
 
     Args:
         features: (batch, fbank frames, mel).
-        count: (1,) int64, frames wanted.
+        count: (1,) int64, number of frames.
         encoder: the FrameEncoder.
         states: of a stream, see :class:`Network`.
 
@@ -301,7 +303,7 @@ def windows(graph, features, count, encoder, states=None):
     stride, patch = config.time_stride, config.patch_size[1]
 
     def length(graph, columns):
-        """fbank frames of so many columns"""
+        """Return the number of fbank frames in a number of columns."""
         return graph("Add", graph("Mul", graph("Sub", columns, 1), stride), patch)
 
     features = graph.fit(features, 1, 3, length(graph, count))

@@ -1,7 +1,7 @@
-"""Classifiers and embeddings over recordings of any length, by windows: memory is bounded by a window's length.
+"""Classifiers and embeddings over recordings of any length, with memory bounded by the length of a window.
 
-A recording is cut into windows of equal length, of which one begins every so many seconds; the last one is the first
-that reaches the recording's end, and may be shorter. Windows overlap where they are longer than that distance.
+A recording is split into windows of equal length that start at regular intervals. The last window is the first that
+reaches the recording's end, and may be shorter. Windows overlap if they are longer than the interval.
 """
 
 import csv
@@ -28,23 +28,23 @@ from ..network.classification import (
 )
 
 COLUMNS = ("file", "start", "end", "label", "score")
-TABLE_FORMAT = 2  # of the journal; to be raised when an older one cannot be continued
+TABLE_FORMAT = 2  # of the journal; raise it when older journals cannot be continued
 THRESHOLD = 0.5
-"""From which score on a classifier for several labels at once is taken to have heard one."""
+"""Smallest score at which a multi-label classifier reports a label."""
 
 
 class ClassificationError(ValueError):
-    """Recordings that cannot be classified as asked for; the message says why."""
+    """Recordings that cannot be classified as requested. The message says why."""
 
 
 def window_starts(samples, window, every, first=0):
-    """Yield the samples at which windows begin.
+    """Yield the samples at which windows start.
 
     Args:
-        samples: length of the recording, above 0.
-        window: length of a window.
-        every: distance from the start of one window to that of the next; need not be whole.
-        first: number of the first window wanted, from 0. Default: 0.
+        samples: length of the recording in samples, above 0.
+        window: window length in samples.
+        every: interval between window starts in samples, possibly fractional.
+        first: number of the first window to yield. Default: 0.
     """
     for number in itertools.count(first):
         start = round(number * every)
@@ -54,23 +54,23 @@ def window_starts(samples, window, every, first=0):
 
 
 class WindowClassifier:
-    """A fine-tuned classifier, of clips or of seconds, and how it reads a recording.
+    """A fine-tuned classifier, of clips or of seconds, that scores recordings window by window.
 
     Args:
-        folder: of the classifier, as fine-tuning writes it; or its name, see
+        folder: classifier's folder, as written by fine-tuning; or its name, see
             :func:`ssamba_upstream.downloads.find_checkpoint`.
-        every: from the start of one window to that of the next, in seconds. Default: the windows' length, that of the
-            clips of the classifier's feature extractor, or the whole seconds in it.
-        device: on which the network computes.
+        every: interval between window starts in seconds. Default: the window length, which is the clip length of the
+            classifier's feature extractor, or the whole seconds in it.
+        device: device that the network runs on.
 
     Attributes:
         labels: names of the classes.
-        window, every: in seconds.
-        span: what is scored, in seconds: a window, or, by a classifier of seconds, one second of it.
-        several: whether a span can have several labels, each with a probability of its own.
+        window, every: window length and interval in seconds.
+        span: length of what is scored in seconds: a window, or, for a classifier of seconds, one second.
+        several: True if a span can have several labels, each with its own probability.
 
     Raises:
-        ClassificationError: the folder holds no classifier, or ``every`` is not above 0.
+        ClassificationError: If the folder does not contain a classifier, or ``every`` is not above 0.
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
     """
 
@@ -78,16 +78,16 @@ class WindowClassifier:
         folder = find_checkpoint(folder)
         model = load_model(folder, model_class=None)
         if not isinstance(model, SsambaClassifier):
-            raise ClassificationError(f"{folder} holds a {type(model).__name__}; expected a "
+            raise ClassificationError(f"{folder} contains a {type(model).__name__}; expected a "
                                       "SsambaForAudioClassification or SsambaForAudioFrameClassification")
         if not (folder / "preprocessor_config.json").is_file():
-            raise CheckpointError(f"{folder} has no preprocessor_config.json, which tells a classifier's input; give "
+            raise CheckpointError(f"{folder} has no preprocessor_config.json, which defines a classifier's input. Give "
                                   "the folder that fine-tuning wrote")
         self.model, self.device = model.to(device), device
         self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.problem_type == MULTI
-        self.extractor.whole_seconds = model.labels_seconds  # folders written before this field do not say
+        self.extractor.whole_seconds = model.labels_seconds  # missing in folders older than this field
         self.samples = self.extractor.clip_samples
         self.window = self.samples / self.extractor.sampling_rate
         self.span = 1.0 if model.labels_seconds else self.window
@@ -96,19 +96,18 @@ class WindowClassifier:
             raise ClassificationError(f"every must be above 0 seconds; got {every}")
 
     def scores(self, path, first=0):
-        """Yields the windows of an audio file, some at a time.
+        """Yield the scores of an audio file's windows, several windows at a time.
 
         Args:
-            path: the file.
-            first: the number of the first window wanted, from 0.
+            path: path of the file.
+            first: number of the first window to score, from 0.
 
         Yields:
-            how many windows these are, a list of (start, end) in seconds of what is scored in them, see ``span``, and
-            the probabilities (spans, classes) of float32 on the CPU: softmax over the classes, or a sigmoid of each
-            where a span can have several.
+            the number of windows; a list of their spans' (start, end) in seconds, see ``span``; and the probabilities,
+            (spans, classes) float32 on the CPU: softmax over the classes, or sigmoids if a span can have several.
 
         Raises:
-            AudioError: The file cannot be read, or not to its end; the windows before have been yielded.
+            AudioError: If the file cannot be read to its end; earlier windows have been yielded.
         """
         header = read_header(path)
         windows = _windows(path, header, self.samples, self.extractor.sampling_rate, self.every, first)
@@ -119,8 +118,9 @@ class WindowClassifier:
             yield len(batch), list(itertools.chain.from_iterable(spans)), torch.cat(scores)
 
     def recording_scores(self, path):
-        """(classes,): the mean of the probabilities of a file's spans, weighted by their lengths, of which the last
-        may be shorter; see :meth:`scores`."""
+        """Return the mean probabilities of a file's spans, (classes,), weighted by their lengths; see :meth:`scores`.
+
+        The last span may be shorter."""
         seconds, total = 0.0, 0.0
         for _, spans, probabilities in self.scores(path):
             lengths = torch.tensor([end - start for start, end in spans])
@@ -128,14 +128,14 @@ class WindowClassifier:
         return total / seconds
 
     def _spans(self, start, header):
-        """(start, end) in seconds of what is scored in the window that begins at a sample of the file."""
+        """Return (start, end) in seconds of each span of the window that starts at a sample of the file."""
         starts = [start + round(i * self.span * header.rate) for i in range(round(self.window / self.span))]
         return [(begin / header.rate, min(begin / header.rate + self.span, header.duration))
                 for begin in starts if begin < header.samples]
 
     @torch.no_grad()
     def _probabilities(self, wavs):
-        """list of (samples,) -> (windows, spans in each, classes)"""
+        """Return the probabilities of windows, list of (samples,), as (windows, spans per window, classes)."""
         inputs = self.extractor(wavs, return_tensors="pt")["input_values"]
         logits = self.model(inputs.to(self.device)).logits.float()
         probabilities = logits.sigmoid() if self.several else logits.softmax(dim=-1)
@@ -144,26 +144,26 @@ class WindowClassifier:
 
 @torch.no_grad()
 def embed_recording(encoder, path, every=None):
-    """The embedding of an audio file of any length.
+    """Return the embedding of an audio file of any length.
 
     Args:
-        encoder: a :class:`ssamba_upstream.frames.FrameEncoder`; windows are those that it reads, see
+        encoder: a :class:`ssamba_upstream.frames.FrameEncoder`, whose options determine the windows, see
             :class:`ssamba_upstream.frames.UpstreamOptions`.
-        path: the file.
-        every: from the start of one window to that of the next, in seconds. Default: the windows' length, without
-            overlap.
+        path: path of the file.
+        every: interval between window starts in seconds. Default: the window length, without overlap.
 
     Returns:
-        (D,) float32: the mean over all frames of all windows of the last hidden state's norm. Each window is heard by
-        itself; a frame that lies in several counts as often. A causal network hears the recording as one stream.
+        (D,) float32: the mean over all windows' frames of the last hidden state's norm. Windows are processed
+        separately, and frames in several windows count several times. A causal network processes the recording as one
+        stream.
 
     Raises:
-        AudioError: the file cannot be read, or not to its end.
-        ValueError: ``every`` is not above 0, or is given for a causal network.
+        AudioError: If the file cannot be read to its end.
+        ValueError: If ``every`` is not above 0, or is given for a causal network.
     """
     windowing = encoder.windowing
     if windowing.whole and every is not None:
-        raise ValueError("a causal network hears recordings as one stream. Leave every out")
+        raise ValueError("a causal network processes recordings as one stream. Leave every out")
     every = windowing.window_secs if every is None else every
     if not every > 0:
         raise ValueError(f"every must be above 0 seconds; got {every}")
@@ -182,32 +182,41 @@ def embed_recording(encoder, path, every=None):
 def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], out: str | os.PathLike,
              every: float | None = None, all_labels: bool = False, device: str = "cpu",
              report: Callable[[str], None] = print) -> tuple[int, int]:
-    """Write what a classifier hears in recordings as a CSV with the columns file, start, end, label and score.
+    """Yield an encoder's outputs for separate windows, or for a causal network's stream."""
+    if not encoder.windowing.whole:
+        yield from (encoder([wav.to(encoder.model.device)]) for wav in windows)
+        return
+    stream = encoder.stream()
+    yield from map(stream.push, windows)
+    yield stream.finish()
 
-    A line is a label of a window, or, by a classifier of seconds, of one second of it, from ``start`` to ``end`` in
-    seconds, with its probability. Lines are there as soon as windows are heard; ``OUT.progress`` says how far each
-    recording got, and its absolute path, size and time of modification. So the same command continues an interrupted
-    run in the middle of a recording, and recordings that are done are not heard again. ``file`` is the recording as it
-    was given.
+
+def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
+    """Classify recordings into a CSV with the columns file, start, end, label and score.
+
+    Each line has a label and its probability for a window, or, with a classifier of seconds, for one second, from
+    ``start`` to ``end`` in seconds; ``file`` is the recording's path as given. Lines are written as windows are
+    processed. ``OUT.progress`` stores each recording's progress, absolute path, size and modification time, so the same
+    command continues an interrupted run in the middle of a recording and skips finished recordings.
 
     Args:
         model: folder of a classifier, see :class:`WindowClassifier`.
-        recordings: audio files of any rate; channels are averaged.
-        out: the CSV, new or of an earlier run with the same classifier and settings.
-        every: from the start of one window to that of the next, in seconds. Default: the windows' length.
-        all_labels: a line for every label. Default: for the best one; where a window can have several, for those from
-            0.5.
-        device: on which the network computes.
-        report: called with a sentence about each recording that cannot be read to its end, of which the windows before
-            stay, or that the table cannot take: it has changed since the table heard it, or the table has another
-            recording of its name. The other recordings are heard.
+        recordings: paths of audio files (any sampling rate; channels are averaged).
+        out: path of the CSV, new or from an earlier run with the same classifier and settings.
+        every: interval between window starts in seconds. Default: the window length.
+        all_labels: If True, write a line for every label. Default: for the best label only, or, if a window can have
+            several, for those with a score of at least 0.5.
+        device: device that the network runs on.
+        report: called with a sentence about each recording that is skipped: it cannot be read to its end (earlier
+            windows stay), it has changed since it was added to the table, or the table has another recording with its
+            name.
 
     Returns:
-        the number of recordings heard to their end, and of those left out.
+        the number of recordings processed to their end, and the number skipped.
 
     Raises:
-        ClassificationError: no recordings, or the table of another classifier or other settings.
-        BlockingIOError: Another process is writing the table.
+        ClassificationError: If there are no recordings, or the table has another classifier or other settings.
+        BlockingIOError: If another process is writing the table.
         CheckpointError: see :class:`WindowClassifier`.
     """
     recordings = [str(recording) for recording in recordings]
@@ -232,10 +241,10 @@ def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], 
                                  _lines(entry["recording"], spans, probabilities, classifier, all_labels))
                     progress.update(count)
             except AudioError as error:
-                report(f"{recording} is left out from window {windows} on: {error.reason}")
+                report(f"{recording} is skipped from window {windows} on: {error.reason}")
                 left_out += 1
             except ClassificationError as error:
-                report(f"{recording} is left out: {error}")
+                report(f"{recording} is skipped: {error}")
                 left_out += 1
             else:
                 table.append({**entry, "windows": windows, "finished": True}, [])
@@ -244,20 +253,20 @@ def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], 
 
 
 def _windows(path, header, samples, sampling_rate, every, first=0):
-    """An iterator over the windows of an audio file: the sample of the file at which each begins, and its waveform.
+    """Return an iterator over an audio file's windows: each one's first sample in the file, and its waveform.
 
     Args:
-        samples: length of a window, at the sampling rate.
-        every: in seconds.
-        first: number of the first window wanted.
+        samples: window length in samples at the sampling rate.
+        every: interval between window starts in seconds.
+        first: number of the first window.
     """
-    window = math.ceil(samples * header.rate / sampling_rate)  # as many of the file's samples as a window is read from
+    window = math.ceil(samples * header.rate / sampling_rate)  # window length in the file's own samples
     starts = list(window_starts(header.samples, window, every * header.rate, first))
     return zip(starts, read_windows(path, starts, samples, sampling_rate))
 
 
 def _at_once(windows, count):
-    """Yield lists of ``count`` windows. If one cannot be read, those before it come first, then its AudioError."""
+    """Yield lists of ``count`` windows. If one cannot be read, yield those before it, then raise its AudioError."""
     while True:
         batch, error = [], None
         try:
@@ -286,22 +295,22 @@ def _open_table(path, settings):
     journal = path.with_name(f"{path.name}.progress")
     with locked(path):
         if path.exists() and not journal.exists():
-            raise ClassificationError(f"{path} is there without {journal.name}, which says what is in it; give another "
-                                      "name, or remove it first")
+            raise ClassificationError(f"{path} exists without {journal.name}, which lists its contents. Choose another "
+                                      "name, or remove the file first")
         with Journal(journal) as entries, open(path, "a+b") as file:
             yield _Table(file, entries, settings)
 
 
 class _Table:
-    """A CSV that grows, and a journal of what is in it: the settings, then an entry for every batch of windows.
+    """A growing CSV, and a journal of its contents: the settings, then an entry for every batch of windows.
 
     Args:
-        file: the CSV, opened to be read and appended to.
+        file: the CSV, open for reading and appending.
         journal: its Journal.
-        settings: that the lines are made with.
+        settings: settings that the lines are made with.
 
     Raises:
-        ClassificationError: The table was made with other settings, or has lost lines.
+        ClassificationError: If the table was made with other settings, or has lost lines.
     """
 
     def __init__(self, file, journal, settings):
@@ -310,11 +319,11 @@ class _Table:
         self.file, self.journal = file, journal
         began, *entries = journal.entries
         if began != settings:
-            raise ClassificationError(f"{file.name} was made with {json.dumps(began)}; now it is "
-                                      f"{json.dumps(settings)}: give another name")
+            raise ClassificationError(f"{file.name} was made with {json.dumps(began)}, but the settings are now "
+                                      f"{json.dumps(settings)}. Choose another name")
         size = entries[-1]["size"] if entries else 0
         if os.path.getsize(file.name) < size:
-            raise ClassificationError(f"{file.name} has lost lines since it was written. Give another name")
+            raise ClassificationError(f"{file.name} has lost lines since it was written. Choose another name")
         file.truncate(size)
         if not size:
             self._write([COLUMNS])
@@ -322,10 +331,10 @@ class _Table:
         self.names = {entry["recording"]: entry["source"][0] for entry in entries}
 
     def entry(self, recording, source):
-        """The last entry of a recording, or a first one.
+        """Return a recording's last entry, or a first one.
 
         Raises:
-            ClassificationError: The table holds another recording of that name, or this one before it changed.
+            ClassificationError: If the table has another recording with that name, or this one before it changed.
         """
         path = self.names.get(recording, source[0])
         if path != source[0]:
@@ -333,17 +342,17 @@ class _Table:
         first = {"recording": recording, "source": source, "windows": 0, "finished": False}
         entry = self.entries.get(path, first)
         if entry["source"] != source:
-            raise ClassificationError("it has changed since the table heard it. Give another table")
+            raise ClassificationError("it has changed since it was added to the table. Choose another table")
         return entry
 
     def append(self, entry, lines):
-        """Add lines, after which the entry holds."""
+        """Append lines, then the entry that describes the table with them."""
         entry = {**entry, "size": self._write(lines)}
         self.journal.append(entry)
         self.entries[entry["source"][0]], self.names[entry["recording"]] = entry, entry["source"][0]
 
     def _write(self, lines):
-        """Append lines; return the size of the table."""
+        """Append lines; return the table's size in bytes."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         self.file.write(text.getvalue().encode("utf-8", "surrogateescape"))

@@ -298,9 +298,9 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, save, mon
 
 
 @pytest.mark.parametrize("keywords, message", [
-    ({"writes": "logits"}, "has no classes"), ({"positions": "published"}, "length of each window"),
-    ({"padding": "published"}, "padding none"), ({"precision": "bfloat16"}, "float32 only"),
-    ({"reads": "text"}, "reads one of"), ({"writes": "text"}, "writes one of"),
+    ({"writes": "logits"}, "has no logits"), ({"positions": "published"}, "length of each window"),
+    ({"padding": "published"}, "padding none"), ({"precision": "bfloat16"}, "precision float32"),
+    ({"reads": "text"}, "reads must be one of"), ({"writes": "text"}, "writes must be one of"),
 ])
 def test_what_cannot_be_exported(tmp_path, save, keywords, message):
     with pytest.raises(ValueError, match=message):

@@ -201,7 +201,7 @@ def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
     command = ["classify", str(folder), str(tmp_path / "audio"), "--every", "1.5", "--out", str(tmp_path / "out.csv")]
     assert main(command) == 1
     printed = capsys.readouterr()
-    assert "c.wav is left out from window 0 on" in printed.err and "2 recordings" in printed.out
+    assert "c.wav is skipped from window 0 on" in printed.err and "2 recordings" in printed.out
     lines = read(tmp_path / "out.csv")
     assert [tuple(line) for line in lines][0] == recordings.COLUMNS
     assert [(line["file"], line["start"], line["end"]) for line in lines] == [
@@ -223,7 +223,7 @@ def test_a_torn_recording_is_heard_as_far_as_it_can_be_read(tmp_path, save_clip_
     path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
     assert main(["classify", str(folder), str(path), "--out", str(tmp_path / "out.csv")]) == 1
     lines = read(tmp_path / "out.csv")
-    assert 13 <= len(lines) < 16 and f"is left out from window {len(lines)} on: is damaged" in capsys.readouterr().err
+    assert 13 <= len(lines) < 16 and f"is skipped from window {len(lines)} on: is damaged" in capsys.readouterr().err
     assert float(lines[-1]["end"]) == pytest.approx(len(lines) * WINDOW, abs=1e-3)
     with pytest.raises(AudioError, match="is damaged"):
         WindowClassifier(folder).recording_scores(path)
@@ -286,14 +286,14 @@ def test_no_lines_stand_for_another_recording(tmp_path, save_clip_classifier, wr
     capsys.readouterr()
     assert main([*command, "x.wav", str(other)]) == 1
     said = capsys.readouterr()
-    assert f"x.wav is left out: the table has {first} under this name. Give the absolute path" in said.err
+    assert f"x.wav is skipped: the table has {first} under this name. Give the absolute path" in said.err
     assert "wrote" in said.out and "1 recording; there already: 0, left out: 1" in said.out
     assert main([*command, str(second)]) == 0
     assert [line["file"] for line in read(tmp_path / "out.csv")] == ["x.wav", str(other), str(second)]
     os.utime(second, ns=(0, 1))
     assert main([*command, str(second)]) == 1
     said = capsys.readouterr()
-    assert f"{second} is left out: it has changed since the table heard it. Give another table" in said.err
+    assert f"{second} is skipped: it has changed since it was added to the table. Choose another table" in said.err
     assert len(read(tmp_path / "out.csv")) == 3
 
 
@@ -309,19 +309,19 @@ def test_one_process_at_a_time_writes_a_table(tmp_path, save_clip_classifier, wr
 def test_what_is_refused(tmp_path, save_clip_classifier, write_wav):
     folder, path = save_clip_classifier(), write_wav("a.wav", 1.0)
     recordings.classify(folder, [path], tmp_path / "out.csv")
-    with pytest.raises(ClassificationError, match="was made with .*now it is"):
+    with pytest.raises(ClassificationError, match="was made with .*the settings are now"):
         recordings.classify(folder, [path], tmp_path / "out.csv", every=0.5)
     (tmp_path / "out.csv").write_text("file,start\n")
-    with pytest.raises(ClassificationError, match="out.csv has lost lines since it was written. Give another name"):
+    with pytest.raises(ClassificationError, match="out.csv has lost lines since it was written. Choose another name"):
         recordings.classify(folder, [path], tmp_path / "out.csv")
     (tmp_path / "out.csv.progress").unlink()
-    with pytest.raises(ClassificationError, match="is there without out.csv.progress"):
+    with pytest.raises(ClassificationError, match="exists without out.csv.progress"):
         recordings.classify(folder, [path], tmp_path / "out.csv")
     with pytest.raises(ClassificationError, match="no recordings"):
         recordings.classify(folder, [], tmp_path / "new.csv")
     with pytest.raises(ClassificationError, match="above 0 seconds"):
         recordings.classify(folder, [path], tmp_path / "new.csv", every=0)
     save_model(SsambaModel(SsambaConfig(**SMALL)), tmp_path / "encoder")
-    with pytest.raises(ClassificationError, match="holds a SsambaModel"):
+    with pytest.raises(ClassificationError, match="contains a SsambaModel"):
         recordings.classify(tmp_path / "encoder", [path], tmp_path / "new.csv")
     assert not (tmp_path / "new.csv").exists()
