@@ -1,4 +1,4 @@
-"""Audio files -> headers and waveforms. Whatever else reads audio files asks here."""
+"""Headers and waveforms of audio files; all audio is read through this module."""
 
 import io
 import math
@@ -13,43 +13,43 @@ import soundfile
 
 from .packing import pack
 
-# torch and torchaudio, which take seconds to import, are imported where a clip is read: headers need neither.
+# torch and torchaudio take seconds to import. Headers need neither, so they are imported only when a clip is read.
 
 SAMPLE_RATE = 16000
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc")
 
 UNKNOWN_LENGTH = 2 ** 63 - 1
-"""The frames of a file whose header leaves them open, as libsndfile counts them."""
+"""libsndfile's frame count for files whose header does not give one."""
 
 PIECE = 2 ** 16
-"""Samples of each channel that are read at once: a header may promise more than there is memory."""
+"""Samples per channel that are read at once, because a header may claim more than fits into memory."""
 
 LEAD = 10
-"""Seconds of MP3 or Vorbis that are decoded before what is wanted, in about the time of a seek."""
+"""Seconds of MP3 or Vorbis that are decoded before the requested start; this takes about as long as a seek."""
 
 USUAL_DENSITY = 8
-"""Samples in a byte. A header that promises more is right for silence and the like, or damaged."""
+"""Samples per byte. A header that claims more belongs to silence or the like, or is damaged."""
 
 LOUDEST = 2.0 ** 31
-"""Integers of 32 bits that were written as floats. What is far beyond has no spectrum in float32."""
+"""Largest magnitude of 32-bit integers written as floats. Samples far beyond it have no spectrum in float32."""
 
 LOWEST_RATE = 1000
-"""In Hz. Real rates are higher; a damaged header's few Hz make days out of seconds."""
+"""Lowest sampling rate in Hz. Real rates are higher; a damaged header with a few Hz would turn seconds into days."""
 
 CROPS = 4
-"""Crops of a recording from which training draws, for each length of a crop that the recording exceeds it by, where
-crops repeat."""
+"""Number of repeating crops per crop length by which a recording is longer than a crop."""
 
 LARGEST_RESAMPLER = 2 ** 24
-"""Weights of a resampling filter. Real rates need far fewer; a damaged header can ask for more than there is memory."""
+"""Weights of a resampling filter. Real rates need far fewer; a damaged header can require more than fits into memory.
+"""
 
 
 class AudioError(ValueError):
     """An audio file that cannot be read.
 
     Attributes:
-        file: the path, or open file, as it was given.
-        reason: why it cannot be read, without the path.
+        file: the path, or open file, as given.
+        reason: the reason, without the path.
     """
 
     def __init__(self, file, reason):
@@ -63,12 +63,12 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What an audio file says of itself.
+    """An audio file's header.
 
     Attributes:
-        samples: of each channel, one or more.
-        rate: in Hz.
-        channels: their number.
+        samples: number of samples per channel, at least one.
+        rate: sampling rate in Hz.
+        channels: number of channels.
     """
 
     samples: int
@@ -77,16 +77,16 @@ class AudioHeader:
 
     @property
     def duration(self):
-        """In seconds."""
+        """Duration in seconds."""
         return self.samples / self.rate
 
 
 def read_header(path) -> AudioHeader:
-    """The header of an audio file, which is not taken at its word where that is unlikely.
+    """Return the header of an audio file; an implausible length is verified.
 
     Raises:
-        AudioError: no audio file, or one that holds no samples, does not say how many, or says more than there are; or
-            of a rate that cannot be brought to 16 kHz.
+        AudioError: If it is not an audio file, has no samples, does not give their number, claims more than it has, or
+            has a sampling rate that cannot be converted to 16 kHz.
     """
     with _opened(path) as audio:
         if not audio.frames:
@@ -94,31 +94,31 @@ def read_header(path) -> AudioHeader:
         _check_rate(audio.samplerate)
         likely = audio.frames * audio.channels <= USUAL_DENSITY * os.path.getsize(path)
         if not likely and not _has_last_sample(audio):
-            raise ValueError(f"its header promises {audio.frames:,} samples, which are not there; encode it anew")
+            raise ValueError(f"its header claims {audio.frames:,} samples, which it does not have; re-encode it")
         return AudioHeader(audio.frames, audio.samplerate, audio.channels)
 
 
 def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_rate=SAMPLE_RATE, repeating=False):
-    """At most ``samples`` samples of an audio file, as mono float32 at a sampling rate, by default 16 kHz.
+    """Return at most ``samples`` samples of an audio file as mono float32, channels averaged.
 
-    Only what is needed is read and resampled; the mean of the channels is taken. Where the header promises more than
-    there is, what there is counts.
+    Only the needed part is read and resampled. If the header claims more samples than the file has, only the existing
+    ones count.
 
     Args:
-        file: a path, or an open binary file.
-        samples: the longest clip, in samples at that rate. Default: the whole file.
-        crop: which part of a longer file: ``"centre"``, ``"start"``, or a random.Random or numpy Generator that draws
-            it uniformly.
-        start, stop: the part of the file that counts as the file, in samples at its own rate. Default: all of it.
-        sampling_rate: of what is returned, in Hz.
-        repeating: If True, a drawn crop is one of those of :func:`crop_starts`, so that the same crops come again.
+        file: path, or open binary file.
+        samples: maximum length in samples at ``sampling_rate``. Default: the whole file.
+        crop: part of a longer file: ``"centre"``, ``"start"``, or a random.Random or numpy Generator that draws it
+            uniformly.
+        start, stop: range of the file to use, in samples at its own rate. Default: the whole file.
+        sampling_rate: sampling rate of the result in Hz.
+        repeating: If True, random crops start at the positions of :func:`crop_starts`, so that they recur.
 
     Returns:
         (samples,) float32.
 
     Raises:
-        AudioError: the file cannot be read, or holds no samples, or some that are not finite or beyond 2**31, where 1
-            is full scale.
+        AudioError: If the file cannot be read, has no samples, or has samples that are not finite or exceed 2**31 times
+            full scale.
     """
     with _opened(file) as audio:
         _check_rate(audio.samplerate, sampling_rate)
@@ -130,20 +130,20 @@ def read_clip(file, samples=None, crop="centre", start=0, stop=None, sampling_ra
 def read_windows(path, starts, samples, sampling_rate=SAMPLE_RATE):
     """Yield parts of an audio file, each as :func:`read_clip` returns it.
 
-    Parts that overlap or follow each other are decoded in one go, each sample once. In long MP3 files a seek takes
+    Parts that overlap or adjoin are decoded in one pass, each sample once, because a seek in a long MP3 file takes
     longer than decoding a part.
 
     Args:
-        path: the file.
-        starts: where the parts begin, ascending, in samples at the file's own rate.
-        samples: the longest part, in samples at ``sampling_rate``.
-        sampling_rate: of what is returned, in Hz.
+        path: path of the file.
+        starts: starts of the parts, ascending, in samples at the file's own rate.
+        samples: maximum length of a part in samples at ``sampling_rate``.
+        sampling_rate: sampling rate of the result in Hz.
 
     Yields:
-        (samples,) float32, less at the end of the file.
+        (samples,) float32, shorter at the end of the file.
 
     Raises:
-        AudioError: see :func:`read_clip`; the parts before have been yielded.
+        AudioError: see :func:`read_clip`; earlier parts have been yielded.
     """
     rate = read_header(path).rate
     wanted = math.ceil(samples * rate / sampling_rate)
@@ -159,34 +159,34 @@ def read_windows(path, starts, samples, sampling_rate=SAMPLE_RATE):
 
 
 def crop_starts(first, last, length):
-    """Samples at which the crops of a recording start: evenly spaced, one more than CROPS for each length of a crop
-    between the first and the last possible start."""
+    """Return the samples at which a recording's crops start: evenly spaced from the first to the last possible start,
+    with CROPS intervals per crop length."""
     count = 1 + -(-CROPS * (last - first) // length)
     return sorted({round(start) for start in np.linspace(first, last, count)})
 
 
 def why_unreadable(error, file=None):
-    """The reason in an exception met while reading audio, without the path; ``file`` is its path, if it has one."""
+    """Return the reason for an exception while reading audio, without the path; ``file`` is its path, if any."""
     if isinstance(file, (str, os.PathLike)) and not os.access(file, os.R_OK):
-        return "does not exist, or may not be read"
+        return "does not exist or is not readable"
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
     return reason or str(error.args[0] if error.args else type(error).__name__)
 
 
 @contextmanager
 def _opened(file):
-    """An audio file, open; what is wrong with it is an AudioError, whether met on opening it or while it is read."""
+    """Open an audio file; turn errors while opening or reading it into AudioErrors."""
     try:
         with _open(file) as audio:
             if audio.frames == UNKNOWN_LENGTH:
-                raise ValueError("does not say how long it is; encode it anew")
+                raise ValueError("its header does not give its length; re-encode it")
             yield audio
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         raise AudioError(file, why_unreadable(error, file)) from error
 
 
 class _SoundFile(soundfile.SoundFile):
-    """An audio file in which the seek to where it is that soundfile adds to each read can be left out."""
+    """An audio file that can be read without soundfile's seek to the current position before each read."""
 
     reads_without_seek = False
 
@@ -209,8 +209,8 @@ def _open(file):
 
 
 def _fill_in_length(content):
-    """The bytes of a wav file whose samples have the length 0. Where a pipe left it so, and they are there, they get
-    the length that libsndfile takes to reach to the file's end."""
+    """Return the bytes of a wav file whose data chunk has the length 0. If a pipe left it so and there are samples, the
+    length is set to the value that libsndfile reads as the rest of the file."""
     place = 12
     while content[place:place + 4] not in (b"data", b""):
         place = _after_chunk(content, place)
@@ -221,12 +221,12 @@ def _fill_in_length(content):
 
 
 def _are_chunks(content, place):
-    """Whether there is nothing from a place on but whole chunks, such as those for a title, with their names."""
+    """Return True if the content from a place on consists of whole named chunks, such as one with a title."""
     while place < len(content):
         if not re.fullmatch(rb"[ -~]{4}", content[place:place + 4]):
             return False
         place = _after_chunk(content, place)
-    return place - len(content) in (0, 1)  # the last may lack the byte that makes its length even
+    return place - len(content) in (0, 1)  # the last may lack its padding byte
 
 
 def _after_chunk(content, place):
@@ -243,7 +243,7 @@ def _has_last_sample(audio):
 
 
 def _resampled(clip, rate, sampling_rate, samples=None):
-    """(samples,) of an array at a rate as a tensor at the sampling rate, cut at so many samples."""
+    """Return an array (samples,) at a rate as a tensor at the sampling rate, cut to ``samples``."""
     import torch
 
     clip = torch.from_numpy(clip)
@@ -260,7 +260,7 @@ def _resampled(clip, rate, sampling_rate, samples=None):
 
 
 def _read_part(audio, part, wanted, crop, repeating):
-    """So many samples out of a range of them, or all where it has fewer."""
+    """Read ``wanted`` samples from a part of the file, or all of the part if it has fewer."""
     draw = None if isinstance(crop, str) else crop.random()
 
     def first(length):
@@ -273,7 +273,7 @@ def _read_part(audio, part, wanted, crop, repeating):
     start, count = first(len(part)), min(wanted, len(part))
     clip = _read(audio, part.start + start, count)
     if len(clip) < count and start and audio.seekable():
-        # The header promises more than there is.
+        # The header claims more than there is.
         whole = _read(audio, part.start, len(part))
         start = first(len(whole))
         clip = whole[start:start + wanted]
@@ -281,7 +281,7 @@ def _read_part(audio, part, wanted, crop, repeating):
 
 
 def _read(audio, start, count):
-    """The mean of the channels, (samples,): so many from there on, or as many as there are."""
+    """Return the mean of the channels, (samples,): ``count`` samples from a start, or as many as there are."""
     lead = _lead(audio, start)
     with _damage_told(audio):
         if audio.seekable():
@@ -290,11 +290,11 @@ def _read(audio, start, count):
 
 
 def _lead(audio, start):
-    """How many samples before a start decoding has to begin.
+    """Return the number of samples before a start at which decoding must begin.
 
-    A frame of MP3 takes bits from those before it: just after a seek, what is decoded is garbled, and libmpg123 writes
-    to stderr that bits are missing. In the last page of a Vorbis file, which may last some seconds, libsndfile seeks to
-    a wrong place.
+    An MP3 frame uses bits of earlier frames, so just after a seek the decoded samples are garbled, and libmpg123 writes
+    to stderr that bits are missing. In the last page of a Vorbis file, which may last several seconds, libsndfile seeks
+    to a wrong position.
     """
     if not audio.seekable():
         return start
@@ -304,9 +304,9 @@ def _lead(audio, start):
 
 
 def _read_on(audio, count):
-    """The mean of the channels, (samples,): the next so many, or as many as there are."""
+    """Return the mean of the channels, (samples,): the next ``count`` samples, or as many as there are."""
     pieces, left = [], count
-    audio.reads_without_seek = audio.subtype.startswith("MPEG")  # which a seek can garble
+    audio.reads_without_seek = audio.subtype.startswith("MPEG")  # a seek can garble MP3
     try:
         with _damage_told(audio):
             while not pieces or left and len(pieces[-1]) == PIECE:
@@ -318,7 +318,7 @@ def _read_on(audio, count):
 
 
 def _runs(starts, length):
-    """Yield the starts of parts of this length, those together of which each begins no later than the last one ends."""
+    """Yield lists of starts of parts of this length, in which each part starts no later than the previous one ends."""
     run = []
     for start in starts:
         if run and start > run[-1] + length:
@@ -334,16 +334,16 @@ def _damage_told(audio):
     try:
         yield
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"is damaged, or shorter than the {audio.frames:,} samples that its header promises "
+        raise ValueError(f"is damaged, or shorter than the {audio.frames:,} samples that its header claims "
                          f"({error.error_string})") from error
 
 
 def identity(path):
-    """What tells an audio file from others, and from itself after a change: a list of its absolute path, its size in
-    bytes and its time of modification in nanoseconds.
+    """Return what identifies an audio file and its version: a list of absolute path, size in bytes and modification
+    time in nanoseconds.
 
     Raises:
-        AudioError: The file does not exist.
+        AudioError: If the file does not exist.
     """
     try:
         status = os.stat(path)
@@ -353,10 +353,10 @@ def identity(path):
 
 
 def expected_seconds(path, start=0, stop=None):
-    """How long an audio file, or a part of it, should last; infinite where only reading it can tell.
+    """Return the duration in seconds of an audio file or a part of it, from its header; infinite if unreadable.
 
     Args:
-        path: the file.
+        path: path of the file.
         start, stop: see :func:`read_clip`.
     """
     try:
@@ -367,18 +367,18 @@ def expected_seconds(path, start=0, stop=None):
 
 
 def batches_by_length(lengths, seconds):
-    """Yields indices of recordings, longest first, in runs of at most so many seconds together, or of one.
+    """Yield lists of indices of recordings, longest first, with a limited total length or a single recording.
 
     Args:
-        lengths: of the recordings, in seconds.
-        seconds: the longest batch.
+        lengths: lengths of the recordings in seconds.
+        seconds: largest total length of a list in seconds.
     """
     return pack(lengths, seconds, sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
 
 
 @lru_cache(maxsize=32)
 def resampler(rate, wanted):
-    """From a rate in Hz to another."""
+    """Return a resampler from one sampling rate in Hz to another."""
     from torchaudio.transforms import Resample
 
     return Resample(rate, wanted)
@@ -387,4 +387,4 @@ def resampler(rate, wanted):
 def _check_rate(rate, wanted=SAMPLE_RATE):
     weights = rate * wanted // math.gcd(rate, wanted) ** 2
     if rate < LOWEST_RATE or weights > LARGEST_RESAMPLER:
-        raise ValueError(f"a rate of {rate} Hz cannot be brought to {wanted} Hz; resample the file first")
+        raise ValueError(f"a sampling rate of {rate} Hz cannot be converted to {wanted} Hz; resample the file first")

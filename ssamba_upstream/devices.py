@@ -1,4 +1,4 @@
-"""Between the CPU and where a network computes."""
+"""Transfers between the CPU and a network's device."""
 
 import atexit
 import collections
@@ -8,13 +8,13 @@ import threading
 
 import torch
 
-_unread = collections.deque()  # (flag on its way to the CPU, the CUDA event after which it is there, what to call)
+_unread = collections.deque()  # (number being copied to the CPU, CUDA event of the copy's end, function to call)
 _reading = threading.Lock()
 
 
 def send(tensor, device):
-    """A tensor on a device. A GPU is not waited for: what goes there goes through pinned memory, in its stream's
-    turn; but for torch.compile, which knows no pinned memory."""
+    """Return a tensor on a device. Copies to a GPU are asynchronous, through pinned memory, except under torch.compile,
+    which does not support pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -23,8 +23,8 @@ def send(tensor, device):
 def call_unless_finite(number, function):
     """Call a function without arguments if a tensor of one element is NaN or infinite.
 
-    On a CPU it is called at once. A GPU is not waited for: its numbers are read by the later calls that find them
-    known, and at the end of the process. Nothing is launched there but the copy.
+    For a CPU tensor it is called immediately. A GPU tensor is copied asynchronously, and no kernel is launched; its
+    value is checked by the first later call that finds the copy done, or at the end of the process.
     """
     if number.device.type == "cpu":
         if not math.isfinite(number):
@@ -38,7 +38,7 @@ def call_unless_finite(number, function):
 
 
 def read_numbers():
-    """Read the numbers of GPUs that are known by now, see :func:`call_unless_finite`."""
+    """Check the GPU numbers whose copies have finished, see :func:`call_unless_finite`."""
     functions = []
     with _reading:
         while _unread and _unread[0][1].query():
@@ -51,7 +51,7 @@ def read_numbers():
 
 @atexit.register
 def _read_the_last_numbers():
-    with contextlib.suppress(RuntimeError):  # from a GPU that has failed, as the process has said already
+    with contextlib.suppress(RuntimeError):  # from a failed GPU, which the process has already reported
         for _, event, _ in [*_unread]:
             event.synchronize()
         read_numbers()

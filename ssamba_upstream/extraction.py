@@ -1,4 +1,4 @@
-"""``ssamba extract``: frame-level hidden states of many recordings, one file each."""
+"""``ssamba extract``: writing the frame-level hidden states of recordings, one file each."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SETTINGS, SOURCES = "extraction.json", "sources.jsonl"
 
 
 class ExtractionError(ValueError):
-    """Hidden states that cannot be extracted as asked for; the message says why."""
+    """Hidden states that cannot be extracted as requested. The message says why."""
 
 
 def extract(recordings: Iterable[str | os.PathLike], checkpoint: str | os.PathLike, out: str | os.PathLike,
@@ -35,34 +35,33 @@ def extract(recordings: Iterable[str | os.PathLike], checkpoint: str | os.PathLi
             cache: str | os.PathLike | None = None, **options) -> tuple[int, int]:
     """Write the hidden states of recordings.
 
-    ``OUT/<path below the recordings' common folder>.<format>`` holds ``hidden_states``, (layers, frames, D); a "npy"
-    file that array alone. ``OUT/extraction.json`` says what they were computed with, and ``OUT/sources.jsonl`` which
-    recording each file was made from: its absolute path, size and time of modification. Files of recordings that have
-    not changed are not computed again, so the same command continues an interrupted run. Files of other recordings are
-    not replaced.
+    ``OUT/<path below the recordings' common folder>.<format>`` contains ``hidden_states``, (layers, frames, D); a "npy"
+    file contains only that array. ``OUT/extraction.json`` records the settings, and ``OUT/sources.jsonl`` each file's
+    recording by absolute path, size and modification time. Files of unchanged recordings are not computed again, so the
+    same command continues an interrupted run. Files made from other recordings are not replaced.
 
     Args:
-        recordings: audio files of any rate; channels are averaged.
+        recordings: paths of audio files (any sampling rate; channels are averaged).
         checkpoint: see :func:`ssamba_upstream.checkpoint.load_model`.
-        out: a folder, new or of an earlier run with the same settings.
-        layers: which hidden states, from 0, the tokens, to depth. Default: all.
-        dtype: "float32" (default) or "float16", of what is written.
+        out: output folder, new or from an earlier run with the same settings.
+        layers: indices of the hidden states to write, from 0 (the tokens) to depth. Default: all.
+        dtype: dtype of the files, "float32" (default) or "float16".
         file_format: "safetensors" or "npy".
-        batch_secs: audio sent through the network at once, in seconds; recordings of like lengths go together.
-        device: on which the network computes.
-        report: called with a sentence about each recording that is left out, since it cannot be read, its hidden
-            states reach beyond the dtype, or its file was made from another recording; the others are extracted.
-        cache: folder of a :class:`ssamba_upstream.store.HiddenStateStore`, such as that of ``run_downstream.py
-            --cache``, from which hidden states are read and in which computed ones are kept. Default: none.
-        options: of :class:`ssamba_upstream.frames.UpstreamOptions`.
+        batch_secs: seconds of audio per batch; recordings of similar length are batched together.
+        device: device that the network runs on.
+        report: called with a sentence about each recording that is skipped because it cannot be read, its hidden states
+            exceed the dtype's range, or its file was made from another recording.
+        cache: folder of a :class:`ssamba_upstream.store.HiddenStateStore`, for example of ``run_downstream.py
+            --cache``, from which hidden states are read and to which computed ones are added. Default: none.
+        options: fields of :class:`ssamba_upstream.frames.UpstreamOptions`.
 
     Returns:
-        the number of files written, and of recordings that were left out.
+        the number of files written, and the number of recordings skipped.
 
     Raises:
-        ExtractionError: no recordings, two of the same name, an unknown layer, or a folder of another checkpoint or
-            other settings.
-        BlockingIOError: Another process is writing into the folder.
+        ExtractionError: If there are no recordings, two have the same name, a layer is unknown, or the folder has
+            another checkpoint or other settings.
+        BlockingIOError: If another process is writing into the folder.
         CheckpointError, ValueError: see :meth:`ssamba_upstream.frames.FrameEncoder.from_checkpoint`.
     """
     options = UpstreamOptions(**options)
@@ -89,7 +88,7 @@ def extract(recordings: Iterable[str | os.PathLike], checkpoint: str | os.PathLi
 
 
 def _missing(targets, output, report):
-    """The recordings whose hidden states are not there, each with its target and identity; and how many are refused."""
+    """Return the recordings without hidden states, each with its target and identity; and the number refused."""
     missing, refused = {}, 0
     for recording, target in targets.items():
         try:
@@ -97,13 +96,13 @@ def _missing(targets, output, report):
             if not output.holds(target, source):
                 missing[recording] = target, source
         except (AudioError, ExtractionError) as error:
-            report(f"{recording} is left out: {getattr(error, 'reason', error)}")
+            report(f"{recording} is skipped: {getattr(error, 'reason', error)}")
             refused += 1
     return missing, refused
 
 
 def _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs, report):
-    """Write the hidden states of the recordings that can be read; returns how many these are."""
+    """Write the hidden states of the readable recordings; return their number."""
     recordings, written = list(missing), 0
     with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
         batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
@@ -117,25 +116,25 @@ def _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs,
                     output.write(kept, *missing[recording])
                     written += 1
                 else:
-                    report(f"{recording} is left out: its hidden states "
-                           + (f"reach beyond {dtype}; extract float32" if states.isfinite().all() else
+                    report(f"{recording} is skipped: its hidden states "
+                           + (f"exceed the range of {dtype}; extract float32" if states.isfinite().all() else
                               "are NaN or infinite; check the checkpoint's weights"))
             progress.update(len(found))
     return written
 
 
 class _Output:
-    """Files of hidden states, and the journal of what they were made from."""
+    """Files of hidden states, and the journal of their sources."""
 
     def __init__(self, folder, file_format, journal):
         self.folder, self.file_format, self.journal = folder, file_format, journal
         self.sources = {entry["file"]: entry["source"] for entry in journal.entries}
 
     def holds(self, target, source):
-        """True if a file is there, and was made from the recording of this identity as it is now.
+        """Return True if a file exists and was made from the recording with this identity.
 
         Raises:
-            ExtractionError: The file was made from another recording.
+            ExtractionError: If the file was made from another recording.
         """
         if not target.exists():
             return False
@@ -145,8 +144,8 @@ class _Output:
         return made_from == source
 
     def write(self, states, target, source):
-        """Write a file, and first into the journal what it is made from."""
-        target.unlink(missing_ok=True)  # one that is out of date, and must not be taken for what the journal says now
+        """Write a file, after recording its source in the journal."""
+        target.unlink(missing_ok=True)  # so that an outdated file does not pass for the journal's new source
         self.journal.append({"file": self._name(target), "source": source})
         _write(states, target, self.file_format)
 
@@ -156,7 +155,7 @@ class _Output:
 
 @torch.no_grad()
 def _hidden_states(encoder, wavs):
-    """list of (samples,) -> list of their hidden states, (depth + 1, frames, D) on the CPU."""
+    """Map a list of (samples,) to a list of hidden states, (depth + 1, frames, D) on the CPU."""
     if not wavs:
         return []
     states = encoder([send(wav, encoder.model.device) for wav in wavs]).hidden_states
@@ -165,12 +164,12 @@ def _hidden_states(encoder, wavs):
 
 
 def _kept_hidden_states(encoder, store, wavs):
-    """:func:`_hidden_states`, read from a store, or computed and kept there."""
+    """Return :func:`_hidden_states` from a store, computing and storing missing ones."""
     if not wavs:
         return []
     try:
         stacked, counts = store.read_or_compute(wavs, partial(_hidden_states, encoder))
-    except StoreError:  # some are not finite, or too large for the dtype; which ones is reported where they are written
+    except StoreError:  # some are not finite or too large for the dtype; the caller reports which
         return _hidden_states(encoder, wavs)
     return [states[:, :count] for states, count in zip(stacked.unbind(1), counts)]
 
@@ -186,7 +185,7 @@ def _targets(recordings, out, file_format):
         root = root.parent
     targets = {r: out / r.relative_to(root).with_suffix(f".{file_format}") for r in recordings}
     if len(set(targets.values())) < len(targets):
-        raise ExtractionError("two recordings differ in their ending only, and would be written to the same file")
+        raise ExtractionError("two recordings differ only in their extension. They would be written to the same file")
     return targets
 
 
@@ -197,17 +196,17 @@ def _check_settings(out, settings):
         before = json.loads(file.read_text())
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
-            raise ExtractionError(f"{out} holds hidden states of other settings ({', '.join(changed)}); give a new "
+            raise ExtractionError(f"{out} has hidden states with other settings ({', '.join(changed)}). Choose a new "
                                   "folder")
         return
     write_json(settings, file)
 
 
 def _readable(found, report):
-    """(recording, waveform) of each that could be read."""
+    """Return (recording, waveform) of each readable recording; report the others."""
     for recording, wav in found.items():
         if isinstance(wav, AudioError):
-            report(f"{recording} is left out: {wav.reason}")
+            report(f"{recording} is skipped: {wav.reason}")
     return [(recording, wav) for recording, wav in found.items() if not isinstance(wav, AudioError)]
 
 

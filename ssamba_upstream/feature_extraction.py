@@ -1,4 +1,4 @@
-"""SsambaFeatureExtractor: waveforms -> what the classifiers read, by transformers' conventions."""
+"""SsambaFeatureExtractor: the classifiers' inputs from waveforms, following transformers' conventions."""
 
 import itertools
 from functools import lru_cache
@@ -13,10 +13,10 @@ from .frontend import LogMel, as_tensor, check_waveforms
 from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
 MOST_CHANNELS = 8
-"""Clips of so few samples are the channels of a recording, as soundfile lays them out."""
+"""Largest second dimension of a 2-D array that is taken as channels, as in soundfile's layout, not as samples."""
 
 CLIPS_AT_ONCE = 16
-"""Whose log-mel is computed at once, which bounds the memory for long recordings."""
+"""Number of clips per log-mel computation, which bounds the memory for long recordings."""
 
 
 FRONT_END = {name.removeprefix("log_mel_"): name for name in vars(PUBLISHED_FRONT_END)}
@@ -24,27 +24,28 @@ FRONT_END = {name.removeprefix("log_mel_"): name for name in vars(PUBLISHED_FRON
 
 
 class SsambaFeatureExtractor(SequenceFeatureExtractor):
-    """Normalised log-mel of clips brought to one length, see :meth:`ssamba_upstream.frontend.LogMel.fixed_length`.
+    """Feature extractor that returns the normalised log-mel of fixed-length clips, see
+    :meth:`ssamba_upstream.frontend.LogMel.fixed_length`.
 
-    A recording that is longer is cut into windows of that length, without overlap; the last one is padded as clips are.
+    Longer recordings are split into windows of that length, without overlap; the last window is padded like a clip.
 
     Args:
-        max_length: of clips, and of the windows of longer recordings, in frames; by default 1024 of 10 ms, 10.24 s.
-        whole_seconds: If True, clips and windows hold as many whole seconds as ``max_length`` frames last, as those of
-            a classifier of seconds. Default: False, all samples that ``max_length`` frames need.
+        max_length: length of clips and windows in frames. Default: 1024, or 10.24 s with frames of 10 ms.
+        whole_seconds: If True, clips and windows have the number of whole seconds in ``max_length`` frames, as for a
+            classifier of seconds. Default: False, all samples that ``max_length`` frames need.
         kwargs: fields of :class:`ssamba_upstream.network.configuration.FrontEnd`, with ``mean`` and ``std`` instead of
-            ``log_mel_mean`` and ``log_mel_std``; and fields of every sequence feature extractor of transformers.
-            Fine-tuning usually takes the statistics of its own data, such as -6.6268077 and 5.358466 of ESC-50, or
-            -6.845978 and 5.5654526 of Speech Commands.
+            ``log_mel_mean`` and ``log_mel_std``; and other arguments of transformers' sequence feature extractors.
+            Fine-tuning usually uses its own data's statistics, such as -6.6268077 and 5.358466 for ESC-50, or
+            -6.845978 and 5.5654526 for Speech Commands.
 
     Raises:
-        ValueError: a length below one frame, or what no log-mel can be computed with.
+        ValueError: If ``max_length`` is below one frame, or the log-mel's parameters are invalid.
     """
 
     model_input_names = ["input_values"]
 
     def __init__(self, max_length=1024, whole_seconds=False, **kwargs):
-        # Names code in the folder that the fields were read from.
+        # It refers to code in the folder from which the fields were read.
         kwargs.pop("auto_map", None)
         front_end = {name: kwargs.pop(name, getattr(FrontEnd, field)) for name, field in FRONT_END.items()}
         fields = {"feature_size": front_end["num_mel_bins"], "padding_value": 0.0, "return_attention_mask": False}
@@ -52,65 +53,66 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         if max_length < 1:
             raise ValueError(f"max_length must be at least one frame; got {max_length}")
         vars(self).update(front_end, max_length=max_length, whole_seconds=whole_seconds)
-        _ = self.front_end  # which checks its fields
+        _ = self.front_end  # checks its fields
 
     @classmethod
     def for_config(cls, config, whole_seconds=False):
-        """The feature extractor of a network, by its SsambaConfig; see the class for ``whole_seconds``."""
+        """Return the feature extractor for a SsambaConfig; see the class for ``whole_seconds``."""
         fields = {name: getattr(config, field) for name, field in FRONT_END.items()}
         return cls(config.clip_frames or config.pretraining_frames, whole_seconds, **fields)
 
     @property
     def front_end(self):
-        """The :class:`ssamba_upstream.network.configuration.FrontEnd` of what is returned."""
+        """The :class:`ssamba_upstream.network.configuration.FrontEnd` of the log-mel."""
         return FrontEnd(**{field: getattr(self, name) for name, field in FRONT_END.items()})
 
     @property
     def clip_samples(self):
-        """Samples of a clip, and of a window of a longer recording.
+        """Length of a clip, or of a window of a longer recording, in samples.
 
         Raises:
-            ValueError: ``whole_seconds``, and less than a second.
+            ValueError: If ``whole_seconds`` is True and ``max_length`` is below a second.
         """
         front_end = self.front_end
         if not self.whole_seconds:
             return front_end.samples_of(self.max_length)
         seconds = int(front_end.seconds_of(self.max_length))
         if not seconds:
-            raise ValueError(f"max_length is {self.max_length} frames, and holds no whole second; give at least "
+            raise ValueError(f"max_length is {self.max_length} frames, less than a second. Give at least "
                              f"{front_end.frames_in(1)}")
         return seconds * front_end.sampling_rate
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoFeatureExtractor"):
-        """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
+        """Do nothing: transformers would copy this module into saved folders, but the package is installed."""
 
     def __call__(self, raw_speech, sampling_rate=None, return_tensors=None, truncation=False, **kwargs):
-        """
+        """Return the log-mel of waveforms.
+
         Args:
-            raw_speech: mono waveforms in [-1, 1] at the extractor's sampling rate: one, (samples,), as an array, a
-                tensor or a list of floats; a batch of equal lengths, (clips, samples); or a list of them, (samples,)
-                or (1, samples), of any lengths. int16 is divided by 32768.
-            sampling_rate: at which they were sampled, in Hz. Default: taken to be the extractor's.
+            raw_speech: mono waveforms in [-1, 1] at the extractor's sampling rate: one, (samples,), as an array, tensor
+                or list of floats; a batch of equal lengths, (clips, samples); or a list of any lengths, (samples,) or
+                (1, samples) each. int16 values are divided by 32768.
+            sampling_rate: sampling rate of the waveforms in Hz. Default: the extractor's.
             return_tensors: "pt" for a tensor. Default: a numpy array.
-            truncation: whether a recording longer than ``max_length`` is cut at its end, as for training, and not into
+            truncation: If True, cut recordings at ``max_length``, as for training, instead of splitting them into
                 windows.
-            kwargs: ignored, as by transformers' ASTFeatureExtractor: ``padding``, ``max_length``,
+            kwargs: ignored, as in transformers' ASTFeatureExtractor: ``padding``, ``max_length``,
                 ``return_attention_mask`` and other arguments of sequence feature extractors. Every clip has the
                 extractor's own ``max_length``, and the models read all of it.
 
         Returns:
-            BatchFeature with ``input_values``, (clips, windows * max_length, mel), float32, the windows of a recording
-            one after the other, and ``window_lengths``, (clips, windows), int64: the samples of the recording that
-            each window holds, 0 where a recording has fewer windows. Recordings no longer than ``max_length`` have one
-            window. :class:`SsambaForAudioClassification` takes both for any number of windows, the other models for
-            one. With ``truncation``, ``input_values`` alone.
+            BatchFeature with ``input_values``, (clips, windows * max_length, mel) float32, a recording's windows
+            concatenated; and ``window_lengths``, (clips, windows) int64, the number of the recording's samples in each
+            window, 0 for missing windows. Recordings up to ``max_length`` have one window.
+            :class:`SsambaForAudioClassification` takes both for any number of windows, the other models for one. With
+            ``truncation``, only ``input_values``.
 
         Raises:
-            ValueError: another sampling rate, no waveform, or an empty, stereo, NaN or infinite one.
+            ValueError: If the sampling rate differs, or there is no waveform, or one is empty, stereo, NaN or infinite.
         """
         if sampling_rate not in (None, self.sampling_rate):
-            raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the "
+            raise ValueError(f"sampling_rate is {sampling_rate} Hz; expected {self.sampling_rate} Hz. Resample the "
                              "audio first")
         wavs = check_waveforms([as_tensor(wav).cpu() for wav in _waveforms(raw_speech)], self.sampling_rate)
         samples = self.clip_samples
@@ -127,18 +129,18 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _log_mel_of(self, wavs):
-        """list of (samples,) -> (clips, max_length, mel)"""
+        """Return the log-mel of a list of (samples,), (clips, max_length, mel)."""
         log_mel = _log_mel(self.front_end)
         parts = [wavs[i : i + CLIPS_AT_ONCE] for i in range(0, len(wavs), CLIPS_AT_ONCE)]
         return torch.cat([log_mel.fixed_length(part, self.max_length) for part in parts])
 
 
-# Not an attribute, as those are what the extractor's JSON holds.
+# Not an attribute, because attributes are saved in the extractor's JSON.
 _log_mel = lru_cache(maxsize=4)(LogMel)
 
 
 def _waveforms(raw_speech):
-    """A list of waveforms, each as it was given, but for (1, samples), which become (samples,)."""
+    """Return a list of waveforms, unchanged except that (1, samples) becomes (samples,)."""
     if isinstance(raw_speech, (list, tuple)):
         if raw_speech and isinstance(raw_speech[0], Real):
             return [np.asarray(raw_speech)]

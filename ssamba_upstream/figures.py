@@ -1,4 +1,4 @@
-"""Pictures: matplotlib without a display, and figures written whole. matplotlib is imported when one is drawn."""
+"""Figures: matplotlib without a display, and complete figure files. matplotlib is imported only for drawing."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from .files import replacing
 
 
 def load_pyplot():
-    """matplotlib's pyplot, drawing into files only."""
+    """Return matplotlib's pyplot, set up to draw into files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,7 +16,7 @@ def load_pyplot():
 
 
 def save_figure(figure, path):
-    """Write a figure in the format of the file's ending, by way of a temporary name, and close it."""
+    """Write a figure in the format of the file's extension, through a temporary file, and close it."""
     try:
         with replacing(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix[1:])

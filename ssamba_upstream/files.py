@@ -1,4 +1,4 @@
-"""The only writer: files and folders that are whole at every moment, journals, locks, and hashes of files."""
+"""Writing of files and folders that are complete at all times, journals, locks, and hashes of files."""
 
 import errno
 import fcntl
@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".lock"
-"""The name of a folder's lock, and the end of a file's."""
+"""Name of a folder's lock, and suffix of a file's lock."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""Errors of file systems without locks."""
 
-_held = set()  # file descriptors of the locks of this process
+_held = set()  # file descriptors of this process's locks
 
 
 @contextmanager
 def replacing(path):
-    """A path beside ``path`` to write to; it takes the place of ``path`` at the end, or is removed after an error.
+    """Yield a temporary path next to ``path``; it replaces ``path`` at the end, or is removed after an error.
 
-    The folder is made where it is not there. Where several processes write the same file, the last one's stays. Whoever
-    may read new files may read this one, which safetensors would let no one but its owner do.
+    A missing folder is created. If several processes write the same file, the last one wins. The file gets the usual
+    permissions of new files; safetensors would let only its owner read it.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -43,14 +43,14 @@ def replacing(path):
 
 @contextmanager
 def new_folder(path):
-    """A folder beside ``path`` to fill; it becomes ``path`` at the end, or is removed after an error.
+    """Yield a temporary folder next to ``path``; it becomes ``path`` at the end, or is removed after an error.
 
     Raises:
-        FileExistsError: ``path`` is there, and is not an empty folder.
+        FileExistsError: If ``path`` exists and is not an empty folder.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} is not an empty folder; give the name of a new one, or remove it first")
+        raise FileExistsError(f"{path} is not an empty folder. Choose a new folder, or remove it first")
     temporary = _beside(path)
     temporary.mkdir(parents=True)
     try:
@@ -64,19 +64,19 @@ def new_folder(path):
 def locked(output, wait=False):
     """Keep other processes from writing a file or folder until the end of the context.
 
-    The lock is a file, ``.lock`` in the folder or ``.NAME.lock`` beside the file, which is removed at the end. If a
-    process is killed, its file stays, and the next process takes it over. Programs that inherit the descriptor hold the
-    lock too; forked processes, such as workers that read data, do not.
+    The lock is a file, ``.lock`` in the folder or ``.NAME.lock`` next to the file, which is removed at the end. If a
+    process is killed, its lock file remains, and the next process takes it over. Programs that inherit the descriptor
+    also hold the lock; forked processes, such as data-loading workers, do not.
 
     Args:
-        output: the file, or a folder that exists.
+        output: the file, or an existing folder.
         wait: If True, print a line and wait until the other process has finished. Default: False, raise an error.
 
     Yields:
-        The file descriptor of the lock.
+        the file descriptor of the lock.
 
     Raises:
-        BlockingIOError: Another process has the lock, and ``wait`` is False.
+        BlockingIOError: If another process holds the lock and ``wait`` is False.
     """
     output = Path(output)
     path = output / LOCK if output.is_dir() else output.with_name(f".{output.name}{LOCK}")
@@ -92,13 +92,13 @@ def locked(output, wait=False):
 
 
 class Journal:
-    """A file of JSON that gains a line with each entry; half a line, which an interruption left at its end, is removed.
+    """A file with one line of JSON per entry. An incomplete last line, left by an interruption, is removed.
 
     Args:
-        path: the file, made if it does not exist.
+        path: path of the file, created if missing.
 
     Attributes:
-        entries: all that the file holds, in order.
+        entries: all entries of the file, in order.
     """
 
     def __init__(self, path):
@@ -117,31 +117,30 @@ class Journal:
         self._file.close()
 
     def append(self, entry):
-        """Add an entry, anything that JSON can hold; it is in the file when this returns."""
+        """Append an entry, any JSON-compatible value; it is in the file when this returns."""
         self.entries.append(entry)
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
 
 def write_text(text, path, errors="strict"):
-    """Write a file of text, in UTF-8; ``errors`` is what becomes of characters that this does not have."""
+    """Write a text file in UTF-8; ``errors`` is Python's error handler for characters that cannot be encoded."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(content, path):
-    """Write a file of JSON, see :func:`to_json`, indented and with a line end after it."""
+    """Write an indented JSON file that ends with a newline, see :func:`to_json`."""
     write_text(to_json(content, indent=2) + "\n", path)
 
 
 def to_json(content, indent=None):
-    """JSON of something made of dicts, lists, strings and numbers; NaN and infinity, which JSON does not have, are
-    null."""
+    """Return the JSON of dicts, lists, strings and numbers; NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
 def read_json(path):
-    """The content of a file of JSON; None for NaN and infinity, which earlier versions wrote into some."""
+    """Return the content of a JSON file; NaN and infinity, written by earlier versions, become None."""
     return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda name: None)
 
 
@@ -158,12 +157,12 @@ def markdown_table(columns, rows):
 
 
 def shown(number, layout=".4f"):
-    """A number as tables have it, in Python's format; "-" if it is None or not finite."""
+    """Format a number for a table, with Python's format ``layout``; "-" if it is None or not finite."""
     return "-" if _finite(number) is None else format(number, layout)
 
 
 def file_hash(path):
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while part := file.read(1 << 20):
@@ -172,7 +171,7 @@ def file_hash(path):
 
 
 def json_hash(content):
-    """The SHA-256 of something made of dicts, lists, strings and numbers, in hexadecimal; dicts may be in any order."""
+    """Return the SHA-256 of dicts, lists, strings and numbers in hexadecimal, independent of the order of dicts."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -181,7 +180,7 @@ def _is_number(cell):
 
 
 def _finite(content):
-    """The content with None in place of numbers that are not finite."""
+    """Return the content with None in place of numbers that are not finite."""
     if isinstance(content, dict):
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -190,7 +189,7 @@ def _finite(content):
 
 
 def _take(path, output, wait):
-    """The file descriptor of a lock's file, locked."""
+    """Lock a lock's file, and return its file descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -200,7 +199,7 @@ def _take(path, output, wait):
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the process that had the lock has removed the file
+        os.close(descriptor)  # the process that held the lock has removed the file
 
 
 def _lock(descriptor, output, wait):
@@ -208,14 +207,15 @@ def _lock(descriptor, output, wait):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
-            raise BlockingIOError(f"another process is writing {output}. Wait until it has finished, or give another "
+            raise BlockingIOError(f"another process is writing {output}. Wait until it has finished, or choose another "
                                   "name") from None
         print(f"{output}: waiting for another process that is writing it", flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        warnings.warn(f"the file system of {output} has no locks. See that no other process writes it", stacklevel=5)
+        warnings.warn(f"the file system of {output} has no locks. Make sure that no other process writes to it",
+                      stacklevel=5)
 
 
 def _let_go_of_locks():

@@ -16,10 +16,10 @@ LONGEST_STRIDE = 5  # fbank frames between timestamps, by default
 
 
 class HearModel(nn.Module):
-    """The encoder with the attributes that HEAR asks of a model.
+    """The encoder with the attributes that HEAR requires of a model.
 
     Attributes:
-        sample_rate: of the audio taken, the checkpoint's, in Hz.
+        sample_rate: the checkpoint's sampling rate in Hz.
         timestamp_embedding_size, scene_embedding_size: width of a frame, patches in a column x E.
     """
 
@@ -28,7 +28,7 @@ class HearModel(nn.Module):
         self.encoder = encoder
         self.sample_rate = encoder.sampling_rate
         self.timestamp_embedding_size = self.scene_embedding_size = encoder.width
-        # From the first sample that a column of patches reads to its middle.
+        # Samples from the start of a column's receptive field to its middle.
         config = encoder.model.config
         self.lead = config.front_end.samples_of(config.patch_size[1]) // 2
 
@@ -38,8 +38,8 @@ def load_model(model_file_path="", time_stride=None):
 
     Args:
         model_file_path: see :func:`ssamba_upstream.checkpoint.load_model`. Default: the published ``ssamba_tiny``.
-        time_stride: fbank frames between timestamps. Default: 5, with frames of 10 ms the 50 ms that HEAR suggests at
-            most; of patches that are narrower, their width.
+        time_stride: fbank frames between timestamps. Default: 5, which with frames of 10 ms is HEAR's suggested maximum
+            of 50 ms; if patches are narrower, their width.
     """
     checkpoint = model_file_path or find_named("ssamba_tiny")
     time_stride = time_stride or min(LONGEST_STRIDE, load_config(checkpoint).patch_size[1])
@@ -48,15 +48,15 @@ def load_model(model_file_path="", time_stride=None):
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio, model):
-    """Embeddings over time: the final norm of the last residual stream.
+    """Return embeddings over time: the final norm of the last residual stream.
 
     Args:
         audio: (sounds, samples) in [-1, 1] at the model's sample rate, a tensor or an array.
-        model: what :func:`load_model` returns.
+        model: a model from :func:`load_model`.
 
     Returns:
-        (sounds, timestamps, size) in float32, and (sounds, timestamps), the middle in milliseconds of what each of
-        them has read: 0, 50, 100, ..., for as long as the audio lasts.
+        (sounds, timestamps, size) float32, and (sounds, timestamps), the middle of each embedding's receptive field in
+        milliseconds: 0, 50, 100, ..., up to the end of the audio.
     """
     audio = as_tensor(audio)
     if audio.dim() != 2:
@@ -71,5 +71,5 @@ def get_timestamp_embeddings(audio, model):
 
 
 def get_scene_embeddings(audio, model):
-    """(sounds, size) in float32: the mean of :func:`get_timestamp_embeddings` over time."""
+    """Return the mean of :func:`get_timestamp_embeddings` over time, (sounds, size) float32."""
     return get_timestamp_embeddings(audio, model)[0].mean(dim=1)

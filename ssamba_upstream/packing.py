@@ -1,13 +1,13 @@
-"""Things of unequal sizes, as many at once as fit."""
+"""Grouping of items of unequal size under a limit."""
 
 
 def pack(sizes, limit, order=None):
-    """Yields lists of indices, as many in a row as together do not exceed a limit; or one that does by itself.
+    """Yield lists of consecutive indices whose total size does not exceed a limit, or of a single larger item.
 
     Args:
-        sizes: of the things.
-        limit: the largest sum of the sizes in a list.
-        order: the indices in the order in which they are taken. Default: that of the sizes.
+        sizes: sizes of the items.
+        limit: largest total size of a list.
+        order: indices in the order in which they are grouped. Default: that of ``sizes``.
     """
     run, total = [], 0
     for i in range(len(sizes)) if order is None else order:

@@ -1,22 +1,22 @@
-"""Recordings read by several threads, while what was read before is computed with."""
+"""Reading of recordings in several threads, in parallel with computation."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from .audio import AudioError
 
-THREADS = 8  # decoding a file takes less time than waiting for it
+THREADS = 8  # more than cores, because decoding a file takes less time than waiting for it
 
 
 def read_ahead(read, batches):
-    """Read batch after batch, the next one while the last one is used.
+    """Read batches ahead: the next one is read while the current one is used.
 
     Args:
-        read: from an entry of a batch to its waveform; may raise AudioError.
+        read: function from an entry of a batch to its waveform; may raise AudioError.
         batches: iterable of lists of entries.
 
     Yields:
-        for each batch, a dict of its entries to waveforms or AudioErrors, in the order of the batch.
+        for each batch, a dict from entry to waveform or AudioError, in the order of the batch.
     """
     pool, reading = ThreadPoolExecutor(THREADS), deque()
     try:
@@ -31,7 +31,7 @@ def read_ahead(read, batches):
 
 
 def read_all(read, entries):
-    """The list of what ``read`` makes of each entry."""
+    """Return the list of ``read``'s results for all entries."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(read, entries))
 

@@ -1,9 +1,9 @@
-"""Hidden states on disk, computed once for each waveform and for all that decides the result.
+"""A store of hidden states on disk, computed once for each waveform and each description of how.
 
-``FOLDER/<hash>`` holds the hidden states of one description, such as a checkpoint with its options. It has a
-``description.json`` and an LMDB environment, which several processes may read and write at once. A waveform is known by
-its samples, so random crops, other splits and other corpora need no bookkeeping. LMDB commits a batch as a whole or not
-at all, so nothing half written is ever read.
+``FOLDER/<hash>`` contains the hidden states of one description, such as a checkpoint with its options. It has a
+``description.json`` and an LMDB environment, which several processes can read and write at once. Waveforms are
+identified by their samples, so random crops, splits and corpora need no bookkeeping. LMDB commits a batch entirely or
+not at all, so incomplete entries are never read.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ import torch
 
 from .files import json_hash, write_json
 
-# Raise this when the same checkpoint, options and waveform come to mean other hidden states.
+# Raise this when the same checkpoint, options and waveform give different hidden states.
 NUMERICS = 6
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DESCRIPTION = "description.json"
 ALL_FRAMES = {"upstream": "ssamba", "feature": "hidden_states", "time": "all"}
-"""A part of the description of what ``run_downstream.py --cache`` keeps of this package's upstreams."""
-MOST_OPEN = 8  # environments, each of which takes as many addresses as its disk has bytes
+"""Part of the description of hidden states that ``run_downstream.py --cache`` stores for this package's upstreams."""
+MOST_OPEN = 8  # environments, each of which maps as much address space as its disk has bytes
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry
 
 
 class StoreError(ValueError):
-    """Hidden states that cannot be kept as asked; says what to do."""
+    """Hidden states that cannot be stored as requested. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class StoredStates:
     """The hidden states of one description in a store's folder.
 
     Attributes:
-        path: their folder.
+        path: folder of the hidden states.
         description: see :class:`HiddenStateStore`.
-        waveforms: number of waveforms kept.
-        layers, width: numbers of hidden states and of their features; 0 while nothing is kept.
-        size: bytes on the disk.
+        waveforms: number of stored waveforms.
+        layers, width: number of hidden states and of their features; 0 if nothing is stored.
+        size: size on disk in bytes.
         used: time of the last use, in seconds since the epoch.
     """
 
@@ -60,23 +60,23 @@ class StoredStates:
 
     @property
     def outdated(self):
-        """Whether this version of the package reads other numbers, and so never these."""
+        """True if these hidden states come from another version of the numerics, so they are never read."""
         return self.description.get("numerics") != NUMERICS
 
 
 class HiddenStateStore:
-    """The hidden states of one description.
+    """A store for the hidden states of one description.
 
     Args:
-        folder: the store's; may hold the hidden states of any number of descriptions.
-        description: everything that decides the hidden states of a waveform, made of dicts, lists, strings and
-            numbers; ``dtype`` and the version of the numerics are added.
-        dtype: "float16", "bfloat16" or "float32", in which they are kept. What :meth:`read` returns and what
-            :meth:`write` was given differ by the rounding to it.
-        limit: the most bytes that the whole folder may hold. Default: no limit but the disk.
+        folder: folder of the store, which can contain the hidden states of any number of descriptions.
+        description: everything that determines the hidden states of a waveform, as dicts, lists, strings and numbers;
+            ``dtype`` and the version of the numerics are added.
+        dtype: storage dtype: "float16", "bfloat16" or "float32". Values that are read differ from those written by the
+            rounding to it.
+        limit: size limit of the whole folder in bytes. Default: the disk.
 
     Raises:
-        StoreError: an unknown dtype.
+        StoreError: If the dtype is unknown.
     """
 
     def __init__(self, folder, description, dtype="float16", limit=None):
@@ -87,21 +87,21 @@ class HiddenStateStore:
         self.path = self.folder.resolve() / json_hash(self.description)[:32]
         self.full = None
         if (self.path / DESCRIPTION).is_file():
-            os.utime(self.path / DESCRIPTION)  # the time of its last use
+            os.utime(self.path / DESCRIPTION)  # its modification time is that of the last use
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.description, self.path / DESCRIPTION)
 
     def read_or_compute(self, wavs, compute, layer=None):
-        """Return the hidden states of waveforms, and keep those that had to be computed.
+        """Return the hidden states of waveforms, and store those that had to be computed.
 
         Args:
             wavs: list of (samples,) float32.
-            compute: from such a list to the list of their hidden states, (layers, frames, width).
+            compute: function from a list of waveforms to a list of their hidden states, (layers, frames, width).
             layer: see :meth:`read`.
 
         Returns:
-            see :meth:`read`. The values are rounded to the store's dtype whether they were read or computed.
+            see :meth:`read`. Both stored and computed values are rounded to the store's dtype.
 
         Raises:
             IndexError: see :meth:`read`.
@@ -111,10 +111,10 @@ class HiddenStateStore:
         return self.read(keys, layer, self.keep_missing(dict(zip(keys, wavs)), compute))
 
     def keep_missing(self, wavs, compute):
-        """Compute and keep the hidden states of those waveforms, a dict by key, that have none.
+        """Compute and store the missing hidden states of waveforms, a dict by key.
 
         Returns:
-            dict of the hidden states that the store did not take, because it is full.
+            dict of the hidden states that could not be stored because the store is full.
         """
         missing = [key for key in wavs if key not in self]
         if not missing:
@@ -122,8 +122,8 @@ class HiddenStateStore:
         computed = dict(zip(missing, (self.round(states).cpu() for states in compute([wavs[key] for key in missing]))))
         was_full = self.full
         if self.write(computed) and not was_full:
-            warnings.warn(f"{self.folder} keeps no more hidden states: {self.full}. Work continues, and computes what "
-                          "is not there.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self.folder} cannot store more hidden states: {self.full}. Work continues; missing hidden "
+                          "states are computed.", RuntimeWarning, stacklevel=2)
         return computed if self.full else {}
 
     def read(self, keys, layer=None, unkept=None):
@@ -131,16 +131,16 @@ class HiddenStateStore:
 
         Args:
             keys: see :func:`waveform_key`.
-            layer: read this layer only. Default: all layers.
-            unkept: hidden states of keys that the store took no more, as :meth:`write` got them.
+            layer: index of the only layer to read. Default: all layers.
+            unkept: hidden states by key that could not be stored, as passed to :meth:`write`.
 
         Returns:
-            (layers, waveforms, longest, width) in the store's dtype, zeros past the end of the shorter ones; and the
-            number of frames of each waveform. Layers come first so that their weighted sum is one pass over memory.
+            (layers, waveforms, frames, width) in the store's dtype, zero-padded to the longest waveform; and the number
+            of frames of each waveform. Layers come first so that their weighted sum is one pass over memory.
 
         Raises:
-            KeyError: a key is in neither.
-            IndexError: there is no such layer.
+            KeyError: If a key is in neither the store nor ``unkept``.
+            IndexError: If there is no such layer.
         """
         unkept = {key: _encode(states) for key, states in (unkept or {}).items()}
         with self._begin(buffers=True) as transaction:
@@ -160,13 +160,13 @@ class HiddenStateStore:
             return transaction.get(key) is not None
 
     def write(self, states):
-        """Keep hidden states: all of them, or none once the limit or the disk is reached.
+        """Store hidden states: all of them, or none once the limit is reached or the disk is full.
 
         Args:
             states: dict from key to (layers, frames, width) in the store's dtype.
 
         Returns:
-            None, or why nothing is kept from now on. What was kept before stays readable.
+            None, or the reason why nothing is stored from now on. Earlier entries stay readable.
         """
         encoded = {key: _encode(values) for key, values in states.items()}
         size = sum(map(len, encoded.values()))
@@ -186,14 +186,14 @@ class HiddenStateStore:
         """Convert hidden states of any shape to the store's dtype.
 
         Raises:
-            StoreError: values that are not finite, or too large for that dtype.
+            StoreError: If values are not finite, or too large for that dtype.
         """
         rounded = states.to(self.dtype)
         if torch.isfinite(rounded).all():
             return rounded
         if torch.isfinite(states).all():
-            raise StoreError(f"Hidden states of up to {states.abs().max():.3g} are too large for float16. Keep them in "
-                             "bfloat16 or float32.")
+            raise StoreError(f"Hidden states of up to {states.abs().max():.3g} are too large for float16. Use bfloat16 "
+                             "or float32.")
         raise StoreError("Hidden states are NaN or infinite. Check the checkpoint, and compute in float32 if you use "
                          "another precision.")
 
@@ -216,7 +216,7 @@ def state_hash(module):
 
 
 def contents(folder):
-    """List what a store's folder holds, the most recently used first.
+    """List the contents of a store's folder, most recently used first.
 
     Returns:
         list of :class:`StoredStates`.
@@ -226,16 +226,15 @@ def contents(folder):
 
 
 def remove_unused(folder, days):
-    """Remove the hidden states of descriptions that were not used for some days, and all that this version of the
-    package cannot read.
+    """Remove hidden states that have not been used for some days, and those of other versions of the numerics.
 
     Returns:
-        the list of :class:`StoredStates` that were removed.
+        list of the removed :class:`StoredStates`.
     """
     oldest = time.time() - 86400 * days
     removed = [states for states in contents(folder) if states.outdated or states.used <= oldest]
     for states in removed:
-        (states.path / DESCRIPTION).unlink()  # from here on nobody reads the rest
+        (states.path / DESCRIPTION).unlink()  # from now on the rest is never read
         if environment := _environments.pop(states.path.resolve(), None):
             environment.close()
         shutil.rmtree(states.path)
@@ -243,23 +242,23 @@ def remove_unused(folder, days):
 
 
 def folder_bytes(folder):
-    """Return the bytes that a store's folder takes on the disk."""
+    """Return the size of a store's folder on disk in bytes."""
     return sum(file.stat().st_size for file in Path(folder).glob("*/data.mdb"))
 
 
 def gigabytes(size):
-    """Return a number of bytes in words, such as "1.50 GB"."""
+    """Format a number of bytes, for example "1.50 GB"."""
     return f"{size / 1e9:.2f} GB"
 
 
-_environments = {}  # by path: LMDB allows a process one environment for each
+_environments = {}  # by path, because LMDB allows only one environment per process and path
 
 
 def _environment(path):
     if path not in _environments:
         largest = shutil.disk_usage(path).total
         environment = lmdb.open(str(path), map_size=largest, max_readers=512, readahead=False)
-        environment.reader_check()  # frees the places of readers that were killed
+        environment.reader_check()  # frees the slots of killed readers
         _environments[path] = environment
         if len(_environments) > MOST_OPEN:
             _environments.pop(next(iter(_environments))).close()
@@ -291,7 +290,7 @@ def _encode(states):
 
 
 def _decode(value, dtype, layer):
-    """(layers, frames, width) of whole numbers as wide as the dtype, on the memory of an entry."""
+    """View an entry as (layers, frames, width) of whole numbers as wide as the dtype, without a copy."""
     layers, frames, width = struct.unpack_from(HEADER, value)
     found = np.frombuffer(value, _WHOLE[dtype.itemsize], offset=struct.calcsize(HEADER)).reshape(layers, frames, width)
     return found if layer is None else found[range(layers)[layer]][None]

@@ -74,7 +74,7 @@ def test_an_mp3_gives_what_is_there_whatever_its_header_promises(tmp_path, noise
     soundfile.write(path, noise, 16000)
     whole = read_clip(path)
     claim_mp3_frames(path, 2 ** 32 - 1)
-    with pytest.raises(AudioError, match=r"its header promises 2,473,\d+,\d+,\d+ samples, which are not there; encode"):
+    with pytest.raises(AudioError, match=r"its header claims 2,473,\d+,\d+,\d+ samples, which it does not have; re-encode"):
         read_header(path)
     assert expected_seconds(path) == float("inf")
     found = read_clip(path)
@@ -89,7 +89,7 @@ def test_a_flac_that_promises_what_it_has_not_is_unreadable(tmp_path, noise, sam
     path = tmp_path / "a.flac"
     soundfile.write(path, noise, 16000)
     claim_flac_samples(path, samples)
-    with pytest.raises(AudioError, match=f"promises {samples:,} samples, which are not there"):
+    with pytest.raises(AudioError, match=f"claims {samples:,} samples, which it does not have"):
         read_header(path)
     assert len(read_clip(path, 1000, "start")) == 1000
     with pytest.raises(AudioError, match=f"is damaged, or shorter than the {samples:,} samples that its header"):
@@ -109,7 +109,7 @@ def test_long_silence_in_few_bytes_is_believed(tmp_path, extension):
 def test_rates_of_no_recording(tmp_path, noise, rate):
     soundfile.write(tmp_path / "a.wav", noise[:1000], rate)
     for read in (read_header, read_clip):
-        with pytest.raises(AudioError, match=f"a rate of {rate} Hz cannot be brought to 16000 Hz"):
+        with pytest.raises(AudioError, match=f"a sampling rate of {rate} Hz cannot be converted to 16000 Hz"):
             read(tmp_path / "a.wav")
 
 
@@ -188,8 +188,8 @@ def test_the_error_says_which_file_and_why_and_goes_from_process_to_process(tmp_
     with pytest.raises(AudioError) as raised:
         read_header(tmp_path / "gone.wav")
     error = pickle.loads(pickle.dumps(raised.value))
-    assert error.file == tmp_path / "gone.wav" and error.reason == "does not exist, or may not be read"
-    assert str(error) == f"{tmp_path / 'gone.wav'} cannot be read as audio: does not exist, or may not be read"
+    assert error.file == tmp_path / "gone.wav" and error.reason == "does not exist or is not readable"
+    assert str(error) == f"{tmp_path / 'gone.wav'} cannot be read as audio: does not exist or is not readable"
 
 
 @pytest.mark.slow

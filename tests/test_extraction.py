@@ -101,7 +101,7 @@ def test_an_interrupted_extraction_goes_on(tmp_path, checkpoint, recordings, mon
 
 def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
     extract(recordings, checkpoint, tmp_path / "out", layers=[1])
-    with pytest.raises(ExtractionError, match=r"other settings \(layers\); give a new folder"):
+    with pytest.raises(ExtractionError, match=r"other settings \(layers\). Choose a new folder"):
         extract(recordings, checkpoint, tmp_path / "out")
     with pytest.raises(ExtractionError, match=r"\(config, time_stride\)"):
         extract(recordings, checkpoint, tmp_path / "out", layers=[1], time_stride=5)
@@ -164,7 +164,7 @@ def test_recordings_that_cannot_be_read_are_named_and_the_others_extracted(tmp_p
     said = []
     everything = [*recordings, tmp_path / "audio" / "torn.wav", tmp_path / "audio" / "empty.wav"]
     assert extract(everything, checkpoint, tmp_path / "out", report=said.append) == (3, 2)
-    names = [sentence.split(" is left out")[0].rpartition("/")[2] for sentence in said]
+    names = [sentence.split(" is skipped")[0].rpartition("/")[2] for sentence in said]
     assert sorted(names) == ["empty.wav", "torn.wav"]
 
 
@@ -172,7 +172,7 @@ def test_recordings_that_cannot_be_read_are_named_and_the_others_extracted(tmp_p
     ({"layers": [3]}, r"layers must be from 0 to 2; got \[3\]"),
     ({"recordings": []}, "no recordings"),
     ({"file_format": "mat"}, "must be one of safetensors, npy"),
-    ({"recordings": ["a.wav", "a.flac"]}, "differ in their ending only"),
+    ({"recordings": ["a.wav", "a.flac"]}, "differ only in their extension"),
 ])
 def test_what_cannot_be_asked_for(tmp_path, checkpoint, changes, message):
     with pytest.raises(ExtractionError, match=message):
@@ -193,7 +193,7 @@ def test_no_recording_ends_the_extraction_of_the_others(tmp_path, checkpoint, re
     said, left_out = capsys.readouterr()
     assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.npy")} == {
         "a.npy", "b.npy", "deeper/a.npy", "long.npy", "piped.npy", "other.npy"}
-    assert {line.split(" is left out: ")[0] for line in left_out.splitlines() if " is left out: " in line} == {
+    assert {line.split(" is skipped: ")[0] for line in left_out.splitlines() if " is skipped: " in line} == {
         str(folder / "longer.flac"), str(folder / "loud.wav")}
     assert "wrote 6 files" in said and "there already: 0, left out: 2" in said
     assert np.array_equal(np.load(tmp_path / "out" / "piped.npy"), np.load(tmp_path / "out" / "other.npy"))
@@ -210,12 +210,12 @@ def test_hidden_states_beyond_float16_are_left_out(tmp_path, checkpoint, recordi
     said = []
     assert extract(recordings, checkpoint, tmp_path / "out", dtype="float16", report=said.append) == (2, 1)
     (sentence,) = said
-    assert sentence.endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
+    assert sentence.endswith("b.flac is skipped: its hidden states exceed the range of float16; extract float32")
     assert extract(recordings, checkpoint, tmp_path / "whole", dtype="float32") == (3, 0)
     again = extract(recordings, checkpoint, tmp_path / "through", dtype="float16", report=said.append,
                     cache=tmp_path / "kept")
     assert again == (2, 1)
-    assert said[1].endswith("b.flac is left out: its hidden states reach beyond float16; extract float32")
+    assert said[1].endswith("b.flac is skipped: its hidden states exceed the range of float16; extract float32")
 
 
 @pytest.mark.filterwarnings("ignore:the network's hidden states are NaN")
@@ -227,7 +227,7 @@ def test_hidden_states_that_are_not_finite_are_left_out(tmp_path, recordings, dt
     save_model(model, tmp_path / "unsound")
     said = []
     assert extract(recordings, tmp_path / "unsound", tmp_path / "out", dtype=dtype, report=said.append) == (0, 3)
-    assert {sentence.split(" is left out: ")[1] for sentence in said} == {
+    assert {sentence.split(" is skipped: ")[1] for sentence in said} == {
         "its hidden states are NaN or infinite; check the checkpoint's weights"}
 
 

@@ -90,7 +90,7 @@ def test_clips_of_whole_seconds():
         torch.testing.assert_close(window, LogMel().fixed_length([part], 300)[0])
     assert torch.equal(extractor(wav, return_tensors="pt", truncation=True).input_values[0], windows[0])
     assert SsambaFeatureExtractor.from_dict(extractor.to_dict()).whole_seconds
-    with pytest.raises(ValueError, match="99 frames, and holds no whole second; give at least 100"):
+    with pytest.raises(ValueError, match="99 frames, less than a second. Give at least 100"):
         SsambaFeatureExtractor(max_length=99, whole_seconds=True)(wav)
 
 

@@ -135,7 +135,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.warns(UserWarning, match="has no locks. See that no other process"), locked(tmp_path / "table"):
+    with pytest.warns(UserWarning, match="has no locks. Make sure that no other process"), locked(tmp_path / "table"):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -70,7 +70,7 @@ def test_an_encoder_is_described_by_weights_and_options():
 
 def test_refuses_values_that_the_dtype_does_not_hold(tmp_path):
     kept = HiddenStateStore(tmp_path, {})
-    with pytest.raises(StoreError, match="too large for float16. Keep them in bfloat16 or float32"):
+    with pytest.raises(StoreError, match="too large for float16. Use bfloat16 or float32"):
         kept.round(torch.tensor([70000.0]))
     assert HiddenStateStore(tmp_path, {}, "bfloat16").round(torch.tensor([70000.0])).isfinite()
     with pytest.raises(StoreError, match="NaN or infinite"):

@@ -82,7 +82,7 @@ def test_what_the_size_cannot_hold_is_unreadable_and_what_a_pipe_left_is_read(tm
     assert read_manifest(tmp_path / "out.jsonl") == [str(folder / name) for name in ("c.wav", "d.aiff", "e.AIF")]
     assert found.hours == pytest.approx(3 / 3600)
     assert [line.split(": ")[0] for line in found.unreadable] == [str(folder / "a.mp3"), str(folder / "b.flac")]
-    assert all("samples, which are not there" in line for line in found.unreadable)
+    assert all("samples, which it does not have" in line for line in found.unreadable)
 
 
 def test_scan_writes_absolute_paths_and_no_report_without_need(folder, tmp_path, monkeypatch):

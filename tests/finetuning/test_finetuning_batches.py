@@ -117,7 +117,7 @@ def test_an_unreadable_recording_is_replaced_with_its_target_and_reported(paths,
     counts = joined(batches, "indices").bincount(minlength=7)
     assert counts[2] == counts[5] == 0 and (counts[[0, 1, 3, 4, 6]] >= 40).all()
     for batch in batches:
-        assert f"{paths[5]}: does not exist, or may not be read" in batch.unreadable
+        assert f"{paths[5]}: does not exist or is not readable" in batch.unreadable
         assert any(line.startswith(f"{paths[2]}: ") for line in batch.unreadable)
 
 

@@ -95,7 +95,7 @@ def test_a_chosen_layer_is_read_by_itself_and_a_missing_one_refused(tmp_path):
 def test_a_store_that_takes_no_more_is_named_once_and_the_run_continues(tmp_path):
     kept = KeptUpstream(Counted(), HiddenStateStore(tmp_path, {}, "float32", limit=1))
     wavs = waveforms(1600, 1200)
-    with pytest.warns(RuntimeWarning, match="keeps no more hidden states: it has reached its limit") as warnings:
+    with pytest.warns(RuntimeWarning, match="cannot store more hidden states: it has reached its limit") as warnings:
         found = kept(wavs)["hidden_states"], kept(wavs)["hidden_states"]
     assert torch.equal(found[0].stacked, found[1].stacked) and kept.module.calls == [1, 1, 1, 1]
     assert len(warnings) == 1

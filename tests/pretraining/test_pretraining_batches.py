@@ -169,13 +169,13 @@ def test_a_flac_that_was_streamed_says_why_it_is_not_read(tmp_path):
     content[21] &= 0xF0  # the last 36 bits before the checksum are the number of samples
     content[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(content)
-    with pytest.raises(ValueError, match="does not say how long it is"):
+    with pytest.raises(ValueError, match="its header does not give its length"):
         read_clip(tmp_path / "a.flac", SAMPLES, "centre")
 
 
 @pytest.mark.parametrize("samples, rate, message", [
     ([], 16000, "holds no samples"), ([0.5, np.nan], 16000, "not finite"), ([np.inf, 0.5], 8000, "not finite"),
-    ([0.5] * 10, 16001, "a rate of 16001 Hz cannot be brought to 16000 Hz")])
+    ([0.5] * 10, 16001, "a sampling rate of 16001 Hz cannot be converted to 16000 Hz")])
 def test_senseless_files_are_refused(tmp_path, samples, rate, message):
     soundfile.write(tmp_path / "a.wav", np.array(samples, np.float32), rate, subtype="FLOAT")
     with pytest.raises(ValueError, match=message):
@@ -274,7 +274,7 @@ def test_an_unreadable_file_is_replaced_and_reported(tmp_path, files, manifest):
     assert all(len(batch.lengths) == 7 for batch in batches)
     reported = {line for batch in batches for line in batch.unreadable}
     assert len(reported) == 2
-    assert f"{files[5]}: does not exist, or may not be read" in reported
+    assert f"{files[5]}: does not exist or is not readable" in reported
     assert any(line.startswith(f"{files[2]}: ") for line in reported)
     assert all(any(line.startswith(f"{files[2]}: ") for line in batch.unreadable) for batch in batches)
     read = [file for file, _ in first_samples(batches)]
@@ -289,7 +289,7 @@ def test_a_wholly_unreadable_manifest_ends_the_run_readably(tmp_path, workers):
     with pytest.raises(ManifestError) as error:
         next(training_batches([manifest], 2, SAMPLES, 0, workers=workers))
     assert str(error.value) == ("100 files in a row are unreadable. Check that the listed paths still exist; the "
-                                f"last: {tmp_path / 'gone.wav'}: does not exist, or may not be read")
+                                f"last: {tmp_path / 'gone.wav'}: does not exist or is not readable")
 
 
 @pytest.mark.slow
@@ -380,7 +380,7 @@ def test_a_rank_without_a_readable_file_does_not_end_the_validation_of_the_other
         file.unlink()
     (batch,) = validation_batches([manifest], 2, SAMPLES, rank=1, world_size=3, workers=1)
     assert batch.waveforms.shape == (0, SAMPLES) and not len(batch.lengths)
-    assert batch.unreadable == [f"{file}: does not exist, or may not be read" for file in (files[1], files[4])]
+    assert batch.unreadable == [f"{file}: does not exist or is not readable" for file in (files[1], files[4])]
     assert [len(batch.lengths) for batch in validation_batches([manifest], 2, SAMPLES, rank=0, world_size=3)] == [2, 1]
 
 
