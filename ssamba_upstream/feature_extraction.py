@@ -20,7 +20,7 @@ CLIPS_AT_ONCE = 16
 
 
 FRONT_END = {name.removeprefix("log_mel_"): name for name in vars(PUBLISHED_FRONT_END)}
-"""Fields of :class:`FrontEnd` by the names of the extractor's: ``mean`` and ``std`` are short here."""
+"""Extractor field -> :class:`FrontEnd` field; only ``mean`` and ``std`` have shorter names here."""
 
 
 class SsambaFeatureExtractor(SequenceFeatureExtractor):

@@ -145,11 +145,11 @@ def read_json(path):
 
 
 def markdown_table(columns, rows):
-    """A table in Markdown, without a line end after it; columns of numbers are aligned on the right.
+    """Return a Markdown table without a final newline; numeric columns are right-aligned.
 
     Args:
-        columns: their names.
-        rows: lists of cells, which are written as ``str`` does.
+        columns: column names.
+        rows: lists of cells, converted by ``str``.
     """
     rows = [[str(cell) for cell in row] for row in rows]
     edges = ["---:" if all(map(_is_number, cells)) else "---" for cells in zip(*rows)] or ["---"] * len(columns)

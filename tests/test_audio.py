@@ -74,7 +74,7 @@ def test_an_mp3_gives_what_is_there_whatever_its_header_promises(tmp_path, noise
     soundfile.write(path, noise, 16000)
     whole = read_clip(path)
     claim_mp3_frames(path, 2 ** 32 - 1)
-    with pytest.raises(AudioError, match=r"its header claims 2,473,\d+,\d+,\d+ samples, which it does not have; re-encode"):
+    with pytest.raises(AudioError, match=r"its header claims 2,473,\d+,\d+,\d+ samples, which it does not have; "):
         read_header(path)
     assert expected_seconds(path) == float("inf")
     found = read_clip(path)

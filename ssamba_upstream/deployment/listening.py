@@ -1,4 +1,4 @@
-"""A causal classifier that listens: what it hears in audio as it arrives."""
+"""Streaming classification: labels from a causal classifier as audio arrives."""
 
 import numpy as np
 import torch
@@ -9,15 +9,16 @@ from .recordings import THRESHOLD, WindowClassifier, _windows
 
 
 class Listener:
-    """A fine-tuned causal classifier, of clips or of seconds, that judges each frame with those before it.
+    """A streaming classifier: a fine-tuned causal classifier, of clips or of seconds, applied at every frame.
 
-    The head reads the mean of the last frames, as many as it was trained to average. It begins when there are so many,
-    or with the end of what is shorter.
+    The head classifies the mean of the most recent frames. It starts when enough frames have arrived, or at the end of
+    shorter audio.
 
     Args:
-        folder, device: see :class:`WindowClassifier`, also for errors. A network that is not causal is a ValueError.
-        threshold: the probability from which on a class counts as heard.
-        smooth: seconds of frames that the head averages, or 0 for a single frame. Default: a clip, or a second.
+        folder, device: see :class:`WindowClassifier`, also for its errors. A network that is not causal is a ValueError.
+        threshold: smallest probability at which a label is reported.
+        smooth: length of the averaged frames in seconds, or 0 for a single frame. Default: a training clip, or one
+            second.
     """
 
     def __init__(self, folder, threshold=THRESHOLD, smooth=None, device="cpu"):
@@ -30,14 +31,14 @@ class Listener:
 
     @torch.no_grad()
     def hear(self, samples=None):
-        """Hear the next samples.
+        """Process the next samples.
 
         Args:
-            samples: (samples,) at the classifier's rate, floating point in [-1, 1] or int16. Default: there are no
-                more, and what remains is judged.
+            samples: (samples,) at the classifier's sampling rate, floating-point in [-1, 1] or int16. Default: none,
+                which ends the stream and classifies the remaining frames.
 
         Returns:
-            (seconds, label, probability) of each label that rises to the threshold, and when its frame ends.
+            list of (seconds, label, probability) for each label that reaches the threshold, with its frame's end time.
         """
         output = self.stream.finish() if samples is None else self.stream.push(samples)
         columns = output.last_hidden_state[0].unflatten(1, (-1, self.features.shape[1]))
@@ -66,19 +67,19 @@ class Listener:
 
 
 def recording(path, listener):
-    """An audio file's samples at a listener's rate, a part at a time."""
+    """Return an iterator over an audio file's samples at a listener's sampling rate, in parts of 100 frames."""
     part = 100 * listener.hop
     return (wav for _, wav in _windows(path, read_header(path), part, listener.rate, part / listener.rate))
 
 
 def raw_samples(file, listener):
-    """Yield raw PCM, 16 bits, little-endian, one channel, of a binary file as it arrives: a frame's samples at once."""
+    """Yield raw PCM (16-bit little-endian mono) from a binary file as it arrives, one frame's samples at a time."""
     while len(data := file.read(2 * listener.hop)) > 1:
         yield np.frombuffer(data[: len(data) // 2 * 2], "<i2")
 
 
 def microphone(listener):
-    """Yield what the default microphone hears, a frame's samples at a time, through the package sounddevice."""
+    """Yield samples from the default microphone, one frame's at a time, through the package sounddevice."""
     import sounddevice
 
     with sounddevice.RawInputStream(listener.rate, listener.hop, channels=1, dtype="int16") as stream:

@@ -196,12 +196,12 @@ class _Encoder:
 
 
 class _Stream(_Encoder):
-    """A causal network's frames, chunk by chunk, and what it carries on."""
+    """A causal network's frames, chunk by chunk, with its states."""
 
     def __init__(self, checkpoint, reads, writes, options):
         super().__init__(checkpoint, reads, "hidden_states", options)
         if reads != "waveform" or writes not in (None, "hidden_states"):
-            raise ExportError("a stream reads its waveform and writes hidden states. Leave input and output out")
+            raise ExportError("a stream reads waveforms and writes hidden states. Leave input and output out")
         convolution, scan = map(torch.stack, zip(*self.encoder.model.start(1)))
         self.states = {"convolution_state": convolution, "scan_state": scan.transpose(2, 3).contiguous()}
         self.input_shape = [1, "samples"]
@@ -375,7 +375,7 @@ def _compare(subject, path, tolerance):
 
 
 def _run(subject, session, names, batch):
-    """The outputs of those names as onnxruntime computes them, of a stream frame by frame."""
+    """Return onnxruntime's outputs with the given names; a stream is computed frame by frame."""
     if not subject.states:
         return session.run(names, {subject.input_name: batch.numpy()})
     column, pieces, states = subject.metadata["column_samples"], [], {}

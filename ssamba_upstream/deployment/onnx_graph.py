@@ -268,7 +268,7 @@ class Network:
         return graph("Squeeze", outputs, 2)
 
     def _before(self, kind):
-        """What the block at hand, whose turn it is, carries on: of convolutions, 0, or of scans, 1."""
+        """Return the current block's state at the start of the input: its convolution's (kind 0) or scan's (kind 1)."""
         return self.graph("Gather", self.states[kind], np.array(len(self.carried[kind])), axis=0)
 
     def _silu(self, x):
@@ -294,10 +294,10 @@ def windows(graph, features, count, encoder, states=None):
         features: (batch, fbank frames, mel).
         count: (1,) int64, number of frames.
         encoder: the FrameEncoder.
-        states: of a stream, see :class:`Network`.
+        states: names of a stream's states, see :class:`Network`.
 
     Returns:
-        hidden states (depth + 1, batch, frames, D), the last one's norm (batch, frames, D), and the states of a stream.
+        hidden states (depth + 1, batch, frames, D), the last one's norm (batch, frames, D), and a stream's next states.
     """
     config, columns = encoder.model.config, encoder.windowing.columns
     stride, patch = config.time_stride, config.patch_size[1]

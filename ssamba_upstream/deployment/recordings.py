@@ -182,16 +182,6 @@ def embed_recording(encoder, path, every=None):
 def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], out: str | os.PathLike,
              every: float | None = None, all_labels: bool = False, device: str = "cpu",
              report: Callable[[str], None] = print) -> tuple[int, int]:
-    """Yield an encoder's outputs for separate windows, or for a causal network's stream."""
-    if not encoder.windowing.whole:
-        yield from (encoder([wav.to(encoder.model.device)]) for wav in windows)
-        return
-    stream = encoder.stream()
-    yield from map(stream.push, windows)
-    yield stream.finish()
-
-
-def classify(model, recordings, out, every=None, all_labels=False, device="cpu", report=print):
     """Classify recordings into a CSV with the columns file, start, end, label and score.
 
     Each line has a label and its probability for a window, or, with a classifier of seconds, for one second, from

@@ -48,7 +48,7 @@ def _number_column(model):
 
 
 def _table(columns, of):
-    """A table of columns, each a name and what it says of an entry."""
+    """Return a Markdown table of columns, each a name and a function from an entry to its cell."""
     return markdown_table([name for name, _ in columns], [[value(entry) for _, value in columns] for entry in of])
 
 

@@ -125,8 +125,8 @@ def test_a_stream_in_pieces_is_the_whole(tmp_path, save, fields):
 
 
 @pytest.mark.parametrize("fields, options, message", [
-    (CAUSAL, {"reads": "log_mel"}, "reads its waveform and writes hidden states. Leave"),
-    (CAUSAL, {"writes": "embedding"}, "reads its waveform and writes hidden states. Leave"),
+    (CAUSAL, {"reads": "log_mel"}, "reads waveforms and writes hidden states. Leave"),
+    (CAUSAL, {"writes": "embedding"}, "reads waveforms and writes hidden states. Leave"),
     ({}, {}, "the network is not causal"),
 ])
 def test_streams_that_cannot_be_exported(tmp_path, save, fields, options, message):
