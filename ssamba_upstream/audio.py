@@ -37,7 +37,7 @@ LOWEST_RATE = 1000
 """Lowest sampling rate in Hz. Real rates are higher; a damaged header with a few Hz would turn seconds into days."""
 
 CROPS = 4
-"""Number of repeating crops per crop length by which a recording is longer than a crop."""
+"""Recurring crops of a recording for each crop length by which it exceeds one crop."""
 
 LARGEST_RESAMPLER = 2 ** 24
 """Weights of a resampling filter. Real rates need far fewer; a damaged header can require more than fits into memory.

@@ -79,7 +79,7 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
 
 def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1, workers=0,
                        sampling_rate=SAMPLE_RATE) -> Iterator[LabelledBatch]:
-    """Yield each recording once over all ranks, in order, with a centre crop.
+    """Yield batches with each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and one rank may have one recording fewer than another. Unreadable recordings are
     skipped; the batches' ``indices`` tell which are present. A rank with no readable recording yields one batch

@@ -61,7 +61,7 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
 
 def validation_batches(sources, batch_size, samples, rank=0, world_size=1, workers=0,
                        join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
-    """Yield each file of the manifests once over all ranks, in order, with a centre crop.
+    """Yield batches with each file of the manifests once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and one rank may have one file fewer than another. Unreadable files are skipped.
     A rank with no readable file yields one batch without clips that lists them.

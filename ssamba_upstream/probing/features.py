@@ -129,7 +129,7 @@ def iterate_single_waveforms(recordings, report=None):
 
 
 def log_mel_of(wav, log_mel):
-    """Return a LogMel's features of (samples,) of any length: (fbank frames, mel), at least one frame."""
+    """Return the log-mel of a waveform, (samples,), of any length: (fbank frames, mel), at least one frame."""
     (features,) = log_mel(log_mel.at_least_one_frame([wav]))
     return features
 

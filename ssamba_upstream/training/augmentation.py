@@ -43,7 +43,7 @@ def spec_augment(log_mel, frequency, time, fill, generator):
 
 
 def _runs(clips, size, limit, axis, generator):
-    """Return masks (clips, size) of bool with one run in each row."""
+    """Return boolean masks (clips, size) with one run of True in each row."""
     if not 0 <= limit <= size:
         raise ValueError(f"the limit of {axis} masks must be from 0 to the clips' size, {size}; got {limit}")
     widths, places = torch.rand(2, clips, 1, generator=generator, dtype=torch.float64)
