@@ -15,10 +15,9 @@ class Listener:
     shorter audio.
 
     Args:
-        folder, device: see :class:`WindowClassifier`, also for its errors. A network that is not causal is a ValueError.
+        folder, device: see :class:`WindowClassifier`, also for errors. A network that is not causal is a ValueError.
         threshold: smallest probability at which a label is reported.
-        smooth: length of the averaged frames in seconds, or 0 for a single frame. Default: a training clip, or one
-            second.
+        smooth: length of the averaged frames in seconds, 0 for a single frame. Default: a training clip, or a second.
     """
 
     def __init__(self, folder, threshold=THRESHOLD, smooth=None, device="cpu"):

@@ -29,8 +29,7 @@ class Graph:
     """Builder of an ONNX graph: each call adds a node. Values are node output names; tensors and arrays are constants.
 
     Args:
-        outer: the enclosing graph, whose values this one can use, if it is the body of a Scan or Loop. All constants
-            are stored in the outermost graph.
+        outer: enclosing graph of a Scan's or Loop's body, which can use its values. The outermost has all constants.
     """
 
     def __init__(self, outer=None):
@@ -90,8 +89,7 @@ class Graph:
 
 
 def log_mel(graph, wavs, module):
-    """Map (batch, samples), at least one analysis window, to (batch, frames, mel), as does ``module``, a
-    :class:`LogMel`.
+    """Map (batch, samples), at least one analysis window, to (batch, frames, mel), like the :class:`LogMel` ``module``.
 
     The Fourier transform is in float64, because onnxruntime's in float32 is less precise than torch's.
     """

@@ -14,9 +14,8 @@ RESULTS = "results.json"
 
 
 def save_result(model, extractor, folder, description, step, scores):
-    """Write a classifier's folder with its run's description and a model card.
-
-    An existing folder is replaced file by file, so it can be loaded at any time."""
+    """Write a classifier's folder with its run's description and a model card. An existing folder is replaced file by
+    file, so it can be loaded at any time."""
     write_classifier(model, extractor, folder)
     write_notes(folder, description, step, scores, model_card(model, description, step, scores))
 

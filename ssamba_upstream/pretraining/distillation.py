@@ -12,8 +12,7 @@ from ..store import HiddenStateStore
 from .teachers import TeacherError
 
 SMALLEST_DEVIATION = 1e-2
-"""Lower bound of a teacher feature's standard deviation, relative to the mean over features, so that a constant feature
-is not magnified."""
+"""Lower bound of a teacher feature's deviation over the features' mean, so constant features are not magnified."""
 
 
 class Targets:

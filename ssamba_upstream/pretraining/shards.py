@@ -32,8 +32,7 @@ class ShardBatches(IterableDataset):
     whose files were in the shuffle buffer. These hold about seven times the buffer, however far the pass has come.
 
     Raises:
-        ManifestError: If there is no shard, there are fewer shards than readers, or the position belongs to another
-            rank or number of readers.
+        ManifestError: If there are fewer shards than readers, or the position has another rank or number of readers.
     """
 
     def __init__(self, sources, batch_size, samples, seed, position, rank, world_size, workers, join_short,

@@ -1,8 +1,7 @@
 """Teachers: frozen models whose frames a student learns to predict.
 
-Upstreams of s3prl can also be teachers. Since only ``plugin/`` may import s3prl, they are defined in
-:mod:`ssamba_upstream.plugin.teachers` and passed to :func:`ssamba_upstream.pretraining.trainer.pretrain` by the command
-``ssamba pretrain``.
+Upstreams of s3prl can also be teachers. Since only ``plugin/`` may import s3prl, ``ssamba pretrain`` passes them from
+:mod:`ssamba_upstream.plugin.teachers` to :func:`ssamba_upstream.pretraining.trainer.pretrain`.
 """
 
 import ctypes

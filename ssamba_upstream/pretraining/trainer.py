@@ -205,9 +205,8 @@ class _Pretraining(Run):
         values["effective_rank"] = effective_rank(torch.cat(sum(processes.gather(averages), [])))
         self.log.record(step, "validation", clips=int(count), **values)
         if count > 1 and values["effective_rank"] < COLLAPSED:
-            self.log.say(f"step {step}: the network has collapsed: all clips have nearly the same representation "
-                         f"(effective rank {values['effective_rank']:.2f}). Try a lower learning rate or a longer "
-                         "warm-up")
+            self.log.say(f"step {step}: the network has collapsed to nearly one representation (effective rank "
+                         f"{values['effective_rank']:.2f}). Try a lower learning rate or a longer warm-up")
         score = values[self.score]
         if recipe.schedule == "plateau" and step > recipe.warmup_steps:
             self.plateau.step(score)

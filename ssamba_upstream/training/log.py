@@ -17,8 +17,7 @@ class RunLog:
 
     Args:
         folder: the run's folder.
-        step: number of steps already done. Later entries of an earlier process are dropped, since those steps will be
-            repeated.
+        step: number of steps already done. Entries of later steps, which will be repeated, are dropped.
         steps: number of steps of the whole run.
         clips: clips per step.
         active: If False, nothing is written, as in processes other than the first.
