@@ -1,1 +1,1 @@
-"""All between log-mel and tokens: the encoder and its heads. No files, no audio, no s3prl."""
+"""From log-mel to tokens: the encoder and its heads. Touches no files, no audio and no s3prl."""

@@ -1,4 +1,4 @@
-"""Classifiers: the encoder with a head for a clip, or for every second of it."""
+"""Classifiers: the encoder with a head for a whole clip, or for each of its seconds."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from ..ops import apply_linear
 from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, initialise_projection
 
-IGNORED = -100  # the label of a second that has none, as torch's cross-entropy has it
+IGNORED = -100  # the label of an unlabelled second, torch's default for cross-entropy
 WINDOWS_AT_ONCE = 16
-"""Windows of long recordings sent through the network at once, which bounds its memory."""
+"""Windows of long recordings processed at once, which bounds memory use."""
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -18,8 +18,8 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 class SsambaClassifier(SsambaPreTrainedModel):
     """Base of the classifiers: the encoder and the published head, a layer norm followed by a linear layer.
 
-    The linear layer is a plain ``nn.Linear``, so that adapters on it can be merged. Its name is HEAD, and the norm's is
-    that and "_norm".
+    The linear layer is a plain ``nn.Linear``, so adapters on it can be merged. It is named HEAD, and the norm is named
+    HEAD + "_norm".
     """
 
     HEAD = "classifier"
@@ -49,10 +49,10 @@ class SsambaClassifier(SsambaPreTrainedModel):
         return apply_linear(layer, norm(features))
 
     def _encode(self, input_values, output_hidden_states):
-        """(tokens that the head reads, (batch, 1 + rows * columns, E); hidden states or None)"""
+        """(tokens for the head, (batch, 1 + rows * columns, E); hidden states or None)"""
         if not isinstance(input_values, torch.Tensor):
             raise ValueError("input_values must be a tensor (batch, frames, mel); got "
-                             f"{type(input_values).__name__}; clips of unequal lengths are padded by the "
+                             f"{type(input_values).__name__}. Pad clips of unequal lengths with the "
                              "SsambaFeatureExtractor")
         output = self.ssamba(input_values, output_hidden_states, return_dict=True)
         tokens = output.last_hidden_state
@@ -66,9 +66,9 @@ class SsambaClassifier(SsambaPreTrainedModel):
 
 
 class SsambaForAudioClassification(SsambaClassifier):
-    """SSAMBA with a head for a clip's class or classes.
+    """SSAMBA with a head for the class or classes of a clip.
 
-    The head reads ``config.pooling``: "avgtok", the mean of the patches, or "cls", the class token.
+    ``config.pooling`` selects the head's input: "avgtok", the mean of the patches, or "cls", the class token.
     """
 
     def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
@@ -76,37 +76,38 @@ class SsambaForAudioClassification(SsambaClassifier):
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see
                 :class:`ssamba_upstream.feature_extraction.SsambaFeatureExtractor`; or, with ``window_lengths``,
-                (batch, windows * frames, mel), the windows of longer recordings one after the other.
-            labels: what is to be found. With the problem type "single_label_classification": (batch,) indices of
-                classes, or (batch, classes) probabilities of floating point, such as mixup makes; the loss is the
-                cross-entropy. With "multi_label_classification": (batch, classes) of floating point from 0 to 1; the
-                loss is the binary cross-entropy. Where the configuration does not say: the first for whole numbers,
-                the second for floating point.
-            output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
-            return_dict: whether to return a ``SequenceClassifierOutput`` or a tuple.
-            window_lengths: (batch, windows), how much of the recording each window holds, in any unit; 0 where a
-                recording has fewer windows than others. If there are several, the logits are those of a recording's
-                probabilities, see :func:`pool_windows`.
+                (batch, windows * frames, mel), each recording's windows concatenated in time.
+            labels: targets. With the problem type "single_label_classification": (batch,) class indices, or
+                (batch, classes) floating-point probabilities, as from mixup; the loss is the cross-entropy. With
+                "multi_label_classification": (batch, classes) floating point from 0 to 1; the loss is the binary
+                cross-entropy. If the configuration has no problem type, integers imply the first and floating point
+                the second.
+            output_hidden_states: if True, return ``hidden_states``, see :class:`SsambaModel`.
+            return_dict: if True, return a ``SequenceClassifierOutput``, otherwise a tuple.
+            window_lengths: (batch, windows), the length of audio in each window, in any unit; 0 for windows that a
+                shorter recording lacks. With several windows, their probabilities are averaged, see
+                :func:`pool_windows`.
 
         Returns:
-            ``loss``, where there are labels, ``logits`` (batch, classes) and ``hidden_states``.
+            ``loss``, if labels are given, ``logits`` (batch, classes) and ``hidden_states``.
 
         Raises:
-            ValueError: inputs or labels of another shape or type, labels out of range, or hidden states asked for of
-                windows.
+            ValueError: If inputs or labels have the wrong shape or type, labels are out of range, or hidden states of
+                windows are requested.
         """
         if window_lengths is None or window_lengths.shape == (len(input_values), 1):
             logits, hidden_states = self._classify(input_values, output_hidden_states)
         else:
             if output_hidden_states:
-                raise ValueError("hidden states are returned of clips, not of the windows of longer recordings")
+                raise ValueError("hidden states are returned for clips only, not for windows of longer recordings. "
+                                 "Leave output_hidden_states out")
             logits, hidden_states = self._classify_windows(input_values, window_lengths), None
         loss = None if labels is None else clip_loss(logits, labels, self.config.problem_type)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return self._returned(output, return_dict)
 
     def _classify(self, input_values, output_hidden_states):
-        """(logits, hidden states or None) of clips"""
+        """Return the logits of clips, and their hidden states or None."""
         tokens, hidden_states = self._encode(input_values, output_hidden_states)
         features = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
         return self._logits(features), hidden_states
@@ -125,13 +126,13 @@ class SsambaForAudioClassification(SsambaClassifier):
 
 
 class SsambaForAudioFrameClassification(SsambaClassifier):
-    """SSAMBA with a head for the class of every second of a clip.
+    """SSAMBA with a head for the class of each second of a clip.
 
-    The columns of patches whose centres lie in it are averaged, over their rows and with one another, and the head
-    reads that. The published code does otherwise, see docs/architecture.md.
+    The head reads the mean of all patches whose column is centred in that second. The published code differs, see
+    docs/architecture.md.
 
     Raises:
-        ValueError: ``problem_type`` is "multi_label_classification".
+        ValueError: If ``problem_type`` is "multi_label_classification".
     """
 
     HEAD = "frame_classifier"
@@ -140,7 +141,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
 
     def __init__(self, config):
         if config.problem_type == MULTI:
-            raise ValueError(f"a second has one class; problem_type must be {SINGLE} or None")
+            raise ValueError(f"each second has exactly one class. Set problem_type to {SINGLE} or None")
         super().__init__(config)
 
     def forward(
@@ -149,22 +150,22 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
     ):
         """
         Args:
-            input_values: (batch, frames, mel), normalised log-mel; what is left after the last whole second is heard,
-                but not labelled.
-            labels: (batch, seconds) indices of classes, -100 where a second has none; the loss is the cross-entropy,
-                averaged over the seconds that have one; 0 if none has.
-            output_hidden_states: whether to return ``hidden_states``, see :class:`SsambaModel`.
-            return_dict: whether to return a ``TokenClassifierOutput`` or a tuple.
+            input_values: (batch, frames, mel), normalised log-mel. The network reads frames after the last whole
+                second, but they get no label.
+            labels: (batch, seconds) class indices, -100 for unlabelled seconds. The loss is the mean cross-entropy over
+                labelled seconds, or 0 if there are none.
+            output_hidden_states: if True, return ``hidden_states``, see :class:`SsambaModel`.
+            return_dict: if True, return a ``TokenClassifierOutput``, otherwise a tuple.
             window_lengths: see :class:`SsambaModel`.
-            num_items_in_batch: by how many labelled seconds the sum of the cross-entropies is divided, where a batch is
-                a part of a step: transformers' Trainer counts those of all parts. Default: those of ``labels``.
+            num_items_in_batch: number of labelled seconds by which the summed cross-entropy is divided. With gradient
+                accumulation, transformers' Trainer passes the count over all parts. Default: the count in ``labels``.
 
         Returns:
-            ``loss``, where there are labels, ``logits`` (batch, seconds, classes) and ``hidden_states``.
+            ``loss``, if labels are given, ``logits`` (batch, seconds, classes) and ``hidden_states``.
 
         Raises:
-            ValueError: inputs or labels of another shape or type, labels out of range, an input shorter than a second,
-                a second without the centre of a column, or several windows.
+            ValueError: If inputs or labels have the wrong shape or type, labels are out of range, the input is shorter
+                than a second, a second contains no column's centre, or there are several windows.
         """
         check_one_window(window_lengths)
         tokens, hidden_states = self._encode(input_values, output_hidden_states)
@@ -178,14 +179,14 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
 
 
 def columns_of_seconds(config, frames):
-    """How many columns of patches have their centre in each whole second of a clip, which begins with the first.
+    """Count the columns of patches centred in each whole second of a clip.
 
     Args:
         config: the network's SsambaConfig.
-        frames: of the clip.
+        frames: length of the clip in fbank frames.
 
     Raises:
-        ValueError: the clip is shorter than a second, or a second has no column.
+        ValueError: If the clip is shorter than a second, or a second has no column.
     """
     front_end = config.front_end
     counts = [0] * int(front_end.seconds_of(frames))
@@ -196,22 +197,22 @@ def columns_of_seconds(config, frames):
         if second < len(counts):
             counts[second] += 1
     if 0 in counts:
-        raise ValueError(f"second {counts.index(0)} holds the centre of no patch; patches of {config.patch_size[1]} "
+        raise ValueError(f"second {counts.index(0)} contains no patch's centre. Patches of {config.patch_size[1]} "
                          f"frames every {config.time_stride} frames are too long to label seconds")
     return counts
 
 
 def pool_windows(logits, lengths, several):
-    """Logits of recordings: their probabilities are the mean of those of the windows, weighted by the lengths.
+    """Return recordings' logits, whose probabilities are the windows' probabilities averaged by length.
 
     Args:
-        logits: of windows, (batch, windows, classes).
-        lengths: (batch, windows), 0 where there is no such window; each recording has one at least.
-        several: whether a probability is the sigmoid of a logit, as of classes that can be heard together, or a
-            softmax over all of them.
+        logits: logits of windows, (batch, windows, classes).
+        lengths: (batch, windows), 0 for windows that a recording lacks; each recording has at least one.
+        several: if True, a probability is the sigmoid of its logit, for classes that can occur together; otherwise
+            probabilities are a softmax over all classes.
 
     Returns:
-        (batch, classes); after a softmax these are logarithms of probabilities.
+        (batch, classes); log-probabilities in the softmax case.
     """
     scores = _at_least_float32(logits)
     weights = lengths.to(scores.dtype).log().unsqueeze(2)
@@ -227,7 +228,7 @@ def pool_windows(logits, lengths, several):
 
 
 def clip_loss(logits, labels, problem_type=None):
-    """Loss of clips' logits (batch, classes); see :meth:`SsambaForAudioClassification.forward`."""
+    """Return the loss of clips' logits (batch, classes); see :meth:`SsambaForAudioClassification.forward`."""
     classes, scores = logits.shape[1], _at_least_float32(logits)
     if problem_type is None:
         problem_type = MULTI if labels.is_floating_point() else SINGLE
@@ -238,18 +239,18 @@ def clip_loss(logits, labels, problem_type=None):
         raise ValueError(f"labels must be floating point and (batch, classes), here {tuple(logits.shape)}; got "
                          f"{labels.dtype} and {tuple(labels.shape)}")
     if not ((labels >= 0) & (labels <= 1)).all():
-        raise ValueError("labels of floating point must be from 0 to 1")
+        raise ValueError("floating-point labels must be from 0 to 1")
     labels = labels.to(scores.dtype)
     if problem_type == MULTI:
         return F.binary_cross_entropy_with_logits(scores, labels)
     if not torch.allclose(labels.sum(dim=1), labels.new_ones(()), atol=1e-2):
-        raise ValueError(f"the probabilities of a clip's classes must sum to 1, as {SINGLE} has them; for clips of "
-                         f"several classes set problem_type to {MULTI}")
+        raise ValueError(f"a clip's class probabilities must sum to 1 if problem_type is {SINGLE}. For clips with "
+                         f"several classes, set problem_type to {MULTI}")
     return F.cross_entropy(scores, labels)
 
 
 def seconds_loss(logits, labels, labelled=None):
-    """Cross-entropy of seconds' logits (batch, seconds, classes); see
+    """Return the loss of seconds' logits (batch, seconds, classes); see
     :meth:`SsambaForAudioFrameClassification.forward`."""
     _check_indices(labels, logits.shape[:2], logits.shape[2], IGNORED)
     scores = _at_least_float32(logits)
@@ -259,7 +260,7 @@ def seconds_loss(logits, labels, labelled=None):
 
 def _check_indices(labels, shape, classes, ignored=None):
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape:
-        raise ValueError(f"labels must be indices of classes, int64 and {tuple(shape)}; got {labels.dtype} and "
+        raise ValueError(f"labels must be class indices, int64 and {tuple(shape)}; got {labels.dtype} and "
                          f"{tuple(labels.shape)}")
     known, besides = (labels >= 0) & (labels < classes), ""
     if ignored is not None:

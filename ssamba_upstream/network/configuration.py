@@ -1,4 +1,4 @@
-"""SsambaConfig: everything that shapes the network; FrontEnd: what of it shapes the log-mel."""
+"""SsambaConfig, the configuration of the network, and FrontEnd, the part of it that defines the log-mel."""
 
 import math
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ HIDDEN_SIZES = {"tiny": 192, "small": 384, "base": 768}
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What shapes the log-mel that a network reads; the defaults are the published ones.
+    """Parameters of the log-mel that a network reads; the defaults are the published ones.
 
     Attributes:
-        sampling_rate: of the waveforms, in Hz.
-        num_mel_bins: mel bands.
-        lowest_frequency, highest_frequency: where the lowest band begins and the highest ends, in Hz. Default of the
-            latter: half the sampling rate.
-        frame_length, frame_shift: length and distance of the analysis windows, in milliseconds; in samples they are
-            rounded down, as Kaldi does.
-        normalisation: "data": ``(x - log_mel_mean) / (2 * log_mel_std)``; or "clip": the same with mean and deviation
-            of each waveform's own log-mel, over all its frames and bands.
-        log_mel_mean, log_mel_std: of the data's log-mel; ``ssamba manifest --statistics`` measures them. Default: of
-            the published pretraining data.
+        sampling_rate: sampling rate of the waveforms in Hz.
+        num_mel_bins: number of mel bands.
+        lowest_frequency, highest_frequency: lower edge of the lowest band and upper edge of the highest, in Hz.
+            Default of the latter: half the sampling rate.
+        frame_length, frame_shift: length and shift of the analysis windows in milliseconds; in samples they are
+            rounded down, as in Kaldi.
+        normalisation: "data": ``(x - log_mel_mean) / (2 * log_mel_std)``; or "clip": the same formula with the mean and
+            standard deviation of each waveform's own log-mel, over all its frames and bands.
+        log_mel_mean, log_mel_std: mean and standard deviation of the data's log-mel, as measured by ``ssamba manifest
+            --statistics``. Default: those of the published pretraining data.
 
     Raises:
-        ValueError: a value that no log-mel can be computed with.
+        ValueError: If no log-mel can be computed with these values.
     """
 
     sampling_rate: int = 16000
@@ -53,7 +53,7 @@ class FrontEnd:
             raise ValueError(f"highest_frequency must be a number or None; got {self.highest_frequency!r}")
         highest = self.sampling_rate / 2 if self.highest_frequency is None else self.highest_frequency
         if not 0 <= self.lowest_frequency < highest <= self.sampling_rate / 2:
-            raise ValueError(f"frequencies must grow from 0 to half the sampling rate, {self.sampling_rate / 2:g} Hz; "
+            raise ValueError(f"frequencies must rise, from 0 to half the sampling rate, {self.sampling_rate / 2:g} Hz; "
                              f"got lowest_frequency {self.lowest_frequency!r} and highest_frequency {highest!r}")
         if self.shift_samples < 1 or self.frame_samples < 2:
             raise ValueError(f"frame_length must be at least 2 samples and frame_shift 1, in milliseconds; got "
@@ -65,34 +65,34 @@ class FrontEnd:
 
     @property
     def frame_samples(self):
-        """Samples of an analysis window."""
+        """Length of an analysis window in samples."""
         return int(self.sampling_rate * self.frame_length * 0.001)
 
     @property
     def shift_samples(self):
-        """Samples from one analysis window to the next."""
+        """Shift between analysis windows in samples."""
         return int(self.sampling_rate * self.frame_shift * 0.001)
 
     @property
     def padding(self):
-        """What a clip is padded with after normalisation: what a log-mel of zero has become; of clips normalised each
-        by itself, zero, their mean."""
+        """Padding value after normalisation: a normalised log-mel of zero, or for normalisation by clip zero, the
+        mean."""
         return -self.log_mel_mean / (2 * self.log_mel_std) if self.normalisation == "data" else 0.0
 
     def frames_of(self, samples):
-        """Number of whole analysis windows in a waveform of so many samples (Kaldi's ``snip_edges``)."""
+        """Return the number of whole analysis windows in a waveform, given in samples (Kaldi's ``snip_edges``)."""
         return max(0, 1 + (samples - self.frame_samples) // self.shift_samples)
 
     def samples_of(self, frames):
-        """The fewest samples that so many analysis windows need."""
+        """Return the fewest samples that contain a number of analysis windows."""
         return (frames - 1) * self.shift_samples + self.frame_samples
 
     def seconds_of(self, frames):
-        """How long so many shifts from frame to frame last."""
+        """Return the duration of a number of frame shifts in seconds."""
         return frames * self.shift_samples / self.sampling_rate
 
     def frames_in(self, seconds):
-        """The fewest shifts that last so many whole seconds."""
+        """Return the fewest frame shifts that last a whole number of seconds."""
         return -(-seconds * self.sampling_rate // self.shift_samples)
 
 
@@ -104,47 +104,48 @@ class SsambaConfig(PretrainedConfig):
 
     Args:
         hidden_size: width of the tokens; 192, 384 and 768 are tiny, small and base.
-        num_hidden_layers: Mamba blocks.
+        num_hidden_layers: number of Mamba blocks.
         state_size: states per channel of the selective scan.
         conv_kernel: taps of the causal convolution in front of each scan.
         expand: channels of the scan per ``hidden_size``.
         time_step_rank: rank of the step-size projection. Default: ceil(hidden_size / 16).
-        pretraining_frames: length in fbank frames of the pretraining clips; with the patch size it fixes the grid of
-            learned positions.
+        pretraining_frames: length of the pretraining clips in fbank frames. Together with the patch size it determines
+            the grid of learned positions.
         patch_size: (mel bands, frames) of a patch.
         frequency_stride, time_stride: distance between patches in mel bands and fbank frames. The default, the patch
             size, is pretraining's; overlapping patches (10, 10) are the usual choice downstream.
-        positions: how learned positions reach another grid than pretraining's: "physical" or "published", see
+        positions: rule that adapts learned positions to other grids: "physical" or "published", see
             :mod:`ssamba_upstream.network.positions`.
-        token_order: in which order the blocks read a window's patches: "frequency_major", row by row, as published; or
+        token_order: order in which the blocks read a window's patches: "frequency_major", row by row, as published; or
             "time_major", column by column.
-        directions: in which the blocks scan: "both", as published; or "forward", without the parameters of the other
-            direction. With "time_major" the network is then causal, see ``causal``.
+        directions: scan directions of the blocks: "both", as published; or "forward", without the parameters of the
+            backward direction. Combined with "time_major", this makes the network causal, see ``causal``.
         block_order: "sequential", or "paired" as in the published checkpoints, see
             :class:`ssamba_upstream.network.modeling.SsambaModel`.
         norm: "layer_norm" or "rms_norm".
-        norm_epsilon: added to the variance in every norm.
-        drop_path_rate: stochastic depth (arXiv 1603.09382) of the last block; it grows linearly from the first.
+        norm_epsilon: value added to the variance in every norm.
+        drop_path_rate: stochastic depth (arXiv 1603.09382) of the last block; the rate grows linearly from zero.
         time_step_min, time_step_max, time_step_floor: range of the step sizes at initialisation.
-        final_norm_twice: the heads of pretraining and classification read the final norm of the final norm, as in the
-            published code; the representation is the final norm once, either way.
-        masked_patches: patches masked in a pretraining clip. Default: 400 of 512, and as many in proportion of another
-            grid.
-        cluster_sides: smallest and largest side, in patches, of the squares that are masked.
-        contrastive_weight, reconstruction_weight: weights of the two losses of pretraining.
-        negatives: what a masked patch is told from: "clip", the clip's other masked patches, or "batch", those of all
-            clips that a process sends through the network at once.
-        normalised_targets: predict each patch less its mean and over its deviation (MAE, arXiv 2111.06377, section 3).
-        pooling: what a clip's class is read from: "avgtok", the mean of its patches, or "cls", the class token.
-        clip_frames: length in fbank frames to which the feature extractor brings clips. Default: the pretraining
-            clips'.
+        final_norm_twice: if True, the pretraining and classification heads apply the final norm a second time, as in
+            the published code. The representation itself is always normalised once.
+        masked_patches: number of patches masked in a pretraining clip. Default: 400 of 512, in proportion for other
+            grids.
+        cluster_sides: smallest and largest side of the masked squares in patches.
+        contrastive_weight, reconstruction_weight: weights of the two pretraining losses.
+        negatives: patches that a masked patch is contrasted with: "clip", the clip's other masked patches, or "batch",
+            those of all clips in a process's batch.
+        normalised_targets: if True, each target patch is standardised by its own mean and deviation (MAE, arXiv
+            2111.06377, section 3).
+        pooling: input of a clip classifier: "avgtok", the mean of the patches, or "cls", the class token.
+        clip_frames: length in fbank frames to which the feature extractor pads or cuts clips. Default: that of the
+            pretraining clips.
         taught_by: name and licence of the model from which the network was distilled. Default: None.
-        kwargs: fields of :class:`FrontEnd`, such as ``num_mel_bins``, which become attributes; and fields of every
+        kwargs: fields of :class:`FrontEnd`, such as ``num_mel_bins``, which become attributes; and arguments of every
             transformers configuration, of which ``id2label``, ``label2id`` and ``problem_type``
             ("single_label_classification" or "multi_label_classification") describe a classifier's classes.
 
     Raises:
-        ValueError: a value that no network can be built from.
+        ValueError: If no network can be built from these values.
     """
 
     model_type = "ssamba"
@@ -183,7 +184,7 @@ class SsambaConfig(PretrainedConfig):
         taught_by=None,
         **kwargs,
     ):
-        # Names code in the folder that the configuration was read from, not anything about the network.
+        # auto_map names code in the folder that was read, and says nothing about the network.
         kwargs.pop("auto_map", None)
         front_end = {name: kwargs.pop(name, default) for name, default in vars(PUBLISHED_FRONT_END).items()}
         super().__init__(**kwargs)
@@ -223,13 +224,13 @@ class SsambaConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
-        """Does nothing: transformers would copy this module into the folders that it saves; it is installed."""
+        """Do nothing: transformers would copy this installed module into every folder that it saves."""
 
     @classmethod
     def from_size(cls, size, **overrides):
-        """The configuration of a published size: "tiny", "small" or "base"."""
+        """Return the configuration of a published size: "tiny", "small" or "base"."""
         if size not in HIDDEN_SIZES:
-            raise ValueError(f"no size {size!r}; there are: {', '.join(HIDDEN_SIZES)}")
+            raise ValueError(f"no size {size!r}. Choose one of {', '.join(HIDDEN_SIZES)}")
         return cls(**{"hidden_size": HIDDEN_SIZES[size], **overrides})
 
     @property
@@ -249,8 +250,8 @@ class SsambaConfig(PretrainedConfig):
 
     @property
     def causal(self):
-        """True if a patch depends on nothing after the end of its column. Such a network reads utterances of any
-        length as a whole, and has positions in frequency only."""
+        """True if a patch depends on nothing after the end of its column. Such a network reads whole utterances of any
+        length, and its positions encode frequency only."""
         return self.token_order == "time_major" and self.directions == "forward"
 
     @property
@@ -260,36 +261,36 @@ class SsambaConfig(PretrainedConfig):
 
     @property
     def learned_grid(self):
-        """(rows, columns) of learned positions: those of a pretraining clip, or of a causal network a single column,
-        whose positions hold at any time."""
+        """(rows, columns) of the learned positions: a pretraining clip's grid, or for causal networks a single column
+        that is used at any time."""
         rows, columns = self.position_grid
         return rows, 1 if self.causal else columns
 
     @property
     def num_patch_rows(self):
-        """Patches in a column, lowest band first."""
+        """Number of patches in a column, which starts at the lowest band."""
         return (self.num_mel_bins - self.patch_size[0]) // self.frequency_stride + 1
 
     def columns(self, frames):
-        """Columns of patches in a window of so many fbank frames."""
+        """Return the number of columns of patches in a window, given in fbank frames."""
         return (frames - self.patch_size[1]) // self.time_stride + 1
 
     @property
     def learned_frames(self):
-        """fbank frames that the learned positions cover: the whole patches of a pretraining clip."""
+        """Number of fbank frames that the learned positions cover: the whole patches of a pretraining clip."""
         return self.position_grid[1] * self.patch_size[1]
 
     @property
     def most_columns(self):
-        """Columns of patches of a window that begin within the learned positions."""
+        """Largest number of columns in a window that all begin within the learned positions."""
         return math.ceil(self.learned_frames / self.time_stride)
 
     def tokens(self, frames):
-        """Tokens of such a window: the class token and the patches."""
+        """Return the number of tokens in a window, given in fbank frames: the class token and the patches."""
         return 1 + self.num_patch_rows * self.columns(frames)
 
     def _check(self):
-        _ = self.front_end  # which checks its fields
+        _ = self.front_end  # checks its fields
         choices = {
             "positions": ("physical", "published"),
             "token_order": ("frequency_major", "time_major"),
@@ -314,10 +315,10 @@ class SsambaConfig(PretrainedConfig):
         if self.block_order == "paired" and self.num_hidden_layers % 2:
             raise ValueError(f"paired blocks need an even num_hidden_layers; got {self.num_hidden_layers}")
         if self.directions == "forward" and (self.block_order == "paired" or self.pooling == "cls"):
-            raise ValueError("a network that scans forwards only has no reversed blocks, and its class token hears "
-                             'nothing. Set block_order="sequential" and pooling="avgtok"')
+            raise ValueError("a forward-only network has no reversed blocks, and its class token sees no patches. "
+                             'Set block_order="sequential" and pooling="avgtok"')
         if self.causal and (self.positions == "published" or self.normalisation == "clip"):
-            raise ValueError("a causal network cannot read positions or a log-mel that depend on the whole clip. Set "
+            raise ValueError("a causal network cannot use positions or a log-mel that depend on the whole clip. Set "
                              'positions="physical" and normalisation="data"')
         if min(self.position_grid) < 1:
             raise ValueError(f"a patch of {self.patch_size} does not fit into {self.num_mel_bins} mel bands and "

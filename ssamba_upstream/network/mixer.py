@@ -11,7 +11,7 @@ DIRECTIONS = {"both": ("", "_b"), "forward": ("",)}
 
 
 class BidirectionalMamba(nn.Module):
-    """Mixes tokens along the sequence: a selective scan in each direction, between shared projections.
+    """Token mixer along the sequence: a selective scan in each direction, between shared projections.
 
     ``x, z = in_proj(tokens)``; each direction sends x through its own causal convolution, SiLU and selective scan,
     gated by silu(z); ``out_proj`` maps the mean of the two directions back to tokens. Parameters of the backward
@@ -36,14 +36,14 @@ class BidirectionalMamba(nn.Module):
         """
         Args:
             tokens: (batch, length, E).
-            time_reversed: the result is that of mixing the reversed sequence and reversing the result: the two
-                directions change their roles.
-            offsets: (sequences + 1,), int64: the batch has one entry, in which several sequences lie one after the
-                other; sequence i begins at offsets[i], and the last ends at offsets[-1]. Each is mixed by itself.
-            state: of each sequence, see :func:`ssamba_upstream.ops.mix`.
+            time_reversed: if True, swap the two directions, which equals mixing the reversed sequence and reversing
+                the result.
+            offsets: (sequences + 1,) int64, for a batch of one that holds several sequences, each mixed separately:
+                sequence i begins at offsets[i], and the last ends at offsets[-1].
+            state: initial state of each sequence, see :func:`ssamba_upstream.ops.mix`.
 
         Returns:
-            (batch, length, E); if a state is given, (that, the state after these tokens).
+            (batch, length, E); or, if a state is given, a pair of this and the state after these tokens.
         """
         channels_and_gate = apply_linear(self._modules["in_proj"], tokens)
         mixed = mix(channels_and_gate, self.directions(time_reversed), offsets, state)
@@ -52,11 +52,11 @@ class BidirectionalMamba(nn.Module):
         return apply_linear(self._modules["out_proj"], mixed[0]), mixed[1]
 
     def directions(self, time_reversed=False):
-        """A list of what :func:`ssamba_upstream.ops.mix` asks of each direction."""
+        """Return the parameters of each direction as :func:`ssamba_upstream.ops.mix` takes them."""
         return [self.direction(suffix, time_reversed != bool(suffix)) for suffix in self.suffixes]
 
     def direction(self, suffix, reverse):
-        """What :func:`ssamba_upstream.ops.mix` asks of a direction, "" or "_b"."""
+        """Return the parameters of one direction, "" or "_b", for :func:`ssamba_upstream.ops.mix`."""
         modules = self._modules  # nn.Module's __getattr__ takes far longer
         return {
             "convolution": modules[f"conv1d{suffix}"], "taps": self.taps,
@@ -66,7 +66,7 @@ class BidirectionalMamba(nn.Module):
 
     @torch.no_grad()
     def initialise(self):
-        """Mamba's initialisation, the same for both directions.
+        """Initialise the parameters as Mamba does, both directions alike.
 
         Step sizes start log-uniform in [time_step_min, time_step_max]; A starts at -1, ..., -states (S4D-Real).
         """

@@ -42,12 +42,12 @@ def _norm(config):
 
 
 class PatchEmbedding(nn.Module):
-    """Cuts the log-mel into patches and maps each to a token.
+    """Patch embedding: cuts the log-mel into patches and maps each to a token.
 
-    The weights are a convolution's, as in the published code, but tokens are computed as linear products of flattened
-    patches. In packed windows each column of patches is an image of its own. oneDNN's AMX kernels (3.12) return garbage
-    for bfloat16 convolutions with a stride whose output is one column wide, and the product is about three times as
-    fast for such images.
+    The weights belong to a convolution, as in the published code, but tokens are computed by a linear product of
+    flattened patches. In packed windows, each column of patches is a separate image. For such images the product is
+    about three times faster, and oneDNN's AMX kernels (3.12) return garbage for strided bfloat16 convolutions whose
+    output is one column wide.
     """
 
     def __init__(self, config):
@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, input_values):
         """(batch, frames, mel) -> (batch, E, rows, columns), row 0 the lowest bands."""
         images = input_values.to(next(self.parameters()).dtype).transpose(1, 2)
-        if not is_plain(self.proj, nn.Conv2d):  # an adapter, for example, which has to take effect and to learn
+        if not is_plain(self.proj, nn.Conv2d):  # for example an adapter, which must take effect and get gradients
             return self._convolve(images)
         for axis in (0, 1):
             images = images.unfold(1 + axis, self.size[axis], self.stride[axis])
@@ -66,8 +66,8 @@ class PatchEmbedding(nn.Module):
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias).permute(0, 3, 1, 2)
 
     def _convolve(self, images):
-        """(batch, mel, frames) -> (batch, E, rows, columns), by calling the convolution. An image of one column is
-        padded to two, of which the second is cut off, so that no output is one column wide."""
+        """(batch, mel, frames) -> (batch, E, rows, columns), by calling the convolution. A one-column image is padded
+        to two columns, and the second output is dropped, so that no convolution's output is one column wide."""
         lacking = self.size[1] + self.stride[1] - images.shape[2]
         if lacking <= 0:
             return self.proj(images.unsqueeze(1))
@@ -75,7 +75,7 @@ class PatchEmbedding(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a sample's branch with the given probability, and scales the others."""
+    """Stochastic depth: in training, drop a sample's branch with the given probability, and scale the others."""
 
     def __init__(self, probability):
         super().__init__()
@@ -89,7 +89,7 @@ class DropPath(nn.Module):
 
 
 class SsambaBlock(nn.Module):
-    """Adds to the residual stream what the mixer makes of its norm."""
+    """A pre-norm residual block: stream + mixer(norm(stream))."""
 
     def __init__(self, config, drop_path):
         super().__init__()
@@ -106,23 +106,23 @@ class SsambaBlock(nn.Module):
 
 
 def initialise_projection(layer):
-    """A linear layer's, or convolution's, weight and bias: uniform within +-1 / sqrt(inputs of an output)."""
+    """Initialise a linear layer's or convolution's weight and bias: uniform within +-1 / sqrt(fan-in)."""
     bound = layer.weight[0].numel() ** -0.5
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
     nn.init.uniform_(layer.bias, -bound, bound)
 
 
 def check_one_window(window_lengths):
-    """Raise a ValueError if the feature extractor has cut recordings into several windows."""
+    """Raise a ValueError if the feature extractor split recordings into several windows."""
     if window_lengths is not None and window_lengths.shape[-1] > 1:
-        raise ValueError(f"input_values hold {window_lengths.shape[-1]} windows of each recording, which only "
+        raise ValueError(f"input_values has {window_lengths.shape[-1]} windows per recording, which only "
                          "SsambaForAudioClassification reads. Call the feature extractor with truncation=True")
 
 
 @torch.no_grad()
 def _check_finite(*states):
-    """Warn of the last residual stream or of its norm. What is not finite in any earlier hidden state still is in the
-    last; and a norm of squares that overflows has made zeros of its input, finite as they are."""
+    """Warn if the last residual stream or its norm is not finite. Non-finite values in an earlier hidden state reach
+    the last one, and a norm whose squares overflow returns finite zeros, so the stream is checked too."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return
     if all(type(state) is torch.Tensor and state.device.type in ("cpu", "cuda") for state in states):
@@ -131,59 +131,58 @@ def _check_finite(*states):
         call_unless_finite(stream + normed, _warn_of_states)
 
 
-@functools.cache  # once a process, which Python's own filters do not promise
+@functools.cache  # once per process, which Python's own warning filters do not guarantee
 def _warn_of_states():
     warnings.warn("the network's hidden states are NaN, infinite or too large for their norm. Compute in float32 if "
                   "the precision is lower, and check the checkpoint's weights and the audio, whose samples must be in "
                   "[-1, 1]", RuntimeWarning, stacklevel=1)
 
 
-# Of the norm of classifiers' heads, in checkpoints that were written when it was a part of the linear layer.
+# Former name of the classifiers' norm, in checkpoints from when it was part of the linear layer.
 FORMER_NAMES = {"classifier.norm.": "classifier_norm."}
 
 
 def current_names(state):
-    """A state dict with today's names of parameters."""
+    """Return a state dict with the current parameter names."""
     for former, name in FORMER_NAMES.items():
         state = {stored.replace(former, name): tensor for stored, tensor in state.items()}
     return state
 
 
 class SsambaPreTrainedModel(PreTrainedModel):
-    """Initialisation, saving and loading, by transformers' conventions."""
+    """Base of all models: initialisation, saving and loading by transformers' conventions."""
 
     config_class = SsambaConfig
     base_model_prefix = "ssamba"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
-    labels_seconds = False  # True of a network whose logits are those of each second of a clip
+    labels_seconds = False  # True for a network with logits for each second of a clip
 
     def get_input_embeddings(self):
-        """The patch embedding, as gradient checkpointing with frozen weights and peft ask for it."""
+        """Return the patch embedding, which peft and gradient checkpointing with frozen weights need."""
         return self.base_model.patch_embed
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping=None, **kwargs):
-        """As every transformers model; folders with former names of parameters load too."""
+        """Load a model as transformers does, including folders with former parameter names."""
         former = {re.escape(name): current for name, current in FORMER_NAMES.items()}
         return super().from_pretrained(*args, key_mapping={**former, **(key_mapping or {})}, **kwargs)
 
     def _load_from_state_dict(self, state_dict, *args):
-        """Load a state dict with today's or former names of parameters."""
+        """Load a state dict with current or former parameter names."""
         renamed = current_names(state_dict)
         state_dict.clear()
         state_dict.update(renamed)
         super()._load_from_state_dict(state_dict, *args)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As every transformers model, and ``preprocessor_config.json`` of the feature extractor that goes with it."""
+        """Save a model as transformers does, with its feature extractor's ``preprocessor_config.json``."""
         super().save_pretrained(save_directory, **kwargs)
         extractor_class = FEATURE_EXTRACTOR_MAPPING[type(self.config)]  # as transformers' Auto classes know it
         extractor_class.for_config(self.config, self.labels_seconds).save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id, **kwargs):
-        """As every transformers model; and where the model was loaded from a run's folder and its weights are still
-        those, with the model card of the run."""
+        """Push a model as transformers does, with the run's model card if its weights are still those of the run."""
         pushed = super().push_to_hub(repo_id, **kwargs)
         if card := self._card_of_run():
             revision = pushed.pr_revision or kwargs.get("revision")
@@ -191,7 +190,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
         return pushed
 
     def _card_of_run(self):
-        """The model card beside the weights that the model was loaded from; None where they have changed since."""
+        """Return the model card in the folder that the model was loaded from, or None if the weights have changed."""
         folder, encoder = Path(self.name_or_path), f"{self.base_model_prefix}."
         if not (folder / "README.md").is_file() or not (folder / "model.safetensors").is_file():
             return None
@@ -224,13 +223,13 @@ class SsambaModel(SsambaPreTrainedModel):
     Tokens are one class token and the patches in frequency-major order: token 1 + f * columns + t is the patch of row
     f (0 the lowest bands) and column t.
 
-    In ``block_order="sequential"`` the blocks follow one another. In ``"paired"``, the order in which the published
+    With ``block_order="sequential"``, blocks run one after another. With ``"paired"``, the order in which the published
     checkpoints were trained, blocks 2i and 2i + 1 both read the same residual stream, the second one reversed in
-    time, and their results are added; the stream therefore doubles with every pair. What the published code does
-    otherwise is in docs/architecture.md.
+    time, and their results are added; the stream therefore doubles with every pair. docs/architecture.md lists
+    differences from the published code.
 
-    With ``token_order="time_major"`` the blocks read the class token and then column after column; tokens are returned
-    frequency-major all the same. The class token of a causal network hears nothing: it is where each stream begins.
+    With ``token_order="time_major"``, the blocks read the class token and then column after column, but tokens are
+    still returned frequency-major. The class token of a causal network sees no patches: it starts each stream.
     """
 
     def __init__(self, config):
@@ -251,26 +250,25 @@ class SsambaModel(SsambaPreTrainedModel):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`; or a list of
-                (frames, mel) of any lengths, which are then packed: nothing is computed for padding, and the results
-                have one batch entry, with the tokens of all one after the other. At least one patch long; frames
-                after the last whole patch are not read.
-            output_hidden_states: whether to return ``hidden_states``. Default: the configuration's.
-            return_dict: whether to return a ``BaseModelOutput`` or a tuple. Default: the configuration's.
-            window_lengths: (batch, 1), which the feature extractor returns too; not read.
+                (frames, mel) of any lengths, which are packed without padding into one batch entry that concatenates
+                their tokens. At least one patch long; frames after the last whole patch are ignored.
+            output_hidden_states: if True, return ``hidden_states``. Default: the configuration's.
+            return_dict: if True, return a ``BaseModelOutput``, otherwise a tuple. Default: the configuration's.
+            window_lengths: (batch, 1), accepted because the feature extractor returns it; not used.
 
         Returns:
             ``last_hidden_state`` (batch, 1 + rows * columns, E): the final norm of the last residual stream, and
             ``hidden_states``, depth + 1 tensors of that shape: the tokens with their positions, and the residual
-            stream after each block, in the order of the network. In paired order the stream of pair k (from 0) is
-            divided by 2**k, which undoes the doubling.
+            stream after each block, in network order. In paired order the stream of pair k (from 0) is divided by
+            2**k, which undoes the doubling.
 
         Raises:
-            ValueError: an input of another shape, or shorter than a patch; several windows; or the call is traced.
+            ValueError: If the input has the wrong shape, is shorter than a patch, holds several windows, or the call is
+                traced.
         """
         check_one_window(window_lengths)
         if torch.jit.is_tracing():
-            raise ValueError("torch.jit.trace cannot record the scan, whose kernels it does not know; use "
-                             "torch.compile or torch.export")
+            raise ValueError("torch.jit.trace cannot record the scan's kernels. Use torch.compile or torch.export")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -288,7 +286,7 @@ class SsambaModel(SsambaPreTrainedModel):
     def embed(self, input_values, mask=None, mask_embed=None):
         """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions.
 
-        Where ``mask``, (batch, rows * columns) of bool, is true, ``mask_embed``, (1, 1, E), stands for the patch.
+        ``mask_embed``, (1, 1, E), replaces the patches for which ``mask``, (batch, rows * columns) bool, is true.
         """
         self._check_input(input_values)
         patches = self.patch_embed(input_values)
@@ -299,10 +297,10 @@ class SsambaModel(SsambaPreTrainedModel):
         return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
     def mix(self, tokens, offsets=None, streams=None):
-        """(batch, length, E) -> (batch, length, E): the blocks and the final norm; each residual stream, as in
-        ``hidden_states``, is appended to ``streams`` where that is a list.
+        """Apply the blocks and the final norm: (batch, length, E) -> (batch, length, E).
 
-        A process warns once, in a RuntimeWarning, of streams that are not finite.
+        Each residual stream, as in ``hidden_states``, is appended to ``streams`` if that is a list. Streams that are
+        not finite cause one RuntimeWarning per process.
         """
         if self.config.token_order == "frequency_major" or self.config.num_patch_rows == 1:
             return self._blocks(tokens, offsets, streams)
@@ -314,14 +312,15 @@ class SsambaModel(SsambaPreTrainedModel):
         return normalised[:, back]
 
     def start(self, count):
-        """Each block's state after the class token, where streams begin: a list, see :func:`ssamba_upstream.ops.mix`.
+        """Return each block's state after the class token, for ``count`` new streams; see
+        :func:`ssamba_upstream.ops.mix`.
 
         Raises:
-            ValueError: the network is not causal.
+            ValueError: If the network is not causal.
         """
         config = self.config
         if not config.causal:
-            raise ValueError("the network is not causal, and carries no state on. Train one with "
+            raise ValueError("the network is not causal and cannot continue from a state. Train one with "
                              'token_order="time_major" and directions="forward"')
         first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
         zeros = [first.new_zeros(count, config.intermediate_size, width)
@@ -331,13 +330,12 @@ class SsambaModel(SsambaPreTrainedModel):
         return states
 
     def listen(self, columns, states, offsets=None):
-        """The hidden states, and last the final norm, of columns that follow those that the states have heard, each
-        (columns, rows, E).
+        """Continue streams: return the hidden states and the final norm of new columns, each (columns, rows, E).
 
         Args:
             columns: (columns, frames of a patch, mel), normalised log-mel.
-            states: see :meth:`start`; each block's is replaced by that after these columns.
-            offsets: (streams + 1,), int64: which columns are each stream's. Default: there is one stream.
+            states: the blocks' states so far, see :meth:`start`; updated in place.
+            offsets: (streams + 1,) int64, the boundaries of each stream's columns. Default: one stream.
         """
         rows = self.config.num_patch_rows
         patches = self.patch_embed(columns).squeeze(3).transpose(1, 2)
@@ -347,7 +345,7 @@ class SsambaModel(SsambaPreTrainedModel):
         return [stream.squeeze(0).unflatten(0, (-1, rows)) for stream in streams]
 
     def _time_major(self, tokens, offsets):
-        """The places of all tokens in the order in which the blocks read them, and the way back."""
+        """Return the permutation of tokens into the order in which the blocks read them, and its inverse."""
         steps, rows = torch.arange(tokens.shape[1], device=tokens.device), self.config.num_patch_rows
         if offsets is None:
             offsets = torch.arange(2, device=tokens.device) * tokens.shape[1]
@@ -367,12 +365,12 @@ class SsambaModel(SsambaPreTrainedModel):
         return normalised
 
     def _pack(self, windows):
-        """(1, total tokens, E) of windows of any lengths, and where each begins, and the last ends, among them."""
+        """Return the tokens of windows of any lengths, (1, total tokens, E), and the windows' offsets among them."""
         for window in windows:
             self._check_input(window.unsqueeze(0))
         config, frames = self.config, torch.cat(windows)
         rows, columns = config.num_patch_rows, [config.columns(len(window)) for window in windows]
-        # All columns of patches of all windows, however long these are, are one batch of the embedding.
+        # All columns of patches form a single batch for the embedding, whatever the windows' lengths.
         begins = itertools.accumulate(map(len, windows), initial=0)
         starts = torch.cat([begin + config.time_stride * torch.arange(count) for begin, count in zip(begins, columns)])
         strips = frames.unfold(0, config.patch_size[1], 1)[send(starts, frames.device)].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Learned positions on another grid of patches than pretraining's."""
+"""Learned positions, adapted to grids of patches other than pretraining's."""
 
 import torch
 import torch.nn.functional as F
@@ -7,18 +7,18 @@ from ..devices import send
 
 
 def position_embedding(embedding, config, rows, columns):
-    """Positions of a grid of patches.
+    """Return the positions for a grid of patches.
 
     Args:
-        embedding: (1, 1 + rows * columns, E) of the network's ``learned_grid``, the class token's position first.
+        embedding: (1, 1 + rows * columns, E) for the network's ``learned_grid``, the class token's position first.
         config: the network's SsambaConfig; ``positions`` selects the rule.
-        rows, columns: the grid wanted.
+        rows, columns: size of the new grid.
 
     Returns:
         (1, 1 + rows * columns, E), the class token's position first, then frequency-major.
 
     Raises:
-        ValueError: "physical" positions beyond the length of the pretraining clips.
+        ValueError: If "physical" positions would exceed the length of the pretraining clips.
     """
     grid = embedding[:, 1:].unflatten(1, config.learned_grid)
     rules = {"physical": _physical, "published": _published}
@@ -27,19 +27,19 @@ def position_embedding(embedding, config, rows, columns):
 
 
 def packed_positions(embedding, config, rows, columns):
-    """Positions of windows of different lengths, one after the other.
+    """Return the concatenated positions of windows of different lengths.
 
     Args:
-        embedding, config, rows: as of :func:`position_embedding`.
-        columns: those of each window, a list.
+        embedding, config, rows: see :func:`position_embedding`.
+        columns: list of each window's number of columns.
 
     Returns:
-        (total tokens, E), for each window its class token's first.
+        (total tokens, E), the class token's position first in each window.
 
     Raises:
-        ValueError: see :func:`position_embedding`.
+        ValueError: See :func:`position_embedding`.
     """
-    # A physical position depends on nothing but its own place, so that the largest grid has those of all others.
+    # A physical position depends only on its own place, so the largest grid contains the positions of all others.
     grids = {count: max(columns) if config.positions == "physical" else count for count in columns}
     tables, firsts, total = [], {}, 0
     for count in sorted(set(grids.values())):
@@ -56,15 +56,15 @@ def packed_positions(embedding, config, rows, columns):
 
 
 def stretch_positions(embedding, config, columns):
-    """Learned positions of a longer clip: the learned grid, stretched along time by bilinear interpolation.
+    """Stretch the learned positions along time by bilinear interpolation, for longer clips.
 
     Args:
         embedding: (1, 1 + rows * pretraining columns, E), the class token's position first.
         config: the network's SsambaConfig.
-        columns: those of the new grid.
+        columns: number of columns in the new grid.
 
     Returns:
-        (1, 1 + rows * columns, E), the class token's position as it was.
+        (1, 1 + rows * columns, E), the class token's position unchanged.
     """
     grid = embedding[:, 1:].unflatten(1, config.position_grid).permute(0, 3, 1, 2)
     stretched = _stretched(grid, grid.shape[2], columns)
@@ -72,21 +72,21 @@ def stretch_positions(embedding, config, columns):
 
 
 def _of_rows(grid, config, rows, columns):
-    """The positions of a causal network, which are the same in all columns: a recurrence knows what came before, and
-    positions in time would end with the clips that they were learned from."""
+    """Return the positions for a causal network, the same in all columns: a recurrence needs no positions in time,
+    and learned ones would end at the length of the pretraining clips."""
     weights = _interpolation(rows, config.frequency_stride / config.patch_size[0], grid.shape[1], grid)
     return (weights @ grid.flatten(2)).unflatten(2, grid.shape[2:]).expand(-1, -1, columns, -1)
 
 
 def _physical(grid, config, rows, columns):
-    """A patch takes the position learned at its own place in frequency and time, linearly interpolated.
+    """Interpolate the learned positions linearly at each patch's own place in frequency and time.
 
-    Pretraining patches stand a patch size apart; places past the last of them take its position.
+    Pretraining patches are one patch size apart; places past the last one take its position.
     """
     if columns > config.most_columns:
         raise ValueError(
-            f"a window of {columns} columns reaches beyond the {config.learned_frames} frames whose positions "
-            'were learned; use shorter windows, or positions="published", which stretches them'
+            f"a window of {columns} columns is longer than the {config.learned_frames} frames with learned positions. "
+            'Use shorter windows, or positions="published", which stretches them'
         )
     if (config.frequency_stride, config.time_stride) == tuple(config.patch_size):
         return grid[:, :, torch.arange(columns, device=grid.device)]  # a slice would bound torch.export's shapes
@@ -97,14 +97,14 @@ def _physical(grid, config, rows, columns):
 
 
 def _interpolation(count, spacing, learned, like):
-    """(count, learned): weights of the learned places for places 0, spacing, 2 spacing, ... between them."""
+    """Return (count, learned): interpolation weights of the learned places for places 0, spacing, 2 spacing, ..."""
     places = (torch.arange(count, device=like.device, dtype=torch.float32) * spacing).clamp(max=learned - 1)
     distance = (places[:, None] - torch.arange(learned, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)
 
 
 def _published(grid, config, rows, columns):
-    """The rule of the published code: the middle of the learned grid when fewer are wanted, stretched when more."""
+    """Apply the published code's rule: crop the middle of the learned grid for smaller grids, stretch for larger."""
     grid = grid.permute(0, 3, 1, 2)
     if columns < grid.shape[3]:
         start = grid.shape[3] // 2 - columns // 2

@@ -1,4 +1,4 @@
-"""SsambaForPreTraining: the encoder, its two prediction heads, and the losses on the masked patches."""
+"""SsambaForPreTraining: the encoder, two prediction heads, and the losses on masked patches."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class SsambaForPreTrainingOutput(ModelOutput):
     """
     Attributes:
         loss: ``contrastive_weight`` x contrastive loss + ``reconstruction_weight`` x reconstruction loss.
-        contrastive_loss: InfoNCE of the masked patches, of a clip or of the batch, among one another.
+        contrastive_loss: InfoNCE among the masked patches of a clip or of the batch.
         contrastive_accuracy: see :func:`contrastive`; no gradient.
         reconstruction_loss: mean squared error of the masked patches.
     """
@@ -33,8 +33,8 @@ class SsambaForPreTrainingOutput(ModelOutput):
 class SsambaForPreTraining(SsambaPreTrainedModel):
     """SSAMBA with the joint objective of its pretraining (arXiv 2405.11831, section 2.3; SSAST, arXiv 2110.09784).
 
-    Masked patches are replaced by a learned embedding; from what the encoder makes of them, one head predicts the
-    patch that is to be told from the other masked ones, and another reconstructs it.
+    Masked patches are replaced by a learned embedding. From the encoder's output, one head predicts a patch to be
+    distinguished from the other masked patches, and another head reconstructs it.
     """
 
     def __init__(self, config):
@@ -58,19 +58,19 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         """
         Args:
             input_values: (batch, frames, mel), normalised log-mel.
-            mask: (batch, patches) of bool, frequency-major, true where a patch is masked; as many in every clip.
+            mask: (batch, patches) bool, frequency-major, true for masked patches; equally many in every clip.
                 Default: ``config.masked_patches`` in clusters drawn from torch's global generator.
-            reconstruction_mask: another such mask, for which the network runs a second time to find the
-                reconstruction loss, as the published code does. Default: one pass serves both losses.
+            reconstruction_mask: separate mask for the reconstruction loss, computed in a second pass as in the
+                published code. Default: one pass for both losses.
             window_lengths: see :class:`SsambaModel`.
-            streams: a list, to which the residual stream after each block is appended; in two passes, the first one's.
+            streams: list to which the residual stream after each block is appended, from the first pass.
 
         Returns:
             SsambaForPreTrainingOutput of scalars.
 
         Raises:
-            ValueError: inputs or masks of another shape, clips with unequal numbers of masked patches, or several
-                windows.
+            ValueError: If inputs or masks have the wrong shape, clips have unequal numbers of masked patches, or there
+                are several windows.
         """
         check_one_window(window_lengths)
         patches = self.patches(input_values)
@@ -96,8 +96,8 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         )
 
     def reconstruct(self, input_values, mask):
-        """(batch, frames, mel) and a mask -> (batch, patches, pixels): the clip's patches, the masked ones replaced
-        by their reconstructions; where targets are normalised, with each patch's own mean and deviation."""
+        """(batch, frames, mel) and a mask -> (batch, patches, pixels): patches with the masked ones reconstructed. If
+        targets are normalised, each reconstruction is scaled by its true patch's mean and deviation."""
         patches = self.patches(input_values)
         predictions = self.reconstruction_head(self.masked_tokens(input_values, mask))
         if self.config.normalised_targets:
@@ -106,23 +106,21 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         return patches.masked_scatter(mask.unsqueeze(2), predictions.to(patches.dtype))
 
     def patches(self, input_values):
-        """(batch, frames, mel) -> (batch, patches, pixels): the raw patches, frequency-major, and in each of them the
-        pixels likewise."""
+        """(batch, frames, mel) -> (batch, patches, pixels): raw patches; patches and pixels are frequency-major."""
         config = self.config
         stride = (config.frequency_stride, config.time_stride)
         image = input_values.transpose(1, 2).unsqueeze(1)
         return F.unfold(image, tuple(config.patch_size), stride=stride).transpose(1, 2)
 
     def targets(self, patches):
-        """(..., pixels) of masked patches -> what the heads are to predict of them."""
+        """(..., pixels) of masked patches -> the heads' targets."""
         if not self.config.normalised_targets:
             return patches
         mean, deviation = _mean_and_deviation(patches)
         return (patches - mean) / deviation
 
     def masked_tokens(self, input_values, mask, streams=None):
-        """What the encoder makes of the masked patches, (batch, masked patches, E); ``streams`` as for
-        :meth:`SsambaModel.mix`."""
+        """Return the encoder's output for masked patches, (batch, masked patches, E); see :meth:`SsambaModel.mix`."""
         tokens = self.ssamba.embed(input_values, send(mask, input_values.device), self.mask_embed)
         hidden = self.ssamba.mix(tokens, streams=streams)
         if self.config.final_norm_twice:
@@ -131,7 +129,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
 
 
 class PredictionHead(nn.Sequential):
-    """Two layers that predict a patch from what the encoder makes of it: (..., E) -> (..., pixels)."""
+    """A two-layer head that predicts a patch from its token: (..., E) -> (..., pixels)."""
 
     def __init__(self, config):
         pixels = math.prod(config.patch_size)
@@ -145,14 +143,14 @@ class PredictionHead(nn.Sequential):
 
 
 def contrastive(predictions, targets):
-    """InfoNCE within each clip: for each target, a softmax over the clip's predictions (SSAST, equation 1).
+    """Compute InfoNCE within each clip: for each target, a softmax over the clip's predictions (SSAST, equation 1).
 
     Args:
         predictions, targets: (batch, masked patches, pixels).
 
     Returns:
-        (loss, accuracy): means over all masked patches of the batch; float32, the accuracy without gradient. A
-        prediction is right, as the published code counts, when of all targets its own gives it the most probability.
+        (loss, accuracy): float32 means over all masked patches of the batch, the accuracy without gradient. As in the
+        published code, a prediction counts as correct if, of all targets, its own gives it the highest probability.
     """
     with torch.autocast(predictions.device.type, enabled=False):
         scores = targets.float() @ predictions.float().transpose(1, 2)
@@ -163,21 +161,21 @@ def contrastive(predictions, targets):
 
 
 def _mean_and_deviation(patches):
-    """Of each patch, (..., 1); the deviation of a patch of one value, such as of padding, is kept from zero."""
+    """Return each patch's mean and deviation, (..., 1). Constant patches, such as padding, get a nonzero deviation."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
 def _select(tokens, mask):
-    """(batch, patches, width) -> (batch, masked patches, width), in the order of the patches.
+    """(batch, patches, width) -> (batch, masked patches, width), in patch order.
 
-    Of a mask on the CPU, the places go to the GPU, which is not waited for.
+    The indices of a CPU mask are copied to the GPU asynchronously.
     """
     if mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
         raise ValueError(f"a mask must be bool and (batch, patches), here {tuple(tokens.shape[:2])}; got {mask.dtype} "
                          f"and {tuple(mask.shape)}")
     counts = mask.sum(dim=1)
     if (counts != counts[0]).any() or counts[0] == 0:
-        raise ValueError(f"as many patches must be masked in every clip, and at least one; got {counts.tolist()}")
+        raise ValueError(f"every clip needs the same number of masked patches, at least one; got {counts.tolist()}")
     places = send(mask.nonzero()[:, 1].view(len(mask), -1), tokens.device)
     return tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), places]

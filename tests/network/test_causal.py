@@ -1,4 +1,4 @@
-"""Causal networks: which order the tokens are read in, in which directions, and what may reach a frame."""
+"""Causal networks: the order and direction in which tokens are read, and the inputs that affect a frame."""
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_pretraining_reaches_every_parameter_and_its_own_patches():
     log_mel = torch.randn(2, 64, 128)
     model(log_mel).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    for block in model.ssamba.layers:  # then tokens pass through as they are
+    for block in model.ssamba.layers:  # so that tokens pass through unchanged
         torch.nn.init.zeros_(block.mixer.out_proj.weight)
     mask = torch.zeros(2, 32, dtype=torch.bool)
     mask[:, [5, 17, 30]] = True
@@ -131,9 +131,9 @@ def test_utterances_are_read_whole():
         torch.testing.assert_close(first.hidden_states[layer][:, :complete], whole.hidden_states[layer][:, :complete],
                                    rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.hidden_states[layer][1], whole.hidden_states[layer][0], rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="reads utterances whole. Leave"):
+    with pytest.raises(ValueError, match="reads whole utterances. Leave"):
         FrameEncoder(network(), window_secs=1.0)
-    with pytest.raises(ValueError, match="reads utterances whole. Leave"):
+    with pytest.raises(ValueError, match="reads whole utterances. Leave"):
         Windowing.for_model(network().config, padding="published")
 
 
@@ -148,10 +148,10 @@ def test_checkpoints_and_classifiers(tmp_path):
     with pytest.raises(ValueError, match='pooling="avgtok"'):
         new_classifier(tmp_path / "causal", SsambaForAudioClassification, ["a", "b"], frames=200, pooling="cls")
     torch.save(model.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(CheckpointError, match="scans forwards only, without its configuration. Give"):
+    with pytest.raises(CheckpointError, match="forward-only network without its configuration. Give"):
         load_model(tmp_path / "bare.pth", block_order="sequential", num_mel_bins=128)
 
 
 def test_only_causal_networks_carry_a_state_on():
-    with pytest.raises(ValueError, match="not causal, and carries no state on. Train"):
+    with pytest.raises(ValueError, match="not causal and cannot continue from a state. Train"):
         network(directions="both").start(1)

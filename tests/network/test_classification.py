@@ -1,4 +1,4 @@
-"""Classifiers against golden vectors and definitions written out, and by transformers' conventions."""
+"""Classifiers against golden vectors and explicit definitions, and by transformers' conventions."""
 
 import json
 import os
@@ -136,9 +136,9 @@ def test_losses_of_half_precision_logits_are_float32(model_class):
 @pytest.mark.parametrize("problem_type, labels, message", [
     (None, torch.tensor([0, 3]), "from 0 to 2; got 0 to 3"),
     (None, torch.tensor([-100, 0]), "from 0 to 2; got -100 to 0"),
-    (None, torch.tensor([0, 1, 2]), r"indices of classes, int64 and \(2,\); got torch.int64 and \(3,\)"),
-    (None, torch.tensor([[0, 1], [1, 0]]), r"indices of classes, int64 and \(2,\)"),
-    (None, torch.tensor([True, False]), "indices of classes, int64.*got torch.bool"),
+    (None, torch.tensor([0, 1, 2]), r"class indices, int64 and \(2,\); got torch.int64 and \(3,\)"),
+    (None, torch.tensor([[0, 1], [1, 0]]), r"class indices, int64 and \(2,\)"),
+    (None, torch.tensor([True, False]), "class indices, int64.*got torch.bool"),
     (None, torch.rand(2, 4), r"floating point and \(batch, classes\), here \(2, 3\); got torch.float32 and \(2, 4\)"),
     ("single_label_classification", torch.rand(2), r"here \(2, 3\); got torch.float32 and \(2,\)"),
     ("single_label_classification", torch.tensor([[1.0, 1, 0], [0, 0, 1]]), "must sum to 1"),
@@ -169,9 +169,9 @@ def test_inputs_that_cannot_be_classified():
             classifier(model_class)(torch.randn(128, 128))
     with pytest.raises(ValueError, match="99 frames; a second needs 100"):
         classifier(SECONDS)(torch.randn(1, 99, 128))
-    with pytest.raises(ValueError, match="second 0 holds the centre of no patch; patches of 256 frames"):
+    with pytest.raises(ValueError, match="second 0 contains no patch's centre. Patches of 256 frames"):
         classifier(SECONDS, pretraining_frames=512, patch_size=[16, 256], time_stride=100)(torch.randn(1, 300, 128))
-    with pytest.raises(ValueError, match="a second has one class"):
+    with pytest.raises(ValueError, match="each second has exactly one class"):
         classifier(SECONDS, problem_type="multi_label_classification")
 
 
@@ -193,8 +193,8 @@ def test_every_parameter_learns(block_order, pooling, model_class):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
     without = {name for name, parameter in model.named_parameters() if not parameter.grad.any()}
-    # The last scan that runs from the class token to the end leaves the class token as it begins: how it remembers
-    # tells nothing. In pairs that is block 0's forward scan and the backward scan of block 1, which is reversed.
+    # The last scan that starts at the class token has no state there, so its decays do not affect the class token.
+    # In pairs, these scans are block 0's forward scan and block 1's backward scan, which is reversed.
     remembering = {
         "sequential": {"ssamba.layers.1.mixer.A_log"},
         "paired": {"ssamba.layers.0.mixer.A_log", "ssamba.layers.1.mixer.A_b_log"},
@@ -226,12 +226,12 @@ def test_windows_that_cannot_be_classified():
     for lengths in (torch.ones(2), torch.ones(1, 2), torch.ones(2, 3)):
         with pytest.raises(ValueError, match=r"window_lengths must be \(batch, windows\).*got .*\(2, 128, 128\)"):
             model(fbank, window_lengths=lengths)
-    with pytest.raises(ValueError, match="hidden states are returned of clips"):
+    with pytest.raises(ValueError, match="hidden states are returned for clips"):
         model(fbank, window_lengths=torch.ones(2, 2), output_hidden_states=True)
 
 
 def slow_seconds(tokens, config, frames):
-    """Every patch is asked for its centre."""
+    """Average the patches of each second, found patch by patch from their centres."""
     rows, columns = config.num_patch_rows, config.columns(frames)
     seconds = []
     for second in range(frames // 100):
@@ -269,7 +269,7 @@ def test_seconds_without_a_label_are_left_out():
 
 
 def test_a_second_hears_its_own_time_most():
-    """The sound of a second moves its own logits most; runs of frequency-major tokens would not tell them apart."""
+    """A second's sound changes its own logits most. Averages over runs of frequency-major tokens would fail here."""
     model, fbank = classifier(SECONDS, 400, time_stride=10), torch.randn(1, 400, 128)
     for second in range(4):
         changed = fbank.clone()
@@ -293,12 +293,11 @@ def test_outputs_by_convention(model_class):
     assert len(hidden_states) == 3 and hidden_states[0].shape == (1, 65, 32)
 
 
-# New classifiers.
+# New classifiers
 
 
 def linear_in_time(grid, columns):
-    """Bilinear interpolation along the last dimension of (E, rows, columns), by numpy: a new column's centre falls
-    between two learned ones."""
+    """Interpolate (E, rows, columns) along the last dimension with numpy, between the centres of learned columns."""
     learned = grid.shape[2]
     places = (np.arange(columns) + 0.5) * learned / columns - 0.5
     return np.stack([[np.interp(places, np.arange(learned), row) for row in channel] for channel in grid])
@@ -352,7 +351,7 @@ def test_random_weights_of_a_published_size():
 
 @pytest.mark.parametrize("labels", [[], ["dog", "dog"]])
 def test_labels_are_named_once(labels):
-    with pytest.raises(ValueError, match="names of classes, each once"):
+    with pytest.raises(ValueError, match="distinct class names, at least one"):
         new_classifier(None, CLIPS, labels, 1024)
 
 
@@ -389,7 +388,7 @@ def test_auto_classes_and_round_trips(tmp_path, model_class, auto_class):
                                                                                      model_class=None)):
         assert type(found) is model_class and found.config.id2label == dict(enumerate(CLASSES))
         torch.testing.assert_close(found(fbank).logits, model(fbank).logits, rtol=0, atol=0)
-    # What was written without the code does not claim to come with it.
+    # A folder written without the code must not refer to it.
     assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
     write_classifier(loaded, SsambaFeatureExtractor(), tmp_path / "third")
     assert str(tmp_path) not in (tmp_path / "third" / "config.json").read_text()
@@ -433,14 +432,14 @@ def test_pipeline(folder, tmp_path):
     for audio in (tone, {"array": tone, "sampling_rate": 16000}, torch.from_numpy(tone)):
         found = {answer["label"]: answer["score"] for answer in classify(audio)}
         assert found == pytest.approx(dict(zip(CLASSES, expected.tolist())), abs=1e-5)
-    if shutil.which("ffmpeg"):  # with which transformers reads files
+    if shutil.which("ffmpeg"):  # transformers reads files with it
         soundfile.write(tmp_path / "tone.wav", tone, 16000, "FLOAT")
         found = {answer["label"]: answer["score"] for answer in classify(str(tmp_path / "tone.wav"))}
         assert found == pytest.approx(dict(zip(CLASSES, expected.tolist())), abs=1e-3)
 
 
-# Transformers imports torchaudio, which this package's ground floor repairs where it must; loaded here by its file, so
-# that the package is not.
+# Transformers imports torchaudio, which may need this package's repair. It is loaded from its file, so that the package
+# itself is not imported.
 ANOTHER_PROGRAM = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("ground_floor", sys.argv[1])
@@ -469,7 +468,7 @@ print(json.dumps([type(model).__module__, type(classify.feature_extractor).__nam
 @pytest.mark.parametrize("first", ["model", "pipeline"])
 def test_trust_remote_code_without_the_import(folder, tmp_path, first):
     ground_floor = CHECKOUT / "ssamba_upstream" / "torchaudio_extension.py"
-    # The module cache is the user's; the repository is imported whether or not it is installed.
+    # A separate module cache leaves the user's alone; the path makes the repository importable without an installation.
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(CHECKOUT)}
     program = [sys.executable, "-c", ANOTHER_PROGRAM, str(ground_floor), str(folder), str(tmp_path / "out"), first]
     done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True)
@@ -478,6 +477,6 @@ def test_trust_remote_code_without_the_import(folder, tmp_path, first):
     assert (module, extractor) == ("ssamba_upstream.network.classification", "SsambaFeatureExtractor")
     silence = pipeline("audio-classification", model=str(folder))(np.zeros(16000, dtype="float32"))
     assert [answer["label"] for answer in answers] == [answer["label"] for answer in silence]
-    # Code that is installed is not copied.
+    # Installed code is not copied.
     names = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == names

@@ -1,4 +1,4 @@
-"""Masks against the statistics of the published generator, and against what the corrected one promises."""
+"""Masks against the statistics of the published generator, and properties of the corrected one."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_impossible_numbers(masked):
 
 @pytest.mark.parametrize("masked", [250, 300, 400])
 def test_published_statistics(masked):
-    """20,000 draws of the published generator, and 4,000 of ours: five standard errors of the difference."""
+    """Compares 20,000 draws of the published generator with 4,000 of ours, within five standard errors."""
     expected = json.loads((DATA / "mask_stats.json").read_text())[str(masked)]
     generator = torch.Generator().manual_seed(masked)
     drawn = torch.cat([cluster_mask(500, ROWS, COLUMNS, masked, generator, published=True) for _ in range(8)]).float()
@@ -61,7 +61,7 @@ def test_published_statistics(masked):
 
 
 def test_of_the_last_square_a_random_part_is_kept(monkeypatch):
-    """All of the squares before it, and nothing of those after it."""
+    """Earlier squares are masked completely, later ones not at all."""
     times = torch.tensor([0.9, 0.2, 0.2, 0.90001, 0.1, 0.1, 0.2, 0.20001, 0.1, 0.2], dtype=torch.float64)
     monkeypatch.setattr(masking, "_cover", lambda sides, *others: times.expand(len(sides), -1))
     mask = cluster_mask(4000, 2, 5, 5)
@@ -74,7 +74,7 @@ def test_of_the_last_square_a_random_part_is_kept(monkeypatch):
 
 
 def test_edges_are_masked_about_as_often_as_the_inside():
-    """On the grid of one_hour, where the edges were masked 0.60 of the time and the inside 0.58."""
+    """On the grid of one_hour, edges used to be masked 0.60 of the time and the inside 0.58."""
     generator = torch.Generator().manual_seed(0)
     grid = torch.cat([cluster_mask(2000, 4, 32, 75, generator) for _ in range(6)]).float().mean(0).view(4, 32)
     corners = grid[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -84,7 +84,7 @@ def test_edges_are_masked_about_as_often_as_the_inside():
 
 @pytest.mark.parametrize("masked", [250, 400])
 def test_corrected_masks_prefer_no_patch(masked):
-    """By more than the error of 4,000 masks allows to tell."""
+    """Every patch's share is within the error of 4,000 masks."""
     share = torch.cat([cluster_mask(500, ROWS, COLUMNS, masked) for _ in range(8)]).float().mean(0)
     expected = masked / 512
     error = (expected * (1 - expected) / 4000) ** 0.5
@@ -92,7 +92,7 @@ def test_corrected_masks_prefer_no_patch(masked):
 
 
 def test_only_published_squares_wrap_round_the_rows():
-    """The last patch of a row and the first of the next are masked together no more often than chance would have."""
+    """In corrected masks, a row's last patch and the next row's first are masked together only by chance."""
     together = {}
     for published in (False, True):
         drawn = torch.cat([cluster_mask(500, ROWS, COLUMNS, 40, published=published) for _ in range(8)])
@@ -112,12 +112,11 @@ def test_masks_are_clusters():
 
 @pytest.mark.parametrize("published", [False, True])
 def test_sides_of_the_squares(published):
-    """Of single patches, neighbours are masked together as often as chance has it; of 2 x 2, an inner patch never by
-    itself."""
+    """With single patches, neighbours are masked together by chance; with 2 x 2, an inner patch is never alone."""
     generator = torch.Generator().manual_seed(0)
     single = cluster_mask(500, ROWS, COLUMNS, 64, generator, published, sides=(1, 1)).view(-1, ROWS, COLUMNS).float()
     assert (single[:, :, 1:] * single[:, :, :-1]).mean().item() == pytest.approx(64 / 512 * 63 / 511, rel=0.1)
     square = cluster_mask(500, ROWS, COLUMNS, 64, generator, published, sides=(2, 2)).view(-1, ROWS, COLUMNS).float()
     neighbours = F.conv2d(square.unsqueeze(1), torch.tensor([[[[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]]]))[:, 0]
     alone = square[:, 1:-1, 1:-1].bool() & (neighbours < 2)
-    assert alone.flatten(1).sum(1).max() <= 4  # of the last square, a part is kept
+    assert alone.flatten(1).sum(1).max() <= 4  # only part of the last square is kept

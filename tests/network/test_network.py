@@ -35,7 +35,7 @@ PATCHES = [((16, 16), (16, 16)), ((16, 16), (10, 10)), ((16, 16), (10, 2)), ((32
 @pytest.mark.parametrize("size, stride", PATCHES, ids=str)
 @pytest.mark.parametrize("columns", [1, 9])
 def test_patches_are_embedded_as_by_the_convolution(size, stride, columns):
-    """Values and gradients, against the convolution in float64."""
+    """Compares values and gradients with the convolution in float64."""
     config = small_config(patch_size=size, frequency_stride=stride[0], time_stride=stride[1])
     embedding = PatchEmbedding(config)
     log_mel = torch.randn(3, size[1] + (columns - 1) * stride[1] + stride[1] - 1, 128, requires_grad=True)
@@ -60,7 +60,7 @@ def test_patches_are_embedded_as_by_the_convolution(size, stride, columns):
 
 
 class NarrowConvolutions(TorchDispatchMode):
-    """Notes the convolutions whose output is one column wide, which oneDNN computes wrongly in bfloat16 with AMX."""
+    """Record convolutions with one-column outputs, which oneDNN computes wrongly in bfloat16 with AMX."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class NarrowConvolutions(TorchDispatchMode):
 
 
 class LowRank(nn.Module):
-    """An adapter beside a convolution, as peft puts it in the convolution's place."""
+    """A convolution with an adapter, as peft wraps it."""
 
     def __init__(self, convolution):
         super().__init__()
@@ -103,7 +103,7 @@ def test_no_convolution_is_one_column_wide(size, stride, adapted):
 
 @pytest.mark.parametrize("frames", [16, 20, 40])
 def test_a_projection_that_is_more_than_a_convolution_is_called(frames):
-    """An adapter takes effect and learns, and a hook is run."""
+    """An adapter takes effect and gets gradients, and a hook runs."""
     embedding, log_mel = PatchEmbedding(small_config(time_stride=10)), torch.randn(2, frames, 128)
     plain = embedding(log_mel)
     merged, adapter = copy.deepcopy(embedding), LowRank(embedding.proj)
@@ -122,7 +122,7 @@ def test_a_projection_that_is_more_than_a_convolution_is_called(frames):
 
 @pytest.fixture
 def first_warning():
-    """As in a process that has warned of no states yet."""
+    """Reset the warning, as in a process that has not warned yet."""
     modeling._warn_of_states.cache_clear()
     yield
     modeling._warn_of_states.cache_clear()
@@ -131,7 +131,7 @@ def first_warning():
 @pytest.mark.parametrize("block_order", ["sequential", "paired"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e36])
 def test_states_that_are_not_finite_are_warned_of_once(first_warning, block_order, value):
-    """Of 1e36 in float32, which is finite, a layer norm makes zeros."""
+    """A layer norm turns 1e36 in float32, which is finite, into zeros."""
     model = SsambaForAudioClassification(small_config(block_order=block_order, num_labels=2)).eval()
     batch = torch.randn(2, 64, 128)
     with torch.no_grad(), warnings.catch_warnings():
@@ -152,7 +152,7 @@ def test_a_final_norm_that_is_not_finite_is_warned_of(first_warning):
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch computes."""
+    """Count torch's operations."""
 
     def __init__(self):
         super().__init__()
@@ -182,7 +182,7 @@ def test_windows_of_many_lengths_are_as_few_operations_as_of_one():
         with Operations() as operations:
             model([torch.randn(frames, 128) for frames in lengths])
         counts.append(operations.count)
-    # What is left are places on the CPU, which for one length are found once.
+    # The remaining operations compute places on the CPU, once per length.
     assert counts[1] - counts[0] <= 4 * 9
 
 
@@ -199,7 +199,7 @@ def test_reversed_mixer_is_the_mixer_on_the_reversed_sequence(golden, official_c
 
 
 def test_golden_block(golden, official_checkpoint):
-    """The published block returns what is added and what it is added to; ours their sum."""
+    """The published block returns the residual stream and its update separately; ours returns their sum."""
     x, block = golden("mixer_block"), load_model(official_checkpoint).layers[1]
     for residual, suffix in ((0, "_resNone"), (x["residual_in"], "")):
         stream = residual + x["hidden_in"]
@@ -235,7 +235,7 @@ def test_golden_hidden_states_in_sequence(golden, official_checkpoint):
 
 
 def test_golden_hidden_states_in_pairs(golden, official_checkpoint):
-    """Of a pair's two streams the golden files hold the sum: what the two add, and twice what both have read."""
+    """The golden files hold a pair's two streams as sums: the updates of both, and twice their common input."""
     expected, model = golden("reduced_encoder"), load_model(official_checkpoint)
     states = model(golden("input_fbank")["fbank"][:1], output_hidden_states=True).hidden_states
     stream = states[0]
@@ -248,7 +248,7 @@ def test_golden_hidden_states_in_pairs(golden, official_checkpoint):
 
 
 def test_a_pair_by_its_definition(official_checkpoint):
-    """Block 1 reads the reversed sequence and its result is reversed back: flipped here, not in the network."""
+    """Block 1 reads the reversed sequence, and its result is reversed back. The test flips explicitly."""
     block, stream = load_model(official_checkpoint).layers[1], torch.randn(2, 21, 32)
     torch.testing.assert_close(block(stream, time_reversed=True), block(stream.flip(1)).flip(1))
 

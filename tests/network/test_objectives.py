@@ -1,4 +1,4 @@
-"""The pretraining objectives against golden vectors and plain definitions; their heads in every checkpoint format."""
+"""Pretraining objectives against golden vectors and plain definitions, and their heads in every checkpoint format."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def mask_of(index, patches):
 
 
 def test_a_network_elsewhere_is_not_waited_for():
-    """With a mask on the CPU, a pass runs on a device without content, where nothing can be looked at."""
+    """With a CPU mask, a pass runs on the meta device, where no value can be read."""
     model = small_model().to("meta")
     mask = torch.arange(64).expand(3, -1) < 20
     hidden = model.masked_tokens(torch.empty(3, 128, 128, device="meta"), mask)
@@ -83,7 +83,7 @@ def test_negatives_of_the_whole_batch():
 
 def test_normalised_targets():
     model, fbank = small_model(normalised_targets=True).eval(), 3 * torch.randn(2, 128, 128) + 5
-    fbank[:, :16] = 0  # patches of one value
+    fbank[:, :16] = 0  # constant patches
     mask = torch.arange(64).expand(2, -1) < 20
     output = model(fbank, mask)
     patches = model.patches(fbank)[mask].double()
@@ -137,7 +137,7 @@ def test_masks_are_drawn_as_configured():
     (torch.ones(2, 63, dtype=torch.bool), r"here \(2, 64\); got torch.bool and \(2, 63\)"),
     (torch.ones(2, 64), "got torch.float32"),
     (torch.zeros(2, 64, dtype=torch.bool), r"at least one; got \[0, 0\]"),
-    (torch.arange(64).expand(2, 64) < torch.tensor([[3], [4]]), r"as many patches.*got \[3, 4\]"),
+    (torch.arange(64).expand(2, 64) < torch.tensor([[3], [4]]), r"same number of masked patches.*got \[3, 4\]"),
 ])
 def test_masks_that_do_not_fit(mask, message):
     with pytest.raises(ValueError, match=message):

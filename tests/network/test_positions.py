@@ -1,4 +1,4 @@
-"""Learned positions on other grids, against definitions written out."""
+"""Learned positions on other grids, against explicit definitions."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ssamba_upstream.network.positions import position_embedding
 
 
 def places(config):
-    """Positions that say where they were learned: (mel band, frame) of each pretraining patch's corner."""
+    """Positions that encode their own place: (mel band, frame) of each pretraining patch's corner."""
     rows, columns = config.position_grid
     corner = torch.stack(torch.meshgrid(
         torch.arange(rows) * config.patch_size[0], torch.arange(columns) * config.patch_size[1], indexing="ij"
@@ -38,14 +38,14 @@ def test_physical_positions_are_the_places_themselves(frequency_stride, time_str
 def test_physical_positions_end_with_the_pretraining_clips():
     config = SsambaConfig(time_stride=10)
     position_embedding(places(config), config, 8, 103)
-    with pytest.raises(ValueError, match='104 columns reaches beyond the 1024 frames.*positions="published"'):
+    with pytest.raises(ValueError, match='104 columns is longer than the 1024 frames.*positions="published"'):
         position_embedding(places(config), config, 8, 104)
 
 
 def test_physical_positions_end_with_the_last_whole_patch():
     config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)
     assert position_embedding(places(config), config, 4, 12).shape == (1, 1 + 4 * 12, 2)
-    with pytest.raises(ValueError, match="13 columns reaches beyond the 96 frames"):
+    with pytest.raises(ValueError, match="13 columns is longer than the 96 frames"):
         position_embedding(places(config), config, 4, 13)
 
 

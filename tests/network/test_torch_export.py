@@ -1,4 +1,4 @@
-"""torch.export with any batch and time."""
+"""torch.export with dynamic batch size and length."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = [(1, 32), (3, 1024), (1, 700), (5, 99)]
 
 
 def exported(model):
-    """With clips from two columns of patches to the longest, which torch.export has to be told."""
+    """Export for clips from two columns of patches to the longest; torch.export needs these bounds."""
     shapes = {0: Dim("batch", min=1, max=64), 1: Dim("time", min=32, max=1024)}
     with torch.no_grad():
         return export(model, (torch.randn(2, 400, 128),), dynamic_shapes={"input_values": shapes})
