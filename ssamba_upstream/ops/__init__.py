@@ -1,8 +1,7 @@
-"""What a Mamba mixer computes: linear products, the short causal convolution, the selective scan, and :func:`mix`, all
-that lies between its outer projections.
+"""Operators of a Mamba mixer: linear products, the short causal convolution, the selective scan, and :func:`mix`, which
+combines everything between the mixer's outer projections.
 
-Each is one function with several backends behind it; ``backend="auto"`` takes the fastest that can serve the tensors
-at hand.
+Each operator is one function with several backends; ``backend="auto"`` uses the fastest that supports the tensors.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from .product import apply_linear, is_plain, linear, plain_parameters  # noqa: F
 from .ragged import boundaries, check_offsets, join_inputs
 from .reference import selective_scan_reference
 
-# The best first: "auto" takes the first that serves.
+# Fastest first: "auto" uses the first one available.
 BACKENDS = {
     "triton": triton.selective_scan_triton,
     "mamba_ssm": cuda.selective_scan_cuda,
@@ -26,19 +25,19 @@ BACKENDS = {
     "torch": selective_scan_chunked,
     "reference": selective_scan_reference,
 }
-_PLAIN = ("torch", "reference")  # of torch's own operators: they serve everywhere, several times slower
-_RAGGED_SCANS = ("triton", "cpu")  # which take offsets themselves
+_PLAIN = ("torch", "reference")  # made of torch's own operators: available everywhere, but several times slower
+_RAGGED_SCANS = ("triton", "cpu")  # these accept offsets themselves
 _RAGGED_MEANS = {"triton": triton.selective_scan_mean_triton, "cpu": cpu.selective_scan_mean_cpu}
 _RAGGED_CONVOLUTIONS = {"triton": triton.causal_convolutions_triton, "cpu": cpu.causal_convolutions_cpu}
 _MIXERS = {"cpu": cpu.mix_cpu}
 
 _forced = None
-_best = {}  # by device type and dtype; asking every backend anew would take longer than a small scan
+_best = {}  # by device type and dtype; asking every backend each time would take longer than a small scan
 
 
 @contextlib.contextmanager
 def forced_backend(name):
-    """Let "auto" mean one backend, or again the best one ("auto"), as long as this context lasts: for comparisons."""
+    """Make "auto" mean one backend within this context, or again the fastest one ("auto"). For comparisons."""
     global _forced
     previous, _forced = _forced, None if name == "auto" else name
     try:
@@ -48,11 +47,11 @@ def forced_backend(name):
 
 
 def choose_backend(tensor):
-    """The backend that "auto" means for such a tensor."""
+    """Return the backend that "auto" selects for a tensor."""
     return _forced or _best_backend(tensor.device.type, tensor.dtype)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot follow how a backend finds out whether it can serve
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the backends' availability checks
 def _best_backend(*kind):
     if kind not in _best:
         _best[kind] = next(name for name in BACKENDS if unavailable_reason(name, *kind) is None)
@@ -60,26 +59,25 @@ def _best_backend(*kind):
 
 
 def unavailable_reason(backend, device="cpu", dtype=torch.float32):
-    """Why a backend cannot compute on a device ("cpu", "cuda") in a dtype, or None if it can."""
+    """Return why a backend cannot compute on a device ("cpu", "cuda") in a dtype, or None if it can."""
     if backend not in BACKENDS:
-        return f"there is no such backend; there are: auto, {', '.join(BACKENDS)}"
+        return f"no such backend. Choose one of auto, {', '.join(BACKENDS)}"
     if backend in _PLAIN:
         return None
     home = "cpu" if backend == "cpu" else "cuda"
     if device != home:
-        return f"it computes on {home} only"
+        return f"it runs on {home} only"
     if dtype == torch.float64:
-        return "it does not compute in float64"
+        return "it does not support float64"
     return {"mamba_ssm": cuda, "triton": triton, "cpu": cpu}[backend].unavailable_reason()
 
 
 def why_slow(device="cpu"):
-    """The sentence that says why scans take several times as long as they could on a device ("cpu", "cuda"), where no
-    backend made for it serves; otherwise None."""
+    """Return a sentence that explains why scans are slow on a device ("cpu", "cuda"), or None if they are not."""
     if _best_backend(device, torch.float32) not in _PLAIN:
         return None
     made_for_it = "cpu" if device == "cpu" else "triton"
-    return (f"scans take several times as long as with the backend {made_for_it!r}, which cannot serve: "
+    return (f"scans take several times longer than with the {made_for_it!r} backend, which is not available: "
             f"{unavailable_reason(made_for_it, device)}")
 
 
@@ -87,42 +85,42 @@ def selective_scan(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
     initial_state=None, offsets=None, backend="auto",
 ):
-    """The selective state space scan of Mamba (arXiv 2312.00752, Algorithm 2).
+    """Compute Mamba's selective state space scan (arXiv 2312.00752, Algorithm 2).
 
     With step s_t = softplus(delta_t + delta_bias): state_t = exp(s_t A) state_{t-1} + s_t u_t B_t;
-    output_t = (C_t . state_t + D u_t) * silu(z_t). The shapes are mamba-ssm's.
+    output_t = (C_t . state_t + D u_t) * silu(z_t). Shapes are as in mamba-ssm.
 
     Args:
         u: (batch, channels, length), floating point. Need not be contiguous.
-        delta: (batch, channels, length), step sizes, before bias and softplus.
+        delta: (batch, channels, length), step sizes before bias and softplus.
         A: (channels, states), real.
         B, C: (batch, states, length).
         D: (channels,), skip connection. Default: none.
         z: (batch, channels, length), gate. Default: none.
         delta_bias: (channels,). Default: none.
-        delta_softplus: whether the step is softplus(delta + delta_bias) instead of delta + delta_bias.
-        reverse: walk from the last step to the first instead.
-        return_last_state: return (output, state after the last step walked, (batch, channels, states), or of a ragged
-            batch (sequences, channels, states)).
-        initial_state: the state before the first step walked, shaped as the last one. Default: zero. With the last
-            state of one call as the initial state of the next, a sequence is scanned in pieces.
-        offsets: of a ragged batch, see :func:`selective_scan_mean`.
-        backend: "auto", the best that can serve, of: "triton" (CUDA tensors, needs nothing but triton), "mamba_ssm"
-            (CUDA tensors, needs mamba-ssm and causal-conv1d; see :mod:`ssamba_upstream.ops.cuda` for what it refuses),
-            "cpu" (compiled), "torch" (plain torch, any device) and "reference" (the definition). Only the last two
-            serve float64, and only the last has more than first derivatives.
+        delta_softplus: if True, the step is softplus(delta + delta_bias), otherwise delta + delta_bias.
+        reverse: if True, scan from the last step to the first.
+        return_last_state: if True, return (output, state after the last step scanned). The state is (batch, channels,
+            states), or (sequences, channels, states) for a ragged batch.
+        initial_state: state before the first step scanned, in the shape of the last state. Default: zero. To scan a
+            sequence in pieces, pass the last state of one call as the initial state of the next.
+        offsets: boundaries of a ragged batch, see :func:`selective_scan_mean`.
+        backend: "triton" (CUDA tensors, needs only triton), "mamba_ssm" (CUDA tensors, needs mamba-ssm and
+            causal-conv1d; see :mod:`ssamba_upstream.ops.cuda` for its limits), "cpu" (compiled), "torch" (plain torch,
+            any device) or "reference" (the definition). Only the last two support float64, and only the last has
+            higher than first derivatives. Default: "auto", the fastest one available.
 
     Returns:
         (batch, channels, length) in u's dtype. The state is kept in float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend or one that cannot serve, or a complex A.
+        ValueError: If shapes do not match, the backend is unknown or not available, or A is complex.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, offsets)
     if backend == "auto":
         backend = choose_backend(u)
     elif reason := unavailable_reason(backend, u.device.type, u.dtype):
-        raise ValueError(f"backend {backend!r} cannot serve: {reason}")
+        raise ValueError(f"backend {backend!r} is not available: {reason}")
     scan, options = BACKENDS[backend], (delta_bias, delta_softplus, reverse, return_last_state)
     if offsets is None:
         return scan(u, delta, A, B, C, D, z, *options, initial_state)
@@ -141,22 +139,21 @@ def selective_scan(
 
 
 def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
-    """The mean of selective scans over the same steps, such as one forwards and one backwards, under one gate.
+    """Return the gated mean of selective scans over the same steps, such as a forward and a backward scan.
 
     Args:
-        directions: a dict for each scan of the arguments u, delta, A, B, C, D, delta_bias and reverse of
+        directions: one dict per scan with the arguments u, delta, A, B, C, D, delta_bias and reverse of
             :func:`selective_scan`. D and delta_bias are tensors in all of them or in none.
-        z, delta_softplus: as in :func:`selective_scan`, for all of them.
-        offsets: for a ragged batch: (sequences + 1,), int64, on the inputs' device, ascending from 0 to the
-            length. The batch is then a single entry, in which sequence i, empty where the two are equal, occupies
-            the steps offsets[i] ... offsets[i + 1] - 1 and is scanned by itself, from a zero state. Default: every
-            batch entry is one sequence.
+        z, delta_softplus: shared by all scans, see :func:`selective_scan`.
+        offsets: (sequences + 1,) int64 on the inputs' device, ascending from 0 to the length, for a ragged batch. The
+            batch then has one entry, in which sequence i occupies the steps offsets[i] ... offsets[i + 1] - 1 (none if
+            the two are equal) and is scanned separately from a zero state. Default: every batch entry is a sequence.
 
     Returns:
         (batch, channels, length) in u's dtype.
 
     Raises:
-        ValueError: shapes or offsets that do not fit together, or a complex A.
+        ValueError: If shapes or offsets do not match, or A is complex.
     """
     u = directions[0]["u"]
     for scan in directions:
@@ -175,19 +172,20 @@ def selective_scan_mean(directions, z=None, delta_softplus=False, offsets=None):
 
 
 def causal_convolution(x, weight, bias, reverse=False, initial_inputs=None, offsets=None):
-    """Depthwise causal convolution followed by SiLU, as in front of every selective scan.
+    """Apply a depthwise causal convolution and SiLU, as before every selective scan.
 
     Args:
         x: (batch, channels, length).
-        weight: (channels, 1, width), the last tap meeting the present step, as in ``nn.Conv1d``.
+        weight: (channels, 1, width); the last tap applies to the current step, as in ``nn.Conv1d``.
         bias: (channels,).
-        reverse: what is causal is meant on the time-reversed sequence: taps look ahead instead of back.
-        initial_inputs: (batch, channels, width - 1), or of a ragged batch (sequences, channels, width - 1): what lies
-            before the first step walked, in order of time. Default: zeros.
-        offsets: of a ragged batch, see :func:`selective_scan_mean`.
+        reverse: if True, the convolution is causal in reversed time: taps look ahead instead of back.
+        initial_inputs: (batch, channels, width - 1), or (sequences, channels, width - 1) for a ragged batch: inputs
+            before the first step, in order of time. Default: zeros.
+        offsets: boundaries of a ragged batch, see :func:`selective_scan_mean`.
 
     Returns:
-        (batch, channels, length), in x's dtype; if initial inputs are given, (that, those of the steps that follow).
+        (batch, channels, length) in x's dtype; or, if initial inputs are given, a pair of this and the initial inputs
+        for the next steps.
     """
     if initial_inputs is None:
         return causal_convolutions(x, [weight], [bias], [reverse], offsets)[0]
@@ -196,9 +194,9 @@ def causal_convolution(x, weight, bias, reverse=False, initial_inputs=None, offs
 
 
 def causal_convolutions(x, weights, biases, reverse, offsets=None):
-    """:func:`causal_convolution` of the same x with each weight, bias and reverse: a list of results.
+    """Apply :func:`causal_convolution` to the same x with each weight, bias and reverse, and return a list.
 
-    ``offsets`` is for a ragged batch, as in :func:`selective_scan_mean`: no tap reaches into another sequence.
+    ``offsets`` divide a ragged batch, see :func:`selective_scan_mean`. No tap reaches into another sequence.
     """
     backend = choose_backend(x)
     if len(weights) <= 2 and (convolve_all := _RAGGED_CONVOLUTIONS.get(backend)):
@@ -213,32 +211,32 @@ def causal_convolutions(x, weights, biases, reverse, offsets=None):
 
 
 def mix(channels_and_gate, directions, offsets=None, state=None):
-    """What a mixer computes between its outer projections: the mean of its directions' scans, under one gate.
+    """Compute a mixer between its outer projections: the gated mean of its directions' scans.
 
-    Each direction convolves the channels, projects what comes of it to steps of low rank, B and C, and scans; see
-    :class:`ssamba_upstream.network.mixer.BidirectionalMamba`. If all modules are plain ones, a backend that has all of
-    this in one piece is asked; otherwise it is put together from the functions above, and the other modules are called.
+    Each direction convolves the channels, projects the result to low-rank steps, B and C, and scans; see
+    :class:`ssamba_upstream.network.mixer.BidirectionalMamba`. If all modules are plain ones, a backend's fused mixer is
+    used if there is one. Otherwise the functions above are combined, and modules that are not plain are called.
 
     Args:
-        channels_and_gate: (batch, length, 2 * channels): what is convolved, and z.
-        directions: a dict for each: ``convolution``, an ``nn.Conv1d`` of the channels by themselves, with a bias and
-            without padding, or a module in its place, and ``taps``, the width of its kernel; ``input_projection``, a
-            module, (..., channels) -> (..., rank + 2 * states); ``step_projection``, a module with a bias,
-            (..., rank) -> (..., channels), what softplus turns into steps; ``A_log`` (channels, states), the logarithm
-            of -A; ``D`` (channels,); and ``reverse``, whether it runs backwards in time.
-        offsets: of a ragged batch, as in :func:`selective_scan_mean`.
-        state: what a single direction takes over from the steps before, for each sequence: the initial inputs of
-            :func:`causal_convolution`, and the initial state of :func:`selective_scan`. Default: zeros.
+        channels_and_gate: (batch, length, 2 * channels): the convolution's input, and z.
+        directions: one dict per direction: ``convolution``, a depthwise ``nn.Conv1d`` with a bias and without padding,
+            or a replacement module, and ``taps``, the width of its kernel; ``input_projection``, a module, (...,
+            channels) -> (..., rank + 2 * states); ``step_projection``, a module with a bias, (..., rank) -> (...,
+            channels), the softplus's input; ``A_log`` (channels, states), the logarithm of -A; ``D`` (channels,);
+            and ``reverse``, True for a direction that runs backwards in time.
+        offsets: boundaries of a ragged batch, see :func:`selective_scan_mean`.
+        state: state of each sequence before these steps, for a single direction: the initial inputs of
+            :func:`causal_convolution` and the initial state of :func:`selective_scan`. Default: zeros.
 
     Returns:
-        (batch, length, channels) in the dtype of ``channels_and_gate``; if a state is given, (that, the state after
-        these steps).
+        (batch, length, channels) in the dtype of ``channels_and_gate``; or, if a state is given, a pair of this and
+        the state after these steps.
 
     Raises:
-        ValueError: offsets that do not fit, or a state beside several directions.
+        ValueError: If offsets do not match, or a state is given with several directions.
     """
     if state is not None and len(directions) > 1:
-        raise ValueError(f"{len(directions)} directions carry no state on. Give a single direction with a state")
+        raise ValueError(f"{len(directions)} directions cannot continue from a state. Give a single direction")
     reverse = [direction["reverse"] for direction in directions]
     has_derivative = state is None or not torch.is_grad_enabled()  # or needs none
     mix_at_once = _MIXERS.get(choose_backend(channels_and_gate)) if len(directions) <= 2 and has_derivative else None
@@ -265,7 +263,7 @@ def mix(channels_and_gate, directions, offsets=None, state=None):
         mixed, last_state = selective_scan(**scan, z=z, delta_softplus=True, return_last_state=True,
                                            initial_state=state[1], offsets=offsets)
         return mixed.transpose(1, 2), (last_inputs, last_state)
-    if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # which reads the logarithm itself
+    if len(scans) <= 2 and choose_backend(channels_and_gate) == "triton":  # its kernel reads the logarithm itself
         mixed = triton.selective_scan_mean_triton(scans, z, True, offsets, logarithmic=True)
     else:
         scans = [scan | {"A": -torch.exp(scan["A"].float())} for scan in scans]
@@ -274,7 +272,7 @@ def mix(channels_and_gate, directions, offsets=None, state=None):
 
 
 def _mixer_parameters(direction):
-    """A direction's parameters as a backend's mixer takes them, or None if one of its modules is not a plain one."""
+    """Return a direction's parameters for a backend's mixer, or None if one of its modules is not plain."""
     weight, bias = plain_parameters(direction["convolution"], nn.Conv1d)
     input_weight, _ = plain_parameters(direction["input_projection"], nn.Linear)
     step_weight, step_bias = plain_parameters(direction["step_projection"], nn.Linear)
@@ -284,10 +282,10 @@ def _mixer_parameters(direction):
 
 
 def _scan_arguments(u, direction, plain_steps):
-    """Arguments of one direction's scan, A still its logarithm: steps, B and C are projections of what it reads.
+    """Return one direction's arguments for the scan, with A as a logarithm: steps, B and C are projections of u.
 
-    Where the projection of the steps is plain, its bias is left to the scan, which adds it in float32: rounded to
-    bfloat16 a bias would be one to two percent of a step away.
+    If the projection of the steps is plain, the scan adds its bias in float32: rounding the bias to bfloat16 would
+    change a step by one to two percent.
     """
     step_projection, states = direction["step_projection"], direction["A_log"].shape[1]
     projected = apply_linear(direction["input_projection"], u.transpose(1, 2))
@@ -301,7 +299,7 @@ def _scan_arguments(u, direction, plain_steps):
 
 
 def _each_sequence(compute, x, offsets):
-    """The list of tensors that ``compute`` gives for the steps, a slice, of each sequence, joined along time."""
+    """Call ``compute`` with each sequence's steps, a slice, and concatenate the tensors that it returns along time."""
     check_offsets(x, offsets)
     ends = itertools.pairwise(boundaries(x.shape[-1], offsets))
     not_empty = [slice(begin, end) for begin, end in ends if begin < end] or [slice(0, 0)]
@@ -309,7 +307,7 @@ def _each_sequence(compute, x, offsets):
 
 
 def _call_convolution(x, direction, offsets):
-    """:func:`causal_convolution` by a direction's module, which is called once, with zeros before each sequence."""
+    """Compute :func:`causal_convolution` by one call of a direction's module, with zeros before each sequence."""
     module, context = direction["convolution"], direction["taps"] - 1
     if direction["reverse"]:
         turned = None if offsets is None else x.shape[-1] - offsets.flip(0)
@@ -348,4 +346,4 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state=None, offse
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be {shape} beside u {tuple(u.shape)}; got {tuple(tensor.shape)}")
+            raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}; got {tuple(tensor.shape)}")

@@ -1,15 +1,15 @@
-"""The selective scan in plain torch operations, one chunk of time steps after the other.
+"""The selective scan in plain torch operations, one chunk of time steps at a time.
 
-What does not depend on the state (softplus, exponential, products with B and C) is computed for a whole chunk at once;
-only the recurrence itself is a loop, of one fused multiply-add per step. No product of decays along time is ever
-formed, so nothing can underflow or overflow that does not in the definition. The backward pass keeps the state at
-each chunk's start and recomputes the rest: memory grows with the number of chunks, not with the number of steps.
+Everything that does not depend on the state (softplus, exponential, products with B and C) is computed for a whole
+chunk at once; only the recurrence is a loop, with one fused multiply-add per step. Decays are never multiplied along
+time, so a value underflows or overflows only if it does so in the definition. The backward pass keeps the state at each
+chunk's start and recomputes the rest: memory grows with the number of chunks, not with the number of steps.
 """
 
 import torch
 import torch.nn.functional as F
 
-# Elements of state in a chunk: small enough for a CPU's caches, large enough to hide the cost of a call.
+# State elements in a chunk: small enough for a CPU's caches, large enough to amortise the cost of a call.
 CHUNK_ELEMENTS = 1 << 19
 
 
@@ -17,17 +17,17 @@ def selective_scan_chunked(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
     initial_state=None,
 ):
-    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once."""
+    """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once."""
     output, last_state = _ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, initial_state)
     return (output, last_state) if return_last_state else output
 
 
 class _Chunk:
-    """One run of time steps: what can be computed without the state, in the order of the scan.
+    """A run of time steps, in scan order, with everything that can be computed without the state.
 
-    Time comes first, so that a step is contiguous; channels come last, so that every product with B, C or A (here
-    transposed: states, channels) runs along them. Decays and states lie in a workspace that all chunks share:
-    allocating them anew would cost more than the arithmetic.
+    Time is the first dimension, so a step is contiguous; channels are the last, so every product with B, C or A (here
+    transposed: states, channels) runs along them. All chunks share a workspace for decays and states, because
+    allocating them each time would cost more than the arithmetic.
     """
 
     def __init__(self, span, reverse, u, delta, A, B, C, z, delta_bias, delta_softplus, workspace):
@@ -46,7 +46,7 @@ class _Chunk:
         self.decay = torch.mul(self.delta[:, :, None, :], A, out=decay).exp_()  # (time, batch, states, channels)
 
     def states(self, initial):
-        """(time, batch, states, channels): the state after each step, from the state before the first."""
+        """Return the state after each step, (time, batch, states, channels), from the state before the first."""
         impulse = (self.delta * self.u)[:, :, None, :]
         states = torch.mul(impulse, self.B[..., None], out=self.states_buffer)
         previous = initial
@@ -55,19 +55,19 @@ class _Chunk:
         return states
 
     def outputs(self, states, D):
-        """(time, batch, channels): C times the states, plus the skip connection, before the gate."""
+        """Return the ungated outputs, (time, batch, channels): C times the states, plus the skip connection."""
         outputs = torch.matmul(self.C[:, :, None, :], states).squeeze(2)
         return outputs if D is None else outputs.addcmul_(self.u, D)
 
     def gradient_of_states(self, grad_y, grad_following):
-        """Gradients of the states, and of the state before the first, from that of the state after the last."""
+        """Return the gradients of the states and of the initial state, from the gradient of the following state."""
         gradients = torch.mul(grad_y[:, :, None, :], self.C[..., None], out=self.gradient_buffer)
         for gradient, decay in zip(reversed(gradients.unbind(0)), reversed(self.decay.unbind(0))):
             grad_following = gradient.add_(grad_following) * decay
         return gradients, grad_following
 
     def gradient_of_exponent(self, grad_states, states, initial):
-        """Gradient of delta * A, in the place of the states' gradients."""
+        """Return the gradient of delta * A; overwrites the states' gradients."""
         grad_states.mul_(self.decay)
         grad_states[0].mul_(initial)
         grad_states[1:].mul_(states[:-1])
@@ -78,7 +78,7 @@ class _Chunk:
         return part.flip(0) if self.reverse else part
 
     def write(self, sequence, target):
-        """Put (time, batch, channels) of this chunk at its place in (batch, channels, length)."""
+        """Write this chunk's (time, batch, channels) to its place in (batch, channels, length)."""
         target[:, :, self.span] = (sequence.flip(0) if self.reverse else sequence).permute(1, 2, 0)
 
 
@@ -106,8 +106,8 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_last_state):
         if torch.is_grad_enabled():
-            raise RuntimeError('this selective scan can be differentiated once only; backend="reference" can be '
-                               "differentiated any number of times")
+            raise RuntimeError('this selective scan can be differentiated only once. For higher derivatives use '
+                               'backend="reference"')
         u, delta, A, B, C, D, z, delta_bias, *initial_states = ctx.saved_tensors
         dtype = torch.promote_types(u.dtype, torch.float32)
         skip = None if D is None else D.to(dtype)
@@ -155,7 +155,7 @@ class _ChunkedScan(torch.autograd.Function):
 
 
 def _chunks(u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, dtype, backward=False):
-    """The chunks in the order of the scan, or, for the backward pass, last one first."""
+    """Yield the chunks in scan order, or in reverse for the backward pass."""
     batch, channels, length = u.shape
     state_size = A.shape[1]
     steps = min(length, max(1, CHUNK_ELEMENTS // max(1, batch * channels * state_size)))

@@ -1,11 +1,11 @@
-"""The linear product, x W^T + b, and its two gradients, by the library that suits this CPU.
+"""The linear product, x W^T + b, and its two gradients, computed by the faster library for this CPU.
 
-torch sends float32 products to MKL, which takes its AVX2 path on processors that are not Intel's. oneDNN, which comes
-in the same build of torch, has AVX-512 kernels for all of them. On AMD's family 26 (Zen 5), whose units are as wide as
-these vectors, oneDNN is about twice as fast; on the four other processors that were measured it gains nothing. The two
-round differently, so a rule chooses and not a measurement, see :func:`choice`: every process on a machine computes the
-same numbers. No global flag of torch's is touched: ``torch.set_float32_matmul_precision`` would choose oneDNN as well,
-and let it round to bfloat16.
+torch uses MKL for float32 products, and MKL takes its AVX2 path on non-Intel processors. oneDNN, part of the same
+torch build, has AVX-512 kernels for all vendors. On AMD's family 26 (Zen 5), whose units are as wide as these vectors,
+oneDNN is about twice as fast; on the four other processors measured it is no faster. The two libraries round
+differently, so :func:`choice` follows a rule instead of a measurement, and every process on a machine computes the same
+numbers. torch's global flags stay as they are: ``torch.set_float32_matmul_precision`` would also select oneDNN, but
+allow it to round to bfloat16.
 """
 
 import functools
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 LIBRARIES = ("torch", "onednn")
-FASTER_BY_ONEDNN = ("AuthenticAMD", "26")  # vendor and family, as the system tells them
-SMALLEST = 1 << 22  # multiplications: below, the costs of a call decide
+FASTER_BY_ONEDNN = ("AuthenticAMD", "26")  # vendor and family, as the system reports them
+SMALLEST = 1 << 22  # multiplications; the overhead of a call dominates smaller products
 
 
 def linear(x, weight, bias=None):
-    """``torch.nn.functional.linear``, by :func:`choice`'s library.
+    """Compute ``torch.nn.functional.linear`` with :func:`choice`'s library.
 
-    Only large float32 products on a CPU are affected. Everything else goes torch's ordinary way: autocast, other
-    devices and dtypes, torch.compile, export, and second derivatives.
+    Only large float32 products on a CPU are affected. torch computes everything else as usual: autocast, other devices
+    and dtypes, torch.compile, export, and second derivatives.
 
     Args:
         x: (..., inputs).
@@ -44,26 +44,26 @@ def linear(x, weight, bias=None):
 
 
 def apply_linear(module, x):
-    """Return a module's result for x: by :func:`linear` if it is a plain ``nn.Linear``; otherwise it is called."""
+    """Apply a module to x: by :func:`linear` if it is a plain ``nn.Linear``, otherwise by calling it."""
     weight, bias = plain_parameters(module, nn.Linear)
     return module(x) if weight is None else linear(x, weight, bias)
 
 
 def plain_parameters(module, kind):
-    """Return (weight, bias) of a module if it is a plain one, see :func:`is_plain`; otherwise (None, None)."""
+    """Return (weight, bias) of a plain module, see :func:`is_plain`; otherwise (None, None)."""
     if not is_plain(module, kind):
         return None, None
     try:
         return module._parameters["weight"], module._parameters["bias"]  # nn.Module's __getattr__ takes far longer
-    except KeyError:  # in replicas of DataParallel these are attributes
+    except KeyError:  # DataParallel's replicas have them as attributes
         return module.weight, module.bias
 
 
 def is_plain(module, kind):
-    """True if a module is of this class and nothing more, so that its weight and bias are all there is to it.
+    """Return True if a module is exactly of this class, so that its weight and bias fully define it.
 
-    False for adapters, quantised and parametrised layers, which are of other classes; for modules with hooks, such as
-    pruned ones, and for all modules while there are hooks of all modules; and if ``forward`` was replaced.
+    False for adapters and for quantised or parametrised layers, which have other classes; for modules with hooks, such
+    as pruned ones; for all modules while global module hooks are registered; and if ``forward`` was replaced.
     """
     return type(module) is kind and "forward" not in module.__dict__ and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -72,7 +72,7 @@ def is_plain(module, kind):
 
 
 def multiply(x, weight, bias=None):
-    """Return x W^T + b by :func:`choice`'s library, without derivatives.
+    """Compute x W^T + b with :func:`choice`'s library, without derivatives.
 
     Args:
         x: (..., inputs), float32 for oneDNN, with any strides.
@@ -85,7 +85,7 @@ def multiply(x, weight, bias=None):
 
 
 def unavailable_reason():
-    """Why oneDNN's product is not available, or None."""
+    """Return why oneDNN's product is not available, or None if it is."""
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -95,18 +95,18 @@ def unavailable_reason():
 
 @functools.cache
 def choice():
-    """(library, why), the same in every process on a machine.
+    """Return (library, reason), the same in every process on a machine.
 
-    oneDNN on the processors of FASTER_BY_ONEDNN, torch's default on all others. The environment variable SSAMBA_LINEAR,
-    "torch" or "onednn", overrides this rule; it is read once a process.
+    The library is oneDNN on the processors of FASTER_BY_ONEDNN, and torch's default on all others. The environment
+    variable SSAMBA_LINEAR, "torch" or "onednn", overrides this rule; it is read once per process.
 
     Raises:
-        ValueError: SSAMBA_LINEAR names another library, or oneDNN where it is not available.
+        ValueError: If SSAMBA_LINEAR names another library, or oneDNN when it is not available.
     """
     wanted, reason, here = os.environ.get("SSAMBA_LINEAR"), unavailable_reason(), processor()
     if wanted is not None:
         if wanted not in LIBRARIES:
-            raise ValueError(f"SSAMBA_LINEAR={wanted} names no library. Set it to {' or '.join(LIBRARIES)}.")
+            raise ValueError(f"SSAMBA_LINEAR={wanted} is not a known library. Set it to {' or '.join(LIBRARIES)}.")
         if wanted == "onednn" and reason:
             raise ValueError(f"SSAMBA_LINEAR=onednn: {reason}. Set it to torch, or unset it.")
         return wanted, f"SSAMBA_LINEAR={wanted}"
@@ -117,7 +117,7 @@ def choice():
 
 
 def processor(description="/proc/cpuinfo"):
-    """(vendor, family) of an x86 processor under Linux, as strings; otherwise None."""
+    """Return (vendor, family) of an x86 processor under Linux, as strings; otherwise None."""
     try:
         lines = Path(description).read_text().partition("\n\n")[0].splitlines()
     except OSError:

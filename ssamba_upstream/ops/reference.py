@@ -1,4 +1,4 @@
-"""The selective scan's definition: a plain loop over time."""
+"""Definition of the selective scan: a plain loop over time."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,10 @@ def selective_scan_reference(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False, return_last_state=False,
     initial_state=None,
 ):
-    """Selective scan as Algorithm 2 of the Mamba paper (arXiv 2312.00752) writes it, one step after the other.
+    """Implement :func:`ssamba_upstream.ops.selective_scan` step by step, as in Algorithm 2 of Mamba (arXiv 2312.00752).
 
     Every other backend is tested against this one. It is slow, differentiable any number of times, and computes in
-    float64 when its inputs are float64, otherwise in float32. Arguments and results: see
-    :func:`ssamba_upstream.ops.selective_scan`.
+    float64 if its inputs are float64, otherwise in float32.
     """
     dtype = torch.promote_types(u.dtype, torch.float32)
     batch, channels, length = u.shape

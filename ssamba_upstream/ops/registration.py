@@ -1,7 +1,7 @@
-"""Kernels as torch operators with a first derivative: what is the same for every backend that has its own.
+"""Registration of kernels as torch operators with a first derivative, shared by all backends with kernels.
 
-Tensors come in lists of one entry per direction; D, delta_bias and initial_state may be empty lists. The schemas are
-spelt out because older versions of torch do not read today's type annotations.
+Tensors come in lists with one entry per direction; D, delta_bias and initial_state may be empty lists. Schemas are
+written out because older versions of torch cannot infer them from current type annotations.
 """
 
 import itertools
@@ -26,16 +26,16 @@ def register_scan(name, kernels, device_types, forward, backward, unpack, option
     """Register a scan as ``ssamba_upstream::name``, and its backward pass as ``name_backward``.
 
     Args:
-        name: of the operator.
-        kernels: what messages call them, such as "the Triton kernels".
-        device_types: as in ``torch.library.custom_op``.
-        forward: (function, function of the same arguments that only allocates its results).
-        backward: the same for the gradients; that of z comes last.
-        unpack: turns the list of the other gradients, and how many of each kind there are, into lists by kind.
-        options: of the scan, both forwards and backwards, as the schema has them.
+        name: name of the operator.
+        kernels: name of the kernels in messages, such as "the Triton kernels".
+        device_types: see ``torch.library.custom_op``.
+        forward: (function, fake function that only allocates the results).
+        backward: a pair of such functions for the gradients; the gradient of z comes last.
+        unpack: function that splits the list of the other gradients into lists by kind, given each kind's length.
+        options: schema of the scan's options, for both passes.
 
     Returns:
-        the operator.
+        The operator.
     """
     operator = _operator(
         name, device_types, *forward,
@@ -58,7 +58,7 @@ def register_scan(name, kernels, device_types, forward, backward, unpack, option
         lists = split(tensors, ctx.lengths)
         if grad_output is None:
             grad_output = torch.zeros_like(lists[0][0])
-        if not ctx.return_last_state:  # torch.compile brings gradients of the empty tensor that took its place
+        if not ctx.return_last_state:  # torch.compile passes a gradient for the empty tensor in its place
             grad_last_state = None
         gradients = backward_operator(
             grad_output, grad_last_state, checkpoints, *lists, z, offsets, *ctx.options
@@ -72,8 +72,10 @@ def register_scan(name, kernels, device_types, forward, backward, unpack, option
 
 
 def register_convolution(name, kernels, device_types, forward, backward):
-    """Register causal convolutions as ``ssamba_upstream::name``; see :func:`register_scan`. Gradients come in the order
-    of x, weights, biases."""
+    """Register causal convolutions as ``ssamba_upstream::name``; see :func:`register_scan`.
+
+    Gradients are in the order of x, weights, biases.
+    """
     operator = _operator(name, device_types, *forward, f"({_CONVOLUTION_INPUTS}) -> Tensor[]")
     backward_operator = _operator(
         f"{name}_backward", device_types, *backward, f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]"
@@ -96,8 +98,10 @@ def register_convolution(name, kernels, device_types, forward, backward):
 
 
 def register_mixer(name, kernels, device_types, forward, backward):
-    """Register what lies between a mixer's projections as ``ssamba_upstream::name``; see :func:`register_scan`. The
-    results are the output, checkpoints and each direction's projections; gradients come in the order of the inputs."""
+    """Register the part of a mixer between its projections as ``ssamba_upstream::name``; see :func:`register_scan`.
+
+    The results are the output, checkpoints and each direction's projections. Gradients are in the order of the inputs.
+    """
     operator = _operator(name, device_types, *forward, f"({_MIXER_INPUTS}, bool keep) -> Tensor[]")
     backward_operator = _operator(
         f"{name}_backward", device_types, *backward,
@@ -127,7 +131,7 @@ def register_mixer(name, kernels, device_types, forward, backward):
 
 
 def split(tensors, lengths):
-    """Consecutive lists of so many of the tensors."""
+    """Split tensors into consecutive lists of these lengths."""
     tensors = iter(tensors)
     return [list(itertools.islice(tensors, length)) for length in lengths]
 
@@ -142,6 +146,6 @@ def _operator(name, device_types, function, fake, schema):
 
 def _refusal(kernels):
     def refuse(ctx, *gradients):
-        raise RuntimeError(f"{kernels} have first derivatives only; for second derivatives use backend='reference'")
+        raise RuntimeError(f"{kernels} have first derivatives only. For second derivatives use backend='reference'")
 
     return refuse

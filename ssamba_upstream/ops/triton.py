@@ -1,20 +1,18 @@
-"""The selective scan and the causal convolution on GPUs, through Triton: no compiler and no other package is
-needed.
+"""The selective scan and the causal convolution on GPUs through Triton, without a compiler or other packages.
 
-This module decides how the work is divided and registers the operators with torch: torch.compile, autocast,
-DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative. The
-arithmetic is in ``triton_kernels.py``, which is imported (and triton with it) at the first call only.
+This module divides the work and registers the operators with torch, so torch.compile, autocast,
+DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative. The arithmetic is
+in ``triton_kernels.py``, which is imported (and triton with it) at the first call.
 
-Every operator takes one direction or two at once, and either a batch of equally long sequences or, with
-``offsets``, sequences packed one after the other in a batch of one, each of which is treated as if it were
-alone.
+Every operator handles one or two directions at once, and either a batch of equally long sequences or, with
+``offsets``, sequences packed into a batch of one, each of which is processed separately.
 
-A scan walks time, and few sequences of few channels do not fill a GPU. Long sequences are therefore cut into
-chunks: every chunk is first walked from a zero state; in a second launch each works out from these what it takes
-over from the chunks before it, and is then walked for its outputs. A chunk's whole decay is the exponential of
-A times the sum of its steps, so that no product is formed that could underflow or overflow where the
-definition does not: not for A <= 0 and steps >= 0, whose decays are at most 1; otherwise a state that a later
-chunk takes over overflows where it does so in the definition.
+A scan is sequential in time, and a few sequences with few channels do not fill a GPU. Long sequences are therefore cut
+into chunks. A first launch scans each chunk from a zero state. In a second launch, each chunk combines the results of
+the chunks before it into its initial state, and is then scanned for its outputs. A chunk's total decay is the
+exponential of A times the sum of its steps. For A <= 0 and steps >= 0, all decays are at most 1, so nothing underflows
+or overflows that does not in the definition. Otherwise the state passed to a later chunk overflows if it does so in the
+definition.
 """
 
 import contextlib
@@ -27,19 +25,19 @@ import torch
 
 from .registration import register_convolution, register_scan
 
-OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
+OLDEST_TRITON = (3, 3)  # the first version whose kernels accept tuples
 OLDEST_CAPABILITY = (8, 0)
 
-# One warp walks BLOCK channels, a thread all states of one; the backward pass starts again from the state
-# that was kept before every TILE steps.
+# One warp scans BLOCK channels, and each thread holds all states of one channel. The backward pass restarts from the
+# state saved before every TILE steps.
 BLOCK, TILE = 32, 16
 CONVOLUTION_ROWS = 16
 GATE_ROWS, GATE_COLUMNS = 8, 128
 
-# A multiprocessor hides the latency of its memory with about this many warps. Chunks cost a second walk and
-# so pay only where they bring several times as many warps. A warp of the backward pass has all the registers that a
-# thread can have, of which a multiprocessor holds eight warps' worth.
-FORWARD_WARPS, BACKWARD_WARPS = 16, 8  # on a multiprocessor
+# A multiprocessor hides its memory latency with about this many warps. Chunks cost a second pass, so they pay off only
+# if they provide several times as many warps. Threads of the backward pass use the maximum number of registers, of
+# which a multiprocessor holds eight warps' worth.
+FORWARD_WARPS, BACKWARD_WARPS = 16, 8  # per multiprocessor
 FEWEST_CHUNKS, SHORTEST_CHUNK = 3, 64
 
 
@@ -52,7 +50,7 @@ def _version():
 
 
 def unavailable_reason():
-    """Why the Triton kernels cannot run here, or None."""
+    """Return why the Triton kernels cannot run here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if _version() is not None and _version() < OLDEST_TRITON:
@@ -67,7 +65,7 @@ def unavailable_reason():
 
 
 def is_available() -> bool:
-    """Whether the Triton kernels can run here: on CUDA tensors, or on CPU tensors under TRITON_INTERPRET=1."""
+    """Return True if the Triton kernels can run, on CUDA tensors or, with TRITON_INTERPRET=1, on CPU tensors."""
     return unavailable_reason() is None
 
 
@@ -79,18 +77,16 @@ def selective_scan_triton(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
     return_last_state=False, initial_state=None, offsets=None,
 ):
-    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+    """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
-    Inputs may be bfloat16, float16 or float32, each for itself, with any strides; channels that are
-    neighbours in memory are read fastest. The state is float32.
+    Each input may be bfloat16, float16 or float32, with any strides; channels that are contiguous in memory are read
+    fastest. The state is float32.
 
     Args:
-        offsets: integer tensor (sequences + 1,), from 0, ascending, to the length. The batch is then one entry,
-            in which sequence i occupies the positions offsets[i] ... offsets[i + 1] - 1 and is scanned by itself.
-            The last state then has an entry for every sequence.
+        offsets: boundaries of a ragged batch, int32 or int64, see :func:`ssamba_upstream.ops.selective_scan_mean`.
 
     Raises:
-        ValueError: float64 inputs, or offsets that do not fit the batch.
+        ValueError: If an input is float64, or offsets do not match the batch.
     """
     scan = {
         "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
@@ -101,18 +97,18 @@ def selective_scan_triton(
 
 
 def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None, logarithmic=False):
-    """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once.
+    """Implement :func:`ssamba_upstream.ops.selective_scan_mean` for one or two directions. Differentiable once.
 
-    One or two directions; with ``logarithmic`` the A of each is given as the logarithm of -A. dtypes, strides,
-    ``offsets`` and errors: see :func:`selective_scan_triton`.
+    With ``logarithmic``, each A is given as the logarithm of -A. For dtypes, strides, ``offsets`` and errors see
+    :func:`selective_scan_triton`.
     """
     return _scan(directions, z, delta_softplus, offsets, False, logarithmic)[0]
 
 
 def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
-    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once.
+    """Implement :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once.
 
-    dtypes, strides, ``offsets`` and errors: see :func:`selective_scan_triton`.
+    For dtypes, strides, ``offsets`` and errors see :func:`selective_scan_triton`.
     """
     _check(x, (x, *weights, *biases), offsets)
     return convolution_operator(x, list(weights), list(biases), offsets, [bool(r) for r in reverse])
@@ -135,23 +131,23 @@ def _scan(directions, z, delta_softplus, offsets, return_last_state, logarithmic
 def _check(x, tensors, offsets):
     if any(tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16) for tensor in tensors):
         raise ValueError(
-            "the Triton kernels take float32, bfloat16 and float16; for float64 use backend='reference' "
+            "the Triton kernels take float32, bfloat16 and float16. For float64 use backend='reference' "
             "or 'torch'"
         )
     if offsets is None:
         return
     if x.shape[0] != 1 or offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            "offsets must be (sequences + 1,) int32 or int64 beside a batch of 1; "
-            f"got {tuple(offsets.shape)} {offsets.dtype} beside a batch of {x.shape[0]}"
+            "offsets must be (sequences + 1,) int32 or int64, with a batch of 1; "
+            f"got {tuple(offsets.shape)} {offsets.dtype}, with a batch of {x.shape[0]}"
         )
 
 
-# How the work is divided
+# Division of the work
 
 
 def _slots(x, offsets, steps):
-    """Places for chunks of that many steps: see _find_sequence in the kernels."""
+    """Return the number of slots for chunks of this many steps, see _find_sequence in the kernels."""
     batch, _, length = x.shape
     if offsets is None:
         return batch * max(-(-length // steps), 1)
@@ -163,8 +159,8 @@ def _sequences(x, offsets):
 
 
 def _chunk_length(x, offsets, directions, warps_each):
-    """Steps in a chunk, for so many warps on each multiprocessor: at least the length where the sequences fill the
-    device as they are."""
+    """Return the steps in a chunk, given the warps wanted on each multiprocessor: at least the length if whole
+    sequences already fill the device."""
     batch, channels, length = x.shape
     sequences = _sequences(x, offsets)
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
@@ -184,12 +180,12 @@ def _power_of_two(count):
 
 
 def _tile_shape(channels, states):
-    """The state of all channels, as the kernels keep it: (blocks, STATES, BLOCK)."""
+    """Shape of the state of all channels in the kernels' layout: (blocks, STATES, BLOCK)."""
     return -(-channels // BLOCK), _power_of_two(states), BLOCK
 
 
 def _empty_sequence(like, dtype=None):
-    """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
+    """Return an empty tensor shaped like (batch, channels, length), with channels contiguous in memory."""
     batch, channels, length = like.shape
     return like.new_empty(batch, length, channels, dtype=dtype).transpose(1, 2)
 
@@ -206,15 +202,15 @@ def _sequence(tensor):
 
 def _launch(kernel, device, programs, *arguments, warps=1, **constants):
     if device.type == "cpu" and not _interpreted():
-        raise RuntimeError("the Triton kernels run on a GPU: got CPU tensors, which the other backends take")
-    # Triton launches on the current device, whatever the tensors' device is. The kernels count on fused
-    # multiply-adds, which newer versions of Triton make only when asked.
+        raise RuntimeError("the Triton kernels run on a GPU; got CPU tensors. Use another backend for these")
+    # Triton launches on the current device, whatever the tensors' device. The kernels rely on fused multiply-adds,
+    # which newer versions of Triton generate only on request.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[programs](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
 
 
 class _Division:
-    """A scan divided into programs, as its kernels expect it."""
+    """A scan divided into programs for its kernels."""
 
     def __init__(
         self, u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic,
@@ -242,7 +238,7 @@ class _Division:
         self.nothing = (None,) * count
 
     def walk(self, kernel, *arguments, **constants):
-        """Run a program for every block of channels, direction and chunk."""
+        """Run one program for every block of channels, direction and chunk."""
         _launch(
             kernel, self.u.device, (self.layout.blocks * len(self.directions) * self.slots,), self.directions,
             *arguments, self.layout, self.chunk_length, STATES=_power_of_two(self.layout.states), BLOCK=BLOCK,
@@ -250,8 +246,8 @@ class _Division:
         )
 
     def summaries(self, kernel, *arguments):
-        """What the kernel writes of every chunk: per direction a tile of (slots, blocks, STATES, BLOCK) and the sum of
-        steps (slots, blocks, BLOCK); or None for each where every sequence is one chunk."""
+        """Run a kernel that summarises each chunk. Return, per direction, tiles (slots, blocks, STATES, BLOCK) and sums
+        of steps (slots, blocks, BLOCK), or None for both if every sequence is a single chunk."""
         if self.chunk_length >= self.u.shape[2]:
             return self.nothing, self.nothing
         count, slots, blocks, _, _ = self.tiles_shape
@@ -261,16 +257,15 @@ class _Division:
         return alone, sums
 
 
-# What the operators do. Tensors come in lists of one entry per direction; D and delta_bias may be empty
-# lists.
+# Implementation of the operators. Tensors come in lists with one entry per direction; D and delta_bias may be empty.
 
 
 def _scan_forward(
     u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
     return_last_state, keep_checkpoints,
 ):
-    """(output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
-    STATES, BLOCK) for the backward pass); the last two empty unless asked for."""
+    """Return (output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
+    STATES, BLOCK) for the backward pass). The last two are empty unless requested."""
     output, last_states, checkpoints = _scan_outputs(
         u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
         return_last_state, keep_checkpoints,
@@ -318,7 +313,7 @@ def _scan_backward(
     grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
     delta_softplus, logarithmic,
 ):
-    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state, the directions stacked; then of z."""
+    """Return the gradients of u, delta, A, B, C, D, delta_bias and initial_state, stacked by direction; then of z."""
     empty = _scan_gradients(
         grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets,
         reverse, delta_softplus, logarithmic,
@@ -335,8 +330,7 @@ def _scan_backward(
     batch, channels, length = u[0].shape
     slots, states = division.slots, A[0].shape[1]
 
-    # What each chunk, or block of channels, contributes to a shared gradient is added up afterwards, in fixed
-    # order.
+    # Contributions of chunks and blocks of channels to a shared gradient are summed afterwards, in a fixed order.
     grad_u, grad_delta = empty[:2]
     new = functools.partial(u[0].new_empty, dtype=torch.float32)
     parts_A = new(division.tiles_shape)
@@ -400,7 +394,7 @@ def _add_up(parts, like):
 
 
 def _convolution_layout(x, offsets):
-    """(layout, slots, programs)"""
+    """Return (layout, slots, programs)."""
     _, channels, length = x.shape
     slots, blocks = _slots(x, offsets, CONVOLUTION_ROWS), -(-channels // BLOCK)
     layout = _kernels().Layout(offsets, _sequences(x, offsets), length, channels, 0, blocks)
@@ -435,7 +429,7 @@ def _convolution_outputs(x, weights, biases, offsets, reverse):
 
 
 def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
-    """Gradients of x, every weight and every bias."""
+    """Return the gradients of x, every weight and every bias."""
     gradients = _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse)
     if x.numel() == 0:
         return [gradient.zero_() for gradient in gradients]
@@ -461,7 +455,7 @@ def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
 
 
 def _unstack(gradients, lengths):
-    """The kernels' gradients have one stack of directions for each kind that there is."""
+    """Split the kernels' gradients, one stack of directions for each kind present, into lists by kind."""
     stacks = iter(gradients)
     return [list(next(stacks).unbind()) if length else [] for length in lengths]
 

@@ -1,14 +1,13 @@
 """The Triton kernels of the selective scan and of the causal convolution, forward and backward.
 
-What is computed is defined in ``reference.py``; who calls these kernels, in which order and with what, is
-written in ``triton.py``. Importing this module imports triton.
+``reference.py`` defines the computation, and ``triton.py`` calls these kernels. Importing this module imports triton.
 
-A program of a scan is one warp. It walks BLOCK neighbouring channels of one sequence, in one direction,
-through one chunk of time: a tile (states, channels) in registers, of which a thread holds all the states of
-one channel, so that sums over states need no communication. Sequences are packed ("ragged") when ``offsets``
-is given, otherwise they are the entries of a batch. A chunk has a *slot*, its place in every buffer that has
-one entry per chunk; the state is kept in float32. Programs share nothing that they write, so that results do
-not depend on the order in which they run. """
+A scan's program is one warp. It scans BLOCK neighbouring channels of one sequence, in one direction, through one chunk
+of time. The state is a float32 tile (states, channels) in registers. Each thread holds all the states of one channel,
+so sums over states need no communication. With ``offsets``, sequences are packed ("ragged"); otherwise they are the
+entries of a batch. A chunk's *slot* is its index in every buffer with one entry per chunk. Programs never write to the
+same memory, so results do not depend on the order in which they run.
+"""
 
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Sequence(NamedTuple):
-    """A (batch, channels, length) tensor and its strides, in elements. The channels of B and C are the
-    states."""
+    """A (batch, channels, length) tensor and its strides in elements. For B and C, the channels are states."""
 
     data: Any
     batch: Any
@@ -29,11 +27,11 @@ class Sequence(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """What one direction of a scan reads. Absent parameters are None; all parameters are contiguous."""
+    """Inputs of one direction of a scan. Absent parameters are None; all parameters are contiguous."""
 
     u: Sequence
     delta: Sequence
-    A: Any  # (channels, states): A, or, LOGARITHMIC, the logarithm of -A
+    A: Any  # (channels, states): A, or the logarithm of -A if LOGARITHMIC
     B: Sequence
     C: Sequence
     D: Any  # (channels,)
@@ -43,25 +41,24 @@ class Direction(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What all directions share. ``offsets`` is None, or the start of every packed sequence and the end of
-    the last."""
+    """Sizes shared by all directions. ``offsets`` is None, or the start of every packed sequence and the last's end."""
 
     offsets: Any
     sequences: Any
-    length: Any  # of every sequence, where they are not packed
+    length: Any  # of every sequence, unless they are packed
     channels: Any
     states: Any
-    blocks: Any  # of channels
+    blocks: Any  # number of blocks of channels
 
 
 class Gradients(NamedTuple):
-    """What the backward pass of one direction writes."""
+    """Outputs of the backward pass of one direction."""
 
     u: Sequence
     delta: Sequence
     z: Any  # a Sequence, or None
     A: Any  # (slots, blocks, STATES, BLOCK)
-    B: Sequence  # of the first block of channels; the others follow, each as large
+    B: Sequence  # the first block of channels; the others follow at equal size
     C: Sequence
     block_stride: Any  # elements between two blocks of B or C
     D: Any  # (slots, channels), or None
@@ -84,8 +81,8 @@ def _sigmoid(x):
 
 @triton.jit
 def _softplus(x):
-    # max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): the logarithm of a number that has been
-    # rounded next to 1 would have lost the digits of a small e. The series ends below float32's resolution.
+    # max(x, 0) + log(1 + e), e = exp(-|x|), with the logarithm as 2 artanh(e / (2 + e)): rounding 1 + e would lose the
+    # digits of a small e. The series ends below float32's resolution.
     e = _exponential(-tl.abs(x))
     s = e / (2.0 + e)
     w = s * s
@@ -100,16 +97,16 @@ def _softplus(x):
     return tl.where(x > 0, x, 0.0) + 2.0 * s * series
 
 
-# Where things lie
+# Addresses
 
 
 @triton.jit
 def _find_sequence(slot, layout, chunk_length):
-    """(sequence, batch entry, first position, length, first slot) of the sequence to which a slot belongs.
+    """Return (sequence, batch entry, first position, length, first slot) for a slot's sequence.
 
-    A packed sequence s that starts at offsets[s] has its slots from offsets[s] // chunk_length + s on: never
-    fewer than it needs, whatever the lengths, and known without a table. Slots left over lie behind the
-    sequence's end. """
+    The slots of a packed sequence s begin at offsets[s] // chunk_length + s. This needs no table and always leaves
+    enough slots, whatever the lengths. Unused slots are beyond the sequence's end.
+    """
     if layout.offsets is None:
         slots_each = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
         sequence = slot // slots_each
@@ -135,7 +132,7 @@ def _find_sequence(slot, layout, chunk_length):
 
 @triton.jit
 def _sequence_slots(sequence, layout, chunk_length):
-    """(first slot, number of chunks) of a sequence; an empty one has an empty chunk."""
+    """Return (first slot, number of chunks) of a sequence; an empty sequence has one empty chunk."""
     if layout.offsets is None:
         chunks = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
         first_slot = sequence * chunks
@@ -149,20 +146,20 @@ def _sequence_slots(sequence, layout, chunk_length):
 
 @triton.jit
 def _walk(reverse, start, length, first_step):
-    """(position of the chunk's first step, by how much the position changes from step to step)."""
+    """Return (position of the chunk's first step, change of the position per step)."""
     sign = tl.where(reverse != 0, -1, 1).to(tl.int64)
     return start + tl.where(reverse != 0, length - 1 - first_step, first_step), sign
 
 
 @triton.jit
 def _rows(sequence, batch, position, lanes):
-    """Pointers to one time step of a sequence."""
+    """Return pointers to one time step of a sequence."""
     return sequence.data + (batch * sequence.batch + position * sequence.time) + lanes * sequence.channel
 
 
 @triton.jit
 def _track(sequence, batch, position, sign, lanes):
-    """(pointers to the first step that is walked, by how much they change from step to step)."""
+    """Return (pointers to the first step scanned, change of the pointers per step)."""
     return _rows(sequence, batch, position, lanes), sequence.time * sign
 
 
@@ -173,7 +170,7 @@ def _read(pointers, mask):
 
 @triton.jit
 def _parameter(parameter, channels, mask):
-    """One number per channel; zero where there is no such parameter."""
+    """Return one number per channel, or zeros for an absent parameter."""
     if parameter is None:
         value = tl.zeros(channels.shape, tl.float32)
     else:
@@ -183,19 +180,19 @@ def _parameter(parameter, channels, mask):
 
 @triton.jit
 def _offsets(states, state_stride, channels):
-    """Offsets of a tile, (states, channels), in which channels are neighbours.
+    """Return a tile's offsets, (states, channels), with contiguous channels.
 
-    The compiler is told that states are not, and that channels are not aligned. Otherwise it would give each
-    thread what can be read at one go, some states of some channels, and would then move every tile and every
-    number per channel between two arrangements at each step. """
+    The hints tell the compiler that states are not contiguous and channels not aligned. Without them it would choose a
+    layout for vectorised loads, some states of some channels per thread, and convert every tile and every number per
+    channel between two layouts at each step.
+    """
     rows = tl.max_contiguous(states[:, None], [1, 1]) * state_stride
     return rows + tl.multiple_of(channels[None, :], [1, 1])
 
 
 @triton.jit
 def _exponents(A, channels, states, layout, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """A log2(e), (states, channels). Read state by state: a tile of A has its states for neighbours, see
-    _offsets."""
+    """Return A log2(e), (states, channels), read state by state because A's states are contiguous, see _offsets."""
     exponents = tl.zeros((STATES, BLOCK), tl.float32)
     for state in tl.static_range(STATES):
         here = channels < tl.where(state < layout.states, layout.channels, 0)
@@ -208,7 +205,7 @@ def _exponents(A, channels, states, layout, LOGARITHMIC: tl.constexpr, STATES: t
 
 @triton.jit
 def _at_boundary(states_of_sequences, sequence, channels, states, layout):
-    """(pointers, mask) of an entry of a (sequences, states, channels) buffer."""
+    """Return (pointers, mask) for an entry of a (sequences, states, channels) buffer."""
     mask = (states < layout.states)[:, None] & (channels < layout.channels)[None, :]
     entry = states_of_sequences + sequence * layout.states * layout.channels
     return entry + _offsets(states, layout.channels, channels), mask
@@ -216,15 +213,14 @@ def _at_boundary(states_of_sequences, sequence, channels, states, layout):
 
 @triton.jit
 def _tile(tiles, slot, block, layout, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """Pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: one address, and offsets known
-    before."""
+    """Return pointers to a block's tile in a (slots, blocks, STATES, BLOCK) buffer: an address plus fixed offsets."""
     entry = tiles + (slot * layout.blocks + block) * (STATES * BLOCK)
     return entry + _offsets(tl.arange(0, STATES), BLOCK, tl.arange(0, BLOCK))
 
 
 @triton.jit
 def _program(blocks, directions: tl.constexpr):
-    """(block, direction, slot or sequence) of this program."""
+    """Return (block, direction, slot or sequence) of this program."""
     program = tl.program_id(0)
     others = program // blocks
     return program % blocks, others % directions, (others // directions).to(tl.int64)
@@ -232,7 +228,7 @@ def _program(blocks, directions: tl.constexpr):
 
 @triton.jit
 def _step(delta, bias, mask, SOFTPLUS: tl.constexpr):
-    """The step size at one time step; where masked zero, which leaves the state as it is."""
+    """Return the step size at one time step; zero outside the mask, which leaves the state unchanged."""
     step = delta.to(tl.float32) + bias
     if SOFTPLUS:
         step = _softplus(step)
@@ -241,8 +237,9 @@ def _step(delta, bias, mask, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def _ahead(track, t, steps, mask):
-    """A row as it is in memory, for later: the loads of a step are issued while the step before is computed, or
-    their latencies would add up. Beyond the last step that is walked, the last; nothing where there is none."""
+    """Load a row in its stored dtype ahead of time: each step's loads are issued while the previous step is computed,
+    so their latencies do not add up. Past the last step scanned, the last row is loaded, or nothing if there is none.
+    """
     row = tl.maximum(tl.minimum(t, steps - 1), 0)
     return tl.load(track[0] + row * track[1], mask=tl.where(steps > 0, mask, False), other=0.0)
 
@@ -298,7 +295,7 @@ def summarise_chunks(
     SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """The state after every chunk, walked from zero, and the sum of its steps.
+    """Write the state after every chunk, scanned from a zero state, and the sum of the chunk's steps.
 
     states_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
     """
@@ -315,17 +312,18 @@ def summarise_chunks(
 def _carry(
     carried, alone, sums, first, last, layout, exponents, sign, block, STATES: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """What a chunk takes over: ``carried``, that enters the sequence, led through the slots first, first + sign, ...,
-    last by the summary of each.
+    """Return a chunk's initial state: ``carried``, the state entering the sequence, propagated through the summaries of
+    the slots first, first + sign, ..., last.
 
-    Every program does so for itself. There are about as many programs as the device holds at once, so that this
-    reads little, from the cache, where a kernel of its own would have to be waited for. """
+    Every program computes this itself. The device runs nearly all programs at once, so this reads little data, from the
+    cache, whereas a separate kernel would add a wait.
+    """
     channels = block * BLOCK + tl.arange(0, BLOCK)
     for i in range((last - first) * sign + 1):
         slot = first + i * sign
         tile = tl.load(_tile(alone, slot, block, layout, STATES, BLOCK))
         decay = tl.exp2(tl.load(sums + slot * layout.blocks * BLOCK + channels)[None, :] * exponents)
-        # A zero stays zero also where the decay over a whole chunk is beyond float32 (which takes a positive A).
+        # A zero stays zero even if the decay over a whole chunk overflows float32 (possible with a positive A).
         carried = tl.where(carried == 0, 0.0, decay * carried) + tile
     return carried
 
@@ -393,11 +391,12 @@ def scan_forward(
     SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):
-    """Outputs, gated when there is a z.
+    """Write the outputs, gated if z is given.
 
-    alone, sums: per direction what summarise_chunks wrote, or None where each sequence is one chunk.
-    Optional results, per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks,
-    STATES, BLOCK), the state before every TILE steps. """
+    alone, sums: per direction the results of summarise_chunks, or None if each sequence is one chunk. Optional results,
+    per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK), the state
+    before every TILE steps.
+    """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
@@ -411,7 +410,7 @@ def scan_forward(
 def gate_mean(
     first, second, z, output, length, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """output = silu(z) (first + second) / 2, for sequences without regard to their ends; z may be None."""
+    """Compute output = silu(z) (first + second) / 2, elementwise over whole batch entries; z may be None."""
     batch = tl.program_id(2).to(tl.int64)
     times = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -476,10 +475,10 @@ def summarise_adjoints(
     SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """The gradient of the state before every chunk, from its own outputs alone, and the sum of its steps.
+    """Write the gradient of the state before every chunk, from this chunk's outputs only, and the sum of its steps.
 
-    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks,
-    BLOCK). """
+    adjoints_out: per direction (slots, blocks, STATES, BLOCK); sums_out: per direction (slots, blocks, BLOCK).
+    """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
@@ -493,7 +492,7 @@ def summarise_adjoints(
 def _walk_on(
     state, u, delta, B, t, steps, bias, exponents, here, in_states, SOFTPLUS: tl.constexpr
 ):
-    """The state after step t from that before it; the same beyond the chunk's end."""
+    """Return the state after step t, given the state before it; unchanged past the chunk's end."""
     now, now_states = tl.where(t < steps, here, False), tl.where(t < steps, in_states, False)
     step = _step(_at(delta, t, now), bias, now, SOFTPLUS)
     return _next_state(state, _at(u, t, now), step, _at(B, t, now_states), exponents)
@@ -529,7 +528,7 @@ def _differentiate(
     bias = _parameter(direction.delta_bias, channels, here)
     D = _parameter(direction.D, channels, here)
 
-    # The adjoint is the gradient of the state after the present step, as far as it comes from later steps.
+    # The adjoint is the gradient of the state after the current step, counting only the outputs of later steps.
     if boundary is not None:
         pointers, mask = _at_boundary(boundary, sequence, channels, states, layout)
         adjoint = _read(pointers, mask)
@@ -548,8 +547,8 @@ def _differentiate(
     for later_tiles in range(tiles):
         tile = tiles - 1 - later_tiles
         checkpoint = _tile(checkpoints, first_tile + tile, block, layout, STATES, BLOCK)
-        # Four steps at a time, so that the states before them fit into registers. To walk there from the
-        # checkpoint again costs less than to keep all of the tile's states in memory.
+        # Four steps at a time, so that the states before them fit into registers. Recomputing these from the
+        # checkpoint costs less than keeping all of the tile's states in memory.
         for later_groups in range(TILE // 4):
             first = tile * TILE + TILE - 4 - 4 * later_groups
             state0 = tl.load(checkpoint)
@@ -587,7 +586,7 @@ def _differentiate(
                 grad_state = adjoint + grad[None, :] * C_now
                 grad_exponent = grad_state * before
                 grad_impulse = tl.sum(grad_state * B_now, axis=0)
-                # exponents are A log2(e): the factor is taken out again after the sum.
+                # exponents are A log2(e); the factor is removed after the sum.
                 grad_step = grad_impulse * inputs + tl.sum(grad_exponent * exponents, axis=0) * (1 / LOG2_E)
                 if SOFTPLUS:
                     grad_step *= _sigmoid(raw + bias)
@@ -621,10 +620,11 @@ def scan_backward(
     SOFTPLUS: tl.constexpr, LOGARITHMIC: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """All gradients; those of parameters, B and C in parts that are left to be added up.
+    """Write all gradients; those of parameters, B and C as parts that the caller sums.
 
-    alone, sums: per direction what summarise_adjoints wrote, or None where each sequence is one chunk; boundary: per
-    direction (sequences, states, channels), the gradient of the last state, or None for zeros. """
+    alone, sums: per direction the results of summarise_adjoints, or None if each sequence is one chunk; boundary: per
+    direction (sequences, states, channels), the gradient of the last state, or None for zeros.
+    """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
         if which == i:
@@ -639,7 +639,7 @@ def scan_backward(
 
 @triton.jit
 def _convolve(x, weight, bias, sign, batch, start, length, times, channels, here, WIDTH: tl.constexpr):
-    """Before SiLU, at the given times of a sequence; zero taps reach out of it."""
+    """Return the convolution before SiLU at the given times of a sequence, with zeros outside the sequence."""
     result = tl.zeros((times.shape[0], channels.shape[1]), tl.float32) + _read(bias + channels, here)
     for tap in tl.static_range(WIDTH):
         source = times - sign * (WIDTH - 1 - tap)
@@ -654,7 +654,7 @@ def convolution_forward(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """silu(convolution) in every direction. weights: (channels, WIDTH) each."""
+    """Write silu(convolution) for every direction. weights: (channels, WIDTH) each."""
     block, which, slot = _program(layout.blocks, 1)
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
     times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -673,8 +673,8 @@ def convolution_backward(
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """Gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are left to be
-    added up."""
+    """Write the gradients; those of the parameters, (slots, WIDTH, channels) and (slots, channels), are parts that the
+    caller sums."""
     block, which, slot = _program(layout.blocks, 1)
     sequence, batch, start, length, first_slot = _find_sequence(slot, layout, ROWS)
     times = (slot - first_slot) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -683,7 +683,7 @@ def convolution_backward(
     to_x = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in tl.static_range(DIRECTIONS):
         sign = tl.where(reverse[i] != 0, -1, 1)
-        # An input reaches the outputs of WIDTH steps; the last tap's is the step itself.
+        # An input affects the outputs of WIDTH steps; the last tap affects the same step.
         for tap in tl.static_range(WIDTH):
             reached = times + sign * (WIDTH - 1 - tap)
             mask = (reached >= 0) & (reached < length) & here

@@ -1,10 +1,10 @@
-/* Runs the compiled kernels on arrays from a file, where there is no Python: under an emulator, or by another compiler.
+/* Run the compiled kernels on arrays from a file, without Python: under an emulator, or built by another compiler.
  *
  *     kernel_harness INSTRUCTION_SET IN OUT
  *
- * IN: seven int64, the sizes below and whether to go backwards in time, then float32 arrays. OUT: float32 arrays. Both in
- * the order of main(). Sequences are (batch, length, channels) in memory. With a rank, steps are projected and A is its
- * logarithm, as in the mixer. Status 3: this processor does not have the instruction set. */
+ * IN: seven int64, the sizes below and a flag for running backwards in time, then float32 arrays. OUT: float32 arrays.
+ * Both are in the order of main(). Sequences are (batch, length, channels) in memory. With a rank, steps are projected
+ * and A is a logarithm, as in the mixer. Status 3: this processor does not support the instruction set. */
 
 #include "kernel.c"
 #include <stdio.h>

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels against the definition in float64, and their manners as torch operators."""
+"""The compiled CPU kernels against the definition in float64, and their behaviour as torch operators."""
 
 import itertools
 import multiprocessing
@@ -32,8 +32,8 @@ def threads():
 
 
 def scan_inputs(batch, channels, length, states, full=True, layout="tokens"):
-    """Arguments of selective_scan, float32: ``tokens`` as the mixer passes them, ``time`` with neighbouring steps,
-    ``gaps`` with neither steps nor channels next to each other."""
+    """Return float32 arguments of selective_scan: ``tokens`` as the mixer passes them, ``time`` with contiguous steps,
+    ``gaps`` with neither steps nor channels contiguous."""
 
     def sequence(width):
         if layout == "tokens":
@@ -58,7 +58,7 @@ def relative_error(found, exact):
 
 
 def gradients(scan, inputs, weights):
-    """(outputs, gradients of the sum of the outputs times the weights), both as dicts."""
+    """Return (outputs, gradients of the sum of the outputs times the weights), both as dicts."""
     inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     outputs = scan(**inputs)
     loss = sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs, weights))
@@ -103,7 +103,7 @@ def test_equals_definition(instruction_set, shape, full, layout, reverse):
     [((1, 33, 497, 16), True), ((2, 7, 1189, 8), False), ((1, 3, 5000, 16), True), ((1, 2, 40, 256), False)],
 )
 def test_equals_definition_over_many_tiles(shape, reverse):
-    """Here in the form of the float64 "torch" backend: the gradient of a loop grows with the square of its length."""
+    """The float64 "torch" backend stands for the definition, whose gradient takes time quadratic in the length."""
     assert_like_definition(scan_inputs(*shape), definition="torch", delta_softplus=True, reverse=reverse)
 
 
@@ -192,7 +192,7 @@ def convolution_inputs(length=70, width=4, batch=2):
     (convolutions, lambda: convolution_inputs(40, 9)),
 ])
 def test_two_directions_equal_definition(instruction_set, function, inputs):
-    """In float64 the same functions take the path of plain torch operations."""
+    """In float64, the same functions use plain torch operations."""
     inputs = inputs()
     weights = [torch.randn_like(output) for output in function(**inputs)]
     outputs, found = gradients(function, inputs, weights)
@@ -208,7 +208,7 @@ OFFSETS = torch.tensor([0, 1, 18, 18, 51, 115, 120])
 
 
 def each_sequence(function, last_state=False):
-    """``function`` applied to every sequence of a ragged batch alone, and its outputs put together."""
+    """Apply ``function`` to each sequence of a ragged batch separately, and concatenate its outputs."""
 
     def apply(**inputs):
         results = [
@@ -228,7 +228,7 @@ def each_sequence(function, last_state=False):
 
 
 def assert_ragged_equals_each_sequence(ragged, alone, exact, inputs):
-    """Bit for bit what the kernel gives for each sequence alone, and close to the definition in float64."""
+    """Assert that results equal those of separate sequences bit for bit, and are close to the float64 definition."""
     with torch.no_grad():
         outputs = ragged(**inputs)
         assert all(torch.equal(*pair) for pair in zip(outputs, alone(**inputs)))
@@ -305,7 +305,7 @@ def test_results_do_not_depend_on_threads(threads, function, inputs):
 
 
 def test_torch_s_own_threads_are_found():
-    """Where torch brings GCC's OpenMP runtime, as its Linux wheels do."""
+    """If torch includes GCC's OpenMP runtime, as its Linux wheels do."""
     bundled = list(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
     assert (cpu.library.torch_team() is not None) or not bundled
 
@@ -413,7 +413,7 @@ def test_instruction_set_can_be_named(monkeypatch):
 
 
 class Scans(torch.utils.data.Dataset):
-    """Every item is the result of one scan, computed in the worker, with threads."""
+    """A data set whose items are scans, computed in the worker with threads."""
 
     def __init__(self, inputs):
         self.inputs = inputs

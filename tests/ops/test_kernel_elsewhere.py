@@ -1,6 +1,6 @@
-"""``kernel.c`` by other compilers and on 64-bit Arm, against the definition in float64.
+"""``kernel.c`` built by other compilers and for 64-bit Arm, against the definition in float64.
 
-Arm is emulated: where ``aarch64-linux-gnu-gcc`` and ``qemu-aarch64`` are installed, what is compiled for it runs there.
+Arm is emulated, if ``aarch64-linux-gnu-gcc`` and ``qemu-aarch64`` are installed.
 """
 
 import platform
@@ -22,7 +22,7 @@ FLAGS = ["-O2", "-pthread", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror",
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 X86 = ("avx512", "avx2", "baseline") if IS_X86 else ("baseline",)
 
-# compiler -> (what runs its programs, instruction sets)
+# compiler -> (runner of its programs, instruction sets)
 COMPILERS = {
     "gcc": ([], X86),
     "clang": ([], X86),
@@ -41,7 +41,7 @@ def compiler(request):
 
 @pytest.fixture(scope="module")
 def harness(compiler, tmp_path_factory):
-    """Returns a function: int64 sizes and float32 arrays, instruction set -> float32 of all results."""
+    """Return a function: int64 sizes and float32 arrays, instruction set -> all results in float32."""
     folder = tmp_path_factory.mktemp("harness")
     program = folder / "harness"
     source = CHECKOUT / "ssamba_upstream" / "ops" / "cpu"
@@ -63,7 +63,7 @@ def harness(compiler, tmp_path_factory):
 
 
 def take(values, *shape):
-    """The first values, of a shape, and the others."""
+    """Split off the first values, in a shape, from the others."""
     size = int(np.prod(shape))
     return values[:size].view(shape), values[size:]
 
@@ -73,7 +73,7 @@ def assert_close(found, exact):
 
 
 def inputs(batch, channels, length, states, width, rank):
-    """Float64 tensors, those along time as (batch, length, width)."""
+    """Return float64 tensors, with sequences as (batch, length, width)."""
     steps = rank or channels
     A = torch.rand(channels, states) * 2 if rank else -torch.rand(channels, states) * 4
     tensors = {
@@ -141,7 +141,7 @@ def test_values_are_those_of_the_definition(compiler, harness, instruction_set, 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["aarch64-linux-gnu-gcc"], indirect=True)
 def test_arm_multiplies_and_adds_at_once(harness):
-    """NEON's fused multiply-add on whole vectors of four."""
+    """The code must use NEON's fused multiply-add on whole vectors of four."""
     command = ["aarch64-linux-gnu-objdump", "-d", harness.program]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert len(re.findall(r"\bfmla\s+v\d+\.4s", listing)) > 50

@@ -1,4 +1,4 @@
-"""What a mixer computes between its projections: the compiled kernel against the definition, adapters, quantisation."""
+"""The mixer between its projections: the compiled kernel against the definition, adapters, and quantisation."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ def mixer(**sizes):
     torch.manual_seed(0)
     module = BidirectionalMamba(SsambaConfig(**{"hidden_size": 48, **sizes}))
     module.initialise()
-    with torch.no_grad():  # no two parameters alike
+    with torch.no_grad():  # make all parameters different
         for parameter in module.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     return module
@@ -55,7 +55,7 @@ def instruction_set(request):
     (0, 4, {}, None),
 ])
 def test_equals_the_definition(instruction_set, batch, length, sizes, offsets, time_reversed):
-    """In float64 the mixer takes the path of plain torch operations."""
+    """In float64, the mixer uses plain torch operations."""
     module, arguments = mixer(**sizes), (time_reversed, offsets)
     tokens = torch.randn(batch, length, module.config.hidden_size)
     found = outputs_and_gradients(module, tokens, *arguments)
@@ -85,7 +85,7 @@ def test_bfloat16(instruction_set, offsets):
 
 @needs_kernels
 def test_a_sequence_is_mixed_by_itself():
-    """Bit for bit what it gives alone."""
+    """A sequence's result is the same bit for bit on its own."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     with torch.no_grad():
         together = module(tokens, offsets=OFFSETS)
@@ -117,7 +117,7 @@ def test_offsets_that_do_not_fit():
 
 
 class Adapter(nn.Module):
-    """A low-rank adapter beside a layer, as peft puts it in the layer's place."""
+    """A layer with a low-rank adapter, as peft wraps it."""
 
     def __init__(self, layer):
         super().__init__()
@@ -141,7 +141,7 @@ CALLS = [(False, None), (True, None), (False, OFFSETS), (True, OFFSETS)]  # time
 
 @pytest.mark.parametrize("names", [*([name] for name in MODULES), CONVOLUTIONS], ids=" ".join)
 def test_an_adapter_is_heard_and_learns(names):
-    """What it computes is what the layer does whose weight is changed by as much."""
+    """An adapter equals a layer whose weight is changed by the same amount."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     merged = copy.deepcopy(module)
     adapters = {name: Adapter(getattr(module, name)) for name in names}
@@ -159,7 +159,7 @@ def test_an_adapter_is_heard_and_learns(names):
 
 @pytest.mark.parametrize("arguments", CALLS)
 def test_a_called_convolution_is_the_convolution(arguments):
-    """Itself and its gradients, in float64, in both directions and with sequences of every length."""
+    """Compares results and gradients in float64, in both directions and with sequences of every length."""
     module, tokens = mixer().double(), torch.randn(1, 120, 48, dtype=torch.float64)
     expected = outputs_and_gradients(module, tokens, *arguments)
     for name in CONVOLUTIONS:
@@ -191,13 +191,13 @@ def test_a_called_convolution_in_bfloat16(offsets):
 
 @pytest.mark.parametrize("arguments", CALLS)
 def test_pruning_follows_the_weights(arguments):
-    """A pruned layer works its weight out anew in each call."""
+    """A pruned layer recomputes its weight in each call."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     for name in MODULES:
         prune.random_unstructured(getattr(module, name), "weight", 0.5)
     with torch.no_grad():
         for name in MODULES:
-            getattr(module, name).weight_orig *= 1.5  # as by a step of training
+            getattr(module, name).weight_orig *= 1.5  # as a training step would
     output = module(tokens, *arguments)
     output.square().sum().backward()
     for name in MODULES:
@@ -246,7 +246,7 @@ def test_dynamic_quantisation():
 
 
 class Operations(TorchDispatchMode):
-    """Counts torch's operations."""
+    """Count torch's operations."""
 
     def __init__(self):
         super().__init__()
@@ -260,7 +260,7 @@ class Operations(TorchDispatchMode):
 @needs_kernels
 @pytest.mark.parametrize("offsets", [None, OFFSETS])
 def test_beside_the_products_torch_only_allocates(offsets):
-    """An operation of torch takes as long as the scan of a few steps."""
+    """One torch operation takes as long as scanning a few steps."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     with torch.no_grad():
         with Operations() as products:
@@ -294,7 +294,7 @@ def replace_modules(module):
 
 
 def transpose_storage(module):
-    """The same values in another order in memory."""
+    """Keep the values, but change their order in memory."""
     for name in ("A_log", "A_b_log"):
         parameter = getattr(module, name)
         parameter.data = parameter.data.t().contiguous().t()
@@ -307,7 +307,7 @@ def parametrise(module):
 
 
 def as_plain_attributes(module):
-    """As in replicas of DataParallel."""
+    """Turn parameters into attributes, as in DataParallel's replicas."""
     for layer in (module, module.conv1d, module.x_proj, module.dt_proj):
         for name, parameter in list(layer.named_parameters(recurse=False)):
             delattr(layer, name)
@@ -322,7 +322,7 @@ def as_plain_attributes(module):
 ], ids=["in place", "data", "parameters", "modules", "order in memory", "parametrised", "attributes", "dtype and back",
         "copy", "pickle"])
 def test_parameters_may_change_between_calls(change):
-    """By whatever means: nothing about them is kept from call to call."""
+    """Parameters may change by any means, because nothing about them is cached between calls."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     for arguments in CALLS:
         module(tokens, *arguments)
@@ -341,7 +341,7 @@ def test_several_threads_may_call():
         expected = [module(tokens) for tokens in inputs]
 
     def call(tokens):
-        with torch.no_grad():  # which each thread has for itself
+        with torch.no_grad():  # gradient mode is set per thread
             return module(tokens)
 
     with ThreadPoolExecutor(4) as pool:

@@ -11,13 +11,13 @@ FAST_BACKENDS = ["torch"]
 
 
 def scan_inputs(batch, channels, length, states, dtype=torch.float64, device="cpu", full=True, requires_grad=False):
-    """Arguments of selective_scan in token-major memory, as the mixer passes them."""
+    """Return arguments of selective_scan in token-major memory, as the mixer passes them."""
 
     def sequence(width):
         return torch.randn(batch, length, width, dtype=dtype, device=device).transpose(1, 2)
 
     inputs = {
-        # Without softplus a step must be positive, or the state grows past all bounds.
+        # Without softplus a step must be positive, or the state grows without bounds.
         "u": sequence(channels), "delta": sequence(channels) - 2 if full else sequence(channels).abs() / 4,
         "A": -torch.rand(channels, states, dtype=dtype, device=device) * 8,
         "B": sequence(states), "C": sequence(states),
@@ -118,7 +118,7 @@ def test_inputs_are_left_alone(backend):
 def test_second_derivative_is_refused(backend):
     inputs = scan_inputs(1, 2, 4, 2, requires_grad=True)
     output = ops.selective_scan(**inputs, backend=backend)
-    with pytest.raises(RuntimeError, match='once only; backend="reference"'):
+    with pytest.raises(RuntimeError, match='only once. For higher derivatives use backend="reference"'):
         torch.autograd.grad(output.sum(), inputs["u"], create_graph=True)
 
 
@@ -126,7 +126,7 @@ def test_errors_say_what_is_wrong():
     inputs = scan_inputs(1, 2, 4, 3)
     with pytest.raises(ValueError, match=r"B must be \(1, 3, 4\)"):
         ops.selective_scan(**{**inputs, "B": inputs["B"][..., :3]})
-    message = "backend 'fast' cannot serve: there is no such backend; there are: auto, triton, mamba_ssm"
+    message = "backend 'fast' is not available: no such backend. Choose one of auto, triton, mamba_ssm"
     with pytest.raises(ValueError, match=message):
         ops.selective_scan(**inputs, backend="fast")
     with pytest.raises(ValueError, match="A must be real"):
@@ -151,7 +151,7 @@ OFFSETS = torch.tensor([0, 1, 8, 8, 10, 19])
 
 
 def test_ragged_scan_equals_each_sequence():
-    """In float64, which no compiled kernel serves: sequence after sequence."""
+    """In float64, which no compiled kernel supports, sequences are scanned one at a time."""
     both = [scan_inputs(1, 3, 19, 4, requires_grad=True) for _ in range(2)]
     z = both[0]["z"]
     scans = [{name: x for name, x in scan.items() if name != "z"} for scan in both]
@@ -219,7 +219,7 @@ def test_triton_comes_before_mamba_ssm(monkeypatch):
 
 
 def test_torch_compile_does_not_follow_how_a_backend_is_chosen(monkeypatch):
-    """On a GPU that leads where it cannot go, in some versions through importlib."""
+    """On a GPU, this leads to code that torch.compile cannot trace, in some versions through importlib."""
     monkeypatch.setattr(ops, "_best", {})
     monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: torch._dynamo.graph_break() or "it does not serve")
 

@@ -1,4 +1,4 @@
-"""The linear product by either library against float64, what leaves it alone, and how it is chosen."""
+"""The linear product by either library against float64, its exceptions, and the choice of the library."""
 
 import copy
 import os
@@ -23,7 +23,7 @@ def onednn(monkeypatch):
 
 
 def derivatives(function, inputs):
-    """Result, gradients and second derivatives of some loss, for the inputs that are tensors."""
+    """Return the result, and gradients and second derivatives of some loss for all inputs that are tensors."""
     tensors = [x for x in inputs if x is not None]
     result = function(*inputs)
     gradients = torch.autograd.grad(result.sin().sum(), tensors, create_graph=True)
@@ -107,7 +107,7 @@ vendor_id\t: other
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch):
-    """What a process chooses on a processor, None for an unknown one, with a value of SSAMBA_LINEAR."""
+    """Return a function: processor or None, value of SSAMBA_LINEAR -> the library chosen, and why."""
     monkeypatch.setattr(product, "unavailable_reason", lambda: None)
 
     def choose(found, wanted=None):
@@ -133,7 +133,7 @@ def test_the_processor_decides(chosen, monkeypatch, found, library, why):
 def test_the_environment_decides(chosen, monkeypatch):
     assert chosen(("AuthenticAMD", "26"), "torch") == ("torch", "SSAMBA_LINEAR=torch")
     assert chosen(None, "onednn") == ("onednn", "SSAMBA_LINEAR=onednn")
-    with pytest.raises(ValueError, match="SSAMBA_LINEAR=blas names no library. Set it to torch or onednn"):
+    with pytest.raises(ValueError, match="SSAMBA_LINEAR=blas is not a known library. Set it to torch or onednn"):
         chosen(None, "blas")
     monkeypatch.setattr(product, "unavailable_reason", lambda: "there is none")
     with pytest.raises(ValueError, match="there is none"):
@@ -152,7 +152,7 @@ def test_processors_are_recognised(tmp_path):
 @needs_onednn
 @pytest.mark.slow
 def test_the_whole_network_by_either_library():
-    """In processes of their own: the environment is read once."""
+    """In separate processes, because the environment is read only once."""
     program = ("import torch; from ssamba_upstream import SsambaConfig, SsambaModel; torch.manual_seed(0); "
                "m = SsambaModel(SsambaConfig(num_hidden_layers=2)); "
                "print(m(torch.randn(1, 1024, 128))[0].double().sum())")

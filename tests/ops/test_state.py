@@ -1,4 +1,4 @@
-"""State carried from piece to piece: of the scan, the convolution and the mixer, in every backend."""
+"""States of the scan, the convolution and the mixer carried from piece to piece, in every backend."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ BACKENDS = ["reference", "torch", "cpu", TRITON]
 
 @pytest.fixture(params=BACKENDS)
 def scan(request, monkeypatch):
-    """selective_scan by each backend, in short chunks; Triton through its interpreter."""
+    """Return selective_scan by each backend, with short chunks; Triton through its interpreter."""
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 60)
     if request.param == "triton":
         kernels = pytest.importorskip("triton", reason="triton is not installed")
@@ -72,7 +72,7 @@ def test_each_sequence_of_a_ragged_batch_has_its_own_state(scan, reverse):
         return torch.cat(outputs, dim=-1), torch.cat(states)
 
     expected = outputs_and_gradients(one_by_one, exact, reverse=reverse)
-    assert torch.equal(found[1][1], inputs["initial_state"][1])  # an empty sequence leaves its state as it is
+    assert torch.equal(found[1][1], inputs["initial_state"][1])  # an empty sequence leaves its state unchanged
     for name, value, right in zip(["output", "state", *inputs], found, expected):
         torch.testing.assert_close(value.double(), right, rtol=2e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -168,5 +168,5 @@ def test_mixing_in_pieces_equals_mixing_at_once(backend, plain):
 def test_two_directions_carry_no_state():
     module = BidirectionalMamba(SsambaConfig(hidden_size=24, state_size=8))
     directions = [module.direction("", False), module.direction("_b", True)]
-    with pytest.raises(ValueError, match="2 directions carry no state on. Give a single"):
+    with pytest.raises(ValueError, match="2 directions cannot continue from a state. Give a single"):
         ops.mix(torch.randn(1, 4, 96), directions, state=(torch.zeros(1, 48, 3), torch.zeros(1, 48, 8)))

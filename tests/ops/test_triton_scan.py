@@ -1,7 +1,8 @@
 """The Triton kernels against the definition in float64: on a GPU, or through Triton's interpreter on a CPU.
 
-The interpreter runs one program after the other in numpy. It shows what the kernels compute and what they
-read and write, but neither races between programs nor what the compiler makes of them. """
+The interpreter runs one program at a time in numpy. It tests the kernels' results and memory accesses, but neither
+races between programs nor the compiled code.
+"""
 
 import importlib.util
 import json
@@ -41,13 +42,13 @@ pytestmark = [
 
 @pytest.fixture
 def chunk_length(monkeypatch):
-    """Sets the length of chunks that the heuristic would choose."""
+    """Override the chunk length that the heuristic would choose."""
     return lambda steps: monkeypatch.setattr(scan, "_chunk_length", lambda *_: steps)
 
 
 def sequence(batch, width, length, layout="tokens"):
-    """(batch, width, length): ``tokens`` with channels next to each other in memory, ``time`` with steps,
-    ``gaps`` with neither."""
+    """Return (batch, width, length): ``tokens`` with contiguous channels, ``time`` with contiguous steps, ``gaps`` with
+    neither."""
     if layout == "tokens":
         return torch.randn(batch, length, width, device=DEVICE).transpose(1, 2)
     if layout == "time":
@@ -57,7 +58,7 @@ def sequence(batch, width, length, layout="tokens"):
 
 def scan_inputs(batch, channels, length, states, full=True, layout="tokens"):
     inputs = {
-        # Without softplus a step must be positive, or the state grows past all bounds.
+        # Without softplus a step must be positive, or the state grows without bounds.
         "u": sequence(batch, channels, length, layout),
         "delta": sequence(batch, channels, length, layout) - 2 if full
         else sequence(batch, channels, length, layout).abs() / 4,
@@ -120,7 +121,7 @@ def relative_error(found, exact):
 
 
 def with_gradients(function, inputs, weights):
-    """(outputs, gradients of the sum of the outputs times the weights, by name)."""
+    """Return (outputs, gradients of the sum of the outputs times the weights, by name)."""
     inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     outputs = function(inputs)
     outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
@@ -129,7 +130,7 @@ def with_gradients(function, inputs, weights):
 
 
 def assert_same(found_function, exact_function, inputs, rtol=1e-5, gradient_rtol=1e-4):
-    """The first function in the inputs' precision equals the second in float64; so do the gradients."""
+    """Assert that the first function in the inputs' precision equals the second in float64, with gradients."""
     exact_inputs = {name: x.detach().double() for name, x in inputs.items()}
     with torch.no_grad():
         shapes = exact_function(exact_inputs)
@@ -166,7 +167,7 @@ def test_equals_definition(chunk_length, shape, full, layout, steps, reverse):
 
 
 def test_equals_definition_over_many_chunks(chunk_length):
-    """More chunks than are read at once."""
+    """With more chunks than are read at once."""
     chunk_length(16)
     assert_scan(scan_inputs(1, 4, 100, 5), True, False)
 
@@ -187,8 +188,8 @@ def test_A_may_be_given_as_a_logarithm(chunk_length, steps):
 
 @pytest.mark.parametrize("capability, dtype", [(80, "float32"), (90, "float32"), (90, "bfloat16"), (120, "float32")])
 def test_compiler_s_registers_spills_and_loads(capability, dtype, record_property):
-    """Bounds a little above what triton 3.6 and 3.9 give; more would cost time that no CPU shows. 128 registers let a
-    multiprocessor hold FORWARD_WARPS, and 255 BACKWARD_WARPS."""
+    """Bounds are slightly above the values of triton 3.6 and 3.9; exceeding them would cost time on GPUs only. With 128
+    registers, a multiprocessor holds FORWARD_WARPS, with 255 BACKWARD_WARPS."""
     if not triton_resources.assemblers_know(capability):
         pytest.skip(f"this triton has no assembler for sm_{capability}")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -209,7 +210,7 @@ def test_compiler_s_registers_spills_and_loads(capability, dtype, record_propert
 
 
 def launches_of_tiny(inputs):
-    """Names of all that a forward pass of tiny would launch on a GPU, with chunks of 64 steps."""
+    """Return the names of all launches in a forward pass of tiny on a GPU, with chunks of 64 steps."""
     launches = []
 
     class Record(TorchDispatchMode):
@@ -223,21 +224,21 @@ def launches_of_tiny(inputs):
         torch.no_grad(), mock.patch.object(scan, "_launch", lambda kernel, *_, **__: launches.append(kernel)),
         mock.patch.object(scan, "_chunk_length", lambda *_: 64), ops.forced_backend("triton"),
         mock.patch.object(product, "choice", lambda: ("torch", "for a test")),
-        mock.patch.object(modeling, "call_unless_finite"), Record(),  # on a GPU a copy, and no kernel
+        mock.patch.object(modeling, "call_unless_finite"), Record(),  # on a GPU this is a copy, not a kernel
     ):
         model(inputs)
     return launches
 
 
 def test_launches_of_tiny_without_asking_the_device():
-    """Batch 1: launches are what it is bound by, and a graph can hold no question to the device."""
+    """With a batch of 1, launches dominate the time, and a CUDA graph must not read values from the device."""
     launches = launches_of_tiny(torch.zeros(1, 1024, 128))
     assert 200 < len(launches) <= 300
     assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"} & set(map(str, launches))
 
 
 def test_windows_of_many_lengths_are_launched_as_one():
-    """All that is launched for each length works out places, on the CPU."""
+    """The only operations per length compute places, on the CPU."""
     equal = launches_of_tiny([torch.zeros(64, 128)] * 8)
     unequal = launches_of_tiny([torch.zeros(64 + 16 * i, 128) for i in range(8)])
     on_the_cpu = {"aten::arange", "aten::add", "aten::mul", "aten::cat", "aten::cumsum"}
@@ -314,7 +315,7 @@ def test_last_states_of_packed_sequences(chunk_length):
     "delta, A", [(1e-6, -1.0), (50.0, -16.0), (50.0, -1e-6), (0.5, 1.0), (8.0, -1e4), (9.0, 1.0)]
 )
 def test_extreme_decays(chunk_length, delta, A):
-    """Among them a state that grows, and one that would grow past float32 if it were not zero."""
+    """Including a growing state, and one that would overflow float32 if it were not zero."""
     chunk_length(16)
     inputs = scan_inputs(1, 2, 40, 2, full=False)
     inputs["delta"], inputs["A"] = torch.full_like(inputs["delta"], delta), torch.full_like(inputs["A"], A)
@@ -329,7 +330,7 @@ def test_extreme_decays(chunk_length, delta, A):
 def test_softplus_keeps_its_digits_everywhere():
     steps = torch.cat([torch.linspace(-80, 30, 60), torch.linspace(-1, 1, 4)]).to(DEVICE)
     inputs = scan_inputs(1, 2, 64, 1, full=False)
-    # With a decay of nothing and unit inputs, the output is the step.
+    # With a decay to zero and unit inputs, the output is the step.
     inputs |= {name: torch.ones_like(inputs[name]) for name in ("u", "B", "C")}
     inputs |= {"delta": steps.expand(1, 2, 64), "A": torch.full_like(inputs["A"], -1e38)}
     found = scan.selective_scan_triton(**inputs, delta_softplus=True)[0, 0].double()
@@ -439,9 +440,9 @@ def test_second_derivative_is_refused():
 
 def test_errors_say_what_is_wrong():
     inputs = scan_inputs(2, 2, 4, 3)
-    with pytest.raises(ValueError, match="bfloat16 and float16; for float64 use backend='reference'"):
+    with pytest.raises(ValueError, match="bfloat16 and float16. For float64 use backend='reference'"):
         scan.selective_scan_triton(**{name: x.double() for name, x in inputs.items()})
-    with pytest.raises(ValueError, match=r"beside a batch of 1; got \(3,\) torch.int64 beside a batch of 2"):
+    with pytest.raises(ValueError, match=r"with a batch of 1; got \(3,\) torch.int64, with a batch of 2"):
         scan.selective_scan_triton(**inputs, offsets=torch.tensor([0, 4, 8]))
 
 
@@ -464,7 +465,7 @@ def test_says_why_it_is_not_available(monkeypatch):
 
 
 def test_division_fills_the_device(monkeypatch):
-    """Chunks where there are too few sequences for the multiprocessors, and none where there are enough."""
+    """Sequences are divided into chunks only if they are too few to fill the multiprocessors."""
     properties = mock.Mock(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
@@ -477,7 +478,7 @@ def test_division_fills_the_device(monkeypatch):
     assert chunks(64, 768, 513) == 1 and chunks(1, 384, 20) == 1
 
 
-# On a GPU, at real sizes.
+# On a GPU, at real sizes
 
 
 @pytest.mark.gpu
@@ -497,8 +498,7 @@ def test_gpu_equals_definition(shape, full, reverse):
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [5000, 22_000])
 def test_gpu_equals_definition_on_long_sequences(length):
-    """The definition in the form of the float64 "torch" backend: the gradient of a loop this long takes
-    minutes."""
+    """The float64 "torch" backend stands for the definition, whose gradient takes minutes at this length."""
     from ssamba_upstream.ops.chunked import selective_scan_chunked
 
     inputs = scan_inputs(1, 384, length, 16)

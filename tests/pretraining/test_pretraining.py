@@ -206,7 +206,7 @@ def test_a_run_without_the_compiled_kernel_says_that_it_is_slow(tmp_path, recipe
     monkeypatch.setattr(ops, "_best", {})
     monkeypatch.setattr(ops.cpu, "unavailable_reason", lambda: "it was not built")
     pretrain(recipe(steps=1), tmp_path / "run")
-    told = "scans take several times as long as with the backend 'cpu', which cannot serve: it was not built"
+    told = "scans take several times longer than with the 'cpu' backend, which is not available: it was not built"
     assert told in capsys.readouterr().out
 
 

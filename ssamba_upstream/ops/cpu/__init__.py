@@ -1,13 +1,13 @@
-"""The compiled kernels for CPUs: the selective scan and the causal convolution, one direction or two at once, and all
-of a mixer that lies between its outer projections.
+"""Compiled CPU kernels: the selective scan and the causal convolution, for one or two directions at once, and a mixer's
+whole computation between its outer projections.
 
-``kernel.c`` beside this file is built by the package's setup and holds all arithmetic, in float32; what lies along time
-is read and written as float32 or bfloat16. ``library.py`` loads it through ctypes, so that one build serves every
-version of torch; ``scan.py``, ``convolution.py`` and ``mixer.py`` register it with torch: torch.compile, autocast,
+All arithmetic is in ``kernel.c``, built when the package is installed. It computes in float32; sequences are read and
+written as float32 or bfloat16. ``library.py`` loads it through ctypes, so one build works with every version of torch.
+``scan.py``, ``convolution.py`` and ``mixer.py`` register it with torch, so torch.compile, autocast,
 DistributedDataParallel and activation checkpointing see ordinary operators with a first derivative.
 
-The best instruction set of the CPU is taken, or the one that the environment variable SSAMBA_CPU_ISA names: "avx512",
-"avx2" or "baseline".
+The kernels use the CPU's best instruction set, unless the environment variable SSAMBA_CPU_ISA selects another one
+("avx512", "avx2" or "baseline").
 """
 
 import itertools
@@ -18,18 +18,18 @@ from torch import Tensor
 from ..ragged import check_offsets
 from . import library
 from .convolution import convolution_operator, convolve
-from .library import instruction_set  # noqa: F401 (part of this package's face)
+from .library import instruction_set  # noqa: F401 (part of the public interface)
 from .mixer import mix_forward, mixer_operator
 from .scan import scan_forward, scan_operator
 
 
 def is_available() -> bool:
-    """Whether the compiled kernels are there."""
+    """Return True if the compiled kernels are available."""
     return library.kernels is not None
 
 
 def unavailable_reason():
-    """Why the compiled kernels are not there, or None."""
+    """Return why the compiled kernels are not available, or None if they are."""
     return library.unavailable_reason
 
 
@@ -37,13 +37,10 @@ def selective_scan_cpu(
     u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
     return_last_state=False, initial_state=None, offsets=None,
 ):
-    """Arguments and results: see :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
-
-    Args:
-        offsets: as in :func:`ssamba_upstream.ops.selective_scan`.
+    """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
 
     Raises:
-        ValueError: the offsets do not fit.
+        ValueError: If the offsets do not match the batch.
     """
     scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
             "initial_state": initial_state, "reverse": reverse}
@@ -52,12 +49,12 @@ def selective_scan_cpu(
 
 
 def selective_scan_mean_cpu(directions, z, delta_softplus, offsets=None):
-    """Arguments and result: see :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
+    """Implement :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
     return _scan(directions, z, delta_softplus, offsets, False)[0]
 
 
 def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
-    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once."""
+    """Implement :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once."""
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
     tensors = [x, *weights, *biases]
     if offsets is not None:
@@ -89,7 +86,7 @@ def mix_cpu(channels_and_gate, parameters, reverse, offsets=None, state=None):
 
 
 def exponential2(x, out=None):
-    """2**x of a contiguous float32 tensor as the scan finds decays, on one thread: for tests and estimates of speed."""
+    """Compute 2**x of a contiguous float32 tensor as the scan does, on one thread. For tests and speed estimates."""
     powers = torch.empty_like(x) if out is None else out
     library.kernels.ssamba_elementary(1, x.data_ptr(), powers.data_ptr(), x.numel())
     return powers
@@ -117,7 +114,7 @@ def _scan(directions, z, delta_softplus, offsets, return_last_state):
 
 
 def _readable(tensor):
-    """A tensor along time in a dtype that the kernel reads."""
+    """Return a sequence in a dtype that the kernel reads."""
     return tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()
 
 
@@ -130,7 +127,7 @@ _SCAN_INPUTS = {"u": _readable, "delta": _readable, "A": _as_float32, "B": _read
 
 
 def _call_directly(tensors):
-    """Whether torch's dispatcher, which can take longer than a small scan, would do nothing with the call."""
+    """Return True if torch's dispatcher is not needed; it can take longer than a small scan."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

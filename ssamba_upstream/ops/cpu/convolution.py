@@ -1,4 +1,4 @@
-"""The compiled causal convolutions as a torch operator: one direction or two of the same x, float32 or bfloat16."""
+"""The compiled causal convolutions as a torch operator: one or two directions of the same x, float32 or bfloat16."""
 
 from ..registration import register_convolution
 from .library import (
@@ -14,7 +14,7 @@ from .library import (
 
 
 def convolve(x, weights, biases, offsets, reverse):
-    """Arguments and results: see :func:`ssamba_upstream.ops.causal_convolutions`."""
+    """Implement :func:`ssamba_upstream.ops.causal_convolutions`, without derivatives."""
     outputs = _outputs(x, weights, biases, offsets, reverse)
     weights, biases = _contiguous(weights), _contiguous(biases)
     taps = [convolution_taps(*parameters) for parameters in zip(weights, biases, reverse, map(sequence, outputs))]
@@ -23,7 +23,7 @@ def convolve(x, weights, biases, offsets, reverse):
 
 
 def convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x):
-    """Gradients of the weights and of the biases; that of x, a tensor like x, is written."""
+    """Return the gradients of the weights and of the biases, and write the gradient of x into ``grad_x``."""
     sequences = count_sequences(x, offsets)
     parts_weight, parts_bias = (
         [empty(x, sequences, *tensor.shape) for tensor in tensors] for tensors in (weights, biases)

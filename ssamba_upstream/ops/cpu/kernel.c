@@ -1,15 +1,15 @@
-/* The selective scan and the causal convolution in front of it, on CPUs: forward and backward. All arithmetic is
- * float32; what lies along time is read and written as float32 or as bfloat16.
+/* The selective scan and its causal convolution on CPUs, forward and backward. All arithmetic is float32; sequences are
+ * read and written as float32 or bfloat16.
  *
- * What is computed is defined in ssamba_upstream/ops/reference.py. Here it runs over vectors of neighbouring channels,
- * TILE steps at a time: first what does not depend on the state (step sizes), then the recurrence, then skip
- * connection and gate. Everything of a tile stays in the first-level cache; every input is read once.
+ * ssamba_upstream/ops/reference.py defines the computation. This file processes vectors of neighbouring channels, TILE
+ * steps at a time: first everything that does not depend on the state (step sizes), then the recurrence, then skip
+ * connection and gate. A tile stays in the first-level cache, and every input is read once.
  *
- * The sequences of a batch are its entries, or lie one after the other in a single entry: their Place tells.
+ * The sequences of a batch are its entries, or are concatenated in a single entry; a Place locates each of them.
  *
- * The file has two parts. The second holds the arithmetic and is compiled once per instruction set, by including this
- * file with LANES (floats in a vector), SUFFIX and TARGET defined. The first, at the bottom of which that happens,
- * holds types, threads and the functions that Python calls.
+ * The file has two parts. The first holds types, threads and the functions that Python calls. The second holds the
+ * arithmetic and is compiled once per instruction set: at its end, the first part includes this file with LANES (floats
+ * in a vector), SUFFIX and TARGET defined.
  */
 
 #ifndef LANES
@@ -26,9 +26,9 @@
 
 enum {
     TILE = 32,          /* steps between two checkpoints of the state */
-    GROUP = 64,         /* channels whose contributions to the gradients of B and C are added up first */
-    WIDEST = 16,        /* floats in the widest vector: checkpoints are padded to a multiple of it */
-    HELD = 4,           /* states walked at a time in the backward pass, to hide the recurrence's latency */
+    GROUP = 64,         /* channels whose contributions to the gradients of B and C are summed first */
+    WIDEST = 16,        /* floats in the widest vector; checkpoints are padded to a multiple of it */
+    HELD = 4,           /* states processed at a time in the backward pass, to hide the recurrence's latency */
     MAX_DIRECTIONS = 2
 };
 
@@ -42,59 +42,59 @@ static const float ROOTS[] = { /* 2**(i / 16) */
 };
 #endif
 
-/* Every field of what Python passes is eight bytes wide, so that it can be handed over as an array of int64. */
+/* Every field in the structs that Python passes is eight bytes wide, so Python can pass arrays of int64. */
 
-typedef struct { /* a (batch, channels, length) tensor; strides in bytes. B and C have states for channels */
+typedef struct { /* a (batch, channels, length) tensor, strides in bytes; for B and C the channels are states */
     char *data;
     int64_t batch, channel, time;
-    int64_t size; /* bytes of an element: 4, float32, or 2, bfloat16 */
+    int64_t size; /* bytes per element: 4 for float32, 2 for bfloat16 */
 } Sequence;
 
-typedef struct { /* where one of the sequences lies, each of which is gone through by itself */
-    int64_t index, entry, start, length; /* its number; its batch entry and the steps there from start on */
-    int64_t checkpoint, checkpoints;     /* the first and the number of its own: one per tile, or more */
+typedef struct { /* location of one sequence; sequences are processed separately */
+    int64_t index, entry, start, length; /* its number, its batch entry, and its steps there */
+    int64_t checkpoint, checkpoints;     /* its first checkpoint and their number: at least one per tile */
 } Place;
 
-typedef struct { /* the tensors' shape and the sequences in it: the batch entries, unless there are places */
+typedef struct { /* the tensors' shape and its sequences: the batch entries, unless places are given */
     int64_t entries, channels, length, sequences;
-    const Place *places; /* (sequences), optional: in the order in which to go through them */
+    const Place *places; /* (sequences), optional: in processing order */
 } Batch;
 
-typedef struct { /* one direction of a scan. Optional tensors are NULL where there are none */
+typedef struct { /* one direction of a scan; absent optional tensors are NULL */
     Sequence u, delta, B, C;
     const float *A, *D, *bias; /* (channels, states), (channels), (channels) */
-    const float *step_weight;  /* (channels, rank): with it delta, then (batch, rank, length), gives the steps */
+    const float *step_weight;  /* (channels, rank), optional: projects delta, (batch, rank, length), to the steps */
     int64_t reverse;
-    const float *initial_state; /* (sequences, channels, states), optional: zero */
+    const float *initial_state; /* (sequences, channels, states), optional; default zero */
     float *last_state;          /* (sequences, channels, states), optional */
     float *checkpoints; /* (tiles, states, channels padded to WIDEST): state before each tile; optional */
     /* For the backward pass only: */
     const float *grad_last_state; /* optional */
-    float *grad_initial_state;    /* only where there is an initial_state */
-    Sequence grad_u, grad_delta;        /* grad_delta only where there is no step_weight */
+    float *grad_initial_state;    /* only with an initial_state */
+    Sequence grad_u, grad_delta;        /* grad_delta only without a step_weight */
     float *grad_A, *grad_D, *grad_bias; /* (sequences, channels, states), (sequences, channels) twice */
     float *grad_step_weight;            /* (sequences, channels, rank) */
     float *grad_low, *grad_B, *grad_C;  /* (groups of channels, entries, length, rank or states), see sum_width */
 } Direction;
 
-typedef struct { /* output = silu(z) * the mean over the directions of (scan + D u) */
+typedef struct { /* output = silu(z) * mean over the directions of (scan + D u) */
     int64_t threads;
     Batch batch;
     int64_t states, delta_softplus, directions;
-    int64_t done, total;     /* directions that the output already holds, and all that it is the mean of */
-    int64_t rank;            /* of the steps' projection; 0 where the steps are given as they are */
+    int64_t done, total;     /* directions already in the output, and all directions in the mean */
+    int64_t rank;            /* rank of the steps' projection; 0 if delta needs no projection */
     int64_t logarithmic;     /* A stands for -exp(A) */
     int64_t sum_width;       /* floats from one time step to the next in grad_low, grad_B and grad_C */
-    Sequence z, output;      /* z optional; the backward pass reads the output's gradient in its place */
+    Sequence z, output;      /* z optional; in the backward pass, output is the output's gradient */
     Sequence grad_z;
-    int64_t item_channels;   /* set here: channels of one work item */
+    int64_t item_channels;   /* channels per work item; set by this file */
     Direction direction[MAX_DIRECTIONS];
 } Scan;
 
 typedef struct {
     const float *weight, *bias; /* (channels, width), (channels) */
     int64_t reverse;
-    Sequence output; /* the backward pass reads the output's gradient in its place */
+    Sequence output; /* in the backward pass, the output's gradient */
     float *grad_weight, *grad_bias; /* (sequences, channels, width), (sequences, channels) */
 } Taps;
 
@@ -106,7 +106,7 @@ typedef struct { /* output = silu(bias + causal depthwise convolution of x), in 
     Taps taps[MAX_DIRECTIONS];
 } Convolution;
 
-/* Fields of the structs that Python fills, which refuses a library built from other ones. */
+/* Number of fields in the structs that Python fills; it rejects a library built with other structs. */
 const int64_t ssamba_layout[] = {sizeof(Scan) / 8, sizeof(Convolution) / 8};
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -120,7 +120,7 @@ static Place find_place(const Batch *batch, int64_t number)
     return (Place){number, number, 0, batch->length, number * tiles, tiles};
 }
 
-/* A tensor from one place and channel on; reversed, its last step comes first and time runs backwards. */
+/* A tensor starting at a place and channel; if reversed, the last step comes first and time runs backwards. */
 static Sequence from(Sequence s, Place place, int64_t channel, int64_t reverse)
 {
     if (!s.data || !place.length)
@@ -135,7 +135,7 @@ static Sequence from(Sequence s, Place place, int64_t channel, int64_t reverse)
 
 typedef void Work(const void *job, int64_t item, float *scratch);
 
-/* Threads of our own live for one call only: a process forked at any other time inherits none of them and no lock. */
+/* Our own threads live for one call only, so a process forked between calls inherits no locks. */
 
 typedef struct {
     Work *work;
@@ -158,8 +158,8 @@ static void *take_items(void *argument)
     return NULL;
 }
 
-/* torch's own team of threads (its OpenMP runtime's entry for a parallel region), where Python has found it: its threads
- * go on spinning after torch's last operation, and others would have to share the cores with them. */
+/* torch's team of threads (its OpenMP runtime's entry for a parallel region), if Python has found it. Its threads keep
+ * spinning after torch's last operation, so other threads would compete with them for the cores. */
 typedef void Team(void (*region)(void *), void *argument, unsigned threads, unsigned flags);
 static Team *team;
 
@@ -167,7 +167,7 @@ void ssamba_use_team(Team *found) { team = found; }
 
 static void region(void *pool) { take_items(pool); }
 
-/* Which thread takes which item is left to chance: no result may depend on it. Returns nonzero when out of memory. */
+/* Threads take items in arbitrary order, so no result may depend on it. Returns nonzero if out of memory. */
 static int run(Pool pool, int64_t threads)
 {
     enum { MOST = 256 };
@@ -179,7 +179,7 @@ static int run(Pool pool, int64_t threads)
         return pool.out_of_memory;
     }
     while (started < threads - 1 && !pthread_create(&helpers[started], NULL, take_items, &pool))
-        started++; /* where a thread cannot be had, the others do its share */
+        started++; /* if a thread cannot be created, the others do its share */
     take_items(&pool);
     while (started > 0)
         pthread_join(helpers[--started], NULL);
@@ -188,12 +188,12 @@ static int run(Pool pool, int64_t threads)
 
 typedef void Elementary(const float *x, float *out, int64_t count);
 
-typedef struct { /* what the second part gives for an instruction set */
+typedef struct { /* what the second part provides for one instruction set */
     Elementary *elementary[3];
     Work *forward_scan, *backward_scan, *forward_convolution, *backward_convolution;
 } Kernels;
 
-/* Every name of the second part carries the instruction set's SUFFIX. */
+/* Every name in the second part ends in the instruction set's SUFFIX. */
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 #define NAME(name) PASTE(name, SUFFIX)
@@ -268,7 +268,7 @@ typedef struct { /* what the second part gives for an instruction set */
 
 static const Kernels *kernels;
 
-/* Takes the best instruction set this CPU has, or the one named, and returns its name; NULL if it cannot. */
+/* Select the CPU's best instruction set, or the one named, and return its name; NULL if it is not supported. */
 const char *ssamba_select(const char *name)
 {
 #ifdef X86
@@ -290,13 +290,13 @@ const char *ssamba_select(const char *name)
     return NULL;
 }
 
-/* The elementary functions by themselves, for tests: 0 exp(x), 1 2**x, as of decays, 2 softplus(x). */
+/* The elementary functions, for tests: 0 is exp(x), 1 is 2**x as for decays, 2 is softplus(x). */
 void ssamba_elementary(int64_t which, const float *x, float *out, int64_t count)
 {
     kernels->elementary[which](x, out, count);
 }
 
-/* Starting a thread costs some 20 microseconds; for less than this many exponentials each it does not pay. */
+/* Starting a thread costs some 20 microseconds and pays off only above this many exponentials per thread. */
 static int64_t useful_threads(int64_t threads, int64_t exponentials)
 {
     return smaller(threads, 1 + exponentials / 200000);
@@ -327,7 +327,7 @@ int ssamba_scan_forward(Scan *scan)
     return run(pool, threads);
 }
 
-/* Here the items are the same for any number of threads: they decide the order in which gradients are added up. */
+/* The items do not depend on the number of threads, because they determine the order in which gradients are summed. */
 int ssamba_scan_backward(Scan *scan)
 {
     scan->item_channels = GROUP;
@@ -390,7 +390,7 @@ INLINE vector choose(integers mask, vector yes, vector no)
     return (vector)((mask & (integers)yes) | (~mask & (integers)no));
 }
 
-/* Both hand a NaN in x through. */
+/* Both propagate a NaN in x. */
 INLINE vector clamp(vector x, float low, float high)
 {
 #if defined(X86) && LANES == 16
@@ -403,9 +403,9 @@ INLINE vector clamp(vector x, float low, float high)
 #endif
 }
 
-/* Powers of two. An exponent x is split in whole, a multiple of 1 / GRAIN, and part, at most half of that. Adding
- * MAGIC to x rounds it and leaves GRAIN * whole in the lowest bits; that is how whole is passed on. The fractions of
- * whole are looked up where an instruction does so, which shortens the polynomial in part: each is within 0.45 ulp. */
+/* Powers of two. An exponent x is split into whole, a multiple of 1 / GRAIN, and part, at most half of that. Adding
+ * MAGIC to x rounds it and leaves GRAIN * whole in the lowest bits; whole is passed in this form. If an instruction
+ * can look up the fractions of whole, the polynomial in part is shorter. Either way the error is within 0.45 ulp. */
 #if defined(X86) && LANES == 16
 #define GRAIN 16
 #elif defined(X86) && LANES == 8
@@ -438,17 +438,17 @@ INLINE vector power_of_two(vector whole_magic, vector part)
 #if GRAIN == 16
     return (vector)_mm512_scalef_ps((__m512)power, (__m512)(whole_magic - MAGIC)); /* rounds the exponent down */
 #else
-    /* The integer below whole, from -151 to 129, may exceed what an exponent holds: half of it goes there at once, a
-     * product brings the rest, so that denormal results are rounded once and large ones become infinite. */
+    /* The integer below whole, from -151 to 129, may exceed the exponent's range: half of it is added there, and a
+     * product applies the rest, so denormal results are rounded once and large results become infinite. */
     integers floor = (integers)whole_magic >> (GRAIN == 8 ? 3 : 0), half = floor << 23 >> 24;
     return (vector)((integers)power + (half << 23)) * (vector)((floor - half + 127) << 23);
 #endif
 }
 
-/* 2**(step * exponent), the decay of a state: at most 2 ulp from the exact value wherever neither factor is beyond
- * FARTHEST, denormal results and overflow to infinity included; NaN stays NaN. The product itself is never rounded: what
- * is left of it beside the whole is found by a second fused multiply-add. Beyond 2**18 the part outgrows the polynomial's
- * range, but stays finite: the result is 0, or infinite, of either sign. */
+/* 2**(step * exponent), the decay of a state: within 2 ulp of the exact value if both factors are within FARTHEST,
+ * including denormal results and overflow to infinity; NaN stays NaN. The product is never rounded: a second fused
+ * multiply-add computes its remainder after whole. Beyond 2**18, the part exceeds the polynomial's range but stays
+ * finite: the result is 0 or infinite, of either sign. */
 #define FARTHEST 1e13f
 INLINE vector decay_of(vector step, vector exponent)
 {
@@ -463,8 +463,8 @@ INLINE vector decay_of(vector step, vector exponent)
 #endif
 }
 
-/* exp(x), with the same bound. log(2) comes in two parts, the first with zeros in its last bits, so that its product
- * with whole is exact and nothing is lost where x is large. */
+/* exp(x), with the same bound. log(2) is split into two parts, the first with zeros in its last bits, so that its
+ * product with whole is exact and no digits are lost for large x. */
 INLINE vector exponential(vector x)
 {
     x = clamp(x, -104.0f, 89.0f);
@@ -476,8 +476,8 @@ INLINE vector exponential(vector x)
 /* The two below share small = exp(-|x|), in (0, 1]. */
 INLINE vector exp_minus_abs(vector x) { return exponential((vector)((integers)x | INT32_MIN)); }
 
-/* log(1 + exp(x)) = max(x, 0) + log1p(small), the logarithm as 2 atanh(small / (2 + small)): a few ulp everywhere,
- * also where the result is far below the spacing of floats near 1. */
+/* log(1 + exp(x)) = max(x, 0) + log1p(small), the logarithm as 2 atanh(small / (2 + small)): within a few ulp, even if
+ * the result is far below the spacing of floats near 1. */
 INLINE vector softplus(vector x, vector small)
 {
     vector ratio = small / (small + 2.0f), square = ratio * ratio;
@@ -493,13 +493,13 @@ INLINE vector sigmoid(vector x, vector small)
     return choose(x < 0.0f, small, splat(1.0f)) / (small + 1.0f);
 }
 
-/* Up to LANES channels from address on; lanes beyond count are zero. */
+/* Load up to LANES channels from an address; lanes beyond count are zero. */
 INLINE vector load(const float *address, int64_t stride, int64_t count)
 {
     if (stride == 1 && count >= LANES)
         return *(const unaligned *)address;
     vector lanes = splat(0);
-    if (count >= LANES) /* apart, since a loop of known length stays in registers */
+    if (count >= LANES) /* separate, because a loop of known length stays in registers */
         for (int i = 0; i < LANES; i++)
             lanes[i] = address[i * stride];
     else
@@ -557,7 +557,7 @@ INLINE void write_one(float value, char *address, int64_t size)
     *(uint16_t *)address = (uint16_t)(bits >> 16);
 }
 
-/* Steps [begin, begin + steps) of a vector of channels, and back. Lanes beyond count are zero, and not written. */
+/* Load and store steps [begin, begin + steps) of a vector of channels. Lanes beyond count are zero, and not written. */
 INLINE void read_steps(Sequence s, int64_t channel, int64_t begin, int64_t steps, int64_t count, vector *tile)
 {
     const char *address = s.data + channel * s.channel + begin * s.time;
@@ -608,10 +608,10 @@ INLINE void prefetch(Sequence s, int64_t channel, int64_t time)
 #define COUNTING {0, 1, 2, 3}
 #endif
 
-/* Two vectors folded into one: lanes whose index has the bit "half" hold sums of b, the others of a. */
+/* Fold two vectors into one: lanes whose index has the bit "half" hold sums of b, the others sums of a. */
 INLINE vector fold(vector a, vector b, int half)
 {
-#ifdef __clang__ /* has no shuffle by a variable; it makes shuffles of this loop */
+#ifdef __clang__ /* clang cannot shuffle by a variable, but turns this loop into shuffles */
     vector sums = a;
     for (int i = 0; i < LANES; i++)
         sums[i] = i & half ? b[i] + b[i ^ half] : a[i] + a[i ^ half];
@@ -629,7 +629,7 @@ INLINE void fold_pairs(vector *rows, int half)
         rows[i] = fold(rows[i], rows[i + half], half);
 }
 
-/* sums[n] = the sum over the lanes of rows[n * TILE]: found for LANES of them at once, which end in a lane each. */
+/* sums[n] = sum over the lanes of rows[n * TILE], computed for LANES rows at once, one result per lane. */
 INLINE void sum_lanes(const vector *rows, int64_t count, float *sums)
 {
     for (int64_t n = 0; n < count; n += LANES) {
@@ -646,7 +646,7 @@ INLINE void sum_lanes(const vector *rows, int64_t count, float *sums)
     }
 }
 
-/* Steps [begin, begin + steps) of B, C or what steps are projected from, as (steps, states). */
+/* Load steps [begin, begin + steps) of B, C or the low-rank steps, as (steps, states). */
 INLINE void copy_states(Sequence s, int64_t begin, int64_t steps, int64_t states, float *copy)
 {
     enum { AT_ONCE = 4 };
@@ -660,7 +660,7 @@ INLINE void copy_states(Sequence s, int64_t begin, int64_t steps, int64_t states
     }
 }
 
-/* A in units of log(2), so that a decay is a power of two, as one vector per state. */
+/* A in units of log(2), so that decays are powers of two; one vector per state. */
 INLINE void load_exponents(const float *A, int64_t logarithmic, int64_t states, int64_t count, vector *exponents)
 {
     for (int64_t n = 0; n < states; n++) {
@@ -679,8 +679,8 @@ INLINE void load_weights(const float *weight, int64_t rank, int64_t count, vecto
         weights[r] = load(weight + r, rank, count);
 }
 
-/* step[t] = shift + weights . low[t], for low (steps, rank): four steps at a time, so that a weight is read once for
- * all four, whose sums do not wait for one another. */
+/* step[t] = shift + weights . low[t], for low (steps, rank): four steps at a time, so that each weight is read once for
+ * four independent sums. */
 INLINE void project_steps(const float *low, const vector *weights, int64_t rank, int64_t steps, vector shift,
                           vector *step)
 {
@@ -704,7 +704,7 @@ INLINE void project_steps(const float *low, const vector *weights, int64_t rank,
     }
 }
 
-/* What softplus turns into steps: projected from low, or read, plus the bias. */
+/* The softplus's input: projected from low, or read, plus the bias. */
 INLINE void find_steps(const Scan *scan, Sequence delta, const float *low, const vector *weights, int64_t channel,
                        int64_t begin, int64_t steps, int64_t count, vector shift, vector *step)
 {
@@ -717,7 +717,7 @@ INLINE void find_steps(const Scan *scan, Sequence delta, const float *low, const
         step[t] += shift;
 }
 
-/* Scratch of at least WIDEST * size floats, LANES of each WIDEST used. */
+/* Reserve scratch for at least WIDEST * size floats, of which LANES of each WIDEST are used. */
 INLINE vector *take(float **scratch, int64_t vectors)
 {
     vector *taken = (vector *)*scratch;
@@ -814,7 +814,7 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
                 write_steps(y, output, channel, begin, steps, count);
             }
         }
-        if (direction->checkpoints) /* the spare ones become zero: what is handed out shall be reproducible */
+        if (direction->checkpoints) /* zero the spare ones, so that the result is reproducible */
             for (int64_t tile = divide_up(length, TILE); tile < place.checkpoints; tile++)
                 for (int64_t n = 0; n < states; n++)
                     memset(direction->checkpoints + first + ((place.checkpoint + tile) * states + n) * padded, 0,
@@ -827,10 +827,10 @@ static TARGET void scan_forward(const void *job, int64_t item, float *scratch)
     }
 }
 
-/* The backward pass goes through the tiles from the last to the first. Within one, the states are walked twice,
- * forwards from the checkpoint and then backwards, HELD of them at a time. */
+/* The backward pass processes the tiles from last to first. Within a tile, it runs over time twice, forwards from the
+ * checkpoint and then backwards, for HELD states at once. */
 
-typedef struct { /* of one vector of channels, one element per step of the tile */
+typedef struct { /* for one vector of channels, one element per step of the tile */
     vector input[TILE], step[TILE], slope[TILE], impulse[TILE], y[TILE];
     vector grad_y[TILE], grad_z[TILE], grad_impulse[TILE], grad_exponent[TILE];
     vector decay[HELD][TILE], state[HELD][TILE + 1];
@@ -879,7 +879,7 @@ INLINE void walk_states(tile_memory *tile, int64_t steps, int64_t states, int he
     }
 }
 
-/* From the gradient of the steps before softplus: what it adds to that of low, (rank, TILE), and of the weights. */
+/* Add the contributions of the gradient before softplus to those of low, (rank, TILE), and of the weights. */
 INLINE void project_back(const vector *grad_step, const float *low, const vector *weights, int64_t rank, int64_t steps,
                          vector *grad_low, vector *grad_weights)
 {
@@ -1046,7 +1046,7 @@ static TARGET void scan_backward(const void *job, int64_t item, float *scratch)
     }
 }
 
-/* Steps [begin, end), some of which may lie outside the sequence, where it is zero. */
+/* Load steps [begin, end); those outside the sequence are zero. */
 INLINE void read_around(Sequence s, int64_t channel, int64_t begin, int64_t end, int64_t length, int64_t count,
                         vector *tile)
 {
@@ -1055,7 +1055,7 @@ INLINE void read_around(Sequence s, int64_t channel, int64_t begin, int64_t end,
     read_steps(s, channel, begin + before, steps, count, tile + before);
 }
 
-/* The convolution at the step of the window's last entry. */
+/* The convolution at the window's last step. */
 INLINE vector convolve(const vector *window, const vector *weight, int64_t width, vector bias)
 {
     for (int64_t k = 0; k < width; k++)

@@ -1,4 +1,4 @@
-"""The compiled kernels themselves, ``kernel.c``: found, loaded through ctypes, and called."""
+"""The library built from ``kernel.c``: finds it, loads it through ctypes, and calls its functions."""
 
 import array
 import contextlib
@@ -13,12 +13,12 @@ import torch
 from ..ragged import boundaries
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
-LAYOUT = [124, 38]  # fields of its structs Scan and Convolution
+LAYOUT = [124, 38]  # number of fields in its structs Scan and Convolution
 _KERNELS = ("scan_forward", "scan_backward", "convolution_forward", "convolution_backward")
 
 
 def load():
-    """(library, name of the instruction set, None), or (None, None, why there is none)."""
+    """Load the library. Return (library, name of the instruction set, None), or (None, None, reason for failure)."""
     spec = importlib.util.find_spec(f"{__package__}._kernel")
     if spec is None:
         return None, None, "it was not built: installing the package found no C compiler"
@@ -36,7 +36,7 @@ def load():
     for name in _KERNELS:
         getattr(found, f"ssamba_{name}").argtypes = [ctypes.c_void_p]
     found.ssamba_use_team(torch_team())
-    # The runtime's threads are not there in a forked process, and it would wait for them.
+    # A forked process has none of the runtime's threads, and the runtime would wait for them.
     os.register_at_fork(after_in_child=lambda: found.ssamba_use_team(None))
     wanted = os.environ.get("SSAMBA_CPU_ISA")
     chosen = found.ssamba_select(wanted.encode() if wanted else None)
@@ -46,10 +46,10 @@ def load():
 
 
 def torch_team():
-    """Address of the function that starts a parallel region in torch's OpenMP runtime (GCC's), or None."""
+    """Return the address of GOMP_parallel in torch's OpenMP runtime (GCC's), or None."""
     for name in [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*")), "libgomp.so.1"]:
         with contextlib.suppress(OSError):
-            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)  # only where torch has loaded it
+            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)  # only if torch has loaded it
             return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
     return None
 
@@ -57,8 +57,8 @@ def torch_team():
 kernels, instruction_set, unavailable_reason = load()
 
 
-# The kernel's arguments are structs, all of whose fields are as wide as an int64: arrays of int, in kernel.c's order.
-# They are made anew for each call, in a microsecond or two, so that no address in them can be of a tensor that is gone.
+# The kernel's arguments are structs of 64-bit fields, so they are passed as arrays of int, in kernel.c's order. Each
+# call builds them anew, in a microsecond or two, so that they never hold the address of a freed tensor.
 
 NO_SEQUENCE = (0, 0, 0, 0, 0)
 _NO_GRADIENTS = (0, 0) + 2 * NO_SEQUENCE + 7 * (0,)
@@ -70,13 +70,13 @@ def run_scan(
     backward, directions, shape, found, states, z, output, grad_z=NO_SEQUENCE, softplus=False, done=0,
     total=None, rank=0, logarithmic=False, sum_width=0,
 ):
-    """The kernel's ``Scan``: see kernel.c for the fields.
+    """Run a scan or its backward pass. The arguments are the fields of the kernel's ``Scan``, see kernel.c.
 
     Args:
-        directions: a :func:`scan_direction` each.
+        directions: one :func:`scan_direction` per direction.
         shape: (batch, channels, length).
-        found: the :func:`places` of the sequences.
-        z, output, grad_z: a :func:`sequence` each; ``output``: in the backward pass its gradient.
+        found: :func:`places` of the sequences.
+        z, output, grad_z: a :func:`sequence` each; in the backward pass, ``output`` is the output's gradient.
     """
     _run(kernels.ssamba_scan_backward if backward else kernels.ssamba_scan_forward, (
         torch.get_num_threads(), *_batch(shape, found), states, softplus, len(directions), done,
@@ -89,8 +89,8 @@ def scan_direction(
     u, delta, B, C, A, D, bias, step_weight, reverse, initial_state=None, last_state=None, checkpoints=None,
     gradients=_NO_GRADIENTS,
 ):
-    """The kernel's ``Direction``. u, delta, B and C are a :func:`sequence` each; ``gradients`` are
-    :func:`scan_gradients`; all others are contiguous tensors, and the caller keeps them alive."""
+    """Return the kernel's ``Direction``. u, delta, B and C are a :func:`sequence` each; ``gradients`` are
+    :func:`scan_gradients`; all others are contiguous tensors that the caller keeps alive."""
     return (
         *u, *delta, *B, *C, A.data_ptr(), _address(D), _address(bias), _address(step_weight), reverse,
         _address(initial_state), _address(last_state), _address(checkpoints), *gradients,
@@ -101,27 +101,27 @@ def scan_gradients(
     grad_u, grad_delta, grad_last_state=None, A=None, D=None, bias=None, step_weight=None, low=None, B=None, C=None,
     initial_state=None,
 ):
-    """The fields of the kernel's ``Direction`` for the backward pass: the first two are a :func:`sequence` each, all
-    others tensors as in :func:`scan_direction`: the last state's gradient, and what the gradients are written to."""
+    """Return the fields of the kernel's ``Direction`` for the backward pass. The first two are a :func:`sequence` each,
+    all others contiguous tensors: the last state's gradient, and buffers for the gradients."""
     parts = map(_address, (A, D, bias, step_weight, low, B, C))
     return _address(grad_last_state), _address(initial_state), *grad_u, *grad_delta, *parts
 
 
 def run_convolution(backward, taps, shape, found, width, x, grad_x=NO_SEQUENCE):
-    """The kernel's ``Convolution``; ``taps``: a :func:`convolution_taps` for each direction; x and its gradient: a
-    :func:`sequence` each; shape and places as in :func:`run_scan`."""
+    """Run a convolution or its backward pass. ``taps`` holds one :func:`convolution_taps` per direction; x and its
+    gradient are a :func:`sequence` each; for ``shape`` and ``found`` see :func:`run_scan`."""
     _run(kernels.ssamba_convolution_backward if backward else kernels.ssamba_convolution_forward, (
         torch.get_num_threads(), *_batch(shape, found), width, len(taps), *x, *grad_x, *itertools.chain(*taps),
     ))
 
 
 def convolution_taps(weight, bias, reverse, output, grad_weight=None, grad_bias=None):
-    """The kernel's ``Taps``; ``output``, a :func:`sequence`: in the backward pass its gradient."""
+    """Return the kernel's ``Taps``. ``output`` is a :func:`sequence`, in the backward pass the output's gradient."""
     return weight.data_ptr(), bias.data_ptr(), reverse, *output, _address(grad_weight), _address(grad_bias)
 
 
 def sequence(tensor):
-    """The kernel's ``Sequence``: a tensor (batch, channels, length), or none."""
+    """Return the kernel's ``Sequence`` for a tensor (batch, channels, length) or None."""
     if tensor is None:
         return NO_SEQUENCE
     size, (batch, channel, time) = tensor.element_size(), tensor.stride()
@@ -129,14 +129,14 @@ def sequence(tensor):
 
 
 def columns(tensor, *firsts):
-    """The kernel's ``Sequence`` of a tensor (batch, length, channels) from each of these channels on."""
+    """Return the kernel's ``Sequence`` for a tensor (batch, length, channels), starting at each of these channels."""
     size, (batch, time, channel) = tensor.element_size(), tensor.stride()
     start, strides = tensor.data_ptr(), (batch * size, channel * size, time * size, size)
     return [(start + first * channel * size, *strides) for first in firsts]
 
 
 def add_up(parts):
-    """The sum of parts, (count, ...) and contiguous, always in their order."""
+    """Sum contiguous parts, (count, ...), always in their order."""
     total = parts.new_empty(parts.shape[1:])
     if kernels.ssamba_sum(parts.data_ptr(), total.data_ptr(), len(parts), total.numel(), torch.get_num_threads()):
         raise MemoryError("the compiled kernel found no memory for its working space")
@@ -144,10 +144,10 @@ def add_up(parts):
 
 
 def places(length, offsets):
-    """The kernel's ``Place`` of every sequence, as an array, or None without offsets.
+    """Return the kernel's ``Place`` for every sequence, as an array, or None without offsets.
 
-    The longest comes first, so that no thread is left alone with it. Sequence i has its checkpoints from
-    start // TILE + i on: enough for its tiles, and in all as many as the shapes alone tell.
+    The longest comes first, so that it is not left to the end, when other threads are idle. The checkpoints of sequence
+    i begin at start // TILE + i: enough for its tiles, and their total number follows from the shapes alone.
     """
     if offsets is None:
         return None
@@ -160,31 +160,31 @@ def places(length, offsets):
 
 
 def count_sequences(x, offsets):
-    """Sequences in a batch (entries, channels, length), ragged or not."""
+    """Return the number of sequences in a batch (entries, channels, length), ragged or not."""
     return x.shape[0] if offsets is None else offsets.shape[0] - 1
 
 
 def empty_sequence(like):
-    """An empty tensor of that (batch, channels, length) whose channels are neighbours in memory."""
+    """Return an empty tensor shaped like (batch, channels, length), with channels contiguous in memory."""
     batch, channels, length = like.shape
     return like.new_empty(batch, length, channels).transpose(1, 2)
 
 
 def empty_checkpoints(directions, x, offsets, states):
-    """Room for every direction's state before each tile."""
+    """Return a buffer for every direction's state before each tile."""
     batch, channels, length = x.shape
     tiles = batch * -(-length // TILE) if offsets is None else length // TILE + count_sequences(x, offsets)
     return empty(x, directions, tiles, states, -(-channels // WIDEST) * WIDEST)
 
 
 def cleared(checkpoints, x, offsets):
-    """The checkpoints, zero where there are places that no tile or channel will fill: equal inputs then have equal
-    outputs, whatever the vectors' width."""
+    """Zero the checkpoints if some places will stay unfilled, so that equal inputs give equal outputs, whatever the
+    width of the vectors."""
     return checkpoints.zero_() if x.shape[1] % WIDEST or offsets is not None else checkpoints
 
 
 def empty(like, *shape):
-    """An empty float32 tensor where another lies."""
+    """Return an empty float32 tensor on another's device."""
     return like.new_empty(shape, dtype=torch.float32)
 
 
@@ -193,7 +193,7 @@ def _address(tensor):
 
 
 def _batch(shape, found):
-    """The kernel's ``Batch``."""
+    """Return the kernel's ``Batch``."""
     places = (shape[0], 0) if found is None else (len(found) // _PLACE_FIELDS, found.buffer_info()[0])
     return *shape, *places
 

@@ -1,9 +1,9 @@
-"""What a mixer computes between its outer projections, as one torch operator.
+"""A mixer's computation between its outer projections, as one torch operator.
 
-A direction convolves the channels, projects them to steps of low rank and to B and C, and scans; the kernel projects
-the steps to all channels tile by tile, so that they are never written. Forward goes through one direction after the
-other, each of which needs its convolved channels only as long as it lasts. For the backward pass the input, the
-low-rank projections and the state before each tile are kept; the convolved channels are computed again.
+A direction convolves the channels, projects them to low-rank steps, B and C, and scans. The kernel expands the steps to
+all channels tile by tile, so the full steps are never written to memory. The forward pass runs one direction at a time,
+and all share one buffer for convolved channels. The backward pass keeps the input, the low-rank projections and the
+state before each tile; it recomputes the convolved channels.
 """
 
 import torch
@@ -36,13 +36,13 @@ def mix_forward(
     channels_and_gate, convolution, convolution_bias, input_weight, step_weight, step_bias, A_log, D, offsets, reverse,
     keep, state=None,
 ):
-    """[output (batch, length, channels)] and, for the backward pass if ``keep``, checkpoints and each direction's
-    (batch, length, rank + 2 states).
+    """Return [output (batch, length, channels)]; if ``keep``, also checkpoints and each direction's projections,
+    (batch, length, rank + 2 states), for the backward pass.
 
     Args:
-        channels_and_gate: (batch, length, 2 * channels), float32 or bfloat16; what follows is float32.
+        channels_and_gate: (batch, length, 2 * channels), float32 or bfloat16; all other tensors are float32.
         convolution: (channels, 1, width) for each direction; convolution_bias: (channels,).
-        input_weight: (rank + 2 states, channels), of what gives steps, B and C.
+        input_weight: (rank + 2 states, channels), the projection to steps, B and C.
         step_weight, step_bias: (channels, rank) and (channels,).
         A_log: (channels, states); D: (channels,).
         offsets: of a ragged batch, or None.
@@ -56,7 +56,7 @@ def mix_forward(
     if keep:
         half, _ = _halves(channels_and_gate)
         checkpoints = cleared(empty_checkpoints(len(reverse), half, offsets, states), half, offsets)
-    u = channels_and_gate.new_empty(batch, length, channels)  # of each direction in turn
+    u = channels_and_gate.new_empty(batch, length, channels)  # reused by each direction
     output = channels_and_gate.new_empty(batch, length, channels)
     (x, z), (convolved,), (mixed,) = columns(channels_and_gate, 0, channels), columns(u, 0), columns(output, 0)
     for i, backwards in enumerate(reverse):
@@ -102,7 +102,7 @@ def _mix_backward(
     grad_output, checkpoints, projections, channels_and_gate, convolution, convolution_bias, input_weight, step_weight,
     step_bias, A_log, D, offsets, reverse,
 ):
-    """Gradients of channels_and_gate and of the parameters, kind after kind, each in every direction."""
+    """Return the gradients of channels_and_gate and of the parameters, grouped by kind, then by direction."""
     x, z = _halves(channels_and_gate)
     count, states, rank = len(reverse), A_log[0].shape[1], step_weight[0].shape[1]
     sequences, groups, width = count_sequences(x, offsets), -(-x.shape[1] // GROUP), rank + 2 * states
@@ -111,7 +111,7 @@ def _mix_backward(
     inputs = convolve(x, convolution, convolution_bias, offsets, reverse)
     grad_inputs = [empty_sequence(x) for _ in reverse]
 
-    # What each sequence, or group of channels, contributes is added up afterwards, in a fixed order.
+    # Contributions of sequences and groups of channels are summed afterwards, in a fixed order.
     sums = [empty(x, groups, x.shape[0], x.shape[2], width) for _ in reverse]
     kinds = A_log, D, step_bias, step_weight
     parts = [[empty(x, sequences, *kind[i].shape) for kind in kinds] for i in range(count)]
@@ -150,7 +150,7 @@ def _gradients(grad_output, checkpoints, projections, channels_and_gate, *argume
 
 
 def _halves(channels_and_gate):
-    """(batch, length, 2 * channels) -> what is convolved and the gate, (batch, channels, length) each."""
+    """(batch, length, 2 * channels) -> the convolution's input and the gate, (batch, channels, length) each."""
     return channels_and_gate.transpose(1, 2).chunk(2, dim=1)
 
 

@@ -1,7 +1,7 @@
-"""The compiled selective scan as a torch operator, one direction or two at once.
+"""The compiled selective scan as a torch operator, for one or two directions at once.
 
-Tensors come in lists of one entry per direction; D, delta_bias and initial_state may be empty lists. Those along time
-are float32 or bfloat16, all others float32.
+Tensors come in lists with one entry per direction; D, delta_bias and initial_state may be empty lists. Sequences are
+float32 or bfloat16, all other tensors float32.
 """
 
 from ..registration import register_scan, split
@@ -25,7 +25,7 @@ def scan_forward(
     u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
     keep_checkpoints,
 ):
-    """(output, last states, checkpoints for the backward pass), of which the latter are empty unless asked for."""
+    """Return (output, last states, checkpoints for the backward pass). The last two are empty unless requested."""
     output, last_state, checkpoints = _outputs(
         u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
         keep_checkpoints,
@@ -61,8 +61,8 @@ def _scan_backward(
     grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
     delta_softplus,
 ):
-    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state, one after the other, each in every direction;
-    then of z."""
+    """Return the gradients of u, delta, A, B, C, D, delta_bias and initial_state, grouped by kind, then by direction;
+    the gradient of z comes last."""
     count, x, states = len(u), u[0], A[0].shape[1]
     sequences, groups = count_sequences(x, offsets), -(-x.shape[1] // GROUP)
     grad_u, grad_delta = [empty_sequence(t) for t in u], [empty_sequence(t) for t in delta]
@@ -70,7 +70,7 @@ def _scan_backward(
     if grad_last_state is not None:
         grad_last_state = grad_last_state.contiguous()
 
-    # What each sequence, or group of channels, contributes is added up afterwards, in a fixed order.
+    # Contributions of sequences and groups of channels are summed afterwards, in a fixed order.
     parts_A, parts_D, parts_bias = (
         [empty(x, sequences, *tensor.shape) for tensor in tensors] for tensors in (A, D, delta_bias)
     )
