@@ -1,6 +1,6 @@
-"""The ``ssamba`` command: checkpoints, corpora, training, probing, deployment, benchmarks and SUPERB, a module to each.
+"""The ``ssamba`` command, with one module for each group of commands.
 
-What computes is imported when a command runs, and not before: help and errors answer at once.
+Heavy modules are imported only when a command runs, so that help and errors appear immediately.
 """
 
 import argparse
@@ -18,22 +18,22 @@ GROUPS = {
     "checkpoints": checkpoints, "data": corpora, "training": training, "probing": probing, "SUPERB": superb,
     "deployment": deployment, "benchmarks": bench,
 }
-"""Titles in the help, and the modules of their commands."""
+"""Titles in the help -> modules of their commands."""
 
 
 def main(arguments=None):
     """Run one ``ssamba`` command.
 
     Args:
-        arguments: without the program's name. Default: the command line's.
+        arguments: list of arguments, without the program's name. Default: those of the command line.
 
     Returns:
-        its exit status.
+        The exit status.
     """
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
-        finally:  # also where argparse ends the process
+        finally:  # also if argparse ends the process
             sys.stdout.flush()
     except BrokenPipeError as error:
         return _status_of_broken_pipe(error)
@@ -47,7 +47,7 @@ def _run(arguments):
     options = _parser().parse_args(arguments)
     try:
         if options.needs_network:
-            from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+            from .. import auto_classes  # noqa: F401  (also makes torchaudio importable)
         return options.run(options) or 0
     except BrokenPipeError:
         raise
@@ -57,12 +57,12 @@ def _run(arguments):
 
 
 def _explain(error):
-    """An error for people: what is wrong, then what to do."""
+    """Return an error as a message: what is wrong, then what to do."""
     if isinstance(error, ModuleNotFoundError):
         found = " or ".join(f"'ssamba-upstream[{extra}]'" for extra in extras_with(error.name or ""))
         return f"{error}. Install it with pip install {found or error.name}"
     if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename} does not exist. Correct the path, or make the file first"
+        return f"{error.filename} does not exist. Correct the path, or create the file first"
     return error
 
 
@@ -72,7 +72,7 @@ def _status_of_broken_pipe(error):
     if not states.poll(0):
         print(f"ssamba: {error}", file=sys.stderr)
         return 1
-    # Whoever read the output, such as head, has gone: what is left must not be written when the process ends.
+    # The reader of the output, such as head, has exited: nothing more must be written when the process ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return OUTPUT_CLOSED
 
@@ -96,7 +96,7 @@ def _parser():
 
 
 class _Group:
-    """Commands under one title in the help, which argparse would list without titles."""
+    """Commands under one title in the help; argparse itself has no titles for commands."""
 
     def __init__(self, title, subparsers):
         self.lines, self.subparsers = [f"{title}:"], subparsers

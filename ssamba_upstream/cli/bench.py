@@ -8,21 +8,22 @@ from .options import INTERRUPTED, SIZES, add_out, counted
 
 def add_commands(commands):
     bench = commands.add_parser("bench", help="measure the scan's backends and peers, the network, its pretraining, or "
-                                              "its efficiency beside SSAST's")
+                                              "its efficiency compared with SSAST")
     subjects = bench.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
-    scan = subjects.add_parser("scan", help="every backend of the scan, and its peers")
-    model = subjects.add_parser("model", help="the network and its parts, on the upstream's windows")
-    pretraining = subjects.add_parser("pretraining", help="the passes of pretraining and what their input costs")
-    efficiency = subjects.add_parser("efficiency", help="SSAMBA against SSAST over the number of tokens; takes an hour")
+    scan = subjects.add_parser("scan", help="measure every backend of the scan, and its peers")
+    model = subjects.add_parser("model", help="measure the network and its parts, on the upstream's windows")
+    pretraining = subjects.add_parser("pretraining", help="measure the passes of pretraining and their input")
+    efficiency = subjects.add_parser("efficiency", help="compare SSAMBA with SSAST over the number of tokens; takes an "
+                                                        "hour")
     for subject in (model, pretraining):
-        subject.add_argument("--size", choices=SIZES, action="append", help="of the network; default: all")
-    efficiency.add_argument("--size", choices=SIZES, default="tiny", help="of both networks; default: tiny")
+        subject.add_argument("--size", choices=SIZES, action="append", help="size of the network; default: all")
+    efficiency.add_argument("--size", choices=SIZES, default="tiny", help="size of both networks; default: tiny")
     efficiency.add_argument("--tokens", type=int, nargs="+", metavar="N",
-                            help="multiples of 8; default: ten numbers from 128 to 65536")
+                            help="numbers of tokens, multiples of 8; default: ten numbers from 128 to 65536")
     for subject in (scan, model, pretraining, efficiency):
         subject.add_argument("--rounds", type=int, default=5, help="rounds of measurements; default: 5")
         subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                             help="device that computes; default: cpu")
+                             help="device to compute on; default: cpu")
         add_out(subject, "folder for the results", default=Path("result/bench"))
     scan.set_defaults(run=_bench_scan)
     model.set_defaults(run=_bench_model)
@@ -65,6 +66,6 @@ def _bench_efficiency(options):
     try:
         print(write_study(options.out, options.device, options.rounds, options.size, options.tokens or TOKENS))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What was measured is in {options.out}.", file=sys.stderr)
+        print(f"\nInterrupted. The results so far are in {options.out}.", file=sys.stderr)
         return INTERRUPTED
     print(f"wrote efficiency_{options.size}.csv, .md and .png into {options.out}")

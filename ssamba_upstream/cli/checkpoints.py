@@ -14,33 +14,33 @@ def add_commands(commands):
     shape = init.add_mutually_exclusive_group()
     shape.add_argument("--size", choices=SIZES, default="tiny", help="size of the network; default: tiny")
     shape.add_argument("--like", metavar="CHECKPOINT",
-                       help="with the configuration of a checkpoint, as what its probes are compared with")
+                       help="use the configuration of this checkpoint, to get a random baseline for its probes")
     init.add_argument("--block-order", choices=("sequential", "paired"),
                       help="order of the blocks; default: sequential")
     init.add_argument("--norm", choices=("layer_norm", "rms_norm"), help="norm of the blocks; default: layer_norm")
     init.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")
     init.set_defaults(run=_init)
 
-    convert = commands.add_parser("convert", help="convert a checkpoint of the published code, or between our formats")
+    convert = commands.add_parser("convert", help="convert a checkpoint of the published code, or between this "
+                                                  "package's formats")
     add_checkpoint(convert)
     add_out(convert, OUT)
     convert.add_argument("--block-order", choices=("paired", "sequential"),
                          help="order of the blocks; default: the checkpoint's, paired for files of the published code")
     convert.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                         help="of the weights in the file; a checkpoint is read into float32 either way. "
-                              "Default: float32")
+                         help="data type of the weights in the file; default: float32. Either loads as float32")
     convert.set_defaults(run=_convert)
 
-    info = commands.add_parser("info", help="print what a checkpoint is, or what computes on this machine")
+    info = commands.add_parser("info", help="describe a checkpoint, or the versions and backends on this machine")
     subject = info.add_mutually_exclusive_group(required=True)
     add_checkpoint(subject, nargs="?")
     subject.add_argument("--system", action="store_true", help="print versions and the backends of the scan")
     info.set_defaults(run=_info)
 
-    cache = commands.add_parser("cache", help="list the hidden states that --cache has kept, or estimate their size")
-    cache.add_argument("folder", type=Path, nargs="?", help="the folder given with --cache")
+    cache = commands.add_parser("cache", help="list the hidden states kept by --cache, or estimate their size")
+    cache.add_argument("folder", type=Path, nargs="?", help="folder given to --cache")
     cache.add_argument("--size-of", metavar="CHECKPOINT",
-                       help="print how many GB the hidden states of a checkpoint take per hour of audio")
+                       help="print the size of a checkpoint's hidden states per hour of audio")
     add_upstream_config(cache)
     cache.add_argument("--remove-unused", type=float, metavar="DAYS",
                        help="remove hidden states that no run has used for this many days; 0 removes all of them")
@@ -90,7 +90,7 @@ def _cache(options):
     if options.folder is None:
         return
     if not options.folder.is_dir():
-        raise ValueError(f"{options.folder} is not a folder. Give the folder that a run got with --cache.")
+        raise ValueError(f"{options.folder} is not a folder. Give the folder that was passed to --cache.")
     if options.remove_unused is not None:
         for states in remove_unused(options.folder, options.remove_unused):
             print(f"removed {states.path}: {gigabytes(states.size)}")
@@ -113,7 +113,7 @@ def _describe_kept(states):
         f"{states.layers} layers of {states.width} features",
     ]
     if states.outdated:
-        lines.append("  written by another version of this package, which this one does not read; "
+        lines.append("  written by another version of this package, and not readable by this one; "
                      "--remove-unused removes it")
     return "\n".join(lines)
 

@@ -9,30 +9,30 @@ DATA_SETS = ("audioset20k", "esc50", "speech_commands_v1", "speech_commands_v2",
 
 
 def add_commands(commands):
-    corpora = commands.add_parser("corpora", help="check SUPERB's corpora, or make small ones")
+    corpora = commands.add_parser("corpora", help="check SUPERB's corpora, or create small ones")
     actions = corpora.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    check = actions.add_parser("check", help="say whether a corpus is laid out as s3prl needs it, and what is missing")
+    check = actions.add_parser("check", help="check a corpus for s3prl's layout, and list missing files")
     check.add_argument("task", choices=SUPERB_CORPORA,
                        help="; ".join(f"{task}: {corpus}" for task, corpus in SUPERB_CORPORA.items()))
     check.add_argument("root", type=Path, help="folder of the corpus")
     check.add_argument("second", type=Path, nargs="?", metavar="SECOND",
                        help="pr: the lexicons' folder; sid: the split file; asv: the list of trials; er: the metadata "
-                            "folder; ks: the test set's folder. Default: looked for in the corpus's folder")
+                            "folder; ks: the test set's folder. Default: found in the corpus's folder")
     check.set_defaults(run=_check, needs_network=False)
 
     metadata = actions.add_parser("emotion-metadata", help="write the metadata of IEMOCAP's five folds for s3prl")
-    metadata.add_argument("root", type=Path, help="the folder of Session1 to Session5")
+    metadata.add_argument("root", type=Path, help="folder that contains Session1 to Session5")
     add_out(metadata, "folder for the metadata")
     metadata.set_defaults(run=_write_metadata, needs_network=False)
 
     kaldi = actions.add_parser("kaldi", help="write the lists of wavs that s3prl's enhancement and separation read")
     kaldi.add_argument("task", choices=("se", "ss"), help="se: Voicebank-DEMAND; ss: Libri2Mix")
-    kaldi.add_argument("root", type=Path, help="the corpus's folder, as it was released or made")
+    kaldi.add_argument("root", type=Path, help="folder of the corpus, as released or generated")
     add_out(kaldi, "a new folder")
     kaldi.set_defaults(run=_write_kaldi, needs_network=False)
 
-    synthesise = actions.add_parser("synth", help="make small synthetic corpora in the official layouts of all tasks")
+    synthesise = actions.add_parser("synth", help="create small synthetic corpora in the official layouts of all tasks")
     add_out(synthesise, "a new folder")
     synthesise.add_argument("--seed", type=int, default=0, help="seed of the recordings; default: 0")
     synthesise.set_defaults(run=_synthesise, needs_network=False)
@@ -42,8 +42,8 @@ def add_commands(commands):
     add_out(fsdd, "a new folder")
     fsdd.set_defaults(run=_arrange_fsdd)
 
-    joined = actions.add_parser("fsdd-joined", help="join three of its digits at a time, as Fluent Speech Commands and "
-                                                    "LibriSpeech")
+    joined = actions.add_parser("fsdd-joined", help="join the Free Spoken Digit Dataset's digits, three at a time, as "
+                                                    "Fluent Speech Commands and LibriSpeech")
     joined.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
     add_out(joined, "a new folder")
     joined.set_defaults(run=_join_fsdd)
@@ -53,15 +53,15 @@ def add_commands(commands):
                           help="folders of audio files, searched at any depth")
     add_out(manifest, "manifest to write", "OUT.jsonl")
     manifest.add_argument("--statistics", nargs="*", metavar="FIELD=VALUE",
-                          help="measure mean and deviation of the log-mel, too; of another than the published one with "
-                               "fields such as sampling_rate=22050 num_mel_bins=64")
+                          help="also measure the log-mel's mean and deviation; set fields such as sampling_rate=22050 "
+                               "num_mel_bins=64 for a front end other than the published one")
     manifest.set_defaults(run=_manifest, needs_network=False)
 
     prepare = commands.add_parser("prepare", help="turn a downloaded data set into a labelled set, and check it")
     prepare.add_argument("set", choices=DATA_SETS, help="name of the data set")
     prepare.add_argument("root", type=Path,
                          help="folder of the data set; if it does not exist, the error says what to download")
-    add_out(prepare, "the labelled set", "OUT.csv")
+    add_out(prepare, "labelled set to write", "OUT.csv")
     prepare.set_defaults(run=_prepare)
 
 
@@ -132,16 +132,16 @@ def _manifest(options):
 
 
 def _front_end(settings):
-    """The FrontEnd of "field=value" strings, the value in YAML."""
+    """Return the FrontEnd given by "field=value" strings, with values in YAML."""
     import yaml
 
-    from .. import auto_classes  # noqa: F401  (which makes torchaudio, which transformers imports, importable)
+    from .. import auto_classes  # noqa: F401  (makes torchaudio, which transformers imports, importable)
     from ..network.configuration import PUBLISHED_FRONT_END, FrontEnd
 
     pairs = dict(setting.partition("=")[::2] for setting in settings)
     known = vars(PUBLISHED_FRONT_END)
     if unknown := sorted(set(pairs) - set(known)):
-        raise ValueError(f"--statistics has no field {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise ValueError(f"--statistics has no field {', '.join(unknown)}. Choose from {', '.join(known)}")
     return FrontEnd(**{name: yaml.safe_load(value) for name, value in pairs.items()})
 
 

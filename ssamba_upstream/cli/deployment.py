@@ -19,29 +19,29 @@ from .options import (
 
 
 def add_commands(commands):
-    export = commands.add_parser("export", help="write a checkpoint as an ONNX file, compared with the network first")
+    export = commands.add_parser("export", help="export a checkpoint to ONNX and compare it with the network")
     add_checkpoint(export)
     add_out(export, "file to write", "OUT.onnx")
     export.add_argument("--input", choices=("waveform", "log_mel"), default="waveform",
                         help="input of the graph; default: waveform")
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
                         help="output of the graph; default: logits of a classifier, else embedding, the mean over time")
-    export.add_argument("--int8", action="store_true", help="eight bits for the weights of linear layers")
+    export.add_argument("--int8", action="store_true", help="quantise the weights of linear layers to eight bits")
     export.add_argument("--stream", action="store_true", help="frames of a causal network, chunk by chunk")
     add_upstream_config(export)
     export.set_defaults(run=_export)
 
-    classify = commands.add_parser("classify", help="write what a classifier hears in recordings of any length, as CSV")
-    add_checkpoint(classify, "model", help=f"a classifier, as fine-tuning writes it: {CHECKPOINT}")
+    classify = commands.add_parser("classify", help="classify recordings of any length into a CSV table")
+    add_checkpoint(classify, "model", help=f"fine-tuned classifier: {CHECKPOINT}")
     classify.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
                           help="audio files, folders of them, or manifests")
-    add_out(classify, "the table, new or of an earlier run with the same settings, which goes on", "FILE.csv")
+    add_out(classify, "table to write, or to continue with the same settings", "FILE.csv")
     classify.add_argument("--every", type=float, metavar="SECONDS",
-                          help="from the start of one window to that of the next; default: the length of a window, "
-                               "that of the clips that the classifier was trained on")
+                          help="time between the starts of windows; default: the length of a window, which is that of "
+                               "the clips in training")
     classify.add_argument("--all-labels", action="store_true",
-                          help="a line for every label of a window; default: for the best one, or, of classifiers for "
-                               "several at once, for those from 0.5")
+                          help="write a line for every label of a window; default: the best label, or for multi-label "
+                               "classifiers all labels from 0.5")
     add_device(classify)
     classify.set_defaults(run=_classify)
 

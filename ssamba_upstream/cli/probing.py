@@ -21,46 +21,46 @@ def add_commands(commands):
     add_checkpoint(extract)
     extract.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING",
                          help="audio files, folders of them, or manifests")
-    add_out(extract, "a folder, new or of an earlier run with the same settings")
+    add_out(extract, "folder to write to, new or from an earlier run with the same settings")
     add_upstream_config(extract)
-    extract.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="0: the tokens; default: all")
+    extract.add_argument("--layers", type=int, nargs="+", metavar="LAYER",
+                         help="layers to write, where 0 is the tokens before the blocks; default: all")
     extract.add_argument("--dtype", choices=("float16", "float32"), default="float32",
-                         help="type of the numbers in the files; default: float32")
+                         help="data type in the files; default: float32")
     extract.add_argument("--format", choices=("safetensors", "npy"), default="safetensors",
                          help="format of the files; default: safetensors")
-    extract.add_argument("--batch-secs", type=float, default=60.0, help="audio read at once; default: 60")
+    extract.add_argument("--batch-secs", type=float, default=60.0, help="seconds of audio in a batch; default: 60")
     extract.add_argument("--cache", type=Path, metavar="FOLDER",
-                         help="read hidden states that run_downstream.py or superb keeps in this folder in the same "
-                              "dtype, and keep more")
+                         help="share cached hidden states of the same dtype with run_downstream.py and superb")
     add_device(extract)
     extract.set_defaults(run=_extract)
 
     probe = commands.add_parser("probe", help="train linear probes, and SUPERB's classifier, on all layers at once")
     probe.add_argument("set", type=Path, metavar="SET",
-                       help="CSV with the columns path, label and, if wanted, split and group, such as the speaker; "
-                            "or a folder for each class")
+                       help="CSV with the columns path, label and optionally split and group, such as the speaker; or "
+                            "a folder with one subfolder per class")
     _add_checkpoints_and_cache(probe, Path("result/probe"))
     probe.add_argument("--corpus", choices=("sid", "er", "ks", "ic"),
                        help="SET is the folder of VoxCeleb1 (sid), IEMOCAP (er), Speech Commands (ks) or Fluent Speech "
                             "Commands (ic)")
     probe.add_argument("--head-steps", type=int, metavar="N",
-                       help="steps of SUPERB's classifier; default: 5000, or with --corpus those of its task")
+                       help="training steps of SUPERB's classifier; default: 5000, or those of the --corpus's task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
-                       help="learning rates of SUPERB's classifier, one of which is chosen on dev; default: 1e-4")
+                       help="learning rates of SUPERB's classifier, of which the best on dev is used; default: 1e-4")
     probe.add_argument("--layers-alone", action="store_true",
-                       help="also train SUPERB's classifier on each layer by itself, as s3prl's -l does")
+                       help="also train SUPERB's classifier on each layer separately, as s3prl's -l does")
     probe.add_argument("--seeds", type=int, choices=range(1, 11), default=5, metavar="N",
-                       help="random starts that --layers-alone averages over, at most 10; default: 5")
+                       help="random seeds that --layers-alone averages over, at most 10; default: 5")
     probe.set_defaults(run=_probe)
 
-    frames = commands.add_parser("probe-frames", help="train linear probes of labels such as phones at the frames")
+    frames = commands.add_parser("probe-frames", help="train linear probes on frames, with labels such as phones")
     frames.add_argument("set", type=Path, metavar="SET",
-                        help="CSV or TSV with the columns path, start, end (in seconds), label and, if wanted, split "
+                        help="CSV or TSV with the columns path, start, end (in seconds), label and optionally split "
                              "and group, such as the speaker")
     _add_checkpoints_and_cache(frames, Path("result/probe-frames"))
     frames.add_argument("--corpus", choices=("timit",), help="SET is the folder of TIMIT")
     frames.add_argument("--frames", type=int, default=10_000, metavar="N",
-                        help="drawn from all that have a label, at most; default: 10000")
+                        help="maximum number of labelled frames, drawn at random; default: 10000")
     frames.set_defaults(run=_probe_frames)
 
     weights = commands.add_parser("layer-weights", help="print the layers' weights in a checkpoint of s3prl's runner")
@@ -70,12 +70,12 @@ def add_commands(commands):
 
 def _add_checkpoints_and_cache(command, out):
     add_checkpoint(command, "checkpoints", nargs="+",
-                   help=f"{CHECKPOINT}; or log-mel, the baseline that has learned nothing. All are drawn in one plot")
+                   help=f"{CHECKPOINT}; or log-mel, the baseline without a network. All are drawn in one plot")
     add_out(command, "folder for the results", default=out)
     add_upstream_config(command)
-    command.add_argument("--cache", type=Path, help="folder for what is computed once; default: cache in OUT")
+    command.add_argument("--cache", type=Path, help="folder for cached hidden states; default: cache in OUT")
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32",
-                         help="type of the numbers in the cache; default: float32")
+                         help="data type in the cache; default: float32")
     add_device(command)
 
 
@@ -131,7 +131,7 @@ def _probe_frames(options):
 
 
 def _summarise(results, out):
-    """Print the report's summary and what is left out; returns the exit status."""
+    """Print the report's summary and the skipped files. Returns the exit status."""
     summary = (out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
     print(f"{summary}\n\nwrote {out}")
     return name_left_out(results["unreadable"])

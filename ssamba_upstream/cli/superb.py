@@ -48,30 +48,30 @@ def add_commands(commands):
     superb = commands.add_parser("superb",
                                  help="run any of SUPERB's tasks: search on dev, five folds, table of results")
     add_checkpoint(superb, help=f"{CHECKPOINT}; or the name of an s3prl upstream such as fbank")
-    add_out(superb, "folder of the runs and the results; the same command goes on with what is there")
+    add_out(superb, "folder for runs and results; run the same command again to continue")
     for task, corpus in SUPERB_CORPORA.items():
         superb.add_argument(f"--{task}", type=Path, metavar="ROOT", help=f"folder of {corpus}")
     superb.add_argument("--downstream", nargs=2, action="append", default=[], metavar=("NAME", "CONFIG.yaml"),
                         help="another of s3prl's downstreams, such as fluent_commands; its config names the corpus")
-    superb.add_argument("--upstream", metavar="NAME", help="s3prl's entry for the path; default: ssamba_local")
+    superb.add_argument("--upstream", metavar="NAME", help="s3prl entry for the checkpoint; default: ssamba_local")
     add_upstream_config(superb)
     superb.add_argument("--finetune", action="store_true", help="train the upstream as well, with the papers' configs")
     superb.add_argument("--learning-rates", type=float, nargs="+", metavar="RATE",
-                        help="searched on dev; default: 1e-2 1e-3 1e-4, with --finetune 1e-4 5e-5 1e-5")
+                        help="learning rates to search on dev; default: 1e-2 1e-3 1e-4, with --finetune 1e-4 5e-5 1e-5")
     superb.add_argument("--by-runner", action="store_true",
-                        help="train SID, ER, KS and IC on waveforms, as s3prl does, and not on averages over time")
+                        help="train SID, ER, KS and IC on waveforms, as s3prl does, instead of on averages over time")
     add_cache(superb)
-    superb.add_argument("--jobs", type=int, default=1, help="cells run at once, on one GPU after the other; default: 1")
+    superb.add_argument("--jobs", type=int, default=1, help="cells to run at once, on each GPU in turn; default: 1")
     add_device(superb)
     superb.add_argument("--dscore", type=Path, metavar="FOLDER",
-                        help="a clone of https://github.com/ftshijt/dscore, which measures the DER of --sd")
+                        help="clone of https://github.com/ftshijt/dscore, which measures the DER of --sd")
     superb.add_argument("--language-model", type=Path, nargs=2, metavar=("KENLM", "LEXICON"),
                         help="LibriSpeech's 4-gram and the lexicon of letters, for the second WER of --asr")
     superb.add_argument("-o", "--override", default="",
-                        help="as s3prl's -o, for all tasks: config.a.b=1,,config.c=2")
+                        help="s3prl's -o for all tasks, such as config.a.b=1,,config.c=2")
     only = superb.add_mutually_exclusive_group()
     only.add_argument("--plan", action="store_true", help="print the plan and stop")
-    only.add_argument("--cell", type=int, metavar="NUMBER", help="run this cell of the plan only, for job arrays")
+    only.add_argument("--cell", type=int, metavar="NUMBER", help="run only this cell of the plan, for job arrays")
     superb.set_defaults(run=_superb)
 
     submit = commands.add_parser("submit", help="check s3prl's predictions and zip them for SUPERB's leaderboard")
@@ -82,7 +82,7 @@ def add_commands(commands):
     add_out(submit, "folder for predict.zip")
     submit.set_defaults(run=_submit, needs_network=False)
 
-    export = commands.add_parser("export-hidden-set", help="write the folder that SUPERB's hidden-set track wants")
+    export = commands.add_parser("export-hidden-set", help="write the folder required by SUPERB's hidden-set track")
     add_checkpoint(export)
     add_upstream_config(export)
     add_out(export, "a new folder")
@@ -90,27 +90,27 @@ def add_commands(commands):
 
 
 def run_downstream(arguments):
-    """s3prl's own command, with its arguments as they are."""
-    from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+    """Run s3prl's own command with its arguments unchanged."""
+    from .. import auto_classes  # noqa: F401  (also makes torchaudio importable)
     from ..plugin.runner import main
 
     return main(arguments, "ssamba run-downstream")
 
 
 def run_s3prl(arguments):
-    """s3prl's recipes, with their arguments as they are."""
-    from .. import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+    """Run s3prl's recipes with their arguments unchanged."""
+    from .. import auto_classes  # noqa: F401  (also makes torchaudio importable)
     from ..plugin.runner import run_s3prl_main
 
     return run_s3prl_main(arguments, "ssamba s3prl")
 
 
 def _superb(options):
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's, treated as Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by batch systems, treated as Ctrl-C
     try:
         return _run_superb(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -125,7 +125,7 @@ def _run_superb(options):
     from ..training.distributed import choose_device
 
     if options.jobs < 1:
-        raise ValueError(f"--jobs {options.jobs}: expected one or more")
+        raise ValueError(f"--jobs is {options.jobs}. Set it to 1 or more")
     roots = {task: getattr(options, task) for task in SUPERB_CORPORA if getattr(options, task)}
     scorers = Scorers(options.dscore, options.language_model and tuple(options.language_model))
     device = choose_device(options.device)
@@ -134,7 +134,7 @@ def _run_superb(options):
     cells = make_cells(upstream, roots, options.downstream, options.finetune, options.learning_rates,
                        options.override, keeping, options.by_runner)
     _, earlier = campaign.read_cells(options.out)
-    if earlier:  # said before hours of training, too
+    if earlier:  # also reported before hours of training
         print(results.note_on_earlier(earlier), file=sys.stderr, flush=True)
     if options.cell is None:
         print(plan(cells, options.out, device, options.jobs, scorers, compare=options.plan), flush=True)
@@ -144,7 +144,7 @@ def _run_superb(options):
     elif 0 <= options.cell < len(cells):
         chosen = [cells[options.cell]]
     else:
-        raise ValueError(f"--cell {options.cell}: the plan has cells 0 to {len(cells) - 1}")
+        raise ValueError(f"--cell {options.cell} is not in the plan. Give a number from 0 to {len(cells) - 1}")
     campaign.prepare(cells, options.out)
     failures = campaign.run_cells(chosen, options.out, device, options.jobs, scorers, keeping)
     rows = results.write_results(options.out, scorers)

@@ -6,20 +6,20 @@ from .options import CHECKPOINT, INTERRUPTED, add_checkpoint, add_device, add_ou
 
 
 def add_commands(commands):
-    pretrain = commands.add_parser("pretrain", help="pretrain a network; under torchrun, on many GPUs")
+    pretrain = commands.add_parser("pretrain", help="pretrain a network; use torchrun for several GPUs")
     _add_arguments(pretrain, "tiny_400 or smoke", "train=my.jsonl model.norm=rms_norm")
     pretrain.set_defaults(run=_pretrain)
 
     finetune = commands.add_parser("finetune",
-                                   help="fine-tune a checkpoint to a classifier; under torchrun, on many GPUs")
+                                   help="fine-tune a checkpoint as a classifier; use torchrun for several GPUs")
     _add_arguments(finetune, "esc50 or speech_commands_v1", "data=my.csv checkpoint=RUN/best")
     finetune.set_defaults(run=_finetune)
 
     show = commands.add_parser("show-masks", help="draw a recording, its masked patches and their reconstruction")
-    add_checkpoint(show, help=f"one with the heads of pretraining: {CHECKPOINT}")
+    add_checkpoint(show, help=f"checkpoint with pretraining heads: {CHECKPOINT}")
     show.add_argument("recording", type=Path, help="audio file to draw")
     add_out(show, "picture to write", "OUT.png")
-    show.add_argument("--seed", type=int, default=0, help="of the mask; default: 0")
+    show.add_argument("--seed", type=int, default=0, help="seed of the mask; default: 0")
     show.set_defaults(run=_show_masks)
 
 
@@ -27,8 +27,8 @@ def _add_arguments(parser, recipes, fields):
     parser.add_argument("recipe", help=f"a YAML file, or one of the package's, such as {recipes}")
     add_out(parser, "folder of the run", "RUN")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
-                        help=f"fields of the recipe to be changed, such as {fields}")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN, if there is one")
+                        help=f"fields of the recipe to change, such as {fields}")
+    parser.add_argument("--resume", action="store_true", help="resume the run in RUN, if there is one")
     add_device(parser)
 
 

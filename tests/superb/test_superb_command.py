@@ -513,7 +513,7 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
     assert superb("--cell", "1") == 0
     assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]
     assert rows(tmp_path)[0]["unfinished"] == 1
-    assert superb("--cell", "2") == 1 and "cells 0 to 1" in capsys.readouterr().err
+    assert superb("--cell", "2") == 1 and "from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -527,7 +527,7 @@ def test_one_cell_of_an_array(control, superb, tmp_path, capsys):
     (["-o", "config.runner.total_steps=2,,config.runner.eval_step=3"], "nothing is evaluated on dev"),
     (["--er", "nowhere"], "does not exist"),
     (["-g", "nothing"], "published_10s"),
-    (["--jobs", "0"], "one or more"),
+    (["--jobs", "0"], "1 or more"),
     (["-o", f"{STEPS},,config.downstream_expert.datarc.batch_size=1000"], "fewer than one batch of 1000"),
 ])
 def test_refusals_before_anything_runs(control, superb, arguments, message, capsys, tmp_path):
