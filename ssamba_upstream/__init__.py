@@ -1,8 +1,8 @@
 """SSAMBA (Self-Supervised Audio Mamba, arXiv 2405.11831) as an s3prl upstream for SUPERB.
 
-Importing this package makes its models known to transformers' Auto classes, so that ``AutoModel.from_pretrained`` and
-pipelines take its checkpoints; s3prl is imported by :func:`register` only. The ``ssamba`` command imports the package
-too, if only to check a corpus or to print a page of help; there the models are imported when something asks for them.
+Importing this package registers its models with transformers' Auto classes, so ``AutoModel.from_pretrained`` and
+pipelines load its checkpoints. Only :func:`register` imports s3prl. The ``ssamba`` command imports models only if it
+needs them, so that printing help or checking a corpus is fast.
 """
 
 import importlib.metadata
@@ -22,13 +22,13 @@ _MODULES = {
         "SsambaModel",
     ], ".auto_classes"),
 }
-"""Names of this package -> their modules, which are imported when a name is first asked for."""
+"""Public names -> their modules, which are imported when a name is first accessed."""
 
 __all__ = [*_MODULES, "__version__", "register"]
 
 
 def register() -> None:
-    """Put the SSAMBA entries on ``s3prl.hub``, see :func:`ssamba_upstream.plugin.registry.register`."""
+    """Add the SSAMBA entries to ``s3prl.hub``, see :func:`ssamba_upstream.plugin.registry.register`."""
     from .plugin import registry
 
     registry.register()
@@ -39,14 +39,14 @@ def __getattr__(name):
         return importlib.metadata.version("ssamba-upstream")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import auto_classes  # noqa: F401  (which makes torchaudio importable, too)
+    from . import auto_classes  # noqa: F401  (also makes torchaudio importable)
 
     return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def _is_command():
-    """Whether this process is the ``ssamba`` command: the script of that name, or ``python -m ssamba_upstream``."""
-    arguments = sys.orig_argv[1:]  # those of sys.argv are handed on to worker processes
+    """Return True if this process is the ``ssamba`` script or ``python -m ssamba_upstream``."""
+    arguments = sys.orig_argv[1:]  # worker processes inherit sys.argv
     return arguments[:2] == ["-m", __name__] or bool(arguments) and Path(arguments[0]).name == "ssamba"
 
 

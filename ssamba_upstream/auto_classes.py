@@ -1,4 +1,4 @@
-"""The package's models, known to transformers' Auto classes; importing this module makes them so."""
+"""Register the package's models with transformers' Auto classes, on import."""
 
 from .torchaudio_extension import ensure_torchaudio_imports
 

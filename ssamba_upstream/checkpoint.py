@@ -1,8 +1,8 @@
-"""Checkpoints: files of every format -> models, and back.
+"""Load models from checkpoints of every format, and save them.
 
-The format of this package is a folder with ``config.json`` and ``model.safetensors`` (what ``save_pretrained``
-writes), or one ``.safetensors`` or ``.ckpt`` file that carries its configuration. Checkpoints of the published code
-(``.pth``, a state dict with the prefix ``module.``) load as they are. No file is ever allowed to run code.
+This package's format is a folder with ``config.json`` and ``model.safetensors``, as written by ``save_pretrained``, or
+a single ``.safetensors`` or ``.ckpt`` file that includes its configuration. Checkpoints of the published code
+(``.pth``, a state dict with the prefix ``module.``) load directly. No file is ever allowed to run code.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ from .network.pretraining import SsambaForPreTraining
 
 CONFIG_KEY = "ssamba_config"
 
-ENCODER = SsambaModel.base_model_prefix + "."  # of the encoder's names in a model with heads
-# What a model has beside the encoder; a checkpoint's class is told by it.
+ENCODER = SsambaModel.base_model_prefix + "."  # prefix of the encoder's names in a model with heads
+# Modules that a model has in addition to the encoder; they identify a checkpoint's class.
 HEADS = {
     SsambaForPreTraining: {"mask_embed", "contrastive_head", "reconstruction_head"},
     SsambaForAudioClassification: {"classifier", "classifier_norm"},
     SsambaForAudioFrameClassification: {"frame_classifier", "frame_classifier_norm"},
 }
 
-STATE_NAMES = ("state_dict", "model", "model_state_dict", "net")  # where training loops keep a state dict
-MARK = "layers.0.mixer.A_log"  # a parameter of every encoder, by which it is found among the names of a larger model
+STATE_NAMES = ("state_dict", "model", "model_state_dict", "net")  # keys under which training loops keep a state dict
+MARK = "layers.0.mixer.A_log"  # a parameter of every encoder, which locates it within a larger model
 
-# What an official checkpoint holds beside the encoder: the pretraining grid and heads, and an unused classifier.
+# An official checkpoint also holds the pretraining grid and heads, and an unused classifier.
 OFFICIAL_GRID = ("p_input_fdim", "p_input_tdim")
 OFFICIAL_CLASSIFIER = "v.head."
 OFFICIAL_NAMES = {"v.": ENCODER, "cpredlayer.": "contrastive_head.", "gpredlayer.": "reconstruction_head."}
@@ -52,7 +52,7 @@ OFFICIAL_NAMES = {"v.": ENCODER, "cpredlayer.": "contrastive_head.", "gpredlayer
 S3PRL_NAMES = {"Downstream", "Featurizer"}  # in a checkpoint of s3prl's downstream training
 SAVE_ALONE = "as in torch.save(model.state_dict(), FILE)"
 
-# What transformers needs to load a classifier's folder in a program that has not imported this package.
+# Needed by transformers to load a classifier's folder in a program that has not imported this package.
 AUTO_CLASSES = {
     SsambaForAudioClassification: "AutoModelForAudioClassification",
     SsambaForAudioFrameClassification: "AutoModelForAudioFrameClassification",
@@ -70,28 +70,28 @@ def load_model(path: str | os.PathLike, block_order: str | None = None,
     """Load a checkpoint of any format.
 
     Args:
-        path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, of this package's format or of
-            the published code's; or a name, such as "ssamba_starter" or "ssamba_tiny", see
-            :func:`ssamba_upstream.downloads.find_checkpoint`. In a file the weights may lie under "state_dict",
-            "model", "model_state_dict" or "net", beside an optimizer or what else a training loop keeps.
-            The network may be a part of a larger one, with any prefix before its names, such as "module.", "model." or
-            "backbone."; what has another prefix is not read. Of weights of this package's models without their
-            configuration the encoder is read, of 128 mel bands or ``num_mel_bins``.
-        block_order: "paired" or "sequential". Default: what the checkpoint says; for the published code's files,
-            which do not say, "paired", the order in which they were trained. This package's weights without a
-            configuration do not say either, and are read with a block_order only.
-        model_class: SsambaModel, the encoder alone, or one of the classes with heads, SsambaForPreTraining,
-            SsambaForAudioClassification and SsambaForAudioFrameClassification. None: the one whose heads the checkpoint
-            has.
-        overrides: fields of :class:`SsambaConfig` to be changed, such as ``time_stride=10``; not ``dtype``.
+        path: a folder, or a ``.safetensors``, ``.ckpt``, ``.pt`` or ``.pth`` file, in this package's format or the
+            published code's; or a name, such as "ssamba_starter" or "ssamba_tiny", see
+            :func:`ssamba_upstream.downloads.find_checkpoint`. The weights in a file may be under "state_dict",
+            "model", "model_state_dict" or "net", next to an optimizer or other training state. The network may be part
+            of a larger one, with any prefix, such as "module.", "model." or "backbone."; names with another prefix are
+            ignored. From weights of this package's models without a configuration, only the encoder is read, with 128
+            mel bands or ``num_mel_bins``.
+        block_order: "paired" or "sequential". Default: as in the checkpoint, or "paired", the order used in training,
+            for the published code's files, which do not store it. Required for this package's weights without a
+            configuration.
+        model_class: SsambaModel, the encoder alone, or a class with heads: SsambaForPreTraining,
+            SsambaForAudioClassification or SsambaForAudioFrameClassification. None selects the class whose heads the
+            checkpoint has.
+        overrides: fields of :class:`SsambaConfig` to change, such as ``time_stride=10``; not ``dtype``.
 
     Returns:
-        a model of that class in float32, in eval mode.
+        A model of that class in float32, in eval mode.
 
     Raises:
-        CheckpointError: nothing there, not a SSAMBA checkpoint, damaged, a pickle with code in it, or weights that do
-            not fit the configuration exactly.
-        ValueError: an override that no network can be built from.
+        CheckpointError: If the checkpoint does not exist, is not a SSAMBA checkpoint, is damaged, is a pickle that
+            contains code, or has weights that do not match the configuration exactly.
+        ValueError: If no network can be built from the overrides.
     """
     config, state = _read(path, block_order, overrides.get("num_mel_bins", SsambaConfig().num_mel_bins))
     state, stored = current_names(state), _class_of(state)
@@ -110,82 +110,81 @@ def load_model(path: str | os.PathLike, block_order: str | None = None,
 
 
 def load_config(path: str | os.PathLike, **overrides) -> SsambaConfig:
-    """The SsambaConfig of the model that :func:`load_model` returns."""
+    """Return the SsambaConfig of the model that :func:`load_model` would load."""
     path = find_checkpoint(path)
     config = _read_folder_config(path) if path.is_dir() else _read(path)[0]
     return _in_float32(config, overrides)
 
 
 def save_model(model: PreTrainedModel, path: str | os.PathLike) -> None:
-    """Save a model in this package's format; see :func:`load_model` for reading it.
+    """Save a model in this package's format, for :func:`load_model`.
 
     Args:
         model: a SsambaModel, or one of the classes with heads.
-        path: a file ending in ``.safetensors`` or ``.ckpt``, which carries its configuration, or else a folder,
-            which must not hold anything yet.
+        path: a file ending in ``.safetensors`` or ``.ckpt``, which includes the configuration; or a folder, new or
+            empty.
 
     Raises:
-        FileExistsError: the folder is there and not empty.
+        FileExistsError: If the folder exists and is not empty.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         _write_safetensors(model, path, CONFIG_KEY, json.dumps(_fields(model), sort_keys=True))
     elif path.suffix == ".ckpt":
         content = {CONFIG_KEY: _fields(model), "state_dict": _contiguous(model.state_dict())}
-        # torch writes a file's name into it where it opens the file.
+        # If torch opens the file itself, it writes the file's name into it.
         with replacing(path) as target, target.open("wb") as file:
             torch.save(content, file)
     else:
         with new_folder(path) as folder:
             model.save_pretrained(folder)
-            # safetensors lets no one but the owner read what it writes.
+            # safetensors makes its files readable by the owner only.
             shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def write_model(model, folder, **fields):
-    """Write ``config.json`` and ``model.safetensors`` into a folder; each takes the place of one that is there at once.
+    """Write ``config.json`` and ``model.safetensors`` into a folder; each replaces an earlier file atomically.
 
     Args:
         model: a SsambaModel, or one of the classes with heads.
-        folder: made if it is not there.
-        fields: of the configuration, written in place of the model's.
+        folder: folder to write to, created if missing.
+        fields: fields of the configuration, written instead of the model's.
     """
     folder = Path(folder)
     write_json({**_fields(model), "architectures": [type(model).__name__], **fields}, folder / "config.json")
-    _write_safetensors(model, folder / "model.safetensors", "format", "pt")  # as transformers < 5 wants it
+    _write_safetensors(model, folder / "model.safetensors", "format", "pt")  # required by transformers < 5
 
 
 def _write_safetensors(model, path, key, value):
-    # One key, since safetensors writes several in an order of chance, and files of equal weights would differ.
+    # Only one key: safetensors writes several in random order, and files with equal weights would differ.
     with replacing(path) as target:
         save_file(_contiguous(model.state_dict()), target, metadata={key: value})
 
 
 def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overrides):
-    """A classifier to be fine-tuned: a head with random weights, drawn from torch's global generator, on an encoder.
+    """Create a classifier to fine-tune: an encoder with a random head, drawn from torch's global generator.
 
-    Where the clips are longer than the positions that the encoder has learned, and its positions are "physical", those
-    are stretched along time once, and ``pretraining_frames`` becomes the clips' length. "published" positions stretch
-    by themselves.
+    If the clips are longer than the encoder's learned positions, and those are "physical", they are stretched along
+    time once, and ``pretraining_frames`` becomes the clips' length. "published" positions stretch automatically.
 
     Args:
-        checkpoint: of the encoder, see :func:`load_model`; the heads that it has are left out. None: random weights.
+        checkpoint: checkpoint of the encoder, see :func:`load_model`; its heads are ignored. None: random weights.
         model_class: SsambaForAudioClassification or SsambaForAudioFrameClassification.
         labels: names of the classes, in the order of their indices.
         frames: length of the clips in fbank frames.
-        size: "tiny", "small" or "base", of an encoder with random weights.
+        size: "tiny", "small" or "base", for an encoder with random weights.
         overrides: fields of :class:`SsambaConfig`, such as ``time_stride``, ``drop_path_rate``, ``problem_type`` or
             ``pooling``.
 
     Returns:
-        a model of that class in float32, in eval mode.
+        A model of that class in float32, in eval mode.
 
     Raises:
-        CheckpointError: see :func:`load_model`.
-        ValueError: no class or two of the same name, or an override that no network can be built from.
+        CheckpointError: See :func:`load_model`.
+        ValueError: If there are no classes or two share a name, or no network can be built from the overrides.
     """
     if not labels or len(set(labels)) < len(labels):
-        raise ValueError(f"labels must be the names of classes, each once; got {list(labels)}")
+        raise ValueError(f"labels must be distinct class names, at least one; got {list(labels)}")
     if checkpoint is None:
         encoder = SsambaModel(SsambaConfig.from_size(size, **overrides))
     else:
@@ -205,17 +204,17 @@ def new_classifier(checkpoint, model_class, labels, frames, size="tiny", **overr
 
 
 def write_classifier(model, feature_extractor, folder):
-    """Write a classifier with its feature extractor into a folder, file by file; each takes the place of one that is
-    there at once, so that a folder of the same run can be loaded at any moment.
+    """Write a classifier with its feature extractor into a folder.
 
-    Transformers loads the folder after ``import ssamba_upstream``, and without it where it is told
-    ``trust_remote_code=True``: ``auto_map`` in ``config.json`` and ``preprocessor_config.json`` names ``ssamba.py``,
-    which imports the classes from this package, installed.
+    Each file replaces an earlier one atomically, so a run's folder can be loaded at any moment. Transformers loads it
+    after ``import ssamba_upstream``, or without that import if given ``trust_remote_code=True``: ``auto_map`` in
+    ``config.json`` and ``preprocessor_config.json`` names ``ssamba.py``, which imports the classes from the installed
+    package.
 
     Args:
         model: a SsambaForAudioClassification or SsambaForAudioFrameClassification.
-        feature_extractor: its SsambaFeatureExtractor, whose front end and clip length the configuration takes over.
-        folder: made where it is not there.
+        feature_extractor: its SsambaFeatureExtractor, whose front end and clip length the configuration adopts.
+        folder: folder to write to, created if missing.
     """
     folder = Path(folder)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
@@ -228,14 +227,14 @@ def write_classifier(model, feature_extractor, folder):
 
 
 def describe_size(config):
-    """A network's size in words: "tiny", "small" or "base", or of another network "12 blocks of width 192"."""
+    """Describe a network's size: "tiny", "small" or "base", or for other networks such as "12 blocks of width 192"."""
     published = config.size and config.num_hidden_layers == SsambaConfig().num_hidden_layers
     return config.size if published else f"{config.num_hidden_layers} blocks of width {config.hidden_size}"
 
 
 def content_hash(path):
-    """SHA-256 of what a checkpoint is: of a folder in this package's format, of its configuration and weights; of
-    another folder, of all files in it and their names; or of a file."""
+    """Compute the SHA-256 of a checkpoint: of the configuration and weights for a folder in this package's format, of
+    all files and their names for another folder, or of a single file."""
     path = find_checkpoint(path)
     files = [path / "config.json", path / "model.safetensors"]
     if not all(file.is_file() for file in files):
@@ -253,7 +252,7 @@ def _class_of(state):
 
 
 def _read(path, block_order=None, num_mel_bins=None):
-    """(SsambaConfig, state dict of SsambaModel or a model with heads) of a checkpoint of any format."""
+    """Read a checkpoint of any format. Return (SsambaConfig, state dict of SsambaModel or a model with heads)."""
     path = find_checkpoint(path)
     if path.is_dir():
         return _read_folder(path)
@@ -275,7 +274,7 @@ def _read(path, block_order=None, num_mel_bins=None):
 
 
 def _without_prefix(state, path):
-    """The network's part of a state dict, with the names that it has by itself; all of it if there is no encoder."""
+    """Return the network's part of a state dict, without its prefix; or the whole dict if it has no encoder."""
     state = {str(name): tensor for name, tensor in state.items()}
     prefixes = {found[1] for name in state if (found := re.fullmatch(rf"(|.*\.){re.escape(MARK)}", name))}
     if len(prefixes) > 1:
@@ -296,7 +295,7 @@ def _read_folder_config(folder):
     config = folder / "config.json"
     for file in (config, folder / "model.safetensors"):
         if not file.is_file():
-            raise CheckpointError(f"{folder} is no checkpoint: it has no {file.name}")
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no {file.name}")
     try:
         fields = json.loads(config.read_text())
     except (OSError, ValueError) as error:
@@ -313,13 +312,13 @@ def _read_safetensors(file):
             metadata = content.metadata() or {}
         return metadata, load_file(file)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is damaged or not a safetensors file: {error}") from error
 
 
 def _read_pickle(file):
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost anything
         if isinstance(error, pickle.UnpicklingError) and S3PRL_NAMES <= _strings(file):
             raise _s3prl_checkpoint(file) from None
         raise CheckpointError(f"{file} {why_unreadable(error)}. Save the state dict alone where the file was written, "
@@ -332,7 +331,7 @@ def _read_pickle(file):
 
 
 def why_unreadable(error):
-    """The reason why ``torch.load`` read no file, without its advice to let the file run code."""
+    """Return why ``torch.load`` failed, without torch's advice to let the file run code."""
     if not isinstance(error, pickle.UnpicklingError):
         return f"is damaged or truncated ({type(error).__name__})"
     found = re.search(r"GLOBAL (\S+)", str(error))
@@ -341,8 +340,8 @@ def why_unreadable(error):
 
 
 def _strings(file):
-    """The strings in what torch.save has written, of which nothing is loaded."""
-    with contextlib.suppress(zipfile.BadZipFile, ValueError):  # of an older format, or damaged
+    """Return the strings in a file written by torch.save, without unpickling it."""
+    with contextlib.suppress(zipfile.BadZipFile, ValueError):  # an older format, or damaged
         with zipfile.ZipFile(file) as archive:
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
         return {argument for content in pickles for _, argument, _ in pickletools.genops(content)
@@ -351,19 +350,19 @@ def _strings(file):
 
 
 def _s3prl_checkpoint(file):
-    return CheckpointError(f"{file} is a checkpoint of s3prl's downstream training, not of an upstream: evaluate or "
+    return CheckpointError(f"{file} is a checkpoint of s3prl's downstream training, not of an upstream. Evaluate or "
                            "resume it with -e, and give -k the upstream's own checkpoint")
 
 
 def _read_official(state, path):
-    """Configuration and weights of a checkpoint of the published code; every size is read from a shape."""
+    """Read a checkpoint of the published code: its weights, and its configuration from their shapes."""
     missing = [name for name in (*OFFICIAL_GRID, "v.cls_token", f"v.{MARK}") if name not in state]
     if missing:
-        raise CheckpointError(f"{path} is no SSAMBA checkpoint: it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{path} is not a SSAMBA checkpoint: it lacks {', '.join(missing)}")
     try:
         config = _official_config(state)
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not a complete SSAMBA checkpoint: {error}") from error
     weights = {
         _our_name(name): tensor for name, tensor in state.items()
         if name not in OFFICIAL_GRID and not name.startswith(OFFICIAL_CLASSIFIER)
@@ -372,22 +371,22 @@ def _read_official(state, path):
 
 
 def _read_bare(state, path, block_order, num_mel_bins):
-    """Configuration and weights of the encoder in a state dict of this package's models, which has none."""
+    """Read the encoder from a state dict of this package's models that has no configuration."""
     stored = _class_of(state)
     prefix = ENCODER if ENCODER + MARK in state else ""
     weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     if "cls_token" not in weights or MARK not in weights:
         held = ", ".join(map(str, [*state][:4]))
-        raise CheckpointError(f"{path} is no SSAMBA checkpoint: it holds {held} and so on")
+        raise CheckpointError(f"{path} is not a SSAMBA checkpoint: it holds {held} and so on")
     if block_order is None:
         raise CheckpointError(
-            f"{path} holds the weights of a {stored.__name__} without its configuration, and the order of the blocks "
-            f"does not show in them: give a folder that save_pretrained or a run of this package has written; or, for "
-            f"the encoder alone, say the order, as in `ssamba convert {path} --block-order sequential --out OUT`"
+            f"{path} holds the weights of a {stored.__name__} without its configuration, and the weights do not show "
+            f"the order of the blocks. Give a folder written by save_pretrained or a run of this package; or, for "
+            f"the encoder alone, set the order, as in `ssamba convert {path} --block-order sequential --out OUT`"
         )
     if "layers.0.mixer.A_b_log" not in weights:
-        raise CheckpointError(f"{path} holds a network that scans forwards only, without its configuration. Give a "
-                              "folder that save_pretrained or a run of this package has written")
+        raise CheckpointError(f"{path} holds a forward-only network without its configuration. Give a folder written "
+                              "by save_pretrained or a run of this package")
     try:
         sizes = _sizes(weights, "")
         rows = num_mel_bins // sizes["patch_size"][0]
@@ -397,7 +396,7 @@ def _read_bare(state, path, block_order, num_mel_bins):
             **sizes, num_mel_bins=num_mel_bins, pretraining_frames=frames, block_order=block_order
         )
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no whole SSAMBA checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not a complete SSAMBA checkpoint: {error}") from error
     return config, weights
 
 
@@ -419,7 +418,7 @@ def _official_config(state):
 
 
 def _sizes(state, prefix):
-    """The fields of a SsambaConfig that the shapes of an encoder's weights tell."""
+    """Infer fields of a SsambaConfig from the shapes of an encoder's weights."""
     layers, mixer = f"{prefix}layers.", f"{prefix}layers.0.mixer."
     channels, states = state[mixer + "A_log"].shape
     hidden_size = state[prefix + "cls_token"].shape[-1]
@@ -439,19 +438,19 @@ def _sizes(state, prefix):
 def _load_strictly(model, state, path):
     expected = model.state_dict()
     problems = [f"lacks {name}" for name in expected if name not in state]
-    problems += [f"has {name}, which the network has not" for name in state if name not in expected]
+    problems += [f"has {name}, which the network lacks" for name in state if name not in expected]
     problems += [
         f"has {name} {tuple(state[name].shape)}, the network {tuple(tensor.shape)}"
         for name, tensor in expected.items() if name in state and state[name].shape != tensor.shape
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path} does not fit its configuration: it {', it '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{path} does not match its configuration: it {', it '.join(problems[:3])}{more}")
     model.load_state_dict(state)
 
 
 def _in_float32(config, overrides):
-    """A configuration with some fields changed, and with the dtype of the models that are loaded."""
+    """Return a configuration with some fields overridden, and with the dtype of loaded models."""
     if "dtype" in overrides:
         raise ValueError("dtype cannot be set: models are loaded in float32. Convert the loaded model, as in "
                          "model.to(torch.bfloat16)")
@@ -459,8 +458,8 @@ def _in_float32(config, overrides):
 
 
 def _fields(model):
-    """The model's configuration with the dtype of its weights, in which transformers 5 loads them, and without where
-    transformers read it from, which is nobody else's business."""
+    """Return the model's configuration with the dtype of its weights, in which transformers 5 loads them, and without
+    the local path that transformers stores in it."""
     fields = {**model.config.to_dict(), "dtype": str(model.dtype).removeprefix("torch.")}
     return {name: value for name, value in fields.items() if name != "_name_or_path"}
 

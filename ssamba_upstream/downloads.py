@@ -1,4 +1,4 @@
-"""Checkpoint names -> files: bundled and published checkpoints, repositories of the Hugging Face hub, and URLs."""
+"""Find checkpoints by name: bundled and published ones, repositories on the Hugging Face hub, and URLs."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ from .network.configuration import HIDDEN_SIZES
 STARTER = "ssamba_starter"
 STARTER_FOLDER = Path(__file__).parent / "starter"
 BUNDLED = {STARTER: STARTER_FOLDER}
-"""Checkpoints that come with the package."""
+"""Checkpoints included in the package."""
 
 MASKED_PATCHES = (250, 300, 400)
 PUBLISHED = {
     **{f"ssamba_{size}": f"ssamba_{size}_{MASKED_PATCHES[-1]}" for size in HIDDEN_SIZES},
     **{name: name for size in HIDDEN_SIZES for masked in MASKED_PATCHES for name in [f"ssamba_{size}_{masked}"]},
 }
-"""Names of the published checkpoints, and of their files without the suffix."""
+"""Names of the published checkpoints -> names of their files without the suffix."""
 
 PUBLISHED_REPOSITORY = "attentionisallyouneed369/ssamba"
 CHECKPOINT_FOLDER_VARIABLE = "SSAMBA_CHECKPOINTS"
@@ -32,7 +32,7 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of another kind or of another size than asked for."""
+    """A checkpoint that is missing, damaged, or of the wrong kind or size."""
 
 
 def find_checkpoint(checkpoint: str | os.PathLike, refresh: bool = False) -> Path:
@@ -41,14 +41,14 @@ def find_checkpoint(checkpoint: str | os.PathLike, refresh: bool = False) -> Pat
     Every command, function and s3prl entry that takes a checkpoint calls this function.
 
     Args:
-        checkpoint: A path, or a name as in :func:`find_named`. If the path exists, it takes precedence over the name.
-        refresh: If True, download again.
+        checkpoint: a path, or a name as in :func:`find_named`. If the path exists, it takes precedence over the name.
+        refresh: if True, download again.
 
     Returns:
         The Path of a file or folder.
 
     Raises:
-        CheckpointError: There is no such path, and no checkpoint of that name.
+        CheckpointError: If there is no such path and no checkpoint of that name.
     """
     return Path(checkpoint) if os.path.exists(checkpoint) else find_named(str(checkpoint), refresh)
 
@@ -57,15 +57,15 @@ def find_named(name: str, refresh: bool = False) -> Path:
     """Find a checkpoint by its name, whether or not a path has that name.
 
     Args:
-        name: "ssamba_starter", which comes with the package; a published checkpoint such as "ssamba_tiny" or
+        name: "ssamba_starter", which is included in the package; a published checkpoint such as "ssamba_tiny" or
             "ssamba_tiny_400", see :func:`find_published`; "user/repository" on the Hugging Face hub; or a URL.
-        refresh: If True, download again.
+        refresh: if True, download again.
 
     Returns:
         The Path of a file or folder.
 
     Raises:
-        CheckpointError: There is no checkpoint of that name, or it cannot be downloaded.
+        CheckpointError: If there is no checkpoint of that name, or it cannot be downloaded.
     """
     if name in BUNDLED:
         return BUNDLED[name]
@@ -83,18 +83,18 @@ def find_named(name: str, refresh: bool = False) -> Path:
 def find_published(name, refresh=False):
     """Find a published checkpoint.
 
-    Looked for, in this order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder
-    that the environment variable SSAMBA_CHECKPOINTS names; the local cache of the Hugging Face hub; the hub.
+    Search order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder given by the
+    environment variable SSAMBA_CHECKPOINTS; the local cache of the Hugging Face hub; the hub.
 
     Args:
-        name: One of ``PUBLISHED``. A name without a number of masked patches means 400.
-        refresh: If True, download again.
+        name: one of ``PUBLISHED``. A name without a number of masked patches means 400.
+        refresh: if True, download again.
 
     Returns:
         The Path of a file or folder.
 
     Raises:
-        CheckpointError: It is nowhere, or the hub cannot be reached; says what was looked for.
+        CheckpointError: If it is not found or the hub cannot be reached. The message lists the places searched.
     """
     name = PUBLISHED[name]
     folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
@@ -115,7 +115,7 @@ def find_published(name, refresh=False):
             f"no checkpoint {name}: looked in the folder named by {CHECKPOINT_FOLDER_VARIABLE} "
             f"({folder or 'not set'}), in the local Hugging Face cache, and for {file} in the hub's "
             f"{PUBLISHED_REPOSITORY} ({type(error).__name__}). Give the path of a checkpoint (in s3prl with -k or "
-            f"path_or_url), or put it into a folder and name that in {CHECKPOINT_FOLDER_VARIABLE}"
+            f"path_or_url), or put it into a folder and set {CHECKPOINT_FOLDER_VARIABLE} to that folder"
         ) from error
 
 
@@ -123,8 +123,8 @@ def download_repository(repository, refresh=False):
     """Download a checkpoint folder in this package's format from the Hugging Face hub.
 
     Args:
-        repository: Such as "user/ssamba-tiny".
-        refresh: If True, download again.
+        repository: name of the repository, such as "user/ssamba-tiny".
+        refresh: if True, download again.
     """
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"], force_download=refresh))
@@ -135,7 +135,7 @@ def download_repository(repository, refresh=False):
 
 
 def download_url(url, refresh=False):
-    """Local copy of a checkpoint file at a URL, kept in torch.hub's folder under the URL's hash."""
+    """Download a checkpoint file from a URL into torch.hub's folder, under the URL's hash."""
     folder = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest()[:16])
     file = folder / (Path(urlparse(url).path).name or "checkpoint.ckpt")
     if refresh or not file.is_file():

@@ -1,4 +1,4 @@
-"""Waveforms -> frame-level hidden states: the front end, the windows and the encoder, one after the other."""
+"""Compute frame-level hidden states of waveforms with the front end, the windows and the encoder."""
 
 import contextlib
 import inspect
@@ -17,31 +17,31 @@ from .store import state_hash
 from .streaming import FrameStream
 from .windows import Windowing, encode, frame_index, tokens_to_frames
 
-PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of patches downstream, in mel bands and fbank frames (SSAST, section 3.1)
+PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of downstream patches, in mel bands and fbank frames (SSAST, section 3.1)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class UpstreamOptions:
-    """How waveforms become frames.
+    """Options for computing frames from waveforms.
 
     Attributes:
-        window_secs: length of the windows that the network reads, see :meth:`Windowing.for_model`. Default: 100 frames,
-            but no more than 10 s or the whole patches of a pretraining clip.
-        time_stride: distance of frames in fbank frames, of 10 ms unless the checkpoint has others, from 1 to the width
-            of its patches. Default: 10, a frame every 100 ms, of patches 16 wide as the published ones are; of others,
-            that width.
-        frequency_stride: distance of patches in mel bands, from 1 to the height of the patches. Default: 10, 12 patches
-            in a column, of patches 16 high; of others, that height.
-        frequency_pooling: "concat" (default), a frame is its column's patches one after the other, 12 * E wide; or
-            "mean", their mean, E wide.
+        window_secs: length of the network's windows in seconds, see :meth:`Windowing.for_model`. Default: 100 frames,
+            but at most 10 s and at most the whole patches of a pretraining clip.
+        time_stride: distance between frames in fbank frames (10 ms unless the checkpoint differs), from 1 to the width
+            of its patches. Default: 10, a frame every 100 ms, for patches 16 wide such as the published ones; otherwise
+            the width of the patches.
+        frequency_stride: distance between patches in mel bands, from 1 to the height of the patches. Default: 10, which
+            gives 12 patches in a column, for patches 16 high; otherwise the height of the patches.
+        frequency_pooling: "concat" (default): a frame concatenates its column's patches and is 12 * E wide; or "mean":
+            a frame is their mean and E wide.
         positions: "physical" (default) or "published", see :mod:`ssamba_upstream.network.positions`.
         padding: "none" (default) or "published", see :class:`ssamba_upstream.windows.Windowing`.
-        precision: "float32" (default), "bfloat16" or "float16", of the network's matrix products. What is returned
-            is float32.
+        precision: "float32" (default), "bfloat16" or "float16" for the network's matrix products. Results are always
+            float32.
 
     Raises:
-        ValueError: a value that is none of the choices.
+        ValueError: If an option is not one of its choices.
     """
 
     window_secs: float | None = None
@@ -59,38 +59,38 @@ class UpstreamOptions:
 
     @property
     def framing(self):
-        """The arguments of a :class:`FrameEncoder`; the others are the network's."""
+        """Options that are arguments of :class:`FrameEncoder`; the others belong to the network."""
         names = ("window_secs", "frequency_pooling", "padding", "precision")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def read(cls, config=None, **options):
-        """The options of a YAML file.
+        """Read options from a YAML file.
 
         Args:
-            config: the file's path, or the name of one of the package's, such as "hop_20ms". Default: no file.
-            options: these come before what the file says.
+            config: path of the file, or name of one of the package's configs, such as "hop_20ms". Default: no file.
+            options: options that override those of the file.
 
         Raises:
-            ValueError: no such file, a file of something else, or an option that there is not.
+            ValueError: If there is no such file, it does not hold options, or an option is unknown.
         """
         options = {**_read_options(config), **options}
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; there are: {', '.join(known)}")
+            raise ValueError(f"unknown option {', '.join(unknown)}. Choose from {', '.join(known)}")
         return cls(**options)
 
 
 class FrameEncoder(nn.Module):
-    """Waveforms in, frame-level hidden states of every Mamba layer out.
+    """Module that maps waveforms to frame-level hidden states of every Mamba layer.
 
     Args:
-        model: a SsambaModel, with the strides and positions that the frames are to have.
+        model: a SsambaModel with the desired strides and positions.
         window_secs, frequency_pooling, padding, precision: see :class:`UpstreamOptions`.
 
     Raises:
-        ValueError: windows that the network's positions do not reach, see :meth:`Windowing.for_model`.
+        ValueError: If windows exceed the network's positions, see :meth:`Windowing.for_model`.
     """
 
     def __init__(self, model, window_secs=None, frequency_pooling="concat", padding="none", precision="float32"):
@@ -103,22 +103,22 @@ class FrameEncoder(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, options=None):
-        """The frames of a checkpoint.
+        """Create a FrameEncoder from a checkpoint.
 
         Args:
-            checkpoint: its path.
-            options: UpstreamOptions. Default: the default ones.
+            checkpoint: path or name, see :func:`ssamba_upstream.checkpoint.load_model`.
+            options: UpstreamOptions. Default: the default options.
 
         Raises:
-            CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
-            ValueError: an option out of range.
+            CheckpointError: See :func:`ssamba_upstream.checkpoint.load_model`.
+            ValueError: If an option is out of range.
         """
         options = options or UpstreamOptions()
         return cls(load_encoder(checkpoint, options), **options.framing)
 
     def description(self):
-        """Everything that decides the hidden states of a waveform, made of dicts, lists, strings and numbers, see
-        :class:`ssamba_upstream.store.HiddenStateStore`."""
+        """Describe everything that determines the hidden states of a waveform, for
+        :class:`ssamba_upstream.store.HiddenStateStore`. Made of dicts, lists, strings and numbers."""
         config, windowing = self.model.config, self.windowing
         return {
             "weights": state_hash(self.model),
@@ -130,12 +130,12 @@ class FrameEncoder(nn.Module):
 
     @property
     def sampling_rate(self):
-        """Of the waveforms, in Hz."""
+        """Sampling rate of the waveforms in Hz."""
         return self.model.config.sampling_rate
 
     @property
     def width(self):
-        """Features of a frame."""
+        """Number of features in a frame."""
         config = self.model.config
         return config.hidden_size * (1 if self.frequency_pooling == "mean" else config.num_patch_rows)
 
@@ -147,27 +147,27 @@ class FrameEncoder(nn.Module):
 
         Returns:
             BaseModelOutput with ``hidden_states``, depth + 1 tensors (utterances, frames, width), and
-            ``last_hidden_state`` of that shape, the final norm. An utterance of n samples has ceil(n / hop) frames;
-            past its end there are zeros. The frames do not depend on the other utterances, unless linear layers are
-            quantised dynamically.
+            ``last_hidden_state`` of that shape, the final norm. An utterance of n samples has ceil(n / hop) frames,
+            followed by zeros. Frames do not depend on the other utterances, unless linear layers are quantised
+            dynamically.
 
         Raises:
-            ValueError: no utterance, an empty, stereo, NaN or infinite one, or another integer type.
+            ValueError: If there is no utterance, or one is empty, stereo, NaN, infinite or of another integer type.
         """
         layers, index = self.tokens(check_waveforms(wavs, self.sampling_rate))
         states = []
-        while layers:  # let go of each layer's tokens as soon as its frames are there
+        while layers:  # free each layer's tokens as soon as its frames are computed
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
         return BaseModelOutput(hidden_states=tuple(states[:-1]), last_hidden_state=states[-1])
 
     def stream(self, count=1):
-        """The same frames as audio arrives: a :class:`ssamba_upstream.streaming.FrameStream` of so many streams."""
+        """Return a :class:`ssamba_upstream.streaming.FrameStream`: the same frames as audio arrives, for ``count``
+        simultaneous streams."""
         return FrameStream(self, count)
 
     def tokens(self, wavs):
-        """Waveforms, list of (samples,) float32 -> tokens of every hidden state, and last of the final norm, each
-        (total tokens, E); and where the frames find theirs, (utterances, frames, rows), see
-        :func:`ssamba_upstream.windows.token_index`."""
+        """Compute the tokens of waveforms, list of (samples,) float32. Return those of every hidden state and finally
+        of the final norm, each (total tokens, E), and their :func:`ssamba_upstream.windows.token_index`."""
         device = wavs[0].device
         windows = self.windowing.cut(wavs, self.log_mel)
         with self.autocast(device.type):
@@ -175,15 +175,15 @@ class FrameEncoder(nn.Module):
         return layers, send(frame_index(wavs, windows, firsts, self.windowing, self.model.config), device)
 
     def autocast(self, device_type):
-        """A context in which the network computes in the encoder's precision."""
+        """Return a context in which the network computes in the encoder's precision."""
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self.autocast_dtype)
 
 
 def load_encoder(checkpoint, options):
-    """The network of a checkpoint with the strides and positions of UpstreamOptions, and without stochastic depth, so
-    that frozen features are the same in train mode; see :func:`ssamba_upstream.checkpoint.load_model`."""
+    """Load a checkpoint's network with the strides and positions of UpstreamOptions, and without stochastic depth, so
+    that frozen features are the same in train mode. See :func:`ssamba_upstream.checkpoint.load_model`."""
     frequency_stride, time_stride = default_strides(load_config(checkpoint))
     return load_model(
         checkpoint, frequency_stride=options.frequency_stride or frequency_stride,
@@ -192,7 +192,7 @@ def load_encoder(checkpoint, options):
 
 
 def default_strides(config):
-    """The frequency and time strides that UpstreamOptions have by default, of a checkpoint's SsambaConfig."""
+    """Return the default frequency and time strides for a checkpoint's SsambaConfig."""
     return [PUBLISHED_STRIDE if side == PUBLISHED_SIDE else side for side in config.patch_size]
 
 

@@ -1,6 +1,6 @@
-"""Waveforms -> normalised log-mel, for a batch of utterances of any lengths at once.
+"""Normalised log-mel of waveforms, for a batch of utterances of any lengths.
 
-The features are Kaldi's fbank, without dither and energy, by default with the recipe's settings: 16 kHz, a 25 ms
+The features are Kaldi's fbank without dither and energy. The defaults are the published recipe's: 16 kHz, a 25 ms
 Hanning window every 10 ms, 128 mel bands from 20 Hz to 8 kHz, normalised with the statistics of the pretraining data.
 """
 
@@ -17,24 +17,24 @@ from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 PREEMPHASIS = 0.97
 
 SMALLEST_DEVIATION = 1e-3
-"""Of a clip's log-mel, by which it is divided: that of digital silence is rounding alone."""
+"""Lower bound of the deviation that a clip's log-mel is divided by: for digital silence it is only rounding error."""
 
-# Frames transformed at once: bounds the memory of long recordings, and is far past the size where batching pays.
+# Frames transformed at once: bounds the memory for long recordings, and is far more than batching needs to pay off.
 FRAMES_AT_ONCE = 8192
 
 
 class LogMel(nn.Module):
-    """Normalised log-mel of a batch of waveforms.
+    """Module that computes the normalised log-mel of a batch of waveforms.
 
     Equals ``torchaudio.compliance.kaldi.fbank(wav[None], htk_compat=True, sample_frequency=16000, use_energy=False,
     window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)``, then ``(x + 4.2677393) / (2 * 4.5689974)``.
-    The mean that the recipe takes off each waveform is not taken off here: Kaldi takes it off every frame.
+    Unlike the recipe, it does not subtract each waveform's mean, because Kaldi subtracts the mean of every frame.
 
-    It is computed in float32 at least, whatever dtype the module or torch's default is set to, and under autocast: a
-    log-mel of fewer bits is another input than the one of pretraining.
+    It always computes in at least float32, whatever the module's dtype, torch's default dtype or autocast: with fewer
+    bits, the log-mel would differ from pretraining's.
 
     Args:
-        front_end: the :class:`FrontEnd`. Default: the one above.
+        front_end: the :class:`FrontEnd`. Default: the published one.
     """
 
     def __init__(self, front_end=PUBLISHED_FRONT_END):
@@ -50,7 +50,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", window, persistent=False)
 
     def _apply(self, fn, recurse=True):
-        """Move the buffers as ``fn`` does, which is of ``to``, ``half`` and the like, but to float32 at least."""
+        """Move the buffers with ``fn``, from ``to``, ``half`` and the like, but keep at least float32."""
         def move(buffer):
             moved = fn(buffer)
             return buffer.to(moved.device, torch.promote_types(moved.dtype, torch.float32))
@@ -60,11 +60,11 @@ class LogMel(nn.Module):
     def forward(self, wavs):
         """
         Args:
-            wavs: list of (samples,) waveforms in [-1, 1] at the front end's rate, float32, of any lengths.
+            wavs: list of (samples,) float32 waveforms in [-1, 1] at the front end's sampling rate, of any lengths.
 
         Returns:
-            list of (frames, mel): :meth:`FrontEnd.frames_of` each; at 16 kHz 1 + (samples - 400) // 160, none for
-            fewer than 400 samples.
+            list of (frames, mel), with :meth:`FrontEnd.frames_of` frames each: at 16 kHz 1 + (samples - 400) // 160, or
+            none for fewer than 400 samples.
         """
         front_end = self.front_end
         counts = [front_end.frames_of(len(wav)) for wav in wavs]
@@ -78,17 +78,17 @@ class LogMel(nn.Module):
         return clips if front_end.normalisation == "data" else [self._normalise_clip(clip) for clip in clips]
 
     def at_least_one_frame(self, wavs):
-        """Waveforms, list of (samples,), those shorter than one analysis window zero-padded at their end to one."""
+        """Zero-pad waveforms, list of (samples,), at the end to at least one analysis window."""
         return [F.pad(wav, (0, max(0, self.front_end.frame_samples - len(wav)))) for wav in wavs]
 
     def fixed_length(self, wavs, frames):
-        """Normalised log-mel of clips, all brought to the same length as the recipe does.
+        """Compute the normalised log-mel of clips, cut or padded to one length as in the recipe.
 
         Args:
             wavs: list of (samples,) waveforms, see :meth:`forward`.
-            frames: the length; a longer clip is cut at its end, a shorter one is padded there with a log-mel of zero,
-                before it is normalised, or with its mean where clips are normalised each by itself. A clip shorter
-                than one analysis window is heard as one window.
+            frames: length in fbank frames. Longer clips are cut at the end. Shorter ones are padded at the end with a
+                log-mel of zero before normalisation, or with their mean if normalised by clip. A clip shorter than one
+                analysis window is zero-padded to one.
 
         Returns:
             (clips, frames, mel)
@@ -110,16 +110,16 @@ class LogMel(nn.Module):
 
     @staticmethod
     def _normalise_clip(clip):
-        """(frames, mel); of a clip that is the same everywhere, as digital silence is, zeros."""
+        """Normalise a clip, (frames, mel), by its own statistics. A constant clip, such as silence, becomes zeros."""
         if not len(clip):
             return clip
         return (clip - clip.mean()) / (2 * clip.std(correction=0).clamp(min=SMALLEST_DEVIATION))
 
 
 def as_tensor(samples):
-    """Return samples as a tensor: a tensor as it is, and a copy of an array or a list.
+    """Return samples as a tensor: a tensor unchanged, an array or a list as a copy.
 
-    numpy's reversed and big-endian arrays, which torch refuses, are converted.
+    Reversed and big-endian numpy arrays, which torch rejects, are converted.
     """
     if isinstance(samples, torch.Tensor):
         return samples
@@ -138,20 +138,20 @@ def _float32_by_default():
 
 
 def check_waveforms(wavs, sampling_rate=FrontEnd.sampling_rate):
-    """Waveforms as the front end reads them, (samples,) in float32.
+    """Check waveforms and return them as the front end reads them, (samples,) in float32.
 
     Args:
-        wavs: list of (samples,), of floating point in [-1, 1], or int16, which is divided by 32768; on one device.
+        wavs: list of (samples,), floating point in [-1, 1], or int16, which is divided by 32768; on one device.
             Arrays may be reversed or big-endian.
-        sampling_rate: at which they should be, in Hz, for the messages.
+        sampling_rate: expected sampling rate in Hz, for error messages.
 
     Raises:
-        ValueError: no waveform, an empty, stereo, NaN or infinite one, or another integer type.
+        ValueError: If there is no waveform, or one is empty, stereo, NaN, infinite or of another integer type.
     """
     if not wavs:
         raise ValueError("got an empty list of waveforms; expected at least one")
     wavs = [_check_waveform(wav, i, sampling_rate) for i, wav in enumerate(wavs)]
-    if not torch.isfinite(torch.cat(wavs)).all():  # a GPU is waited for once, not for each
+    if not torch.isfinite(torch.cat(wavs)).all():  # synchronises with the GPU once, not for each waveform
         bad = next(i for i, wav in enumerate(wavs) if not torch.isfinite(wav).all())
         raise ValueError(f"waveform {bad} holds NaN or infinite samples")
     return wavs

@@ -1,8 +1,8 @@
-"""Import torchaudio where its compiled extension cannot be loaded.
+"""Import torchaudio even if its compiled extension cannot be loaded.
 
-Published torchaudio wheels link against CUDA. Beside a CPU-only torch, ``import torchaudio`` fails although nothing
-that this package, transformers or s3prl needs of it is compiled. Transformers imports torchaudio as well, so this
-repair has to come before transformers is imported.
+Published torchaudio wheels link against CUDA. With a CPU-only torch, ``import torchaudio`` fails, although this
+package, transformers and s3prl need none of its compiled parts. Transformers imports torchaudio as well, so this repair
+must run before transformers is imported.
 """
 
 import importlib
@@ -14,10 +14,10 @@ def ensure_torchaudio_imports() -> bool:
     """Import torchaudio, without its compiled extension if that cannot be loaded.
 
     Returns:
-        True when the extension had to be replaced by a stand-in that declares it absent.
+        True if the extension was replaced by a stand-in that declares it absent.
 
     Raises:
-        ImportError, OSError: torchaudio is missing, or broken in another way than its extension.
+        ImportError, OSError: If torchaudio is missing, or fails for a reason other than its extension.
     """
     try:
         importlib.import_module("torchaudio")
@@ -40,6 +40,6 @@ def _absent_extension() -> types.ModuleType:
 
 def _fail_without_alignment(function):
     def unavailable(*args, **kwargs):
-        raise RuntimeError(f"torchaudio.functional.{function.__name__} needs torchaudio's compiled extension, "
-                           "which cannot be loaded beside this torch; install matching builds of the two.")
+        raise RuntimeError(f"torchaudio.functional.{function.__name__} needs torchaudio's compiled extension, which "
+                           "cannot be loaded with this torch. Install matching builds of torch and torchaudio.")
     return unavailable

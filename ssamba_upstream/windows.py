@@ -1,8 +1,8 @@
-"""Utterances -> windows of log-mel that the network reads, and its tokens -> frames of the utterances.
+"""Split utterances into windows of log-mel for the network, and turn its tokens into frames of the utterances.
 
-A frame is one column of patches: the hop is the time stride, and n samples give exactly ceil(n / hop) frames. Frames
-of an utterance depend on that utterance alone, unless the network's linear layers are quantised dynamically: these
-round their inputs by the largest value of all windows.
+A frame is one column of patches: the hop is the time stride, and n samples give exactly ceil(n / hop) frames. An
+utterance's frames depend on that utterance alone, unless the network's linear layers are quantised dynamically, which
+scales their inputs by the largest value of all windows.
 """
 
 import itertools
@@ -15,26 +15,26 @@ from .network.configuration import PUBLISHED_FRONT_END, FrontEnd
 from .packing import pack
 
 LONGEST_DEFAULT_WINDOW = 10.0  # seconds
-DEFAULT_COLUMNS = 100  # of a window, so that at any hop the network reads as many tokens at a time
+DEFAULT_COLUMNS = 100  # in a window, so that the number of tokens does not depend on the hop
 
-# Tokens sent through the network at once: bounds the memory of long recordings, and keeps a GPU busy.
+# Tokens processed at once: bounds the memory for long recordings, and keeps a GPU busy.
 TOKENS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
 class Windowing:
-    """How utterances are cut into windows.
+    """Rules for splitting utterances into windows.
 
     Attributes:
         window_secs: length of a window in seconds.
-        time_stride: distance of columns in fbank frames.
-        patch_width: of a patch, in fbank frames.
-        padding: "none": the grid of columns runs through the whole utterance, a window is a run of its columns, and
-            only the last column may need fbank frames past the end, which are zero. "published": the utterance is
-            zero-padded to whole windows, each of which is turned into fbank and patches by itself; the columns this
-            loses at each window's end make the later frames come early, and the last frame repeats.
-        front_end: of the fbank frames. Default: the published one, with a frame every 10 ms.
-        whole: If True, an utterance is one window, however long it is, as for causal networks.
+        time_stride: distance between columns in fbank frames.
+        patch_width: width of a patch in fbank frames.
+        padding: "none": one grid of columns covers the whole utterance, and a window is a run of its columns. Only the
+            last column may extend past the end, into zeros. "published": the utterance is zero-padded to whole windows,
+            and each is converted to fbank and patches separately. This loses columns at each window's end, so later
+            frames come early, and the last frame repeats.
+        front_end: FrontEnd of the fbank frames. Default: the published one, with a frame every 10 ms.
+        whole: if True, an utterance of any length is a single window, as for causal networks.
     """
 
     window_secs: float
@@ -46,22 +46,22 @@ class Windowing:
 
     @classmethod
     def for_model(cls, config, window_secs=None, padding="none"):
-        """Windows for a network, at its own strides.
+        """Return the windowing for a network, with the network's strides.
 
         Args:
-            config: its SsambaConfig.
-            window_secs: length of a window. Default: 100 frames, but no more than 10 s or the whole patches of a
-                pretraining clip. A window that ends less than a column after the last "physical" position, as one of
-                the pretraining clips' length can, is cut there.
+            config: the network's SsambaConfig.
+            window_secs: window length in seconds. Default: 100 frames, but at most 10 s and at most the whole patches
+                of a pretraining clip. A window that ends less than a column after the last "physical" position, as one
+                with the length of the pretraining clips can, is cut there.
             padding: see :class:`Windowing`.
 
         Raises:
-            ValueError: windows shorter than a patch, or longer than the positions learned, if those are "physical"; or
-                windows or padding for a causal network, which reads utterances whole.
+            ValueError: If windows are shorter than a patch, or exceed the learned positions and those are "physical";
+                or if windows or padding are set for a causal network, which reads whole utterances.
         """
         front_end = config.front_end
         if config.causal and (window_secs is not None or padding != "none"):
-            raise ValueError("a causal network reads utterances whole. Leave window_secs and padding out")
+            raise ValueError("a causal network reads whole utterances. Leave window_secs and padding out")
         shortest, longest = map(front_end.seconds_of, (config.patch_size[1], config.learned_frames))
         if window_secs is None:
             hundred = front_end.seconds_of(DEFAULT_COLUMNS * config.time_stride)
@@ -73,14 +73,14 @@ class Windowing:
             return windowing
         if windowing.fbank_frames // config.time_stride > config.most_columns:
             raise ValueError(
-                f"window_secs={window_secs} is longer than the {longest:g} s whose positions the checkpoint has "
-                'learned; use shorter windows, or positions="published", which stretches them'
+                f"window_secs={window_secs} is longer than the {longest:g} s for which the checkpoint has learned "
+                'positions. Use shorter windows, or positions="published", which stretches them'
             )
         return replace(windowing, window_secs=front_end.seconds_of(config.most_columns * config.time_stride))
 
     @property
     def hop(self):
-        """Samples from frame to frame."""
+        """Distance between frames in samples."""
         return self.time_stride * self.front_end.shift_samples
 
     @property
@@ -89,40 +89,40 @@ class Windowing:
 
     @property
     def fbank_frames(self):
-        """Whole shifts from fbank frame to fbank frame in a full window."""
+        """Number of whole fbank frame shifts in a full window."""
         return self.window_samples // self.front_end.shift_samples
 
     @property
     def columns(self):
-        """Columns in a full window."""
+        """Number of columns in a full window."""
         if self.padding == "published":
             return (self.fbank_frames - self.patch_width) // self.time_stride + 1
         return max(1, round(self.fbank_frames / self.time_stride))
 
     def frames(self, samples):
-        """Frames of an utterance of so many samples: ceil(samples / hop)."""
+        """Return the number of frames of an utterance, given in samples: ceil(samples / hop)."""
         return -(-samples // self.hop)
 
     def shares_of_audio(self, samples):
-        """(frames,): how much of the width of its patches each frame of an utterance of so many samples has of the
-        utterance, from 1 down to 0: the rest are zeros past the end. Without ``padding``."""
+        """Return (frames,): the fraction, from 1 to 0, of each frame's patches that lies within an utterance of this
+        length in samples. The rest is zeros past the end. Assumes ``padding="none"``."""
         fbank_frames = max(1, self.front_end.frames_of(samples))
         begins = torch.arange(self.frames(samples)) * self.time_stride
         return (fbank_frames - begins).clamp(0, self.patch_width).float() / self.patch_width
 
     def cut(self, wavs, log_mel):
-        """list of (samples,) -> for each utterance, its windows in order: a list of (fbank frames, mel)."""
+        """list of (samples,) -> each utterance's windows in order, as a list of (fbank frames, mel)."""
         return (self._cut_published if self.padding == "published" else self._cut_running)(wavs, log_mel)
 
     def _cut_running(self, wavs, log_mel):
         counts = [self.frames(len(wav)) for wav in wavs]
-        # An utterance shorter than one analysis window still has something to say.
+        # An utterance shorter than one analysis window still has a frame.
         wavs = log_mel.at_least_one_frame(wavs)
         return [self.windows_of(fbank, count) for fbank, count in zip(log_mel(wavs), counts)]
 
     def windows_of(self, fbank, count):
-        """(any number of fbank frames, mel) -> the windows of its first ``count`` columns, in order, with zeros past
-        the end of the fbank."""
+        """(any number of fbank frames, mel) -> windows of its first ``count`` columns, in order, zero-padded at the
+        end."""
         columns = count if self.whole else self.columns
         return [self._columns_of(fbank, first, min(columns, count - first)) for first in range(0, count, columns)]
 
@@ -138,40 +138,40 @@ class Windowing:
 
 
 def _fit(fbank, length):
-    """(any number of fbank frames, mel) -> (length, mel), cut at the end or zero-padded there."""
+    """(any number of fbank frames, mel) -> (length, mel), cut or zero-padded at the end."""
     return F.pad(fbank[:length], (0, 0, 0, max(0, length - len(fbank))))
 
 
 def encode(windows, model):
-    """Send windows of any lengths through the network, many at a time.
+    """Encode windows of any lengths with the network, many at a time.
 
     Args:
         windows: list of (fbank frames, mel).
         model: a SsambaModel.
 
     Returns:
-        (layers, firsts): for every hidden state, and last for ``last_hidden_state``, the tokens of all windows one
-        after the other, (total tokens, E) in float32; and for every window, the index of its first token, which is
-        its class token.
+        (layers, firsts). ``layers`` holds the concatenated tokens of all windows, (total tokens, E) in float32, for
+        every hidden state and finally for ``last_hidden_state``. ``firsts`` holds the index of each window's first
+        token, its class token.
     """
     packs, sizes = [], [model.config.tokens(len(window)) for window in windows]
     for members in pack(sizes, TOKENS_AT_ONCE):
         output = model([windows[i] for i in members], output_hidden_states=True)
         packs.append([state.squeeze(0).float() for state in (*output.hidden_states, output.last_hidden_state)])
     layers = []
-    while packs[0]:  # let go of each part as soon as it is joined
+    while packs[0]:  # free each part as soon as it is concatenated
         parts = [states.pop(0) for states in packs]
         layers.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return layers, [0, *itertools.accumulate(sizes)][:-1]
 
 
 def frame_index(wavs, windows, firsts, windowing, config):
-    """Where the frames of utterances find their tokens, see :func:`token_index`.
+    """Return the :func:`token_index` of utterances.
 
     Args:
         wavs: list of (samples,).
-        windows: what ``windowing.cut`` made of them.
-        firsts: the index of each window's class token, see :func:`encode`.
+        windows: their windows from ``windowing.cut``.
+        firsts: index of each window's class token, see :func:`encode`.
         windowing, config: the Windowing, and the network's SsambaConfig.
     """
     firsts = iter(firsts)
@@ -184,17 +184,17 @@ def frame_index(wavs, windows, firsts, windowing, config):
 
 
 def token_index(counts, firsts, columns, rows):
-    """Where each utterance's frames find their tokens.
+    """Return the indices of the tokens that make up each utterance's frames.
 
     Args:
-        counts: frames wanted of each utterance.
-        firsts: for each utterance, the index of the class token of each of its windows.
-        columns: for each utterance, the columns of each of its windows.
-        rows: patches in a column.
+        counts: number of frames wanted for each utterance.
+        firsts: for each utterance, the index of each window's class token.
+        columns: for each utterance, the number of columns in each window.
+        rows: number of patches in a column.
 
     Returns:
-        (utterances, largest count, rows): indices of tokens, lowest band first; -1 where an utterance has ended.
-        Frames that its windows do not have repeat their last one.
+        (utterances, largest count, rows): token indices, lowest band first, -1 past the end of an utterance. If the
+        windows have too few frames, the last one repeats.
     """
     index = torch.full((len(counts), max(counts), rows), -1)
     for row, count, *windows in zip(index, counts, firsts, columns, strict=True):
@@ -206,15 +206,15 @@ def token_index(counts, firsts, columns, rows):
 
 
 def tokens_to_frames(tokens, index, pooling):
-    """Tokens of all windows -> frames of the utterances.
+    """Assemble the utterances' frames from the tokens of all windows.
 
     Args:
         tokens: (total tokens, E).
         index: (utterances, frames, rows), see :func:`token_index`.
-        pooling: "concat": the patches of a column one after the other, lowest band first; "mean": their mean.
+        pooling: "concat": a column's patches concatenated, lowest band first; "mean": their mean.
 
     Returns:
-        (utterances, frames, rows * E) or (utterances, frames, E); zero where an utterance has ended.
+        (utterances, frames, rows * E) or (utterances, frames, E); zero past the end of an utterance.
     """
     patches = tokens[index.clamp(min=0)]
     frames = patches.mean(dim=2) if pooling == "mean" else patches.flatten(2)

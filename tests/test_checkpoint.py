@@ -146,7 +146,7 @@ def test_an_encoder_alone_has_no_heads(tmp_path, model_class):
 @pytest.mark.parametrize("change, message", [
     (lambda s: s.pop("classifier.bias"), "lacks classifier.bias"),
     (lambda s: s.pop("ssamba.norm_f.bias"), "lacks ssamba.norm_f.bias"),
-    (lambda s: s.update({"mask_embedding": torch.ones(2)}), "has mask_embedding, which the network has not"),
+    (lambda s: s.update({"mask_embedding": torch.ones(2)}), "has mask_embedding, which the network lacks"),
     (lambda s: s.update({"classifier.bias": torch.ones(4)}), r"has classifier.bias \(4,\), the network"),
 ])
 def test_classifiers_must_fit_exactly(tmp_path, change, message):
@@ -162,7 +162,7 @@ def test_what_is_neither_encoder_nor_head_is_refused_of_the_encoder_too(tmp_path
     save_model(small_model_with_heads(SsambaForAudioClassification), tmp_path / "folder")
     state = load_file(tmp_path / "folder" / "model.safetensors")
     save_file({**state, "extra": torch.ones(2)}, tmp_path / "folder" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="has extra, which the network has not"):
+    with pytest.raises(CheckpointError, match="has extra, which the network lacks"):
         load_model(tmp_path / "folder")
 
 
@@ -207,7 +207,7 @@ def test_official_rms_norm_is_told_by_the_missing_biases(tmp_path, official_chec
     (lambda s: s.pop("module.v.layers.2.mixer.D_b"), "lacks layers.2.mixer.D_b"),
     (lambda s: s.update({"module.mlp_head.0.weight": torch.ones(2)}), "has mlp_head.0.weight, which the network has"),
     (lambda s: s.update({"module.v.pos_embed": torch.ones(1, 100, 32)}), r"has pos_embed \(1, 100, 32\), the network"),
-    (lambda s: s.pop("module.p_input_tdim"), "is no SSAMBA checkpoint: it lacks p_input_tdim"),
+    (lambda s: s.pop("module.p_input_tdim"), "is not a SSAMBA checkpoint: it lacks p_input_tdim"),
     (lambda s: s.pop("module.v.layers.0.mixer.conv1d.weight"), "no whole SSAMBA checkpoint"),
 ])
 def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, change, message):
@@ -302,7 +302,7 @@ def test_the_training_state_of_a_run_says_what_it_is(tmp_path):
 ])
 def test_what_is_no_checkpoint_is_named(tmp_path, content, held):
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match=f"is no SSAMBA checkpoint: {held}"):
+    with pytest.raises(CheckpointError, match=f"is not a SSAMBA checkpoint: {held}"):
         load_model(tmp_path / "other.ckpt")
 
 
@@ -349,7 +349,7 @@ def test_objects_beside_the_weights_are_named(tmp_path, beside, name, zipped, no
 @pytest.mark.parametrize("content", [b"", b"hello world", b"name,label\n", bytes(range(256)), b"\x80\x02}q\x00K\x01s."])
 def test_files_of_something_else(tmp_path, content):
     (tmp_path / "other.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"other.pth (is damaged|is refused|holds a|is no SSAMBA)"):
+    with pytest.raises(CheckpointError, match=r"other.pth (is damaged|is refused|holds a|is not a SSAMBA)"):
         load_model(tmp_path / "other.pth")
 
 
@@ -367,7 +367,7 @@ def test_truncated_files(tmp_path, name, kept):
 def test_missing_files(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file or folder"):
         load_model(tmp_path / "nothing.pth")
-    with pytest.raises(CheckpointError, match="is no checkpoint: it has no config.json"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it has no config.json"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     (tmp_path / "model.safetensors").touch()

@@ -112,5 +112,5 @@ def test_options_come_from_a_file_or_by_name(tmp_path):
     (tmp_path / "mine.yaml").write_text("- time_stride\n")
     with pytest.raises(ValueError, match="must hold options, one 'name: value' a line; it holds list"):
         UpstreamOptions.read(tmp_path / "mine.yaml")
-    with pytest.raises(ValueError, match="none of the package's upstream configs: default, hop_20ms, hop_40ms, "):
+    with pytest.raises(ValueError, match="upstream configs. Give a path, or one of default, hop_20ms, hop_40ms, "):
         UpstreamOptions.read("hop_20")

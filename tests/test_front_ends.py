@@ -234,7 +234,7 @@ def test_manifest_statistics(recordings, tmp_path, capsys):
     assert f"log-mel of {measured.frames} frames: {line}" in capsys.readouterr().out
     (tmp_path / "out.jsonl").unlink()
     assert main([*arguments, "bands=64"]) == 1
-    assert "--statistics has no field bands; there are: sampling_rate" in capsys.readouterr().err
+    assert "--statistics has no field bands. Choose from sampling_rate" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -1,4 +1,4 @@
-"""The rooms of the package: what imports what. Imports run downwards, and in no circle."""
+"""Imports between the package's rooms run downwards, without cycles."""
 
 import ast
 import graphlib
@@ -22,11 +22,11 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up. A room or file may import what is on its own floor or below, but for the circles below."""
+"""From the ground up. A room or file may import from its own floor or below, as long as there is no cycle."""
 
 
 def modules():
-    """Path, and dotted name below the package, of every module; a folder's is that of its ``__init__``."""
+    """Yield the path and dotted name of every module; ``__init__`` has the name of its folder."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
@@ -36,7 +36,7 @@ NAMES = {name for _, name in modules()}
 
 
 def imported(path):
-    """Dotted names of the package's modules that a module imports, wherever in it."""
+    """Yield the dotted names of the package's modules that a module imports anywhere in its code."""
     package = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def test_modules_import_each_other_in_no_circle():
 
 
 def test_s3prl_is_known_to_the_plugin_and_to_superb_only():
-    """The root's ``register`` calls the plugin, and nothing that importing the package imports does."""
+    """Importing the package imports no s3prl: only the root's ``register`` calls the plugin."""
     for path, name in modules():
         nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]

@@ -25,7 +25,7 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     assert content_hash(STARTER) == content_hash(STARTER_FOLDER)
     (tmp_path / STARTER).mkdir()
     assert find_checkpoint(STARTER) == (tmp_path / STARTER).relative_to(tmp_path)
-    with pytest.raises(CheckpointError, match="ssamba_starter is no checkpoint"):
+    with pytest.raises(CheckpointError, match="ssamba_starter is not a checkpoint"):
         load_model(STARTER)
 
 

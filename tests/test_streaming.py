@@ -124,7 +124,7 @@ def test_no_gradients_are_kept():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="not causal, and carries no state on. Train one"):
+    with pytest.raises(ValueError, match="not causal and cannot continue from a state. Train one"):
         encoder(directions="both").stream()
     stream = encoder().stream(2)
     with pytest.raises(ValueError, match="got 1 waveforms for 2 streams. Give one for each"):

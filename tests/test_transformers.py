@@ -133,7 +133,7 @@ def test_every_model_takes_what_the_feature_extractor_returns(model_class):
             torch.testing.assert_close(model(**longer).logits.softmax(1)[:1],
                                        model(longer.input_values[:1, :128]).logits.softmax(1))
         else:
-            with pytest.raises(ValueError, match="3 windows of each recording.* with truncation=True"):
+            with pytest.raises(ValueError, match="3 windows per recording.* with truncation=True"):
                 model(**longer)
 
 
@@ -322,7 +322,7 @@ def test_dynamic_quantisation_of_a_whole_classifier():
 
 
 def test_traces_are_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="torch.jit.trace cannot record the scan.*; use torch.compile or torch.export"):
+    with pytest.raises(ValueError, match="torch.jit.trace cannot record the scan.*. Use torch.compile or torch.export"):
         torch.jit.trace(SsambaModel(SsambaConfig(**NETWORK)).eval(), torch.randn(1, 64, 32))
 
 

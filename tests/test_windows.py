@@ -59,7 +59,7 @@ def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
 def test_windows_beyond_the_learned_positions(padding):
     config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # of which 96 are in whole patches
     assert Windowing.for_model(config, 1.03, padding).columns == 12
-    with pytest.raises(ValueError, match=r"window_secs=1.12 is longer than the 0.96 s whose positions"):
+    with pytest.raises(ValueError, match=r"window_secs=1.12 is longer than the 0.96 s for which"):
         Windowing.for_model(config, 1.12, padding)
     config.positions = "published"
     assert Windowing.for_model(config, 1.12, padding).columns == 14

@@ -246,14 +246,14 @@ def test_options_from_file_and_by_name(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"stride": 10}, "unknown option stride; there are: window_secs, time_stride"),
+    ({"stride": 10}, "unknown option stride. Choose from window_secs, time_stride"),
     ({"padding": "zero"}, "padding must be one of none, published; got 'zero'"),
     ({"frequency_pooling": "max"}, "frequency_pooling must be one of concat, mean"),
     ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16"),
     ({"positions": "none"}, "positions must be one of"),
     ({"time_stride": 0.5}, "time_stride must be a whole number"),
     ({"window_secs": 0.1}, "at least one patch, 0.16 s"),
-    ({"window_secs": 12.0}, 'longer than the 10.24 s whose positions.*positions="published"'),
+    ({"window_secs": 12.0}, 'longer than the 10.24 s for which.*positions="published"'),
     ({"model_config": "nowhere.yaml"}, "nowhere.yaml: there is no such file"),
 ])
 def test_options_that_make_no_sense(checkpoint, options, message):
