@@ -1,4 +1,4 @@
-"""Frames as audio arrives: a causal network's state, carried from chunk to chunk."""
+"""Streaming: a causal network's frames as audio arrives, with a state carried from chunk to chunk."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,21 @@ from .frontend import as_tensor, check_waveforms
 
 @dataclass
 class StreamOutput(BaseModelOutput):
-    """The frames that are complete: ``hidden_states`` and ``last_hidden_state`` as of a FrameEncoder, (streams, frames,
-    width), zero past a stream's own number of frames; ``frames``, a list, has these numbers."""
+    """Newly completed frames of all streams: ``hidden_states`` and ``last_hidden_state`` as from a FrameEncoder,
+    (streams, frames, width), zero past the end of each stream. ``frames`` lists the number of frames per stream."""
 
     frames: list | None = None
 
 
 class FrameStream:
-    """Streams of audio in, the frames that are complete out; in the end as many as a FrameEncoder gives, and the same.
+    """Encoder of audio streams that returns frames as they are completed: in total, the same as a FrameEncoder.
 
-    Between two chunks it keeps, of each stream, the samples from the next column on and the state of every block: at
-    most ``state_bytes``, in float32, however long the stream is. No gradients are computed.
+    Between chunks it keeps, for each stream, the samples from the next column on and the state of every block: at most
+    ``state_bytes``, in float32, however long the stream is. No gradients are computed.
 
     Args:
         encoder: the :class:`ssamba_upstream.frames.FrameEncoder` of a causal network; others raise a ValueError.
-        count: streams that are heard at the same time, each by itself.
+        count: number of simultaneous, independent streams.
     """
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class FrameStream:
         self.reset()
 
     def reset(self, stream=None):
-        """Begin anew: a stream, by its number, or all. What is not complete is forgotten."""
+        """Restart one stream, given by its number, or all. Samples of incomplete frames are discarded."""
         if stream is None:
             self._samples, self._given = [torch.zeros(0, device=self._device)] * self.count, [0] * self.count
             self._states = [tuple(part.expand(self.count, -1, -1) for part in state) for state in self._start]
@@ -52,22 +52,22 @@ class FrameStream:
 
     @torch.no_grad()
     def push(self, wavs):
-        """Hear the next samples.
+        """Process the next samples.
 
         Args:
-            wavs: (samples,) of a single stream, or a list with those of each stream, as a FrameEncoder takes them; any
-                number of samples, also none.
+            wavs: (samples,) for a single stream, or a list with the samples of each stream, in a form accepted by
+                FrameEncoder; any number of samples, including none.
 
         Returns:
-            StreamOutput: the frames that these samples complete.
+            StreamOutput: the frames completed by these samples.
 
         Raises:
-            ValueError: another number of waveforms than streams, or one that a FrameEncoder does not take.
+            ValueError: If the number of waveforms differs from that of streams, or FrameEncoder rejects a waveform.
         """
         wavs = [as_tensor(wav) for wav in (wavs if isinstance(wavs, (list, tuple)) else [wavs])]
         if len(wavs) != self.count:
             raise ValueError(f"got {len(wavs)} waveforms for {self.count} streams. Give one for each, empty if "
-                             "there is nothing new")
+                             "there are no new samples")
         new = {i: wav for i, wav in enumerate(wavs) if wav.dim() != 1 or len(wav)}
         for i, wav in zip(new, check_waveforms([*new.values()], self.encoder.sampling_rate) if new else ()):
             self._samples[i] = torch.cat([self._samples[i], wav.to(self._device)])
@@ -76,7 +76,7 @@ class FrameStream:
 
     @torch.no_grad()
     def finish(self):
-        """Return the rest as a StreamOutput, the last columns with zeros past the end, and begin anew."""
+        """Return the remaining frames as a StreamOutput, zero-padding the last columns, and restart."""
         counts = [self.encoder.windowing.frames(len(samples)) for samples in self._samples]
         for i, samples in enumerate(self._samples):
             if counts[i] and not self._given[i]:  # even a single sample has a frame
@@ -86,7 +86,7 @@ class FrameStream:
         return output
 
     def _listen(self, counts):
-        """StreamOutput of each stream's next columns, so many of them."""
+        """Return a StreamOutput of each stream's next columns, given their numbers."""
         encoder, width = self.encoder, self.encoder.windowing.patch_width
         streams = [i for i, count in enumerate(counts) if count]
         if not streams:

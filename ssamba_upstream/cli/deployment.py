@@ -27,7 +27,7 @@ def add_commands(commands):
     export.add_argument("--output", choices=("hidden_states", "embedding", "logits"),
                         help="output of the graph; default: logits of a classifier, else embedding, the mean over time")
     export.add_argument("--int8", action="store_true", help="quantise the weights of linear layers to eight bits")
-    export.add_argument("--stream", action="store_true", help="frames of a causal network, chunk by chunk")
+    export.add_argument("--stream", action="store_true", help="export a causal network that reads one chunk at a time")
     add_upstream_config(export)
     export.set_defaults(run=_export)
 
@@ -45,17 +45,17 @@ def add_commands(commands):
     add_device(classify)
     classify.set_defaults(run=_classify)
 
-    listen = commands.add_parser("listen", help="write what a causal classifier hears, as it hears it")
-    add_checkpoint(listen, "model", help=f"a causal classifier, as fine-tuning writes it: {CHECKPOINT}")
+    listen = commands.add_parser("listen", help="print a causal classifier's detections as audio arrives")
+    add_checkpoint(listen, "model", help=f"fine-tuned causal classifier: {CHECKPOINT}")
     source = listen.add_mutually_exclusive_group()
     source.add_argument("recording", type=Path, nargs="?", metavar="RECORDING",
-                        help="audio file; default: raw PCM from the standard input, 16 bits, one channel, at the "
-                             "model's rate")
-    source.add_argument("--microphone", action="store_true", help="hear the default microphone, through sounddevice")
-    listen.add_argument("--threshold", type=float, default=0.5, help="probability of what is heard; default: 0.5")
+                        help="audio file; default: raw PCM from standard input, 16 bits, one channel, at the model's "
+                             "sampling rate")
+    source.add_argument("--microphone", action="store_true", help="read the default microphone with sounddevice")
+    listen.add_argument("--threshold", type=float, default=0.5, help="minimum probability of a detection; default: 0.5")
     listen.add_argument("--smooth", type=float, metavar="SECONDS",
-                        help="how much audio is judged at a time; default: as much as in training")
-    listen.add_argument("--json", action="store_true", help="lines of JSON instead of CSV")
+                        help="length of audio in each decision; default: as in training")
+    listen.add_argument("--json", action="store_true", help="print lines of JSON instead of CSV")
     add_device(listen)
     listen.set_defaults(run=_listen)
 
@@ -111,6 +111,6 @@ def _listen(options):
     try:
         for samples in source:
             tell(listener.hear(samples))
-    except KeyboardInterrupt:  # the ordinary end of listening
+    except KeyboardInterrupt:  # the usual way to stop
         pass
     tell(listener.hear())

@@ -13,9 +13,9 @@ DIRECTIONS = {"both": ("", "_b"), "forward": ("",)}
 class BidirectionalMamba(nn.Module):
     """Token mixer along the sequence: a selective scan in each direction, between shared projections.
 
-    ``x, z = in_proj(tokens)``; each direction sends x through its own causal convolution, SiLU and selective scan,
-    gated by silu(z); ``out_proj`` maps the mean of the two directions back to tokens. Parameters of the backward
-    direction end in ``_b``; their names are those of the published checkpoints. ``config.directions`` may leave it out.
+    ``x, z = in_proj(tokens)``. Each direction applies its own causal convolution, SiLU and selective scan to x, gated
+    by silu(z), and ``out_proj`` maps the mean of the two directions back to tokens. Parameters are named as in the
+    published checkpoints; those of the backward direction, which ``config.directions`` may omit, end in ``_b``.
     """
 
     def __init__(self, config):

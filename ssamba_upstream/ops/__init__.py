@@ -13,7 +13,7 @@ from torch import nn
 
 from . import cpu, cuda, triton
 from .chunked import selective_scan_chunked
-from .product import apply_linear, is_plain, linear, plain_parameters  # noqa: F401 (part of this package's face)
+from .product import apply_linear, is_plain, linear, plain_parameters  # noqa: F401 (part of the public interface)
 from .ragged import boundaries, check_offsets, join_inputs
 from .reference import selective_scan_reference
 

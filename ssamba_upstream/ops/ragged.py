@@ -26,10 +26,10 @@ def boundaries(length, offsets):
 
 
 def join_inputs(before, x, reverse, offsets):
-    """Join each sequence's initial inputs, (sequences, channels, inputs), and its steps: (what a convolution reads, its
-    offsets or None, where x's steps are in it, the initial inputs of the steps that follow)."""
+    """Join each sequence's initial inputs, (sequences, channels, inputs), with its steps. Return the joined input, its
+    offsets or None, the places of x's steps in it, and the initial inputs for the next steps."""
     context, length = before.shape[-1], x.shape[-1]
-    before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # channels stay neighbours in memory
+    before, x = before.to(x.dtype).transpose(1, 2), x.transpose(1, 2)  # keeps channels contiguous in memory
     if offsets is None:
         joined = torch.cat([x, before] if reverse else [before, x], dim=1)
         last, places = (0, slice(length)) if reverse else (length, slice(context, None))

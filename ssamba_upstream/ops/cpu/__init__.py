@@ -65,12 +65,12 @@ def causal_convolutions_cpu(x, weights, biases, reverse, offsets=None):
 
 
 def mix_cpu(channels_and_gate, parameters, reverse, offsets=None, state=None):
-    """Result: see :func:`ssamba_upstream.ops.mix`. Differentiable once, without a state.
+    """Implement :func:`ssamba_upstream.ops.mix`. Differentiable once, without a state only.
 
     Args:
-        channels_and_gate, offsets, state: as there.
-        parameters: a tuple for each direction, in the order of :func:`ssamba_upstream.ops.cpu.mixer.mix_forward`.
-        reverse: a list, whether each direction runs backwards in time.
+        channels_and_gate, offsets, state: see :func:`ssamba_upstream.ops.mix`.
+        parameters: one tuple per direction, in the order of :func:`ssamba_upstream.ops.cpu.mixer.mix_forward`.
+        reverse: list of bool, True for each direction that runs backwards in time.
     """
     tensors = [channels_and_gate, *itertools.chain(*parameters)]
     if offsets is not None:

@@ -45,9 +45,9 @@ def mix_forward(
         input_weight: (rank + 2 states, channels), the projection to steps, B and C.
         step_weight, step_bias: (channels, rank) and (channels,).
         A_log: (channels, states); D: (channels,).
-        offsets: of a ragged batch, or None.
-        reverse: whether each direction runs backwards in time.
-        state: of a single direction, see :func:`ssamba_upstream.ops.mix`: the result then is (output, next state).
+        offsets: boundaries of a ragged batch, or None.
+        reverse: True for each direction that runs backwards in time.
+        state: state of a single direction, see :func:`ssamba_upstream.ops.mix`; returns (output, next state) instead.
     """
     batch, length, width = channels_and_gate.shape
     channels, states, rank = width // 2, A_log[0].shape[1], step_weight[0].shape[1]
