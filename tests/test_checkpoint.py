@@ -205,10 +205,10 @@ def test_official_rms_norm_is_told_by_the_missing_biases(tmp_path, official_chec
 
 @pytest.mark.parametrize("change, message", [
     (lambda s: s.pop("module.v.layers.2.mixer.D_b"), "lacks layers.2.mixer.D_b"),
-    (lambda s: s.update({"module.mlp_head.0.weight": torch.ones(2)}), "has mlp_head.0.weight, which the network has"),
+    (lambda s: s.update({"module.mlp_head.0.weight": torch.ones(2)}), "has mlp_head.0.weight, which the network lacks"),
     (lambda s: s.update({"module.v.pos_embed": torch.ones(1, 100, 32)}), r"has pos_embed \(1, 100, 32\), the network"),
     (lambda s: s.pop("module.p_input_tdim"), "is not a SSAMBA checkpoint: it lacks p_input_tdim"),
-    (lambda s: s.pop("module.v.layers.0.mixer.conv1d.weight"), "no whole SSAMBA checkpoint"),
+    (lambda s: s.pop("module.v.layers.0.mixer.conv1d.weight"), "not a complete SSAMBA checkpoint"),
 ])
 def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, change, message):
     state = load_file(official_checkpoint)
@@ -291,7 +291,7 @@ def test_the_training_state_of_a_run_says_what_it_is(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 3}},
                tmp_path / "step-00000003.pt")
-    with pytest.raises(CheckpointError, match="a SsambaForPreTraining without its configuration.* give a folder that"):
+    with pytest.raises(CheckpointError, match="a SsambaForPreTraining without its configuration.* Give a folder written"):
         load_model(tmp_path / "step-00000003.pt")
 
 

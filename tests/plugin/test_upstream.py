@@ -254,7 +254,7 @@ def test_options_from_file_and_by_name(checkpoint, tmp_path):
     ({"time_stride": 0.5}, "time_stride must be a whole number"),
     ({"window_secs": 0.1}, "at least one patch, 0.16 s"),
     ({"window_secs": 12.0}, 'longer than the 10.24 s for which.*positions="published"'),
-    ({"model_config": "nowhere.yaml"}, "nowhere.yaml: there is no such file"),
+    ({"model_config": "nowhere.yaml"}, "nowhere.yaml is neither a file nor"),
 ])
 def test_options_that_make_no_sense(checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
