@@ -431,7 +431,7 @@ def test_second_derivative_is_refused():
     inputs = {name: x.requires_grad_() for name, x in scan_inputs(1, 2, 3, 2).items()}
     x = {name: x.requires_grad_() for name, x in convolution_inputs(1, 2, 3, 2).items()}
     outputs = scan.selective_scan_triton(**inputs), triton_convolutions(**x)[0]
-    message = "first derivatives only; for second derivatives use backend='reference'"
+    message = "first derivatives only. For second derivatives use backend='reference'"
     for output, variable in zip(outputs, (inputs["u"], x["x"])):
         (gradient,) = torch.autograd.grad(output.sum(), variable, create_graph=True)
         with pytest.raises(RuntimeError, match=message):
@@ -449,7 +449,7 @@ def test_errors_say_what_is_wrong():
 def test_refuses_cpu_tensors_where_nothing_interprets(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     inputs = {name: x.cpu() for name, x in scan_inputs(1, 2, 4, 3).items()}
-    with pytest.raises(RuntimeError, match="got CPU tensors, which the other backends take"):
+    with pytest.raises(RuntimeError, match="got CPU tensors. Use another backend"):
         scan.selective_scan_triton(**inputs)
 
 
