@@ -291,7 +291,7 @@ def test_the_training_state_of_a_run_says_what_it_is(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 3}},
                tmp_path / "step-00000003.pt")
-    with pytest.raises(CheckpointError, match="a SsambaForPreTraining without its configuration.* Give a folder written"):
+    with pytest.raises(CheckpointError, match="a SsambaForPreTraining without its configuration.* Give a folder"):
         load_model(tmp_path / "step-00000003.pt")
 
 
