@@ -123,7 +123,7 @@ def test_no_file_stands_for_another_recording(tmp_path, checkpoint, capsys):
     assert main([*command, str(tmp_path / "b")]) == 1
     said = capsys.readouterr()
     assert f"was made from {sites[0]}. Extract this one into another folder" in said.err
-    assert "there already: 0, left out: 1" in said.out
+    assert "already there: 0, skipped: 1" in said.out
     assert (tmp_path / "out" / "20240101.npy").read_bytes() == first
     (tmp_path / "out" / "sources.jsonl").unlink()
     assert main([*command, str(tmp_path / "a")]) == 1
@@ -195,7 +195,7 @@ def test_no_recording_ends_the_extraction_of_the_others(tmp_path, checkpoint, re
         "a.npy", "b.npy", "deeper/a.npy", "long.npy", "piped.npy", "other.npy"}
     assert {line.split(" is skipped: ")[0] for line in left_out.splitlines() if " is skipped: " in line} == {
         str(folder / "longer.flac"), str(folder / "loud.wav")}
-    assert "wrote 6 files" in said and "there already: 0, left out: 2" in said
+    assert "wrote 6 files" in said and "already there: 0, skipped: 2" in said
     assert np.array_equal(np.load(tmp_path / "out" / "piped.npy"), np.load(tmp_path / "out" / "other.npy"))
 
 

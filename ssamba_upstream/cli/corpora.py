@@ -48,7 +48,7 @@ def add_commands(commands):
     add_out(joined, "a new folder")
     joined.set_defaults(run=_join_fsdd)
 
-    manifest = commands.add_parser("manifest", help="list the audio below folders, for pretraining")
+    manifest = commands.add_parser("manifest", help="list the audio files in folders, for pretraining")
     manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER",
                           help="folders of audio files, searched at any depth")
     add_out(manifest, "manifest to write", "OUT.jsonl")
@@ -118,7 +118,7 @@ def _manifest(options):
     print(f"wrote {options.out}: {counted(found.files, 'file')}, {found.hours:.2f} hours")
     status = 0
     if found.unreadable:
-        print(f"left out: {counted(len(found.unreadable), 'unreadable path')}, see {options.out}.unreadable.txt",
+        print(f"skipped: {counted(len(found.unreadable), 'unreadable path')}, see {options.out}.unreadable.txt",
               file=sys.stderr)
         status = 1
     if front_end is not None:

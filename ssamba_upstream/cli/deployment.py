@@ -81,8 +81,8 @@ def _classify(options):
     recordings, unreadable_folders = find_recordings(options.recordings)
     written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
                                  choose_device(options.device), report=warn)
-    print(f"wrote {options.out}: {counted(written, 'recording')}; there already: "
-          f"{len(recordings) - written - left_out}, left out: {left_out}")
+    print(f"wrote {options.out}: {counted(written, 'recording')}; already there: "
+          f"{len(recordings) - written - left_out}, skipped: {left_out}")
     for line in unreadable_folders:
         warn(f"cannot be searched: {line}")
     return 1 if left_out or unreadable_folders else 0

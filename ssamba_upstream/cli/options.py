@@ -7,9 +7,9 @@ from pathlib import Path
 SIZES = ("tiny", "small", "base")
 SUPERB_CORPORA = {
     "pr": "LibriSpeech and its lexicons", "asr": "LibriSpeech", "sf": "Audio SNIPS", "ic": "Fluent Speech Commands",
-    "sid": "VoxCeleb1 and its split file", "asv": "VoxCeleb1 and its trials", "sd": "Libri2Mix in Kaldi's form",
-    "qbe": "QUESST 2014", "se": "Voicebank-DEMAND in Kaldi's form", "ss": "Libri2Mix in Kaldi's form",
-    "er": "IEMOCAP", "ks": "the parent of speech_commands_v0.01",
+    "sid": "VoxCeleb1 and its split file", "asv": "VoxCeleb1 and its trials", "sd": "Libri2Mix in Kaldi's format",
+    "qbe": "QUESST 2014", "se": "Voicebank-DEMAND in Kaldi's format", "ss": "Libri2Mix in Kaldi's format",
+    "er": "IEMOCAP", "ks": "Speech Commands, the parent of speech_commands_v0.01",
 }
 """Contents of the root folder for each of SUPERB's tasks."""
 
@@ -73,7 +73,7 @@ def warn(line):
 def name_left_out(lines):
     """Print the files that a job has skipped. Returns its exit status, 1 if there are any."""
     for line in lines:
-        warn(f"left out: {line}")
+        warn(f"skipped: {line}")
     return 1 if lines else 0
 
 

@@ -88,8 +88,8 @@ def _extract(options):
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
         choose_device(options.device), report=warn, cache=options.cache, **upstream_options(options),
     )
-    print(f"wrote {counted(written, 'file')} below {options.out}; there already: "
-          f"{len(recordings) - written - left_out}, left out: {left_out}")
+    print(f"wrote {counted(written, 'file')} below {options.out}; already there: "
+          f"{len(recordings) - written - left_out}, skipped: {left_out}")
     for line in unreadable_folders:
         warn(f"cannot be searched: {line}")
     return 1 if left_out or unreadable_folders else 0

@@ -16,27 +16,27 @@ from .options import (
 )
 
 RUN_HELP = {
-    "pr": "folder of the run of ctc on phones, its best checkpoint evaluated last; or its test-hyp.ark",
-    "asr": "folder of the run of asr, evaluated with -t test-clean; or its test-clean-noLM-hyp.ark",
-    "asr-lm": "folder of the run of asr, evaluated with the language model; or its test-clean-LM-hyp.ark",
-    "sf": "folder of the run of ctc on slots, its best checkpoint evaluated last; or its test-hyp.ark",
-    "ic": "folder of the run of fluent_commands, its best checkpoint evaluated last; or its test_predict.csv",
-    "sid": "folder of the run of voxceleb1, its best checkpoint evaluated last; or its test_predict.txt",
-    "asv": "folder of the run of sv_voxceleb1, its best checkpoint evaluated on test; or its test_predict.txt",
-    "sd": "folder of the run of diarization, with scoring/predictions and frame_shift",
-    "qbe": "folder of the best layer of quesst14_dtw, evaluated with -t test; or its benchmark.stdlist.xml",
-    "se": "folder of the run of enhancement_stft, its best checkpoint evaluated last; or its test_metrics.txt",
-    "ss": "folder of the run of separation_stft, its best checkpoint evaluated last; or its test_metrics.txt",
-    "ks": "folder of the run of speech_commands, its best checkpoint evaluated last; or its test_predict.txt",
-    **{f"er-fold{fold}": f"folder of the run of emotion with test_fold fold{fold}; all five folds, or no ER"
+    "pr": "run folder of ctc on phones, or its test-hyp.ark; evaluate the best checkpoint last",
+    "asr": "run folder of asr, or its test-clean-noLM-hyp.ark; evaluate with -t test-clean",
+    "asr-lm": "run folder of asr, or its test-clean-LM-hyp.ark; evaluate with the language model",
+    "sf": "run folder of ctc on slots, or its test-hyp.ark; evaluate the best checkpoint last",
+    "ic": "run folder of fluent_commands, or its test_predict.csv; evaluate the best checkpoint last",
+    "sid": "run folder of voxceleb1, or its test_predict.txt; evaluate the best checkpoint last",
+    "asv": "run folder of sv_voxceleb1, or its test_predict.txt; evaluate the best checkpoint on test",
+    "sd": "run folder of diarization, with scoring/predictions and frame_shift",
+    "qbe": "run folder of quesst14_dtw's best layer, or its benchmark.stdlist.xml; evaluate with -t test",
+    "se": "run folder of enhancement_stft, or its test_metrics.txt; evaluate the best checkpoint last",
+    "ss": "run folder of separation_stft, or its test_metrics.txt; evaluate the best checkpoint last",
+    "ks": "run folder of speech_commands, or its test_predict.txt; evaluate the best checkpoint last",
+    **{f"er-fold{fold}": f"run folder of emotion with test_fold fold{fold}; ER needs all five folds"
        for fold in range(1, 6)},
 }
 
 CORPUS_HELP = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "Audio SNIPS", "ic": "Fluent Speech Commands",
     "sid": "VoxCeleb1's split file, or its folder", "asv": "VoxCeleb1's list of trials, or its folder",
-    "sd": "the mixtures in Kaldi's form, or the folder of their test set", "qbe": "quesst14Database",
-    "ks": "Speech Commands' test set, or its parent folder", "er": "the folder of Session1 to Session5",
+    "sd": "the mixtures in Kaldi's format, or the folder of their test set", "qbe": "quesst14Database",
+    "ks": "Speech Commands' test set, or its parent folder", "er": "folder that contains Session1 to Session5",
 }
 
 

@@ -541,7 +541,7 @@ def test_fsdd_with_a_damaged_recording(tmp_path, capsys):
         soundfile.write(recordings / f"{name}.wav", noise(), 8000)
     (recordings / "1_ann_0.wav").write_bytes(b"no audio")
     assert main(["corpora", "fsdd", str(recordings), "--out", str(tmp_path / "arranged")]) == 1
-    assert f"left out: {recordings / '1_ann_0.wav'} cannot be read as audio: " in capsys.readouterr().err
+    assert f"skipped: {recordings / '1_ann_0.wav'} cannot be read as audio: " in capsys.readouterr().err
     listed = (tmp_path / "arranged" / "VoxCeleb1" / "veri_test_class.txt").read_text().splitlines()
     assert [line.rpartition("/")[0] for line in sorted(listed)] == [
         "1 id10002/digit1", "2 id10002/digit1", "3 id10001/digit0"]

@@ -60,7 +60,7 @@ def test_the_command_names_what_it_leaves_out(folder, tmp_path, capsys):
     assert main(command) == 1
     printed = capsys.readouterr()
     assert "5 files, 0.00 hours" in printed.out
-    assert f"left out: 2 unreadable paths, see {tmp_path / 'out.jsonl.unreadable.txt'}" in printed.err
+    assert f"skipped: 2 unreadable paths, see {tmp_path / 'out.jsonl.unreadable.txt'}" in printed.err
     for name in ("damaged.wav", "empty.wav", "c.mp3", "one sample.wav"):
         (folder / "b" / name).unlink()
     (folder / "a.ogg").unlink()

@@ -117,8 +117,8 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(esc50, tmp_path, capsy
     assert main(command) == 1
     printed = capsys.readouterr()
     assert "4 recordings, 2 classes\n  1       1\n  2       1\n  5       2\n" in printed.out
-    lines = [line for line in printed.err.splitlines() if line.startswith("left out: ")]
-    assert [line.split(" cannot be read as audio: ")[0] for line in lines] == [f"left out: {p}" for p in damaged[:2]]
+    lines = [line for line in printed.err.splitlines() if line.startswith("skipped: ")]
+    assert [line.split(" cannot be read as audio: ")[0] for line in lines] == [f"skipped: {p}" for p in damaged[:2]]
     assert len(members(tmp_path / "out.csv", esc50 / "audio")) == 4
     before = (tmp_path / "out.csv").read_text()
     for file in (esc50 / "audio").iterdir():

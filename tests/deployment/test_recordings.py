@@ -214,7 +214,7 @@ def test_the_table(tmp_path, save_clip_classifier, write_wav, capsys):
 
     before = (tmp_path / "out.csv").read_bytes()
     assert main(command) == 1
-    assert "there already: 2, left out: 1" in capsys.readouterr().out
+    assert "already there: 2, skipped: 1" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
@@ -287,7 +287,7 @@ def test_no_lines_stand_for_another_recording(tmp_path, save_clip_classifier, wr
     assert main([*command, "x.wav", str(other)]) == 1
     said = capsys.readouterr()
     assert f"x.wav is skipped: the table has {first} under this name. Give the absolute path" in said.err
-    assert "wrote" in said.out and "1 recording; there already: 0, left out: 1" in said.out
+    assert "wrote" in said.out and "1 recording; already there: 0, skipped: 1" in said.out
     assert main([*command, str(second)]) == 0
     assert [line["file"] for line in read(tmp_path / "out.csv")] == ["x.wav", str(other), str(second)]
     os.utime(second, ns=(0, 1))

@@ -92,7 +92,7 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoint
     command = ["probe", str(tmp_path / "tones"), checkpoints[0], "log-mel", "--out", str(out), *QUICK]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "left out: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said
+    assert "skipped: " in said and "torn.wav cannot be read as audio: " in said and f"{loud} cannot be read" in said
     results = results_of(out)
     assert sum(results["recordings"].values()) == 30 and len(results["unreadable"]) == 2
     assert all(model["test_accuracy"] == 1 for model in results["models"])

@@ -128,7 +128,7 @@ def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsy
     command = ["probe-frames", write_table(tmp_path, rows), checkpoint, "log-mel", "--out", str(out), *QUICK]
     assert main([*command, "--frames", "100000"]) == 1
     said = capsys.readouterr().err
-    assert said.count("left out: ") == 1 and "torn.wav cannot be read as audio: " in said
+    assert said.count("skipped: ") == 1 and "torn.wav cannot be read as audio: " in said
     results = results_of(out)
     unheard = sum(rows[-3][1] <= (number + 0.5) * 0.02 < rows[-3][2] for number in range(500))
     assert results["frames_left_out"] == 50 + unheard and results["classes"] == 3
@@ -153,7 +153,7 @@ def test_timit(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["probe-frames", str(tmp_path / "TIMIT"), checkpoint, "log-mel", "--corpus", "timit", "--out", str(out)]
     assert main([*command, *QUICK]) == 1
-    assert "left out: " in (said := capsys.readouterr().err) and "SX3.PHN" in said
+    assert "skipped: " in (said := capsys.readouterr().err) and "SX3.PHN" in said
     results = results_of(out)
     assert results["classes"] == 3 and results["frames"].keys() == {"train", "dev", "test"}
     assert all(accuracy > 0.8 for accuracy in best_accuracies(out)), best_accuracies(out)
