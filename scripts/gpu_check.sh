@@ -61,13 +61,13 @@ step() {
     shift 2
     [ "$toy" = 1 ] && limit=$((3 * limit))  # the CPU may be shared
     if ((left < 5)); then
-        note "$name" "left out" 0 "no time was left of the part"
+        note "$name" "left out" 0 "the part had no time left"
         return 1
     fi
     timeout -k 10 $((limit < left ? limit : left)) "$@" > "$logs/$name.txt" 2>&1 || status=$?
     case $status in
         0) note "$name" passed $((SECONDS - begun)) "" ;;
-        124 | 137) note "$name" "left out" $((SECONDS - begun)) "its time was over; what there was is in $part/$name.txt" ;;
+        124 | 137) note "$name" "left out" $((SECONDS - begun)) "timed out; its output is in $part/$name.txt" ;;
         *) note "$name" FAILED $((SECONDS - begun)) "status $status; see $part/$name.txt" ;;
     esac
     return $status
@@ -100,13 +100,13 @@ print(f'import site; [*map(site.addsitedir, {folders})]')" \
     for file in "$1"/*.whl; do
         [ ! -e "$file" ] || is_there "$(basename "$file" | cut -d- -f1)" || wheels+=("$file")
     done
-    echo "lacking here, taken from $1: ${wheels[*]:-nothing}"
+    echo "missing here, installed from $1: ${wheels[*]:-nothing}"
     [ ${#wheels[@]} = 0 ] || "$python" -m pip install -q --no-index --no-deps "${wheels[@]}" || return 1
     for package in "${@:2}"; do is_there "$package" || missing+=("$package"); done
-    [ ${#missing[@]} = 0 ] || echo "lacking still; where there is a network: scripts/gpu_check.sh collect WHEELS" \
+    [ ${#missing[@]} = 0 ] || echo "still missing; on a machine with a network, run: scripts/gpu_check.sh collect WHEELS" \
         "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" "${missing[*]}"
     is_there ssamba-upstream || "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||
-        echo "ssamba-upstream cannot be installed, and is used from the checkout, without its CPU kernel"
+        echo "ssamba-upstream cannot be installed, so the checkout is used, without its CPU kernel"
     "$python" -c "import ssamba_upstream, s3prl, soundfile"
 }
 export -f install is_there
