@@ -1,1 +1,1 @@
-"""Recordings and their labels: manifests, labelled sets, and a file for each corpus. No s3prl."""
+"""Recordings and their labels: manifests, labelled sets, and one file per corpus. Does not use s3prl."""

@@ -1,4 +1,4 @@
-"""Recordings with a label for each stretch of time, such as phones; and the frames drawn from them."""
+"""Recordings with labelled time segments, such as phones, and the frames drawn from them."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ COLUMNS = ("path", "start", "end", "label")
 
 
 class Segment(NamedTuple):
-    """A stretch of a recording: from ``start`` to ``end``, in seconds, there is ``label``."""
+    """A part of a recording, from ``start`` to ``end`` in seconds, with a label."""
 
     start: float
     end: float
@@ -31,13 +31,13 @@ class AlignedSet:
     """Recordings and their segments.
 
     Attributes:
-        segments: of each recording, by its path; they may leave stretches out, which then have no label.
-        splits: "train", "dev" or "test" of each recording, by its path.
+        segments: each recording's segments by its path; parts between segments have no label.
+        splits: "train", "dev" or "test" for each recording, by its path.
         left_out: a sentence for each recording that has no usable segments.
-        groups: group of each recording, such as its speaker, by its path; empty if they are not known.
+        groups: each recording's group, such as its speaker, by its path; empty if unknown.
 
     Raises:
-        LabelledSetError: a split without recordings, or missing files.
+        LabelledSetError: If a split has no recordings, or files are missing.
     """
 
     segments: dict[Path, list[Segment]]
@@ -49,7 +49,7 @@ class AlignedSet:
         lacking = [split for split in SPLITS if split not in self.splits.values()]
         if lacking or not set(self.splits.values()) <= set(SPLITS):
             found = first(sorted(set(self.splits.values()))) or "none"
-            raise LabelledSetError(f"frames are probed with recordings in train, dev and test; the splits are {found}")
+            raise LabelledSetError(f"probing frames needs recordings in train, dev and test; the splits are {found}")
         missing = [path for path in self.segments if not path.is_file()]
         if missing:
             raise LabelledSetError(f"{len(missing)} of {len(self.segments)} recordings do not exist: {first(missing)}")
@@ -57,11 +57,11 @@ class AlignedSet:
 
 @dataclass(frozen=True)
 class RecordingFrame(os.PathLike):
-    """A frame of an audio file: goes where the path of a recording goes.
+    """A frame of an audio file, usable in place of a recording's path.
 
     Attributes:
         path: the audio file.
-        number: of the frame, counted from 0. It stands for the time from number * hop to (number + 1) * hop.
+        number: index of the frame, from 0. It covers the time from number * hop to (number + 1) * hop.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class RecordingFrame(os.PathLike):
 
 @dataclass
 class LabelledFrames:
-    """Frames, one label and one split each: lists of like lengths."""
+    """Frames with one label and one split each, as lists of equal length."""
 
     frames: list[RecordingFrame]
     labels: list[str]
@@ -84,16 +84,16 @@ def read_alignments(source) -> AlignedSet:
     """Read a table of segments.
 
     Args:
-        source: a CSV, or with the ending ``.tsv`` a table with tabs, with the columns path, start, end, label and, if
-            wanted, split and group: a line for each segment, in seconds, its recording's path relative to the table's
-            folder. Where there is no split, recordings are ordered by the SHA-256 of their path: the first 20 % are
-            test, the next 10 % dev. (Those of one speaker may so get into train and test; a split can keep them
-            apart.)
+        source: a CSV, or a tab-separated ``.tsv``, with the columns path, start, end, label and, optionally, split and
+            group. It has one line per segment, with times in seconds and the recording's path relative to the table's
+            folder. Without a split column, recordings are ordered by the SHA-256 of their path; the first 20 % are
+            test and the next 10 % dev. (A speaker's recordings may then be in both train and test; a split column can
+            keep them apart.)
 
     Raises:
-        LabelledSetError: see :class:`AlignedSet`; other columns, an incomplete line, a segment that does not end after
-            its start, segments of a recording that overlap, or a recording in two splits or groups.
-        FileNotFoundError: no such file.
+        LabelledSetError: see :class:`AlignedSet`; also if there are other columns, a line is incomplete, a segment does
+            not end after its start, segments of a recording overlap, or a recording is in two splits or groups.
+        FileNotFoundError: If the file does not exist.
     """
     source = Path(source)
     if not source.is_file():
@@ -104,7 +104,7 @@ def read_alignments(source) -> AlignedSet:
         columns = set(reader.fieldnames or [])
         if not set(COLUMNS) <= columns <= {*COLUMNS, "split", GROUP}:
             raise LabelledSetError(f"{source} has the columns {', '.join(reader.fieldnames or ['(none)'])}; expected "
-                                   f"{', '.join(COLUMNS)}, and split and group if wanted")
+                                   f"{', '.join(COLUMNS)}, and optionally split and group")
         for row in reader:
             where = f"{source}, line {reader.line_num}"
             if None in row or not all(row.values()):
@@ -137,35 +137,35 @@ def _segment(start, end, label, where):
 
 
 def check_order(segments, name):
-    """See that each of a recording's segments ends before the next begins; raises LabelledSetError."""
+    """Raise LabelledSetError unless each of a recording's segments ends before the next one starts."""
     for earlier, later in pairwise(segments):
         if later.start < earlier.end - 1e-6:
             raise LabelledSetError(f"segments of {name} overlap: {earlier.label} ends at {earlier.end} s, "
-                                   f"{later.label} begins at {later.start} s; a frame has one label")
+                                   f"{later.label} starts at {later.start} s; a frame has only one label")
 
 
 def draw_frames(aligned, hop, most, seed=0) -> LabelledFrames:
-    """Draw some of an aligned set's frames, each as likely as any other; all of them where there are no more.
+    """Draw frames of an aligned set uniformly at random, at most ``most``.
 
-    A frame has the label of the segment that its middle lies in, (number + 1/2) * hop from the start. What
-    segments say of the time past the end of their recording is ignored.
+    A frame has the label of the segment that contains its middle, at (number + 1/2) * hop. Any part of a segment past
+    the end of its recording is ignored.
 
     Args:
         aligned: an AlignedSet.
-        hop: in seconds.
-        most: the number of frames.
-        seed: of the draw.
+        hop: hop in seconds.
+        most: maximum number of frames.
+        seed: seed of the draw.
 
     Raises:
-        LabelledSetError: most of the labelled time lies past the end of the recordings.
+        LabelledSetError: If most of the labelled time lies past the end of the recordings.
     """
     runs = [(path, label, numbers) for path, segments in aligned.segments.items()
             for label, numbers in _frames_of_segments(segments, expected_seconds(path), hop)]
     ends = [*accumulate(len(numbers) for *_, numbers in runs)]
     labelled = sum(segment.end - segment.start for segments in aligned.segments.values() for segment in segments)
     if not ends or ends[-1] * hop < 0.5 * labelled:
-        raise LabelledSetError(f"the segments are {labelled:,.0f} s long together, of which the recordings last "
-                               f"{(ends[-1] if ends else 0) * hop:,.0f} s; are they in seconds?")
+        raise LabelledSetError(f"the segments last {labelled:,.0f} s in total, but the recordings cover only "
+                               f"{(ends[-1] if ends else 0) * hop:,.0f} s of them. Check that times are in seconds.")
     found = LabelledFrames([], [], [])
     for number in sorted(random.Random(seed).sample(range(ends[-1]), min(most, ends[-1]))):
         run = bisect_right(ends, number)
@@ -177,8 +177,8 @@ def draw_frames(aligned, hop, most, seed=0) -> LabelledFrames:
 
 
 def _frames_of_segments(segments, seconds, hop):
-    """Yields the label and the numbers of the frames, a range, of each segment of a recording of so many seconds."""
+    """Yield the label and the range of frame numbers of each segment, in a recording that lasts ``seconds``."""
     for start, end, label in segments:
-        # Rounded, as a middle that lies on a border must not fall to either side by what floats leave over.
+        # Rounded, so that rounding errors do not decide about a middle that lies exactly on a border.
         begin, stop = (math.ceil(round(moment / hop - 0.5, 6)) for moment in (start, min(end, seconds)))
         yield label, range(begin, max(begin, stop))

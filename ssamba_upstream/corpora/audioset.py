@@ -1,4 +1,4 @@
-"""AudioSet-20k: the balanced training clips and the evaluation clips, each of several classes."""
+"""AudioSet-20k: the balanced training clips and the evaluation clips, each with several classes."""
 
 import csv
 from pathlib import Path
@@ -27,15 +27,15 @@ def _read_audioset(root):
             names = [stem for stem in _stems(*where) if stem in clips]
             if names:
                 recordings.append((clips[names[0]], label, split))
-        notes.append(f"{len(recordings) - before:,} of the {len(listed):,} clips of {SEGMENT_LISTS[split]} are there.")
+        notes.append(f"{len(recordings) - before:,} of the {len(listed):,} clips in {SEGMENT_LISTS[split]} were found.")
     if not recordings:
-        raise PreparationError(f"none of {len(files):,} audio files is named like a clip of the two lists: "
+        raise PreparationError(f"none of {len(files):,} audio files is named like a clip in the two lists: "
                                f"{first([str(path.relative_to(root)) for path in clips.values()])}")
     return recordings, notes
 
 
 def _read_segments(file, names):
-    """((id, start, end), label) of each segment."""
+    """Return ((id, start, end), label) for each segment."""
     if not file.is_file():
         raise PreparationError(f"{file.name} is missing")
     segments = []
@@ -49,8 +49,8 @@ def _read_segments(file, names):
                 video, start, end, mids = row
                 where = video, float(start), float(end)
             except ValueError:
-                raise PreparationError(f"{line}: expected a YouTube id, a start and an end in seconds, and classes in "
-                                       f"quotation marks; got {', '.join(row)}") from None
+                raise PreparationError(f"{line}: expected a YouTube id, a start and an end in seconds, and quoted "
+                                       f"classes; got {', '.join(row)}") from None
             unknown = [mid for mid in mids.split(",") if mid not in names]
             if unknown:
                 raise PreparationError(f"{line}: class_labels_indices.csv has no class {first(unknown)}")
@@ -59,7 +59,7 @@ def _read_segments(file, names):
 
 
 def _stems(video, start, end):
-    """Names under which a clip is known, without the ending: by its id alone, or with its start, or start and end."""
+    """Return the possible names of a clip, without the extension: its id, alone or with its start, or start and end."""
     moments = [""]
     for scale, form in ((1, "g"), (1, ".1f"), (1, ".3f"), (1000, ".0f")):  # seconds, or milliseconds
         first_moment, last_moment = (f"{scale * seconds:{form}}" for seconds in (start, end))
@@ -74,12 +74,12 @@ AUDIOSET20K = DataSet(
     released={"train": 22160, "test": 20371},
     classes=527,
     layout="""\
-AudioSet's lists are on https://research.google.com/audioset/download.html; its clips are parts of YouTube videos,
-which everyone has to get for themselves. Give the folder ROOT with
+AudioSet's lists are at https://research.google.com/audioset/download.html. Its clips are parts of YouTube videos,
+which you have to obtain yourself. Give the folder ROOT with
   ROOT/balanced_train_segments.csv
   ROOT/eval_segments.csv
   ROOT/class_labels_indices.csv
-and the clips of ten seconds, at any depth, as wav, flac, ogg, mp3 or aiff, named by the video's id, such as
+and the ten-second clips, at any depth, as wav, flac, ogg, mp3 or aiff, named by the video's id, such as
 -0RWZT-miFs:
   -0RWZT-miFs.wav, Y-0RWZT-miFs.wav, -0RWZT-miFs_420.wav, -0RWZT-miFs_420000.wav, -0RWZT-miFs_420.000_430.000.wav""",
 )

@@ -1,4 +1,4 @@
-"""A data set that can be prepared, and what the readers of several share."""
+"""A data set that can be prepared, and functions shared by several readers."""
 
 import csv
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from ..audio import AUDIO_EXTENSIONS
 
 
 class PreparationError(ValueError):
-    """A data set that is not there, or not as its authors released it; says what is wrong and what to do."""
+    """Raised for a data set that is missing or differs from its release; says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class DataSet:
     """A data set that can be prepared.
 
     Attributes:
-        title: its name.
-        folder: of its archive; the root that is given may be that folder or hold it.
-        read: of the root, returns (recordings, notes): (path, label, split) of each recording, and sentences for the
-            report. Raises PreparationError.
+        title: the data set's name.
+        folder: folder in its archive; the root can be this folder or contain it.
+        read: function that takes the root and returns (recordings, notes): (path, label, split) of each recording, and
+            sentences for the report. Raises PreparationError.
         released: number of recordings in each split of the released set.
         classes: number of classes in the released set.
-        layout: where it comes from, and what has to lie in the root.
-        scenes: mix the recordings, which are short excerpts, to scenes with a label for every second.
+        layout: the data set's source and the required contents of the root.
+        scenes: If True, mix the recordings, which are short excerpts, into scenes with a label for every second.
     """
 
     title: str
@@ -36,19 +36,19 @@ class DataSet:
 
 
 def audio_of_folders(root):
-    """Audio files that lie in a folder of the root, sorted; hidden ones are left out."""
+    """Return the audio files in the root's folders, sorted, without hidden ones."""
     return [path for path in sorted(root.glob("[!.]*/[!.]*")) if path.suffix.lower() in AUDIO_EXTENSIONS]
 
 
 def read_table(file, columns):
-    """The rows of a CSV, as dictionaries, each with a value in the columns."""
+    """Return the rows of a CSV as dictionaries, each with a value in the given columns."""
     if not file.is_file():
         raise PreparationError(f"{file.name} is missing")
     with open(file, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         if not set(columns) <= set(reader.fieldnames or []):
             found = ", ".join(reader.fieldnames or ["(none)"])
-            raise PreparationError(f"{file.name} has the columns {found}; expected {', '.join(columns)} among them")
+            raise PreparationError(f"{file.name} has the columns {found}; they must include {', '.join(columns)}")
         rows = []
         for row in reader:
             if not all(row[column] for column in columns):

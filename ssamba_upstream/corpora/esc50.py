@@ -1,4 +1,4 @@
-"""ESC-50 and ESC-10, environmental sounds in five folds."""
+"""ESC-50 and ESC-10: environmental sounds in five folds."""
 
 import re
 
@@ -19,9 +19,9 @@ def _read_esc50(root):
         else:
             foreign.append(str(path.relative_to(root)))
     if foreign or not recordings:
-        audio = f"files that are not named {{fold}}-{{clip}}-{{take}}: {first(foreign)}" if foreign else "no audio"
-        raise PreparationError(f"there is no meta/esc50.csv, as in ESC-50; and for ESC-10 there is {audio}")
-    return recordings, ["Laid out as ESC-10, by a folder for each class."]
+        audio = f"files not named {{fold}}-{{clip}}-{{take}}: {first(foreign)}" if foreign else "no audio files"
+        raise PreparationError(f"this is neither ESC-50, which has meta/esc50.csv, nor ESC-10: there are {audio}")
+    return recordings, ["The layout is that of ESC-10, with a folder for each class."]
 
 
 ESC50 = DataSet(
@@ -31,9 +31,9 @@ ESC50 = DataSet(
     released=dict.fromkeys("12345", 400),
     classes=50,
     layout="""\
-ESC-50 is on https://github.com/karolpiczak/ESC-50. Download and unpack it, and give the folder ROOT with
+ESC-50 is at https://github.com/karolpiczak/ESC-50. Download and unpack it, and give the folder ROOT with
   ROOT/meta/esc50.csv
   ROOT/audio/1-100032-A-0.wav and so on
-or, for ESC-10 of https://github.com/karolpiczak/ESC-10, with
+or, for ESC-10 (https://github.com/karolpiczak/ESC-10), with
   ROOT/001 - Dog bark/1-100032-A.ogg and so on""",
 )

@@ -1,4 +1,4 @@
-"""Labelled sets of recordings: a CSV, or a folder for each class."""
+"""Labelled sets of recordings, from a CSV or from a folder for each class."""
 
 import csv
 import hashlib
@@ -17,17 +17,17 @@ SEPARATOR = ";"
 
 
 class LabelledSetError(ValueError):
-    """A labelled set that nothing can be trained on; says what is wrong and what was expected."""
+    """Raised for a labelled set that cannot be used for training; says what is wrong and what was expected."""
 
 
 @dataclass(frozen=True)
 class Excerpt(os.PathLike):
-    """A part of an audio file, louder or softer: goes wherever the path of a recording goes.
+    """A part of an audio file with a gain, usable in place of a recording's path.
 
     Attributes:
         path: the audio file.
-        start, stop: in samples at the file's own rate; default: all of it.
-        gain: in dB; what it lifts beyond [-1, 1] is clipped.
+        start, stop: bounds in samples at the file's own rate. Default: the whole file.
+        gain: gain in dB; samples outside [-1, 1] are clipped.
     """
 
     path: Path
@@ -41,18 +41,18 @@ class Excerpt(os.PathLike):
 
 @dataclass
 class LabelledSet:
-    """Recordings, one label and one split each.
+    """Recordings with one label and one split each.
 
     Attributes:
         paths: audio files.
-        labels: the class of each; or several, see :func:`split_labels`; or "", a recording in which nothing is heard.
-        splits: "train", "dev" or "test" of each, all three present or all but dev; or the name of its fold, three
-            or more.
-        groups: what each recording has in common with others besides its label, such as its speaker or session; None
-            if that is not known.
+        labels: each recording's class; or several classes, see :func:`split_labels`; or "" if it contains no class.
+        splits: "train", "dev" or "test" for each recording, where only dev can be absent; or the name of its fold, with
+            three or more folds.
+        groups: each recording's group, such as its speaker or session; None if unknown.
 
     Raises:
-        LabelledSetError: nothing in it, one class only, a split missing, a path twice, or missing files.
+        LabelledSetError: If the set is empty or has only one class, a split is missing, a path occurs twice, or files
+            are missing.
     """
 
     paths: list[Path]
@@ -62,7 +62,7 @@ class LabelledSet:
 
     def __post_init__(self):
         if not len(self.paths) == len(self.labels) == len(self.splits) == len(self.groups or self.paths):
-            raise LabelledSetError("a labelled set needs a label and a split for each path; got "
+            raise LabelledSetError("a labelled set needs one label and one split per path; got "
                                    f"{len(self.paths)} paths, {len(self.labels)} labels and "
                                    f"{len(self.splits)} splits")
         if not self.paths:
@@ -73,17 +73,17 @@ class LabelledSet:
         _check_splits(self.splits)
         twice = [path for path, count in Counter(self.paths).items() if count > 1]
         if twice:
-            raise LabelledSetError(f"recordings are there more than once: {first(twice)}")
+            raise LabelledSetError(f"recordings are listed more than once: {first(twice)}")
         missing = [path for path in self.paths if not Path(path).is_file()]
         if missing:
             raise LabelledSetError(f"{len(missing)} of {len(self.paths)} recordings do not exist: "
                                    f"{first(missing)}")
 
     def without(self, paths):
-        """The set without some of its recordings.
+        """Return the set without some of its recordings.
 
         Raises:
-            LabelledSetError: what is left is no labelled set.
+            LabelledSetError: If the rest is not a valid labelled set.
         """
         columns = [column for column in (self.paths, self.labels, self.splits, self.groups) if column]
         kept = [row for row in zip(*columns) if row[0] not in paths]
@@ -91,31 +91,31 @@ class LabelledSet:
 
     @property
     def classes(self):
-        """The labels that occur, sorted."""
+        """All labels in the set, sorted."""
         return sorted(set(self.labels))
 
     @property
     def has_folds(self):
-        """True when the splits are folds for cross-validation, False when they are train, dev and test."""
+        """True if the splits are folds for cross-validation, False if they are train, dev and test."""
         return not set(self.splits) <= set(SPLITS)
 
     def check_probes(self):
-        """See that probes can be trained on the set: each recording has a class for them, and they choose on dev.
+        """Check that probes can be trained on the set: every recording has a class, and there is a dev set.
 
         Raises:
-            ValueError: a recording has an empty label, or there is neither dev nor folds.
+            ValueError: If a recording has an empty label, or if there is neither a dev set nor folds.
         """
         if unlabelled := [path for path, label in zip(self.paths, self.labels) if not label]:
             raise LabelledSetError(f"{len(unlabelled)} of {len(self.paths)} recordings have no label: "
-                                   f"{first(unlabelled)}. Probes need a class for each: name one for them, such as "
-                                   "nothing, or leave them out")
+                                   f"{first(unlabelled)}. Probes need a class for each recording: give these one, such "
+                                   "as nothing, or leave them out")
         if not self.has_folds and "dev" not in self.splits:
-            raise ValueError(f"no utterance in dev; probes need train, dev and test, and the splits are "
+            raise ValueError(f"no utterance in dev; probes need train, dev and test, but the splits are "
                              f"{', '.join(sorted(set(self.splits)))}")
 
     @property
     def content_hash(self):
-        """The SHA-256 of which recordings, labels and splits are in it, in hexadecimal; not of the audio."""
+        """SHA-256 of the set's paths, labels and splits, in hexadecimal; it does not cover the audio."""
         total = hashlib.sha256()
         for row in zip(map(str, self.paths), self.labels, self.splits):
             total.update(os.fsencode("\0".join(row) + "\n"))
@@ -123,16 +123,16 @@ class LabelledSet:
 
 
 def rotate_folds(folds):
-    """Each fold as test once, the next (in sorted order) as dev, the others as train.
+    """Use each fold as test once, the next one (in sorted order) as dev, and the others as train.
 
     Args:
-        folds: name of each utterance's fold, of three or more.
+        folds: name of each utterance's fold; three or more folds.
 
     Yields:
         the name of the test fold, and "train", "dev" or "test" for each utterance.
 
     Raises:
-        ValueError: fewer than three folds.
+        ValueError: If there are fewer than three folds.
     """
     names = sorted(set(folds))
     if len(names) < 3:
@@ -142,59 +142,59 @@ def rotate_folds(folds):
 
 
 def members_of_splits(splits):
-    """Indices of the utterances of train, dev and test.
+    """Return the indices of the utterances in train, dev and test.
 
     Raises:
-        ValueError: one of them is empty.
+        ValueError: If one of them is empty.
     """
     parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
     for name, members in parts.items():
         if not members:
-            raise ValueError(f"no utterance in {name}; probes need train, dev and test, and the splits are "
+            raise ValueError(f"no utterance in {name}; probes need train, dev and test, but the splits are "
                              f"{', '.join(sorted(set(splits)))}")
     return parts
 
 
 def split_labels(label) -> list[str]:
-    """The classes in a label: of a recording that has several, or of each of its seconds, in order.
+    """Return the classes in a label: all of a recording's classes, or the class of each of its seconds, in order.
 
-    An empty label has none. A class "" among others is that of a second that does not count.
+    An empty label has none. A class "" among others marks a second that does not count.
     """
     return label.split(SEPARATOR) if label else []
 
 
 def join_labels(classes) -> str:
-    """One label of several classes, see :func:`split_labels`.
+    """Join several classes into one label, see :func:`split_labels`.
 
     Raises:
-        LabelledSetError: a class has a semicolon in its name.
+        LabelledSetError: If a class has a semicolon in its name.
     """
     for name in classes:
         if SEPARATOR in name:
-            raise LabelledSetError(f"the class {name!r} has a {SEPARATOR!r} in its name, which separates the "
-                                   "classes of a recording; rename it")
+            raise LabelledSetError(f"the class {name!r} has a {SEPARATOR!r} in its name, but that separates a "
+                                   "recording's classes. Rename the class")
     return SEPARATOR.join(classes)
 
 
 def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
     """Read a labelled set.
 
-    Where there is no split, every class is split by itself: its recordings are ordered by the SHA-256 of the
-    seed and their path, as the CSV writes it or relative to the folder; the first 20 % are test, the next
-    10 % dev (each rounded, and at least one), the others train. That is the same on every machine. Recordings
-    of one speaker or session may so get into train and test; a CSV with splits can keep them apart.
+    If there is no split, every class is split separately. Its recordings are ordered by the SHA-256 of the seed and
+    their path, as written in the CSV or relative to the folder; the first 20 % are test, the next 10 % dev (each
+    rounded, and at least one), and the rest train. The result is the same on every machine. Recordings of one speaker
+    or session may be in both train and test; a CSV with splits can keep them apart.
 
     Args:
-        source: a CSV with the columns path and label, and split and group if wanted (paths are relative to the
-            CSV's folder, and a label may be empty, see :func:`split_labels`); or a folder with a folder for each
+        source: a CSV with the columns path and label, and optionally split and group (paths are relative to the
+            CSV's folder, and a label can be empty, see :func:`split_labels`); or a folder with a folder for each
             class, whose name is the label, and audio files at any depth in it, see
-            :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden ones are left out.
-        seed: of the split where there is none.
+            :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden files are skipped.
+        seed: seed of the split, if the source has none.
 
     Raises:
-        LabelledSetError: see :class:`LabelledSet`; or a CSV with missing or other columns or incomplete rows;
-            or a class of fewer than three recordings where there is no split.
-        FileNotFoundError: nothing there.
+        LabelledSetError: see :class:`LabelledSet`; also if a CSV has missing or other columns or incomplete rows,
+            or if there is no split and a class has fewer than three recordings.
+        FileNotFoundError: If the source does not exist.
     """
     source = Path(source)
     if not source.exists():
@@ -230,7 +230,7 @@ def _read_csv(file):
         columns = reader.fieldnames or []
         if not {"path", "label"} <= set(columns) <= {*COLUMNS, GROUP}:
             raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
-                                   "and label, and split and group if wanted")
+                                   "and label, and optionally split and group")
         rows, filled = [], [name for name in columns if name != "label"]
         for row in reader:
             if None in row or None in row.values() or not all(row[name] for name in filled):
@@ -249,18 +249,18 @@ def _split(names, labels, seed):
 
 
 def split_by_hash(names, what, seed=0):
-    """A split for each of some names, ordered by the SHA-256 of seed and name: see :func:`read_labelled`.
+    """Split some names in the order of the SHA-256 of seed and name, see :func:`read_labelled`.
 
     Args:
-        names: three or more.
-        what: they are, for the error.
-        seed: of the order.
+        names: three or more names.
+        what: description of the names, for the error.
+        seed: seed of the order.
 
     Returns:
         "train", "dev" or "test" by name.
 
     Raises:
-        LabelledSetError: fewer than three.
+        LabelledSetError: If there are fewer than three names.
     """
     if len(names) < len(SPLITS):
         raise LabelledSetError(f"{what} has {len(names)} recordings; a split into train, dev and test needs three")

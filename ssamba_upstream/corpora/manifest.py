@@ -1,4 +1,4 @@
-"""Manifests: which audio files there are."""
+"""Manifests: lists of audio files."""
 
 import json
 import os
@@ -18,11 +18,11 @@ HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
 
 
 class Paths(Sequence):
-    """Paths in two arrays, which the processes that are forked read without copying; a list of millions of strings
-    would be copied page by page, as each look at a string counts in it.
+    """Paths in two arrays, which forked processes can read without copying. A list of millions of strings would be
+    copied page by page, because every access changes a string's reference count.
 
     Args:
-        paths: of str; names that are no Unicode come back as they were.
+        paths: paths as str; names that are not valid Unicode are preserved.
     """
 
     def __init__(self, paths=()):
@@ -47,12 +47,12 @@ class Paths(Sequence):
 
 
 class ManifestError(ValueError):
-    """A manifest, or the audio that it lists, cannot be used; the message says what to do."""
+    """Raised if a manifest or its audio cannot be used; the message says what to do."""
 
 
 @dataclass
 class ManifestSummary:
-    """How many files a manifest lists, their hours, and a line for each file left out, as it cannot be read."""
+    """The number of files in a manifest, their hours, and a line for each unreadable file, which is not in it."""
 
     files: int
     hours: float
@@ -60,27 +60,27 @@ class ManifestSummary:
 
 
 def write_manifest(folders, out, processes=None):
-    """Read the headers of all audio files below some folders once, and write a manifest.
+    """Read the headers of all audio files in some folders once, and write a manifest.
 
-    Audio files are those with an ending in :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Links to files are followed,
-    links to folders are not.
+    Audio files are those with an extension in :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Links to files are
+    followed, links to folders are not.
 
     Args:
-        folders: folders to search, their sub-folders included.
-        out: the manifest, a name ending in ``.jsonl``: a line ``{"path": absolute, "duration": seconds, "rate":
-            Hz, "channels": n}`` per readable file, sorted by path. What cannot be read is left out, and listed with
+        folders: folders to search, including subfolders.
+        out: the manifest, a ``.jsonl`` file: a line ``{"path": absolute, "duration": seconds, "rate":
+            Hz, "channels": n}`` per readable file, sorted by path. Unreadable files are skipped and listed with
             the reason in ``<out>.unreadable.txt``.
-        processes: how many processes read; default: the number of processors.
+        processes: number of reading processes. Default: the number of processors.
 
     Returns:
         A :class:`ManifestSummary`.
 
     Raises:
-        ManifestError: not a folder, no audio, or none that can be read. Nothing is written then.
+        ManifestError: If a folder does not exist, or there is no readable audio. Nothing is written then.
     """
     out = Path(out)
     if out.suffix != ".jsonl":
-        raise ManifestError(f"{out}: the name of a manifest has to end in .jsonl")
+        raise ManifestError(f"{out}: a manifest's name must end in .jsonl")
     files, unreadable = find_audio(folders)
     lines, seconds = [], 0.0
     # Without the initializer, Ctrl-C prints a traceback for each process.
@@ -108,22 +108,22 @@ def write_manifest(folders, out, processes=None):
 
 
 def find_audio(folders):
-    """The audio files below some folders, sorted, and a line for each folder that cannot be searched.
+    """Return the audio files in some folders, sorted, and a line for each folder that cannot be searched.
 
     Raises:
-        ManifestError: not a folder, or no audio below any of them.
+        ManifestError: If a folder does not exist, or no folder contains audio.
     """
     files, unreadable = set(), []
     for folder in folders:
         if not os.path.isdir(folder):
-            raise ManifestError(f"{folder}: not a folder; name the folders that hold your audio")
+            raise ManifestError(f"{folder}: not a folder. Give the folders that contain your audio")
         walk = os.walk(os.path.abspath(folder),
                        onerror=lambda error: unreadable.append(f"{error.filename}: {error.strerror}"))
         files.update(os.path.join(parent, name) for parent, _, names in walk for name in names
                      if name.lower().endswith(AUDIO_EXTENSIONS))
     if not files:
-        raise ManifestError(f"no {', '.join(AUDIO_EXTENSIONS)} file below {', '.join(map(str, folders))}; name the "
-                            f"folders that hold your audio{''.join(f' ({line})' for line in unreadable)}")
+        raise ManifestError(f"no {', '.join(AUDIO_EXTENSIONS)} file in {', '.join(map(str, folders))}. Give the "
+                            f"folders that contain your audio{''.join(f' ({line})' for line in unreadable)}")
     return sorted(files), unreadable
 
 
@@ -139,13 +139,13 @@ def _write_lines(path, lines):
 
 
 def read_manifest(path):
-    """The audio files that a manifest lists, as :class:`Paths`.
+    """Return the audio files listed in a manifest, as :class:`Paths`.
 
-    Read are what :func:`write_manifest` writes (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
-    (``.json``), and fairseq's (``.tsv``: a root folder, then lines of a path below it, a tab and its samples).
+    The formats are that of :func:`write_manifest` (``.jsonl``), the published code's ``{"data": [{"wav": path}, ...]}``
+    (``.json``), and fairseq's (``.tsv``: a root folder, then lines with a path in it, a tab and the samples).
 
     Raises:
-        ManifestError: no such file, not a manifest (the message names the line), or it lists no file.
+        ManifestError: If the file does not exist, is not a manifest (the message names the line), or lists no files.
     """
     path = Path(path)
     if path.suffix not in PARSERS:
@@ -155,7 +155,7 @@ def read_manifest(path):
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         files = Paths(PARSERS[path.suffix](path, file))
     if not files:
-        raise ManifestError(f"{path}: lists no audio file; {HOW_TO_WRITE}")
+        raise ManifestError(f"{path}: lists no audio files; {HOW_TO_WRITE}")
     return files
 
 
@@ -168,14 +168,14 @@ def _parse_lines(path, lines):
 def _parse_published(path, file):
     content = _parse_json(path, file.read(), object_hook=_path_alone)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise ManifestError(f'{path}: expected {{"data": [{{"wav": path}}, ...]}}, as the published code writes it')
+        raise ManifestError(f'{path}: expected {{"data": [{{"wav": path}}, ...]}}, as written by the published code')
     for number, entry in enumerate(content["data"], 1):
         yield entry[0] if isinstance(entry, tuple) else _value_of(entry, "wav", f"{path}, entry {number} of data")
 
 
 def _path_alone(entry):
-    """Of an entry as it should be its path, in a tuple, which JSON does not know: millions of entries take
-    gigabytes."""
+    """Return only the path of a well-formed entry, because millions of entries take gigabytes. It is in a tuple, which
+    JSON does not produce."""
     wav = entry.get("wav")
     return (wav,) if wav and isinstance(wav, str) else entry
 
@@ -187,12 +187,12 @@ def _parse_fairseq(path, lines):
         if name and samples.isdecimal():
             yield os.path.join(root, name)
         elif line:
-            raise ManifestError(f"{path}, line {number}: expected a path below {root!r}, a tab and a number of "
+            raise ManifestError(f"{path}, line {number}: expected a path in {root!r}, a tab and a number of "
                                 f"samples, but found {line[:80]!r}")
 
 
 PARSERS = {".jsonl": _parse_lines, ".json": _parse_published, ".tsv": _parse_fairseq}
-"""By the ending of a manifest's name."""
+"""Parsers by file extension."""
 
 
 def _parse_json(path, text, line=None, object_hook=None):

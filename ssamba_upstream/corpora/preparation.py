@@ -1,4 +1,4 @@
-"""Downloaded data sets -> labelled sets for fine-tuning and probing, checked."""
+"""Prepare downloaded data sets as labelled sets for fine-tuning and probing, and check them."""
 
 import csv
 import os
@@ -30,15 +30,15 @@ SETS = {
 
 @dataclass
 class PreparationReport:
-    """What was prepared.
+    """A report on a prepared data set.
 
     Attributes:
-        title: of the data set.
+        title: the data set's name.
         root: its folder.
-        counts: recordings in each split.
-        classes: number of classes in them.
-        notes: sentences worth reading.
-        unreadable: a sentence for each recording that cannot be read, and is left out.
+        counts: number of recordings in each split.
+        classes: number of classes.
+        notes: sentences for the user.
+        unreadable: a sentence for each unreadable recording, which is skipped.
     """
 
     title: str
@@ -60,25 +60,25 @@ class PreparationReport:
 def prepare(name, root, out) -> PreparationReport:
     """Write a downloaded data set as a labelled set, see :func:`ssamba_upstream.corpora.labelled.read_labelled`.
 
-    A part of the set, such as a few of its classes, is as good as the whole, and the report says what it is. The
-    headers of all recordings are read; those that cannot be are left out.
+    The set can be incomplete, for example with only a few of its classes; the report says what is included. The
+    headers of all recordings are read, and unreadable recordings are skipped.
 
     Args:
-        name: one of SETS.
+        name: a name in SETS.
         root: the data set's folder.
-        out: the CSV. Paths in it are absolute, but relative for what lies below its folder. The scenes of
-            "urban8k_scenes" are written beside it, into a folder of its name without the ending, see
-            :func:`ssamba_upstream.corpora.scenes.mix_scenes`; a CSV that is there is removed first.
+        out: the CSV. Paths to files in its folder are relative, all others absolute. The scenes of "urban8k_scenes" are
+            written to a folder next to it, named like it without the extension, see
+            :func:`ssamba_upstream.corpora.scenes.mix_scenes`; an existing CSV is removed first.
 
     Raises:
-        PreparationError: the data set is not there, is laid out otherwise, or lacks something; the message says how
-            it has to be. No CSV is written then.
-        BlockingIOError: Another process is writing the CSV.
+        PreparationError: If the data set is missing, incomplete or laid out differently; the message describes the
+            expected layout. No CSV is written then.
+        BlockingIOError: If another process is writing the CSV.
     """
     data_set = SETS[name]
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     if out.suffix != ".csv":
-        raise PreparationError(f"{out}: the name of a labelled set has to end in .csv")
+        raise PreparationError(f"{out}: a labelled set's name must end in .csv")
     if (root / data_set.folder).is_dir():
         root = root / data_set.folder
     with locked(out):
@@ -95,10 +95,10 @@ def _prepare(data_set, root, out):
         recordings, unreadable = _readable(recordings)
         counts, classes = _compare(recordings, data_set, notes)
         if data_set.scenes:
-            out.unlink(missing_ok=True)  # its labels may be of other scenes than those that are written now
+            out.unlink(missing_ok=True)  # its labels may belong to other scenes than those written now
             recordings = mix_scenes(recordings, out.with_suffix(""), report=unreadable.append)
             scenes = Counter(fold for _, _, fold in recordings)
-            notes.append(f"They make {len(recordings):,} scenes of {SCENE_SECONDS} s: "
+            notes.append(f"They form {len(recordings):,} scenes of {SCENE_SECONDS} s: "
                          + ", ".join(f"{count} of {fold}" for fold, count in scenes.items()) + ".")
         LabelledSet(*map(list, zip(*recordings)))
     except ValueError as error:
@@ -108,7 +108,7 @@ def _prepare(data_set, root, out):
 
 
 def _readable(recordings):
-    """The recordings whose headers can be read, and the AudioErrors of the others."""
+    """Return the recordings whose headers can be read, and the AudioErrors of the others."""
     kept, unreadable = [], []
     for recording in tqdm(recordings, "reading headers", unit=" files"):
         try:
@@ -123,7 +123,7 @@ def _readable(recordings):
 
 
 def _compare(recordings, data_set, notes):
-    """(recordings in each split, number of classes); how that compares with the released set becomes a note."""
+    """Return (recordings in each split, number of classes), and add a note that compares them with the released set."""
     found = Counter(split for _, _, split in recordings)
     foreign = sorted(set(found) - set(data_set.released))
     if foreign:
@@ -131,13 +131,13 @@ def _compare(recordings, data_set, notes):
     counts = {split: found[split] for split in data_set.released if found[split]}
     classes = len({name for _, label, _ in recordings for name in split_labels(label)})
     if classes > data_set.classes:
-        raise PreparationError(f"there are {classes} classes, where the released set has {data_set.classes}; is this "
-                               "another version?")
+        raise PreparationError(f"there are {classes} classes, but the released set has {data_set.classes}. Check that "
+                               "this is the right version")
     if (counts, classes) == (data_set.released, data_set.classes):
         notes.insert(0, "The counts are those of the released set.")
     else:
         released = sum(data_set.released.values())
-        notes.insert(0, f"This is not the whole released set, but {classes} of {data_set.classes} classes and "
+        notes.insert(0, f"This is only part of the released set: {classes} of {data_set.classes} classes and "
                         f"{len(recordings):,} of {released:,} recordings.")
     return counts, classes
 

@@ -1,7 +1,7 @@
-"""Reports on corpora: whether one is laid out as s3prl 0.4.18 reads it, and what the checks of each share.
+"""Reports on whether a corpus has the layout that s3prl 0.4.18 reads, and functions shared by all checks.
 
-s3prl meets a missing file with an IndexError after minutes of searching, or hours into a run. The checks, each beside
-its corpus, restate the rules of s3prl's downstreams and report at once all that would go wrong. Audio is judged by the
+If a file is missing, s3prl raises an IndexError after minutes of searching, or hours into a run. The checks, one in
+each corpus's module, follow the rules of s3prl's downstreams and report all problems at once. Audio is checked by the
 headers of a few files, spread evenly over the corpus. Splits are compared by the names and sizes of all recordings.
 """
 
@@ -23,17 +23,17 @@ SAMPLED_FILES = 40
 
 
 class CorpusError(ValueError):
-    """A corpus is not laid out as s3prl needs it; the message says what is missing and what to do."""
+    """Raised for a corpus without the layout that s3prl needs; the message says what is missing and what to do."""
 
 
 class Recording(NamedTuple):
     """A recording of a corpus.
 
     Attributes:
-        name: its name in the corpus, wherever the corpus lies; the part after the last "/" tells recordings apart.
+        name: name in the corpus, independent of the corpus's location; the part after the last "/" is the recording's.
         path: the file.
-        size: of the file, in bytes.
-        file: device and inode, which all names of a file share.
+        size: size of the file in bytes.
+        file: device and inode, which are the same for all links to a file.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Recording(NamedTuple):
 
 @dataclass
 class CorpusReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         corpus: name of the corpus and its task.
-        root: the folder that was checked.
+        root: the checked folder.
         override: value for the ``-o`` argument of s3prl's run_downstream that points a config at this corpus.
-        counts: utterances by split or session, and in it by class.
-        problems: sentences, each about something that would stop s3prl or change what it measures.
-        notes: sentences worth reading that ask for no action.
-        released: True if this is SUPERB's corpus, as far as the number of its utterances tells.
-        recordings: those that s3prl reads, by split, or by another part that must not share any with the rest.
-        texts: lists, metadata, transcripts and lexicons that s3prl reads, by a name without the corpus's place.
+        counts: number of utterances by split or session and by class.
+        problems: sentences about problems that would stop s3prl or change its results.
+        notes: sentences that require no action.
+        released: True if the number of utterances is that of SUPERB's corpus.
+        recordings: recordings that s3prl reads, by split or by another part; the parts must not share recordings.
+        texts: lists, metadata, transcripts and lexicons that s3prl reads, by a name independent of the location.
     """
 
     corpus: str
@@ -70,10 +70,10 @@ class CorpusReport:
 
     @property
     def content_hash(self) -> str:
-        """The SHA-256 of what s3prl reads, in hexadecimal; the same for a copy of the corpus in another place.
+        """SHA-256 of what s3prl reads, in hexadecimal; the same for a copy of the corpus in another location.
 
-        It covers the content of all texts, the names and sizes of all recordings and, of each split, the content of
-        an even sample of recordings. Times do not count, as copying changes them.
+        It covers the content of all texts, the names and sizes of all recordings and, for each split, the content of
+        an even sample of recordings. Modification times are excluded, because copying changes them.
         """
         return json_hash({
             "texts": {name: file_hash(path) for name, path in self.texts.items()},
@@ -84,11 +84,11 @@ class CorpusReport:
 
     @property
     def ok(self) -> bool:
-        """True when there are no problems."""
+        """True if there are no problems."""
         return not self.problems
 
     def __str__(self):
-        verdict = "laid out as s3prl needs it" if self.ok else f"{len(self.problems)} problem(s)"
+        verdict = "laid out correctly for s3prl" if self.ok else f"{len(self.problems)} problem(s)"
         lines = [f"{self.corpus} in {self.root}: {verdict}"]
         for part, counts in self.counts.items():
             lines.append(f"  {part:9}" + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
@@ -101,7 +101,7 @@ class CorpusReport:
 
 @contextmanager
 def problems_reported(report: CorpusReport):
-    """Turn the errors after which a check cannot go on into problems of the report."""
+    """Add errors after which a check cannot continue to the report as problems."""
     try:
         yield
     except CorpusError as error:
@@ -111,25 +111,25 @@ def problems_reported(report: CorpusReport):
 
 
 def require_folder(report: CorpusReport):
-    """See that the corpus's folder is there; raises CorpusError."""
+    """Raise CorpusError if the corpus's folder does not exist."""
     if not os.path.isdir(report.root):
         state = "is not a folder" if os.path.exists(report.root) else "does not exist"
-        raise CorpusError(f"{report.root} {state}; give the folder that holds "
+        raise CorpusError(f"{report.root} {state}; give the folder that contains "
                           f"{report.corpus.split(' (')[0]}.")
 
 
 def absolute(path) -> Path:
-    """An absolute path, with ``~`` expanded."""
+    """Return an absolute path with ``~`` expanded."""
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def find_named(root: Path, names: tuple[str, ...]) -> Path:
-    """The file in a folder that has one of some names; where there is none, the place of the first."""
+    """Return the path of the first existing file of several names in a folder; if none exists, that of the first."""
     return root / next((name for name in names if os.path.isfile(root / name)), names[0])
 
 
 def read_text(path: Path, advice: str = "") -> str:
-    """A file's text; raises CorpusError, which ends in the advice, a sentence, where it cannot be read."""
+    """Return a file's text; if it cannot be read, raise CorpusError, whose message ends with the advice, a sentence."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -138,7 +138,7 @@ def read_text(path: Path, advice: str = "") -> str:
 
 
 def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) -> list[tuple]:
-    """(path, header) of the audio files, or of an even sample; unreadable and empty ones become problems."""
+    """Return (path, header) for the audio files or an even sample; unreadable and empty ones are reported."""
     headers = []
     for path in sample(paths) if sampled else paths:
         try:
@@ -150,12 +150,12 @@ def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) 
 
 
 def sample(items: list) -> list:
-    """At most ``SAMPLED_FILES`` of some items, spread evenly over them."""
+    """Return at most ``SAMPLED_FILES`` items, spread evenly."""
     return items[::-(-len(items) // SAMPLED_FILES) or 1]
 
 
 def recordings_of(named: dict[str, Path]) -> list[Recording]:
-    """The recordings of some paths by name. Missing files are left out: a check reports these by itself."""
+    """Return the recordings for paths by name. Missing files are skipped, because each check reports them itself."""
     found = []
     for name, path in named.items():
         try:
@@ -167,13 +167,13 @@ def recordings_of(named: dict[str, Path]) -> list[Recording]:
 
 
 def require_disjoint(report: CorpusReport, remedy: str):
-    """Make a problem of recordings that are in two splits; the remedy is an advice, without its end.
+    """Report recordings that are in two splits; the remedy is a clause without a full stop.
 
-    Two recordings are the same if they are one file, or have one name and one content.
+    Two recordings are the same if they are one file, or if they have the same name and content.
     """
     for (one, some), (other, others) in combinations(report.recordings.items(), 2):
         if shared := _shared(some, others):
-            report.problems.append(f"{len(shared):,} of the {len(others):,} recordings of {other} are in {one}, too: "
+            report.problems.append(f"{len(shared):,} of the {len(others):,} recordings in {other} are also in {one}: "
                                    f"{first([recording.name for recording in shared])}; {remedy}.")
 
 
@@ -191,15 +191,15 @@ def _name_and_size(recording: Recording):
 
 
 def note_shared_speakers(report: CorpusReport, speakers: dict[str, set[str]]):
-    """Note speakers in two splits, which the released corpus keeps apart."""
+    """Add a note about speakers who are in two splits; in the released corpus, none is."""
     for one, other in combinations(speakers, 2):
         if shared := sorted(speakers[one] & speakers[other]):
-            report.notes.append(f"{one} and {other} share speakers: {first(shared)}. In the released corpus each "
-                                "speaker is in one split only.")
+            report.notes.append(f"{one} and {other} share speakers: {first(shared)}. In the released corpus, each "
+                                "speaker is in only one split.")
 
 
 def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int]):
-    """Note whether the counts are those of the released corpus."""
+    """Add a note on whether the counts match the released corpus."""
     report.released = found == released
     if report.released:
         report.notes.append("The counts are those of the released corpus.")
@@ -209,10 +209,10 @@ def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int
 
 
 def override(fields: dict) -> str:
-    """Options for s3prl's -o, which splits at ',,' and '=' and evaluates the values if they are Python.
+    """Return options for s3prl's -o, which splits at ',,' and '=' and evaluates values that are valid Python.
 
     Args:
-        fields: paths, or lists of them, by the names of fields below ``config.downstream_expert``, such as
+        fields: paths, or lists of paths, by the names of fields in ``config.downstream_expert``, such as
             "datarc.root".
     """
     return ",,".join(f"config.downstream_expert.{field}={_literal(value)}" for field, value in fields.items())
@@ -229,38 +229,38 @@ def _quoted(path):
 
 
 def require_files(paths: list[Path], where: str, remedy: str, report: CorpusReport) -> list[Path]:
-    """The recordings that are there, of those that ``where`` lists; the others become a problem of the report."""
+    """Return the existing recordings of a list, which ``where`` names in the report; missing ones are reported."""
     there, missing = [], []
     for path in paths:
         (there if os.path.isfile(path) else missing).append(path)
     if missing:
-        report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings of {where} are not there: "
+        report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings in {where} are missing: "
                                f"{first(missing)}; {remedy}.")
     return there
 
 
 def require_16_khz_mono(paths: list[Path], report: CorpusReport):
-    """See, by an even sample, that recordings are as s3prl needs a corpus that it neither resamples nor mixes down."""
+    """Check an even sample for 16 kHz mono, which s3prl needs for a corpus that it neither resamples nor mixes down."""
     for path, header in read_headers(paths, report):
         if header.rate != SAMPLE_RATE or header.channels != 1:
-            report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), and s3prl neither "
+            report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), but s3prl neither "
                                    f"resamples nor mixes down this corpus; convert all of it to {SAMPLE_RATE} Hz mono.")
             break
 
 
 def require_splits(report: CorpusReport, remedy: str):
-    """Make a problem of every split without an utterance; the remedy is an advice, without its end."""
+    """Report every split without utterances; the remedy is a clause without a full stop."""
     for split, counts in report.counts.items():
         if not counts["utterances"]:
-            report.problems.append(f"{report.root} has no utterance for {split}; {remedy}.")
+            report.problems.append(f"{report.root} has no utterances for {split}; {remedy}.")
 
 
 def compare_utterances(report: CorpusReport, released: dict[str, int]):
-    """Note whether the utterances of the splits are as many as in the released corpus."""
+    """Add a note on whether the number of utterances in each split matches the released corpus."""
     compare(report, {split: counts["utterances"] for split, counts in report.counts.items()}, released)
 
 
 def first(items: list, count: int = 3) -> str:
-    """The first of some items for a message, and how many more there are."""
+    """Format the first items for a message, and the number of the others."""
     more = f" and {len(items) - count:,} more" if len(items) > count else ""
     return ", ".join(map(str, items[:count])) + more

@@ -1,4 +1,4 @@
-"""One-minute scenes out of short excerpts, with a label for every second."""
+"""One-minute scenes made of short excerpts, with a label for every second."""
 
 import hashlib
 import math
@@ -13,32 +13,32 @@ from .labelled import join_labels
 
 SCENE_SECONDS = 60
 LARGEST_CUT = SAMPLE_RATE // 10
-"""Samples at an excerpt's end that are not worth a second of their own; those meant to last 4 s run a little over."""
+"""Most samples at an excerpt's end to cut rather than pad to a second; 4 s excerpts are often slightly longer."""
 
 
 def mix_scenes(excerpts, folder, seed=0, report=None):
-    """Join the excerpts of each fold to scenes of one minute, and write them as FLAC, 16 kHz, mono, 16 bits.
+    """Join the excerpts of each fold into one-minute scenes, and write them as 16-bit mono FLAC at 16 kHz.
 
-    The excerpts of a fold follow each other in the order of the SHA-256 of the seed and their file name. Each is
-    padded with zeros to whole seconds, all of them labelled with its class; what it has beyond whole seconds is cut
-    off where that is less than a tenth of a second. Scenes begin and end on a second, if need be within an excerpt.
-    What is left of a fold after its last whole minute is in no scene: no second is silent but labelled.
+    A fold's excerpts are ordered by the SHA-256 of the seed and their file name. Each is padded with zeros to whole
+    seconds, all labelled with its class. An excess of less than a tenth of a second is cut off instead. Scenes start
+    and end on a whole second, if necessary within an excerpt. The rest of a fold after its last whole minute is
+    dropped, so no labelled second is silent.
 
-    A scene that is there already, sample for sample, is not written again.
+    An existing scene with the same samples is not rewritten.
 
     Args:
-        excerpts: (path, class, fold) of each.
-        folder: for the scenes, ``{fold}_{number}.flac``, the number of three digits or more.
-        seed: of the order.
-        report: called with the AudioError of each excerpt that cannot be read, and is left out. Default: it is raised.
+        excerpts: (path, class, fold) of each excerpt.
+        folder: folder for the scenes, ``{fold}_{number}.flac``; the number has three or more digits.
+        seed: seed of the order.
+        report: function called with the AudioError of each unreadable excerpt, which is skipped. Default: raise it.
 
     Returns:
-        (path, label, fold) of each scene; the label is the classes of its seconds, see
+        (path, label, fold) of each scene; the label contains the classes of its seconds, see
         :func:`ssamba_upstream.corpora.labelled.split_labels`.
 
     Raises:
-        AudioError: an excerpt that cannot be read.
-        ValueError: a fold that lasts less than a minute.
+        AudioError: If an excerpt cannot be read and there is no ``report``.
+        ValueError: If a fold lasts less than a minute.
     """
     by_fold = {}
     for path, label, fold in excerpts:
@@ -54,12 +54,12 @@ def mix_scenes(excerpts, folder, seed=0, report=None):
                 scenes.append((path, join_labels(classes), fold))
             if len(scenes) == before:
                 raise ValueError(f"the {len(members)} excerpts of {fold} last less than one scene of "
-                                 f"{SCENE_SECONDS} s; add others, or leave the fold out")
+                                 f"{SCENE_SECONDS} s. Add others, or leave out the fold")
     return scenes
 
 
 def _minutes(members, progress, report):
-    """Yields (samples, classes of the seconds) of whole scenes."""
+    """Yield (samples, classes of the seconds) of whole scenes."""
     seconds, classes = [], []
     for path, label in members:
         progress.update()
@@ -78,7 +78,7 @@ def _minutes(members, progress, report):
 
 
 def _read_seconds(path):
-    """An excerpt as (seconds, 16000) of 16-bit integers."""
+    """Read an excerpt as 16-bit integers of shape (seconds, 16000)."""
     clip = read_clip(path).numpy()
     seconds = max(1, math.ceil((len(clip) - LARGEST_CUT) / SAMPLE_RATE))
     padded = np.zeros(seconds * SAMPLE_RATE, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Mean and deviation of a set's log-mel, by which a network's input is normalised."""
+"""Mean and deviation of a set's log-mel, for normalising a network's input."""
 
 import math
 import signal
@@ -11,19 +11,19 @@ from tqdm import tqdm
 from ..audio import AudioError, read_clip
 from .manifest import ManifestError
 
-# torch, which takes seconds to import, is imported where a log-mel is computed: most manifests need none.
+# torch takes seconds to import, so it is imported only to compute a log-mel, which most manifests do not need.
 
 LONGEST_CLIP = 1024
-"""Frames; of longer files the middle is measured, as pretraining hears no more of one at once."""
+"""Longest measured clip in frames: only the middle of longer files is used, as in pretraining."""
 
 
 @dataclass
 class Statistics:
-    """Of the log-mel of some files, over all their frames and mel bands.
+    """Statistics of the log-mel of some files, over all frames and mel bands.
 
     Attributes:
-        mean, deviation: what :class:`SsambaConfig` calls ``log_mel_mean`` and ``log_mel_std``.
-        frames: their number.
+        mean, deviation: ``log_mel_mean`` and ``log_mel_std`` of :class:`SsambaConfig`.
+        frames: number of frames.
         unreadable: a line for each file that cannot be read.
     """
 
@@ -34,15 +34,15 @@ class Statistics:
 
 
 def measure_statistics(files, front_end, processes=None):
-    """Read files and measure their log-mel, before it is normalised.
+    """Read files and measure their log-mel before normalisation.
 
     Args:
-        files: audio files; of those longer than 1024 frames, the middle.
+        files: audio files; only the middle 1024 frames of longer files are used.
         front_end: the :class:`ssamba_upstream.network.configuration.FrontEnd`; its normalisation does not matter.
-        processes: how many processes read; default: the number of processors.
+        processes: number of reading processes. Default: the number of processors.
 
     Raises:
-        ManifestError: none of the files can be read.
+        ManifestError: If none of the files can be read.
     """
     sums, unreadable = [], []
     # Without the initializer, Ctrl-C prints a traceback for each process.
@@ -65,7 +65,7 @@ def measure_statistics(files, front_end, processes=None):
 
 
 def _measure(file, front_end):
-    """(frames, sum, sum of squares) of a file's log-mel, or the AudioError that says why there is none."""
+    """Return (frames, sum, sum of squares) of a file's log-mel, or the AudioError if it cannot be read."""
     import torch
 
     torch.set_num_threads(1)  # there is a process for each processor
@@ -81,7 +81,7 @@ def _measure(file, front_end):
 
 @lru_cache(maxsize=1)
 def _raw_log_mel(front_end):
-    """The LogMel of a front end with statistics that leave the log-mel as it is."""
+    """Return a front end's LogMel with statistics that leave the log-mel unchanged."""
     from ..frontend import LogMel
 
     return LogMel(replace(front_end, normalisation="data", log_mel_mean=0.0, log_mel_std=0.5))

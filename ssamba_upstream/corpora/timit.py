@@ -5,7 +5,7 @@ from pathlib import Path
 from .alignments import AlignedSet, Segment, check_order
 from .labelled import LabelledSetError
 
-RATE = 16000  # of the sample numbers in .PHN files
+RATE = 16000  # sampling rate in Hz for the sample numbers in .PHN files
 
 # The core test set of TIMIT's readme.doc; the other speakers of TEST are dev, as in s3prl's ``timit_phone``.
 CORE_TEST_SPEAKERS = frozenset(
@@ -14,7 +14,7 @@ CORE_TEST_SPEAKERS = frozenset(
 )
 
 # TIMIT's 61 phones as 39 classes: Lee and Hon, "Speaker-independent phone recognition using hidden Markov models"
-# (1989). What is not named here is a class of its own; the glottal stop q is none.
+# (1989). A phone that is not listed is its own class, except the glottal stop q, which has none.
 CLASSES = {
     "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "el": "l", "em": "m", "en": "n",
     "nx": "n", "eng": "ng", "zh": "sh", "ux": "uw",
@@ -30,19 +30,19 @@ PHONES = frozenset(
 def read_timit(root) -> AlignedSet:
     """Read TIMIT's phones.
 
-    Of the sentences those named SI and SX are read, as SA are the same for all speakers. TRAIN is train; of TEST the 24
-    speakers of the core test set are test, the others dev.
+    Only SI and SX sentences are read, because SA sentences are the same for all speakers. TRAIN is train; in TEST, the
+    24 speakers of the core test set are test and the others dev.
 
     Args:
-        root: folder with ``TRAIN/DR1/FCJF0/SI1027.WAV``, ``SI1027.PHN`` beside it, and so on; in upper or lower case,
-            and with any endings after ``.WAV``.
+        root: folder with ``TRAIN/DR1/FCJF0/SI1027.WAV``, ``SI1027.PHN`` next to it, and so on; in upper or lower case,
+            and with any extensions after ``.WAV``.
 
     Returns:
-        AlignedSet. Its groups are the speakers; a sentence whose ``.PHN`` is missing or damaged is left out, and named
-        in it.
+        AlignedSet. Its groups are the speakers. A sentence whose ``.PHN`` is missing or damaged is skipped and listed
+        in ``left_out``.
 
     Raises:
-        LabelledSetError: no such files.
+        LabelledSetError: If there are no such files.
     """
     segments, splits, groups, left_out = {}, {}, {}, []
     for path in _sentences(Path(root)):
@@ -55,13 +55,13 @@ def read_timit(root) -> AlignedSet:
         splits[path] = "train" if part == "TRAIN" else "test" if groups[path] in CORE_TEST_SPEAKERS else "dev"
     if not segments:
         unusable = f": {left_out[0]}" if left_out else ""
-        raise LabelledSetError(f"{root} holds no sentences TRAIN/DR1/FCJF0/SI1027.WAV with SI1027.PHN beside them"
-                               f"{unusable}; give TIMIT's folder")
+        raise LabelledSetError(f"{root} contains no sentences TRAIN/DR1/FCJF0/SI1027.WAV with SI1027.PHN next to them"
+                               f"{unusable}. Give TIMIT's folder")
     return AlignedSet(segments, splits, left_out, groups)
 
 
 def _sentences(root):
-    """The recordings of TRAIN and TEST, without SA; one of each sentence, which some copies hold in two formats."""
+    """Return the recordings in TRAIN and TEST without SA, one per sentence; some copies have two formats of each."""
     found = {}
     for path in sorted(root.rglob("*/*/*/*")):
         sentence, *endings = path.name.upper().split(".")
@@ -71,7 +71,7 @@ def _sentences(root):
 
 
 def _read_phones(recording):
-    """The segments in the .PHN beside a recording; raises OSError or ValueError."""
+    """Return the segments in the .PHN next to a recording; raises OSError or ValueError."""
     candidates = [recording.with_name(recording.name.split(".")[0] + ending) for ending in (".PHN", ".phn")]
     file = next(filter(Path.is_file, candidates), candidates[0])
     segments = []
@@ -87,6 +87,6 @@ def _read_phones(recording):
         if phone != UNLABELLED:
             segments.append(segment)
     if not segments:
-        raise LabelledSetError(f"{file} names no phones")
+        raise LabelledSetError(f"{file} lists no phones")
     check_order(segments, file)
     return segments

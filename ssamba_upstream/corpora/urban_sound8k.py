@@ -1,4 +1,4 @@
-"""UrbanSound8K in its ten folds, to be mixed to scenes with a class for every second."""
+"""UrbanSound8K in its ten folds, for mixing into scenes with a class for every second."""
 
 from .data_set import DataSet, read_table
 
@@ -16,7 +16,7 @@ URBAN8K_SCENES = DataSet(
     released=dict(zip((f"fold{i}" for i in range(1, 11)), (873, 888, 925, 990, 936, 823, 838, 806, 816, 837))),
     classes=10,
     layout="""\
-UrbanSound8K is on https://urbansounddataset.weebly.com/urbansound8k.html. Download and unpack it, and give the folder
+UrbanSound8K is at https://urbansounddataset.weebly.com/urbansound8k.html. Download and unpack it, and give the folder
 ROOT with
   ROOT/metadata/UrbanSound8K.csv
   ROOT/audio/fold1/101415-3-0-2.wav and so on, to fold10""",

@@ -53,7 +53,7 @@ def test_recordings_without_a_split_are_split_whole(tmp_path):
     ("a.wav,0,inf,s,train", "got start 0, end inf"),
     ("a.wav,0.4,1,,train", "line 5: expected a value for each of path, start, end, label, split"),
     ("a.wav,0.4,1,t", "line 5: expected a value"),
-    ("a.wav,0.4,1,t,train", "segments of a.wav overlap: s ends at 0.5 s, t begins at 0.4 s"),
+    ("a.wav,0.4,1,t,train", "segments of a.wav overlap: s ends at 0.5 s, t starts at 0.4 s"),
     ("a.wav,0.5,1,t,test", "line 5: a.wav is in train and in test"),
     ("d.wav,0.5,1,t,fold1", "the splits are dev, fold1, test"),
     ("d.wav,0.5,1,t,test", "1 of 4 recordings do not exist: .*d.wav"),
@@ -127,7 +127,7 @@ def test_segments_past_the_end(tmp_path):
             for split in ("train", "test")}
     assert last == {"train": 49, "test": 44}
     in_samples = {name: [Segment(0, 16000, "s")] for name in ("train", "dev", "test")}
-    with pytest.raises(LabelledSetError, match="48,000 s long together, of which the recordings last 3 s; are they"):
+    with pytest.raises(LabelledSetError, match="48,000 s in total, but the recordings cover only 3 s"):
         draw_frames(aligned(tmp_path, **in_samples), 0.02, most=100)
 
 
@@ -176,7 +176,7 @@ def test_timit_with_sentences_that_have_no_phones(tmp_path):
     assert len(found.segments) == 5
     assert found.left_out == [f"{damaged}, line 2: expected a start, an end and a phone, such as '2260 4149 sh'; "
                               "got '3200 4800'"]
-    for content, reason in (("", "names no phones"), ("0 100 xx\n", "got '0 100 xx'"), ("100 100 sh\n", "got '100"),
+    for content, reason in (("", "lists no phones"), ("0 100 xx\n", "got '0 100 xx'"), ("100 100 sh\n", "got '100"),
                             ("0 3200 sh\n1600 4800 iy\n", "overlap")):
         damaged.write_text(content)
         (sentence,) = read_timit(tmp_path).left_out
@@ -184,7 +184,7 @@ def test_timit_with_sentences_that_have_no_phones(tmp_path):
 
 
 def test_no_timit(tmp_path):
-    with pytest.raises(LabelledSetError, match="holds no sentences TRAIN/DR1/FCJF0/SI1027.WAV"):
+    with pytest.raises(LabelledSetError, match="contains no sentences TRAIN/DR1/FCJF0/SI1027.WAV"):
         read_timit(tmp_path)
 
 

@@ -283,7 +283,7 @@ def test_keyword_spotting_reports_background_noise(commands):
 def test_keyword_spotting_reports_what_s3prl_stops_at(commands):
     foreign = commands / "speech_commands_test_set_v0.01" / "bed"
     shutil.copytree(commands / "speech_commands_v0.01" / "bed", foreign)
-    assert_problem(check_keyword_spotting(commands), "(bed)", "none of the twelve classes")
+    assert_problem(check_keyword_spotting(commands), "(bed)", "not one of the twelve classes")
     shutil.rmtree(foreign)
     (commands / "speech_commands_v0.01" / "down" / f"{TRAIN_SPEAKER}_nohash_0.wav").write_text("")
     assert_problem(check_keyword_spotting(commands), "down", "cannot be read as audio")
@@ -296,7 +296,7 @@ def test_speaker_identification_reports_the_split_file(voxceleb1, tmp_path):
     split_file = voxceleb1 / "veri_test_class.txt"
     lines = split_file.read_text().splitlines(keepends=True)
     split_file.write_text("".join(line for line in lines if line[0] != "2"))
-    assert_problem(check_speaker_identification(voxceleb1), "no utterance for dev")
+    assert_problem(check_speaker_identification(voxceleb1), "no utterances for dev")
     split_file.write_text("".join(lines) + "\n4 id10001/video/00001.wav\n")
     assert_problem(check_speaker_identification(voxceleb1), "line 13 (''), line 14 ('4 id10001")
     (voxceleb1 / "dev" / "wav" / "id10001").rename(voxceleb1 / "dev" / "wav" / "id11252")
@@ -314,7 +314,7 @@ def test_speaker_identification_reports_missing_utterances(voxceleb1):
     shutil.rmtree(voxceleb1 / "dev" / "wav" / "id10002")
     assert_problem(check_speaker_identification(voxceleb1), "4 of the 12 utterances", "00003.wav and 1 more;")
     (voxceleb1 / "dev" / "wav").rename(voxceleb1 / "wav")
-    assert_problem(check_speaker_identification(voxceleb1), "holds no files", f"give {voxceleb1.parent}.")
+    assert_problem(check_speaker_identification(voxceleb1), "contains no files", f"give {voxceleb1.parent}.")
 
 
 @pytest.mark.parametrize("samples, rate, fragment", [
@@ -382,7 +382,7 @@ def test_emotion_reports_missing_parts(iemocap, tmp_path):
     shutil.rmtree(iemocap / "Session2")
     report = check_emotion(iemocap)
     assert_problem(report, "Session2", "is missing", others=1)
-    assert_problem(report, "Utterances of the metadata", "are not in", others=1)
+    assert_problem(report, "Utterances in the metadata", "are not in", others=1)
     with pytest.raises(CorpusError, match="Session2"):
         build_emotion_metadata(iemocap, tmp_path / "metadata")
     assert not (tmp_path / "metadata").exists()
@@ -398,9 +398,9 @@ def test_emotion_reports_metadata(iemocap):
 
     write(meta_data=content["meta_data"][::-1])
     report = check_emotion(iemocap)
-    assert report.ok and "another order than" in str(report)
+    assert report.ok and "order differs from" in str(report)
     write(meta_data=content["meta_data"] + [content["meta_data"][0] | {"path": "Session1/gone.wav"}])
-    assert_problem(check_emotion(iemocap), "Utterances of the metadata", "Session1/gone.wav")
+    assert_problem(check_emotion(iemocap), "Utterances in the metadata", "Session1/gone.wav")
     write(meta_data=[])
     assert_problem(check_emotion(iemocap), str(path), "lists 0 utterances")
     write(labels={"neu": 1})
@@ -427,7 +427,7 @@ def test_emotion_reports_folds_of_other_sessions(iemocap, monkeypatch):
     content["meta_data"][0]["label"] = "sad"
     train.write_text(json.dumps(content))
     report = check_emotion(iemocap)
-    assert report.ok and not report.released and "has other utterances or labels than the label files" in str(report)
+    assert report.ok and not report.released and "differ from IEMOCAP's label files" in str(report)
     test.write_text((iemocap / "meta_data" / "Session2" / "test_meta_data.json").read_text())
     assert_problem(check_emotion(iemocap), str(test), "20 utterances outside Session1")
     test.write_text(before)
@@ -439,7 +439,7 @@ def test_emotion_reports_folds_of_other_sessions(iemocap, monkeypatch):
 def test_emotion_reports_audio(iemocap):
     path = iemocap / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
     rewrite(path, rate=44100)
-    assert_problem(check_emotion(iemocap), f"{path} at 44100 Hz", "at 16000 Hz", "differ in sample rate")
+    assert_problem(check_emotion(iemocap), f"{path} at 44100 Hz", "at 16000 Hz", "have different sample rates")
     rewrite(path, np.zeros((1600, 2)))
     assert_problem(check_emotion(iemocap), str(path), "2 channels")
 
@@ -493,7 +493,7 @@ def digits(tmp_path_factory):
 def test_fsdd_as_speech_commands(digits):
     recordings, arranged = digits
     report = check_keyword_spotting(arranged)
-    assert report.ok and "no utterance of _silence_, _unknown_ at all: a task of fewer classes" in report.notes[0]
+    assert report.ok and "no utterances of _silence_, _unknown_ at all. The task has fewer classes" in report.notes[0]
     expected = dict.fromkeys(KEYWORDS, 30) | {"_unknown_": 0, "_silence_": 0}
     assert report.counts["test"] == expected
     training = [path for path in (arranged / "speech_commands_v0.01").rglob("*.wav")]
@@ -552,7 +552,7 @@ def test_fsdd_with_a_damaged_recording(tmp_path, capsys):
 
 
 def test_fsdd_needs_recordings(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no files"):
+    with pytest.raises(FileNotFoundError, match="has no files"):
         arrange_fsdd(tmp_path, tmp_path / "out")
 
 

@@ -95,15 +95,15 @@ def test_scan_writes_absolute_paths_and_no_report_without_need(folder, tmp_path,
 
 def test_scan_without_use_says_what_to_do(folder, tmp_path):
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ManifestError, match="nowhere: not a folder; name the folders"):
+    with pytest.raises(ManifestError, match="nowhere: not a folder. Give the folders"):
         write_manifest([folder, tmp_path / "nowhere"], out)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(ManifestError, match=r"no \.wav, \.flac, .*, \.aifc file below .*bare"):
+    with pytest.raises(ManifestError, match=r"no \.wav, \.flac, .*, \.aifc file in .*bare"):
         write_manifest([tmp_path / "bare"], out)
     (tmp_path / "bare" / "damaged.wav").write_bytes(b"RIFF")
     with pytest.raises(ManifestError, match="none of 1 audio files can be read; the first: .*damaged.wav: "):
         write_manifest([tmp_path / "bare"], out, processes=1)
-    with pytest.raises(ManifestError, match=r"out.txt: the name of a manifest has to end in \.jsonl"):
+    with pytest.raises(ManifestError, match=r"out.txt: a manifest's name must end in \.jsonl"):
         write_manifest([folder], tmp_path / "out.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "bare"]
 
@@ -174,13 +174,13 @@ def test_a_published_manifest_is_never_in_memory_as_objects(tmp_path):
     ("m.jsonl", '{"path": "/a"}\n\n{"path": ', "m.jsonl, line 3: not JSON"),
     ("m.jsonl", '{"path": "/a"}\n{"wav": "/b"}', 'm.jsonl, line 2: expected an object whose "path" is the path'),
     ("m.jsonl", '["/a"]', "m.jsonl, line 1: expected an object"),
-    ("m.jsonl", "\n", "m.jsonl: lists no audio file; `ssamba manifest"),
+    ("m.jsonl", "\n", "m.jsonl: lists no audio files; `ssamba manifest"),
     ("m.json", '{"data": [\n{"wav": "/a"},]}', "m.json, line 2: not JSON"),
     ("m.json", '{"data": [{"wav": "/a"}, {"wav": 3}]}', 'm.json, entry 2 of data: expected an object whose "wav"'),
     ("m.json", '{"data": ["/a.wav"]}', "m.json, entry 1 of data: expected an object"),
     ("m.json", '[{"wav": "/a"}]', "m.json: expected {\"data\""),
     ("m.json", '{"data": []}', "m.json: lists no audio file"),
-    ("m.tsv", "/root\na.wav\t3\nb.wav 3\n", "m.tsv, line 3: expected a path below '/root', a tab and a number of"),
+    ("m.tsv", "/root\na.wav\t3\nb.wav 3\n", "m.tsv, line 3: expected a path in '/root', a tab and a number of"),
     ("m.tsv", "/root\na.wav\tthree\n", "m.tsv, line 2"),
     ("m.tsv", "/root\n", "m.tsv: lists no audio file"),
     ("m.txt", "/a.wav", r"m.txt: a manifest's name ends in \.jsonl, \.json, \.tsv"),

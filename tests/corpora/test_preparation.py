@@ -64,7 +64,7 @@ def test_esc50(esc50, tmp_path):
     assert len(found) == 6 and read_labelled(tmp_path / "new" / "esc50.csv").has_folds
     assert found["1-100-A-0.wav"] == ("dog", "1") and found["5-101-A-14.wav"] == ("chirping_birds", "5")
     assert report.counts == {"1": 2, "2": 2, "5": 2} and report.classes == 2
-    assert report.notes == ["This is not the whole released set, but 2 of 50 classes and 6 of 2,000 recordings."]
+    assert report.notes == ["This is only part of the released set: 2 of 50 classes and 6 of 2,000 recordings."]
     prepare("esc50", esc50, esc50 / "set.csv")
     assert (esc50 / "set.csv").read_text().splitlines()[:2] == ["path,label,split", "audio/1-100-A-0.wav,dog,1"]
     shutil.move(esc50, tmp_path / "moved")
@@ -76,7 +76,7 @@ def test_the_whole_set_is_called_so(esc50, tmp_path, monkeypatch):
     monkeypatch.setitem(preparation.SETS, "esc50", whole)
     assert prepare("esc50", esc50, tmp_path / "out.csv").notes == ["The counts are those of the released set."]
     monkeypatch.setitem(preparation.SETS, "esc50", replace(whole, classes=1))
-    with pytest.raises(PreparationError, match="2 classes, where the released set has 1; is this another version"):
+    with pytest.raises(PreparationError, match="2 classes, but the released set has 1. Check that"):
         prepare("esc50", esc50, tmp_path / "out.csv")
 
 
@@ -85,13 +85,13 @@ def test_the_command(esc50, tmp_path, capsys):
     assert main(["prepare", "esc50", str(esc50), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"ESC-50 in {esc50}: 6 recordings, 2 classes\n  1       2\n")
-    assert "Note: This is not the whole" in printed and printed.endswith(f"wrote {out}\n")
+    assert "Note: This is only part of the" in printed and printed.endswith(f"wrote {out}\n")
     assert main(["prepare", "esc50", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other.csv")]) == 1
     error = capsys.readouterr().err
     assert f"ssamba: ESC-50 in {tmp_path / 'nowhere'}: no such folder\n" in error
     assert "https://github.com/karolpiczak/ESC-50" in error and "ROOT/meta/esc50.csv" in error
     assert main(["prepare", "esc50", str(esc50), "--out", str(tmp_path / "other.txt")]) == 1
-    assert "other.txt: the name of a labelled set has to end in .csv" in capsys.readouterr().err
+    assert "other.txt: a labelled set's name must end in .csv" in capsys.readouterr().err
     assert not (tmp_path / "other.csv").exists()
 
 
@@ -130,13 +130,13 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(esc50, tmp_path, capsy
 
 @pytest.mark.parametrize("columns, rows, message", [
     (ESC50_COLUMNS, [], "no recording is listed"),
-    ("filename,target", [["a.wav", 1]], "esc50.csv has the columns filename, target; expected filename, fold, cat"),
+    ("filename,target", [["a.wav", 1]], "esc50.csv has the columns filename, target; they must include"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 1, 0, ""]], "esc50.csv, line 2: expected a value for each of filename, fold,"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 7, 0, "dog"]], "there are the splits 7; expected 1, 2, 3, 4, 5"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 1, 0, "dog"], ["2-101-A-14.wav", 2, 14, "chirping_birds"]],
      "the splits are 1, 2; expected"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", fold, 0, name] for fold, name in ((1, "dog"), (2, "cat"), (3, "cow"))],
-     "recordings are there more than once: .*1-100-A-0.wav"),
+     "recordings are listed more than once: .*1-100-A-0.wav"),
 ])
 def test_tables_that_do_not_fit(esc50, tmp_path, columns, rows, message):
     write_table(esc50 / "meta" / "esc50.csv", columns, rows)
@@ -154,7 +154,7 @@ def test_esc10(tmp_path):
     assert members(tmp_path / "out.csv", root) == {
         f"{folder}/{fold}-1000{fold}-B.ogg": (label, str(fold)) for fold in (1, 2, 3)
         for folder, label in (("001 - Dog bark", "Dog bark"), ("Rain, light", "Rain, light"))}
-    assert report.notes[1] == "Laid out as ESC-10, by a folder for each class."
+    assert report.notes[1] == "The layout is that of ESC-10, with a folder for each class."
     write_audio(root / "Rain, light" / "bark.wav")
     with pytest.raises(PreparationError, match=r"not named \{fold\}-\{clip\}-\{take\}: Rain, light/bark.wav\n"):
         prepare("esc50", root, tmp_path / "out.csv")
@@ -192,20 +192,20 @@ def test_speech_commands(commands, tmp_path, name, words):
     report = prepare(name, commands, tmp_path / "out.csv")
     found = members(tmp_path / "out.csv", commands)
     assert len(found) == 9 and report.counts == {"train": 5, "dev": 2, "test": 2}
-    assert f"but 3 of {words} classes" in report.notes[0] and len(report.notes) == 1
+    assert f"set: 3 of {words} classes" in report.notes[0] and len(report.notes) == 1
     assert found["yes/bb_nohash_0.wav"] == ("yes", "dev") and found["bed/cc_nohash_0.wav"] == ("bed", "test")
     assert found["no/cc_nohash_0.wav"] == ("no", "train")
 
 
 def test_speech_commands_in_the_folder_of_its_archive(commands, tmp_path):
     assert prepare("speech_commands_v1", tmp_path, tmp_path / "out.csv").root == commands
-    with pytest.raises(PreparationError, match=r"no folder of a word.*\n\n(.*\n)*.*speech_commands_v0.02.tar.gz"):
+    with pytest.raises(PreparationError, match=r"no folder with recordings.*\n\n(.*\n)*.*speech_commands_v0.02.tar.gz"):
         prepare("speech_commands_v2", tmp_path / "speech_commands_v0.01" / "yes", tmp_path / "out.csv")
 
 
 def test_speech_commands_with_files_missing(commands, tmp_path):
     (commands / "yes" / "bb_nohash_0.wav").unlink()
-    with pytest.raises(PreparationError, match="recordings that the two lists name are missing: yes/bb_nohash_0.wav"):
+    with pytest.raises(PreparationError, match="recordings in the two lists are missing: yes/bb_nohash_0.wav"):
         prepare("speech_commands_v1", commands, tmp_path / "out.csv")
     (commands / "testing_list.txt").unlink()
     with pytest.raises(PreparationError, match="testing_list.txt is missing"):
@@ -215,7 +215,7 @@ def test_speech_commands_with_files_missing(commands, tmp_path):
 def test_the_second_version_is_no_first(commands, tmp_path):
     for number in range(28):
         write_audio(commands / f"word{number}" / "aa_nohash_0.wav")
-    with pytest.raises(PreparationError, match="there are 31 classes, where the released set has 30; is this another"):
+    with pytest.raises(PreparationError, match="there are 31 classes, but the released set has 30. Check that"):
         prepare("speech_commands_v1", commands, tmp_path / "out.csv")
     assert prepare("speech_commands_v2", commands, tmp_path / "out.csv").classes == 31
 
@@ -228,7 +228,7 @@ def test_speech_commands_without_lists(commands, tmp_path):
         write_audio(commands / "yes" / f"{number:08x}_nohash_0.wav")
     write_audio(tmp_path / "speech_commands_test_set_v0.01" / "_unknown_" / "aa_nohash_0.wav")
     report = prepare("speech_commands_v1", commands, tmp_path / "out.csv")
-    assert "no lists of the splits" in report.notes[1] and "the test set is" not in report.notes[1]
+    assert "no lists of the splits" in report.notes[1] and "The test set is" not in report.notes[1]
     assert sum(report.counts.values()) == 49 and min(report.counts.values()) > 0
 
 
@@ -241,7 +241,7 @@ def test_the_digits_are_split_as_for_superb(tmp_path):
     arrange_fsdd(recordings, tmp_path / "digits")
     report = prepare("speech_commands_v1", tmp_path / "digits", tmp_path / "out.csv")
     found, superb = read_labelled(tmp_path / "out.csv"), read_superb("ks", tmp_path / "digits")
-    assert report.counts["test"] == 20 and "the test set is" in report.notes[1]
+    assert report.counts["test"] == 20 and "The test set is" in report.notes[1]
     assert set(zip(found.paths, found.labels, found.splits)) == {
         (excerpt.path, label, split)
         for excerpt, label, split in zip(superb.paths, superb.labels, superb.splits)}
@@ -302,9 +302,9 @@ def test_audioset_by_the_usual_names(audioset, tmp_path, names, ending):
     }
     assert report.counts == {"train": 3, "test": 2} and report.classes == 4
     assert report.notes == [
-        "This is not the whole released set, but 4 of 527 classes and 5 of 42,531 recordings.",
-        "3 of the 3 clips of balanced_train_segments.csv are there.",
-        "2 of the 2 clips of eval_segments.csv are there."]
+        "This is only part of the released set: 4 of 527 classes and 5 of 42,531 recordings.",
+        "3 of the 3 clips in balanced_train_segments.csv were found.",
+        "2 of the 2 clips in eval_segments.csv were found."]
     data = read_labelled(tmp_path / "out.csv")
     assert not data.has_folds
     assert {name for label in data.labels for name in split_labels(label)} == {
@@ -315,7 +315,7 @@ def test_clips_of_another_part_of_a_video_are_not_taken(audioset, tmp_path):
     add_clips(audioset, train=["--PJHxphWEs_40", "-0DdlOuIFUI"])
     report = prepare("audioset20k", audioset, tmp_path / "out.csv")
     assert report.counts == {"train": 1, "test": 2}
-    assert "1 of the 3 clips of balanced_train_segments.csv are there." in report.notes
+    assert "1 of the 3 clips in balanced_train_segments.csv were found." in report.notes
 
 
 def test_damaged_clips_are_left_out_and_reported(audioset, tmp_path):
@@ -338,7 +338,7 @@ def test_no_clips_of_a_split(audioset, tmp_path):
     ("eval_segments.csv", '"/m/0ngt1,/m/05zppz"', "/m/0ngt1,/m/05zppz", "line 4: expected a YouTube id, .* got _01234"),
     ("eval_segments.csv", "6.000,", "six,", "line 5: expected a YouTube id, a start and an end in seconds"),
     ("class_labels_indices.csv", "Thunder", "Thunder; rain", "the class 'Thunder; rain' has a ';' in its name"),
-    ("class_labels_indices.csv", "index,mid,display_name\n", "", "has the columns 0, /m/09x0r, Speech; expected mid,"),
+    ("class_labels_indices.csv", "index,mid,display_name\n", "", "has the columns 0, /m/09x0r, Speech; they must"),
 ])
 def test_lists_of_audioset_that_do_not_fit(audioset, tmp_path, file, old, new, message):
     add_clips(audioset)
@@ -350,14 +350,14 @@ def test_lists_of_audioset_that_do_not_fit(audioset, tmp_path, file, old, new, m
 
 
 def test_audioset_without_lists_or_clips(audioset, tmp_path):
-    with pytest.raises(PreparationError, match="no .wav, .flac, .*, .aifc file below"):
+    with pytest.raises(PreparationError, match="no .wav, .flac, .*, .aifc file in"):
         prepare("audioset20k", audioset, tmp_path / "out.csv")
     write_audio(audioset / "audio" / "song.wav")
-    with pytest.raises(PreparationError, match="none of 1 audio files is named like a clip of .*: audio/song"):
+    with pytest.raises(PreparationError, match="none of 1 audio files is named like a clip in .*: audio/song"):
         prepare("audioset20k", audioset, tmp_path / "out.csv")
     for name in ("eval_segments.csv", "class_labels_indices.csv"):
         (audioset / name).unlink()
-        with pytest.raises(PreparationError, match=f"{name} is missing\n\nAudioSet's lists are on https"):
+        with pytest.raises(PreparationError, match=f"{name} is missing\n\nAudioSet's lists are at https"):
             prepare("audioset20k", audioset, tmp_path / "out.csv")
 
 
@@ -410,7 +410,7 @@ def test_every_second_of_a_scene_sounds_as_it_is_labelled(urban, tmp_path):
     expected = {fold: seconds_of(urban, fold) // 60 for fold in report.counts}
     assert {fold: data.splits.count(fold) for fold in expected} == expected and min(expected.values()) > 0
     assert data.has_folds and expected["fold1"] > 1
-    assert report.notes[1] == (f"They make {len(data.paths)} scenes of 60 s: {expected['fold1']} of fold1, "
+    assert report.notes[1] == (f"They form {len(data.paths)} scenes of 60 s: {expected['fold1']} of fold1, "
                                f"{expected['fold2']} of fold2, {expected['fold10']} of fold10.")
     assert (tmp_path / "scenes.csv").read_text().splitlines()[1].startswith("scenes/fold1_000.flac,")
     for path, label, fold in zip(data.paths, data.labels, data.splits):

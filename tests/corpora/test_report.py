@@ -52,13 +52,13 @@ def test_recordings_in_two_splits(root):
     (root / "test" / "d").unlink()
     (root / "test" / "d").symlink_to(root / "train" / "b")
     assert problems(report_of(root, train="ab", test="cd")) == [
-        "2 of the 2 recordings of test are in train, too: c, d; correct the list."]
+        "2 of the 2 recordings in test are also in train: c, d; correct the list."]
 
 
 def test_copies_are_known_by_name_and_content(root):
     write(root / "dev", a="one", b="six")
     assert problems(report_of(root, train="ab", dev="ab", test="cd")) == [
-        "1 of the 2 recordings of dev are in train, too: a; correct the list."]
+        "1 of the 2 recordings in dev are also in train: a; correct the list."]
     nested = report_of(root)
     nested.recordings = {"train": recordings_of({"speaker/a": root / "train" / "a"}),
                          "dev": recordings_of({"x/y/a": root / "dev" / "a"})}

@@ -65,7 +65,7 @@ def replace(path, old, new):
 def test_synthetic_corpora_pass_their_checks(task, synthetic, capsys):
     assert main(["corpora", "check", task, str(synthetic / PLACES[task])]) == 0
     printed = capsys.readouterr().out
-    assert "laid out as s3prl needs it" in printed and "Run with: -o " in printed
+    assert "laid out correctly for s3prl" in printed and "Run with: -o " in printed
     report = CHECKS[task](synthetic / PLACES[task])
     if task == "qbe":
         assert {part: counts["recordings"] for part, counts in report.counts.items()} == {
@@ -242,8 +242,8 @@ def test_a_copied_corpus_has_its_content_and_a_leak_is_a_problem(task, synthetic
     assert not copy.released and any("not the whole released corpus" in note for note in copy.notes)
     assert set(copy.recordings) > {"dev", "test"} or task in ("er", "asv")
     LEAKS[task](root)
-    text = {"er": "40 utterances of Session1, its test set: ", "qbe": "recordings of documents are in test, too: "}
-    problem(task, root, text.get(task, "recordings of test are in train, too: "), others=task == "asv")
+    text = {"er": "40 utterances of Session1, its test set: ", "qbe": "recordings in documents are also in test: "}
+    problem(task, root, text.get(task, "recordings in test are also in train: "), others=task == "asv")
     assert CHECKS[task](root).content_hash != original.content_hash
 
 
@@ -276,7 +276,7 @@ def test_librispeech_reports_lines_at_which_s3prl_stops(corpus):
     root = corpus("asr")
     transcript = next((root / "dev-clean").rglob("*.trans.txt"))
     transcript.write_text(transcript.read_text() + " \n")
-    problem("asr", root, "empty lines, at which s3prl stops", f"{transcript}, line 3")
+    problem("asr", root, "empty lines, which stop s3prl", f"{transcript}, line 3")
 
 
 def test_librispeech_notes_shared_speakers(corpus):
@@ -296,9 +296,9 @@ def test_librispeech_reports_splits_and_transcripts(corpus):
     transcript = next((root / "dev-clean").rglob("*.trans.txt"))
     lines = transcript.read_text().splitlines(keepends=True)
     transcript.write_text("".join(lines[1:]))
-    problem("asr", root, "1 of the 4 recordings of dev-clean", lines[0].split()[0])
+    problem("asr", root, "1 of the 4 recordings in dev-clean", lines[0].split()[0])
     shutil.rmtree(root / "dev-clean")
-    problem("asr", root, "no utterance for dev", "https://www.openslr.org/12")
+    problem("asr", root, "no utterances for dev", "https://www.openslr.org/12")
 
 
 def test_librispeech_reports_lexicons(corpus, tmp_path):
@@ -307,7 +307,7 @@ def test_librispeech_reports_lexicons(corpus, tmp_path):
     words = [line.split()[1] for line in next((root / "test-clean").rglob("*.trans.txt")).read_text().splitlines()]
     text = lexicon.read_text()
     lexicon.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith(f"{words[0]} ")))
-    problem("pr", root, "1 words of the transcripts are in neither lexicon", words[0])
+    problem("pr", root, "1 words in the transcripts are in neither lexicon", words[0])
     lexicon.write_text(text.replace(f"{words[0]} ", f"{words[0]} QQ "))
     problem("pr", root, "the config's vocabulary lacks", ": QQ;")
     lexicon.rename(tmp_path / lexicon.name)
@@ -339,9 +339,9 @@ def test_audio_snips_reports_speakers(corpus):
     replace(root / "all.iob.snips.txt", "Brian-test", "Bryan-test")
     report = CHECKS["sf"](root)
     assert report.ok and report.counts["test"] == {"utterances": 3, "speakers": 2}
-    assert "recordings of test have no line" in str(report)
+    assert "recordings in test have no line" in str(report)
     shutil.rmtree(root / "valid")
-    problem("sf", root, "no utterance for dev")
+    problem("sf", root, "no utterances for dev")
 
 
 # Fluent Speech Commands
@@ -352,7 +352,7 @@ def test_fluent_speech_commands_reports_lists(corpus):
     test = root / "data" / "test_data.csv"
     text = test.read_text()
     test.write_text(text.replace("deactivate", "explode", 1))
-    problem("ic", root, "test_data.csv has the action explode", "train_data.csv lacks")
+    problem("ic", root, "test_data.csv has the action explode", "which is not in train_data.csv")
     test.write_text(text.replace("location", "place", 1))
     problem("ic", root, "row 2, has no location")
     test.unlink()
@@ -373,11 +373,11 @@ def test_trials_are_checked(corpus, tmp_path):
     trials.write_text("".join(lines) + "\n")
     problem("asv", root, "line 7 ('')")
     trials.write_text("".join(line for line in lines if line[0] == "0"))
-    problem("asv", root, "trials of one speaker and of two")
+    problem("asv", root, "trials of one speaker and trials of two")
     trials.write_text("".join(lines))
     name = lines[0].split()[1]
     (root / "test" / "wav" / name).rename(tmp_path / "elsewhere.wav")
-    problem("asv", root, "1 of the 4 recordings of the trials", name)
+    problem("asv", root, "1 of the 4 recordings in the trials", name)
     (tmp_path / "elsewhere.wav").rename(root / "test" / "wav" / name)
     trials.rename(tmp_path / "trials.txt")
     problem("asv", root, "cannot be read", "openslr.org")
@@ -388,7 +388,7 @@ def test_speakers_of_the_trials_are_not_trained_on(corpus):
     root = corpus("asv")
     video = root / "dev" / "wav" / "id10004" / "other"
     shutil.copytree(root / "dev" / "wav" / "id10001" / "video0", video)
-    problem("asv", root, "1 of the 2 speakers of the trials", ": id10004;")
+    problem("asv", root, "1 of the 2 speakers in the trials", ": id10004;")
 
 
 def test_recordings_to_train_verification(corpus):
@@ -398,7 +398,7 @@ def test_recordings_to_train_verification(corpus):
     problem("asv", root, "longer than 2 s", others=0)
     for speaker in ("id10001", "id10002"):
         shutil.rmtree(root / "dev" / "wav" / speaker)
-    problem("asv", root, "holds 1 speaker(s)", "vox1_dev_wav.zip")
+    problem("asv", root, "contains 1 speaker(s)", "vox1_dev_wav.zip")
 
 
 # Libri2Mix for diarization
@@ -408,7 +408,7 @@ def test_recordings_to_train_verification(corpus):
     ("reco2dur", "mix0012 ", "mix9999 ", "no duration in reco2dur: mix0012"),
     ("segments", "mix0012_0 mix0012", "mix0012_0 mix9999", None),
     ("utt2spk", "mix0012_0 ", "mix9999_0 ", "a segment whose speaker utt2spk does not name: mix0012"),
-    ("segments", "mix0012_0 mix0012", "mix0012_0", "has not 4 fields"),
+    ("segments", "mix0012_0 mix0012", "mix0012_0", "does not have 4 fields"),
     ("wav.scp", "mix0012.wav", "gone.wav", "1 of the 4 recordings"),
 ])
 def test_diarization_reports_files(name, old, new, fragment, corpus):
@@ -483,7 +483,7 @@ def test_queries_are_checked(corpus):
     root = corpus("qbe")
     assert "score-TWV-Cnxe.sh" in CHECKS["qbe"](root).notes[0]
     (root / "dev_queries" / "quesst14_dev_0001.wav").unlink()
-    problem("qbe", root, "1 of the 4 recordings of language_key_dev.lst")
+    problem("qbe", root, "1 of the 4 recordings in language_key_dev.lst")
     replace(root / "scoring" / "language_key_dev.lst", " nnenglish", "")
     problem("qbe", root, "line 1: 'quesst14Database/dev_queries/quesst14_dev_0001.wav'")
     path = root / "scoring" / "language_key_dev.lst"
@@ -512,7 +512,7 @@ def test_signals_are_checked(task, kind, corpus, tmp_path):
     scp.write_text(text.replace(lines[0].split()[1], str(tmp_path / "gone.wav")))
     problem(task, root, "1 of the 4 recordings", "gone.wav")
     scp.write_text("one_field\n")
-    problem(task, root, "line 1: 'one_field' has not 2 fields")
+    problem(task, root, "line 1: 'one_field' does not have 2 fields")
     scp.unlink()
     problem(task, root, "wav.scp cannot be read", f"ssamba corpora kaldi {task}")
 
@@ -523,7 +523,7 @@ def test_paths_with_a_space(corpus, tmp_path):
     path = scp.read_text().splitlines()[0].split()[1]
     shutil.copy(path, tmp_path / "a space.wav")
     replace(scp, path, str(tmp_path / "a space.wav"))
-    problem("se", root, "has paths with a space, at which s3prl stops", "a space.wav")
+    problem("se", root, "has paths with spaces, which stop s3prl", "a space.wav")
 
 
 def test_lists_of_wavs(synthetic, tmp_path, capsys):

@@ -210,7 +210,7 @@ def test_probes_refuse_what_they_cannot_use():
     features, labels, splits = planted([0.5])
     with pytest.raises(ValueError, match="399 labels and 400 splits"):
         train_probes(features, labels[1:], splits)
-    message = "no utterance in dev; probes need train, dev and test, and the .* test, train"
+    message = "no utterance in dev; probes need train, dev and test, but the .* test, train"
     with pytest.raises(ValueError, match=message):
         train_probes(features, labels, ["train" if split == "dev" else split for split in splits])
     with pytest.raises(ValueError, match="train lacks: new"):

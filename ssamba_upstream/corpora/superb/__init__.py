@@ -1,1 +1,1 @@
-"""The corpora of SUPERB's tasks: readers, checks, and writers of their layouts."""
+"""The corpora of SUPERB's tasks: readers, checks, and writers for their layouts."""

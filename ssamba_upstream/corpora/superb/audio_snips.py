@@ -1,4 +1,4 @@
-"""Audio SNIPS, by words and slots: SUPERB's slot filling."""
+"""Audio SNIPS with words and slots: SUPERB's slot filling."""
 
 import re
 from collections.abc import Iterable
@@ -33,19 +33,19 @@ SPEAKERS = {
 RELEASED = {"train": 104672, "dev": 2800, "test": 2800}
 REMEDY = ("unpack s3prl's preprocessed Audio SNIPS there, whose address is under SF in "
           "https://github.com/s3prl/s3prl/blob/main/s3prl/downstream/docs/superb.md")
-ADVICE = f"To have it, {REMEDY}."
+ADVICE = f"To get it, {REMEDY}."
 
 
 def check(root, _=None) -> CorpusReport:
     """Check Audio SNIPS for s3prl's ``ctc`` downstream, with characters and slots.
 
     Args:
-        root: folder with ``train``, ``valid`` and ``test``, each of ``<speaker>-....wav``; ``all.iob.snips.txt``, lines
-            "<utterance> BOS <words> EOS", a tab and a tag for each of these; and ``slots.txt``, a slot a line
-            after the first.
+        root: folder with ``train``, ``valid`` and ``test``, each with ``<speaker>-....wav``; ``all.iob.snips.txt``,
+            whose lines are "<utterance> BOS <words> EOS", a tab and a tag for each of these; and ``slots.txt``, with
+            one slot per line after the first.
 
     Returns:
-        The report, with utterances and speakers of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances and speakers in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("Audio SNIPS (slot filling)", root,
@@ -63,11 +63,11 @@ def check(root, _=None) -> CorpusReport:
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    """Return the locations of the test set's utterances, by s3prl's names for them."""
     transcripts = _transcripts(corpus)
     found = {path.stem: str(path) for path in _recordings(corpus, "test") if path.stem in transcripts}
     if not found:
-        raise CorpusError(f"{corpus} holds no test/<speaker>-....wav of {', '.join(SPEAKERS['test'])}; give the folder "
+        raise CorpusError(f"{corpus} has no test/<speaker>-....wav of {', '.join(SPEAKERS['test'])}. Give the folder "
                           "of Audio SNIPS.")
     return found
 
@@ -77,11 +77,11 @@ def write_audio_snips(out, utterances: Iterable[Utterance], slots: list[str]) ->
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: with lines of the transcripts as labels, without the utterance's name; of the split's speakers.
-        slots: their names.
+        utterances: utterances by the split's speakers, with transcript lines, without the utterance's name, as labels.
+        slots: names of the slots.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     lines = []
     with new_folder(out) as folder:
@@ -94,7 +94,7 @@ def write_audio_snips(out, utterances: Iterable[Utterance], slots: list[str]) ->
 
 
 def _check_transcripts(report: CorpusReport) -> dict[str, str]:
-    """The transcripts by utterance; malformed ones and unknown slots go into the report."""
+    """Return the transcripts by utterance; report malformed ones and unknown slots."""
     transcripts, malformed, tags = _transcripts(report.root), [], set()
     for utterance, line in transcripts.items():
         words, tab, tagged = line.partition("\t")
@@ -105,7 +105,7 @@ def _check_transcripts(report: CorpusReport) -> dict[str, str]:
             malformed.append(utterance)
     if malformed:
         report.problems.append(f"{report.root / TRANSCRIPTS} has lines that are not '<utterance> BOS <words> EOS', a "
-                               f"tab and as many tags: {first(malformed)}; {REMEDY}.")
+                               f"tab and a tag per word: {first(malformed)}; {REMEDY}.")
     if unknown := sorted(tags - {"O", *_slots(report.root)}):
         report.problems.append(f"{report.root / SLOTS} lacks slots of {TRANSCRIPTS}: {first(unknown)}; {REMEDY}.")
     return transcripts
@@ -115,8 +115,8 @@ def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) 
     recordings = _recordings(report.root, split)
     without = [str(path) for path in recordings if path.stem not in transcripts]
     if without:
-        report.notes.append(f"{len(without):,} of the {len(recordings):,} recordings of {split} have no line in "
-                            f"{TRANSCRIPTS}, and s3prl leaves them out: {first(without)}.")
+        report.notes.append(f"{len(without):,} of the {len(recordings):,} recordings in {split} have no line in "
+                            f"{TRANSCRIPTS}, so s3prl skips them: {first(without)}.")
     used = [path for path in recordings if path.stem in transcripts]
     speakers = {speaker for speaker in SPEAKERS[split] if any(path.stem.startswith(speaker) for path in used)}
     report.counts[split] = {"utterances": len(used), "speakers": len(speakers)}

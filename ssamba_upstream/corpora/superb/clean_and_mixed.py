@@ -1,4 +1,4 @@
-"""What speech enhancement and separation share: for every kind of signal a ``wav.scp`` of the same utterances."""
+"""Layout shared by speech enhancement and separation: a ``wav.scp`` of the same utterances for each kind of signal."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
     """Check ``<root>/<split>/<kind>/wav.scp`` of every split and kind.
 
     Args:
-        corpus: its name and its task.
-        root: folder of the splits.
-        kinds: the mixture first, then what it is to be separated into.
-        released: utterances of the released corpus by split.
-        remedy: how to have the files, without the end of the sentence.
+        corpus: name of the corpus and its task.
+        root: folder with the splits.
+        kinds: the kinds of signals: first the mixture, then its sources.
+        released: number of utterances in the released corpus by split.
+        remedy: how to get the files, as a clause without a full stop.
 
     Returns:
-        The report, with utterances of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     folders = {split: root / split for split in released}
@@ -53,10 +53,10 @@ def _check_splits(folders: dict[str, Path], kinds: tuple[str, ...], remedy: str,
                                                   for name, path in recordings.items()})
         for kind, recordings in signals.items():
             if alone := sorted(recordings.keys() - utterances):
-                report.problems.append(f"{len(alone):,} of the {len(recordings):,} utterances of {folder / kind} are "
+                report.problems.append(f"{len(alone):,} of the {len(recordings):,} utterances in {folder / kind} are "
                                        f"not in all of {', '.join(kinds)}: {first(alone)}; {remedy}.")
             if spaced := [str(path) for path in recordings.values() if len(str(path).split()) > 1]:
-                report.problems.append(f"{folder / kind / 'wav.scp'} has paths with a space, at which s3prl stops: "
+                report.problems.append(f"{folder / kind / 'wav.scp'} has paths with spaces, which stop s3prl: "
                                        f"{first(spaced, 1)}; move the recordings, and {remedy}.")
             require_16_khz_mono([path for path in recordings.values() if path.is_file()], report)
         _check_lengths(folder, signals, utterances, report)
@@ -72,7 +72,7 @@ def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     with new_folder(out) as folder:
         for split, signals in sets.items():
@@ -81,7 +81,7 @@ def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
 
 
 def _check_lengths(folder, signals, utterances, report):
-    """Mixture and sources must be of one length: the loss compares their spectra frame by frame."""
+    """Check that mixture and sources have the same length: the loss compares their spectra frame by frame."""
     mixed, *sources = signals.values()
     names = [name for name in sorted(utterances) if all(signal[name].is_file() for signal in signals.values())]
     lengths = {path: header.samples for path, header in read_headers([mixed[name] for name in names], report)}
@@ -89,6 +89,6 @@ def _check_lengths(folder, signals, utterances, report):
         for source in sources:
             if mixed[name] in lengths and \
                     any(header.samples != lengths[mixed[name]] for _, header in read_headers([source[name]], report)):
-                report.problems.append(f"{source[name]} is not as long as {mixed[name]}, of which it is a part; make "
-                                       f"the recordings of {folder} anew.")
+                report.problems.append(f"{source[name]} is not as long as {mixed[name]}, its mixture; recreate "
+                                       f"the recordings of {folder}.")
                 return

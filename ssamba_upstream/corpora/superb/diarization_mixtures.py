@@ -1,4 +1,4 @@
-"""Libri2Mix in Kaldi's form, by who speaks when: SUPERB's speaker diarization."""
+"""Libri2Mix in Kaldi's format, with who speaks when: SUPERB's speaker diarization."""
 
 import math
 import os
@@ -32,16 +32,16 @@ from .kaldi import read_table, read_wav_scp
 from .utterances import write_wav
 
 SPLITS = ("train", "dev", "test")
-SPEAKERS = 2  # in a mixture
+SPEAKERS = 2  # per mixture
 TEXTS = ("segments", "utt2spk", "reco2dur", "spk2utt")
-TOLERANCE = 0.1  # seconds by which times may be beyond a recording's end, and durations differ from its header's
+TOLERANCE = 0.1  # seconds by which times may exceed a recording's end, and durations differ from its header
 RELEASED = {"train": 13900, "dev": 3000, "test": 3000}
 REMEDY = "write the folder with generate_librimix_sd.sh and prepare_diarization.py of https://github.com/s3prl/LibriMix"
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Some people who speak, and when.
+    """A recording of several speakers, and who speaks when.
 
     Attributes:
         samples: (n,) float array at 16 kHz, between -1 and 1.
@@ -55,14 +55,14 @@ class Mixture:
 
 
 def check(root, _=None) -> CorpusReport:
-    """Check Libri2Mix in Kaldi's form for s3prl's ``diarization`` downstream.
+    """Check Libri2Mix in Kaldi's format for s3prl's ``diarization`` downstream.
 
     Args:
         root: folder with ``train``, ``dev`` and ``test``, each with ``wav.scp``, ``segments``, ``utt2spk``,
-            ``spk2utt`` and ``reco2dur``, and in ``test`` the ``rttm`` that dscore compares with.
+            ``spk2utt`` and ``reco2dur``; ``test`` also has dscore's reference, ``rttm``.
 
     Returns:
-        The report, with mixtures and speakers of each split. Nothing about the corpus raises.
+        The report, with the numbers of mixtures and speakers in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("Libri2Mix (speaker diarization)", root,
@@ -78,15 +78,15 @@ def check(root, _=None) -> CorpusReport:
         note_shared_speakers(report, speakers)
         require_16_khz_mono([recording.path for part in report.recordings.values() for recording in part], report)
         if not os.path.isfile(root / "test" / "rttm"):
-            report.notes.append(f"{root / 'test' / 'rttm'} is missing, without which dscore cannot give the "
-                                "diarization error rate; predictions for the leaderboard do not need it.")
+            report.notes.append(f"{root / 'test' / 'rttm'} is missing. dscore needs it for the diarization error rate; "
+                                "predictions for the leaderboard do not.")
         if len(report.counts) == len(SPLITS):
             compare_utterances(report, RELEASED)
     return report
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """Mixtures of the test set -> where the corpus has them; ``corpus`` may be the test set's folder."""
+    """Return the locations of the test set's mixtures by name; ``corpus`` can be the test set's folder."""
     folder = corpus / "test" if (corpus / "test").is_dir() else corpus
     mixtures = read_table(folder / "wav.scp", 2, REMEDY)
     if not mixtures:
@@ -95,10 +95,10 @@ def find_test_set(corpus: Path) -> dict[str, str]:
 
 
 def write_diarization_mixtures(out, mixtures: Iterable[Mixture]) -> None:
-    """Write mixtures in Kaldi's form, the wavs in a folder of their split.
+    """Write mixtures in Kaldi's format, with the wavs in a folder for each split.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     out = absolute(out)
     files = defaultdict(list)
@@ -120,7 +120,7 @@ def write_diarization_mixtures(out, mixtures: Iterable[Mixture]) -> None:
 
 
 def _check_split(split: str, report: CorpusReport) -> set[str]:
-    """The speakers of a split; counts and flaws go into the report."""
+    """Return a split's speakers; add counts and problems to the report."""
     folder = report.root / split
     recordings = read_wav_scp(folder / "wav.scp", REMEDY, report)
     report.recordings[split] = recordings_of(recordings)
@@ -146,26 +146,26 @@ def _check_split(split: str, report: CorpusReport) -> set[str]:
     }
     for flaw, names in flaws.items():
         if names:
-            report.problems.append(f"{len(names):,} mixtures of {folder} have {flaw}: {first(sorted(names))}; "
+            report.problems.append(f"{len(names):,} mixtures in {folder} have {flaw}: {first(sorted(names))}; "
                                    f"{REMEDY}.")
     return set(speakers.values())
 
 
 def _other_durations(split: str, durations: dict[str, float], report: CorpusReport) -> set[str]:
-    """Mixtures, of an even sample, whose duration is not that of the recording's header."""
+    """Return the mixtures, from an even sample, whose duration differs from the recording's header."""
     names = {recording.path: recording.name for recording in report.recordings[split] if recording.name in durations}
     return {names[path] for path, header in read_headers(list(names), report)
             if header.rate == SAMPLE_RATE and not abs(durations[names[path]] - header.duration) <= TOLERANCE}
 
 
 def _outside(times: list[tuple[str, float, float]], durations: dict[str, float]) -> set[str]:
-    """Mixtures with a stretch that does not begin, or does not end, within their duration."""
+    """Return the mixtures with times that do not start and end within their duration."""
     return {name for name, start, end in times
             if name in durations and not 0 <= start < end <= durations[name] + TOLERANCE}
 
 
 def _read_rttm(path: Path) -> list[tuple[str, float, float]]:
-    """Mixture, start and end of every turn; none where there is no such file, which only scoring needs."""
+    """Return the mixture, start and end of every turn; none if there is no file, which only scoring needs."""
     turns = []
     for number, line in enumerate(read_text(path).splitlines() if path.is_file() else [], 1):
         fields = line.split()
@@ -177,7 +177,7 @@ def _read_rttm(path: Path) -> list[tuple[str, float, float]]:
 
 
 def _number(text: str) -> float:
-    """A number, or NaN, which lies nowhere."""
+    """Return a number, or NaN, which is never within a recording."""
     try:
         return float(text)
     except ValueError:

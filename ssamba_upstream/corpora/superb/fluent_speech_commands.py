@@ -1,4 +1,4 @@
-"""Fluent Speech Commands, by intent: SUPERB's intent classification."""
+"""Fluent Speech Commands with intents: SUPERB's intent classification."""
 
 import csv
 import io
@@ -44,11 +44,11 @@ def check(root, _=None) -> CorpusReport:
     """Check Fluent Speech Commands for s3prl's ``fluent_commands`` downstream.
 
     Args:
-        root: folder with ``data/train_data.csv``, ``valid_data.csv`` and ``test_data.csv``, whose columns ``path``,
-            relative to root, ``action``, ``object`` and ``location`` s3prl reads.
+        root: folder with ``data/train_data.csv``, ``valid_data.csv`` and ``test_data.csv``. s3prl reads their columns
+            ``path`` (relative to root), ``action``, ``object`` and ``location``.
 
     Returns:
-        The report, with utterances and intents of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances and intents in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport(NAME, root, override({"datarc.file_path": root}))
@@ -72,7 +72,7 @@ def check(root, _=None) -> CorpusReport:
 
 
 def labelled_utterances(root: Path):
-    """Yields path, intent, split and speaker of every utterance in the lists of ``ROOT/data``.
+    """Yield the path, intent, split and speaker of every utterance in the lists in ``ROOT/data``.
 
     The paths in the lists are relative to the root. An intent is its action, object and location, see
     :func:`join_labels`.
@@ -84,13 +84,13 @@ def labelled_utterances(root: Path):
 
 
 def read_list(root: Path, split: str) -> list[dict[str, str]]:
-    """The rows of a split's list, by column.
+    """Return the rows of a split's list, by column.
 
     Raises:
-        CorpusError: it cannot be read, or lacks a column or a value.
+        CorpusError: If the list cannot be read, or if a column or value is missing.
     """
     path = root / "data" / SPLIT_LISTS[split]
-    rows = list(csv.DictReader(io.StringIO(read_text(path, f"To have it, {REMEDY}."), newline="")))
+    rows = list(csv.DictReader(io.StringIO(read_text(path, f"To get it, {REMEDY}."), newline="")))
     for number, row in enumerate(rows, 2):
         if absent := [column for column in ("path", *SLOTS) if not row.get(column)]:
             raise CorpusError(f"{path}, row {number}, has no {', '.join(absent)}; {REMEDY}.")
@@ -98,7 +98,7 @@ def read_list(root: Path, split: str) -> list[dict[str, str]]:
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    """Return the locations of the test set's utterances, by s3prl's names for them."""
     return {Path(row["path"]).stem: str(corpus / row["path"]) for row in read_list(corpus, "test")}
 
 
@@ -107,10 +107,10 @@ def write_fluent_speech_commands(out, utterances: Iterable[Utterance]) -> None:
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: with "<action>,<object>,<location>" as labels.
+        utterances: utterances with "<action>,<object>,<location>" as labels.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     rows = {split: [] for split in SPLIT_LISTS}
     with new_folder(out) as folder:
@@ -123,10 +123,10 @@ def write_fluent_speech_commands(out, utterances: Iterable[Utterance]) -> None:
 
 
 def _check_values(rows: dict[str, list[dict]], report: CorpusReport):
-    """s3prl numbers the values that it meets in train, and stops at others."""
+    """Report values that are not in train: s3prl numbers train's values, and stops at others."""
     for slot in SLOTS:
         known = {row[slot] for row in rows["train"]}
         for split in ("dev", "test"):
             if unknown := sorted({row[slot] for row in rows[split]} - known):
-                report.problems.append(f"{SPLIT_LISTS[split]} has the {slot} {first(unknown)}, which "
-                                       f"{SPLIT_LISTS['train']} lacks, and s3prl stops at it; {REMEDY}.")
+                report.problems.append(f"{SPLIT_LISTS[split]} has the {slot} {first(unknown)}, which is not in "
+                                       f"{SPLIT_LISTS['train']}, so s3prl would stop there; {REMEDY}.")

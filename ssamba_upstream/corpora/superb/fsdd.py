@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset: as keyword spotting and speaker identification; joined, as intents and transcripts."""
+"""The Free Spoken Digit Dataset for keyword and speaker classification; joined, for intents and transcripts."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ from .speech_commands import KEYWORDS, write_speech_commands
 from .utterances import Utterance
 from .voxceleb1 import write_voxceleb1
 
-LEXICON = {  # in the order of the digits; LibriSpeech's phones
+LEXICON = {  # ordered by digit; LibriSpeech's phones
     "ZERO": "Z IH1 R OW0",
     "ONE": "W AH1 N",
     "TWO": "T UW1",
@@ -30,32 +30,32 @@ LEXICON = {  # in the order of the digits; LibriSpeech's phones
     "NINE": "N AY1 N",
 }
 WORDS = list(LEXICON)
-COMMAND_SLOTS = (range(4), range(4, 7), range(7, 10))  # the digits that are an action, an object, a location
+COMMAND_SLOTS = (range(4), range(4, 7), range(7, 10))  # digits used as actions, objects and locations
 TRANSCRIPT_SLOTS = (range(10),) * 3
 JOINED = {"train": 600, "dev": 120, "test": 300}  # utterances
 CHAPTERS = {"train": "1", "dev": "2", "test": "3"}
 
 
 def arrange_fsdd(recordings, out) -> list[str]:
-    """Arrange the Free Spoken Digit Dataset as Speech Commands and as VoxCeleb1, resampled to 16 kHz.
+    """Write the Free Spoken Digit Dataset in the layouts of Speech Commands and VoxCeleb1, resampled to 16 kHz.
 
-    In ``OUT/speech_commands_v0.01`` digit d stands for the d-th keyword (0 for yes, 9 for go); there is no
-    ``_unknown_`` and no ``_silence_``. Every recording has a hash of its own, so that all speakers are in train, in
-    dev and among the tenth of the files that s3prl discards. In ``OUT/VoxCeleb1`` the speakers are id10001 to id10006
-    in alphabetical order; takes 5 to 9 of every digit and speaker are dev. In both, takes 0 to 4, the dataset's own
-    test split, are the test set.
+    In ``OUT/speech_commands_v0.01``, digit d stands for the d-th keyword (0 for yes, 9 for go); there is no
+    ``_unknown_`` or ``_silence_``. Every recording has its own hash, so all speakers are in train, in dev and among the
+    tenth of the files that s3prl discards. In ``OUT/VoxCeleb1``, the speakers are id10001 to id10006 in alphabetical
+    order; takes 5 to 9 of every digit and speaker are dev. In both, the test set is takes 0 to 4, the dataset's own
+    test split.
 
     Args:
-        recordings: the dataset's folder of files ``{digit}_{speaker}_{take}.wav``.
+        recordings: the dataset's folder with files ``{digit}_{speaker}_{take}.wav``.
         out: a folder that does not exist yet or is empty.
 
     Returns:
-        a sentence for each recording that cannot be read, and is left out.
+        a sentence for each unreadable recording, which is skipped.
 
     Raises:
-        FileNotFoundError: ``recordings`` holds no such file.
-        CorpusError: none of them can be read.
-        FileExistsError: ``out`` exists and is not empty.
+        FileNotFoundError: If ``recordings`` contains no such file.
+        CorpusError: If none of the files can be read.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     digits, unreadable = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})
@@ -72,25 +72,25 @@ def arrange_fsdd(recordings, out) -> list[str]:
 
 
 def join_fsdd(recordings, out) -> list[str]:
-    """Join recordings of one speaker, three at a time and end to end, as Fluent Speech Commands and as LibriSpeech.
+    """Join three recordings of one speaker each into utterances for Fluent Speech Commands and LibriSpeech.
 
-    ``OUT/fluent_speech_commands_dataset`` has 36 intents: an action of zero to three, an object of four to six, a
-    location of seven to nine, said in this order. ``OUT/LibriSpeech`` has three digits of ten, transcripts such as
+    ``OUT/fluent_speech_commands_dataset`` has 36 intents: an action (zero to three), an object (four to six) and a
+    location (seven to nine), said in this order. ``OUT/LibriSpeech`` has three of the ten digits, transcripts such as
     ``SEVEN THREE ONE``, and a lexicon of the ten words. Each has 600 utterances for training, 120 for development and
-    300 for testing, drawn with a fixed seed. Splits share the speakers but no recording: takes 0 to 4 of every digit
-    and speaker, the dataset's own test split, are test, takes 5 to 9 dev.
+    300 for testing, drawn with a fixed seed. Splits share speakers but not recordings: takes 0 to 4 of every digit
+    and speaker, the dataset's own test split, are test, and takes 5 to 9 dev.
 
     Args:
         recordings: see :func:`arrange_fsdd`.
         out: a folder that does not exist yet or is empty.
 
     Returns:
-        a sentence for each recording that cannot be read, and is left out.
+        a sentence for each unreadable recording, which is skipped.
 
     Raises:
-        FileNotFoundError: ``recordings`` holds no recording of the dataset.
-        CorpusError: none of them can be read, or a speaker lacks a digit in one of the splits.
-        FileExistsError: ``out`` exists and is not empty.
+        FileNotFoundError: If ``recordings`` contains no recordings of the dataset.
+        CorpusError: If none of the recordings can be read, or a speaker lacks a digit in one of the splits.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     digits, unreadable = _read_fsdd(Path(recordings))
     takes = {}
@@ -101,7 +101,7 @@ def join_fsdd(recordings, out) -> list[str]:
         for speaker in speakers:
             if absent := [str(digit) for digit in range(10) if (split, speaker, digit) not in takes]:
                 raise CorpusError(f"{recordings} has no readable recording of {speaker} saying {', '.join(absent)} for "
-                                  f"{split}; restore it, or take away all of {speaker}.")
+                                  f"{split}. Restore it, or remove all recordings of {speaker}.")
     commands = (
         Utterance(samples, ",".join(words).lower(), speaker, split=split)
         for split, speaker, words, samples in _join(takes, speakers, COMMAND_SLOTS, np.random.default_rng([0, 0])))
@@ -115,7 +115,7 @@ def join_fsdd(recordings, out) -> list[str]:
 
 
 def _join(takes, speakers, slots, rng: np.random.Generator) -> Iterator[tuple[str, str, list[str], np.ndarray]]:
-    """Split, speaker, words and samples of the joined utterances; the speakers take turns."""
+    """Yield the split, speaker, words and samples of joined utterances, with the speakers in turn."""
     for split, count in JOINED.items():
         for number in range(count):
             speaker = speakers[number % len(speakers)]
@@ -134,11 +134,11 @@ def _hash(name: str) -> str:
 
 
 def _read_fsdd(recordings: Path) -> tuple[list[tuple[int, str, int, np.ndarray]], list[str]]:
-    """(digit, speaker, take, samples at 16 kHz) of every recording, in the order of the file names; and a sentence for
-    each that cannot be read."""
+    """Return (digit, speaker, take, samples at 16 kHz) for every recording, ordered by file name, and a sentence for
+    each unreadable one."""
     paths = [path for path in sorted(recordings.glob("*.wav")) if re.fullmatch(r"\d_.+_\d+", path.stem)]
     if not paths:
-        raise FileNotFoundError(f"{recordings} holds no files {{digit}}_{{speaker}}_{{take}}.wav; give the "
+        raise FileNotFoundError(f"{recordings} has no files {{digit}}_{{speaker}}_{{take}}.wav. Give the "
                                 "folder 'recordings' of the Free Spoken Digit Dataset.")
     digits, unreadable = [], []
     for path in tqdm(paths, desc="Free Spoken Digit Dataset", unit="file"):

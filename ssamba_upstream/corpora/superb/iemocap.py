@@ -1,4 +1,4 @@
-"""IEMOCAP, by emotion: SUPERB's emotion recognition."""
+"""IEMOCAP with emotions: SUPERB's emotion recognition."""
 
 import json
 import os
@@ -40,11 +40,11 @@ def check(root, metadata=None) -> CorpusReport:
     Args:
         root: folder with ``Session1`` to ``Session5``, each with ``sentences/wav/<dialog>/<turn>.wav`` and
             ``dialog/EmoEvaluation/<dialog>.txt``.
-        metadata: folder with ``Session1/train_meta_data.json``, ``Session1/test_meta_data.json`` and so on, as
-            ``build_emotion_metadata`` writes them. Default: ``meta_data`` in root.
+        metadata: folder with ``Session1/train_meta_data.json``, ``Session1/test_meta_data.json`` and so on, written by
+            ``build_emotion_metadata``. Default: ``meta_data`` in root.
 
     Returns:
-        The report, with utterances per session and emotion. Nothing about the corpus raises.
+        The report, with the numbers of utterances per session and emotion. Problems are reported, not raised.
     """
     root = absolute(root)
     metadata = absolute(metadata) if metadata else root / "meta_data"
@@ -61,10 +61,10 @@ def check(root, metadata=None) -> CorpusReport:
             report.counts[session] = {emotion: counts[emotion] for emotion in EMOTIONS}
             absent = [emotion for emotion in EMOTIONS if not counts[emotion]]
             if absent:
-                report.problems.append(f"{root / session} has no utterance labelled {', '.join(absent)}; "
+                report.problems.append(f"{root / session} has no utterance labelled {', '.join(absent)}, but "
                                        "every session is a test fold and needs all four emotions.")
         as_labelled = _check_metadata(metadata, turns, report)
-        require_disjoint(report, "unpack the whole of IEMOCAP anew")
+        require_disjoint(report, "unpack all of IEMOCAP again")
         _check_one_rate([root / entry["path"] for entries in turns.values() for entry in entries], report)
         total = {emotion: sum(counts[emotion] for counts in report.counts.values()) for emotion in EMOTIONS}
         compare(report, total, RELEASED)
@@ -73,23 +73,23 @@ def check(root, metadata=None) -> CorpusReport:
 
 
 def build_emotion_metadata(root, out) -> None:
-    """Write the metadata of IEMOCAP's five folds, as s3prl's ``emotion`` downstream reads it.
+    """Write the metadata of IEMOCAP's five folds for s3prl's ``emotion`` downstream.
 
-    Session N's ``test_meta_data.json`` lists its own labelled turns, its ``train_meta_data.json`` those of the
-    other four. The turns are those labelled neutral, happy, excited (counted as happy), angry or sad that
-    have a wav.
+    Session N's ``test_meta_data.json`` lists its own labelled turns; its ``train_meta_data.json`` lists those of the
+    other four sessions. It includes turns with a wav that are labelled neutral, happy, excited (counted as happy),
+    angry or sad.
 
-    The order is that of the sorted label files. It matters: s3prl takes its development set from this list by
-    position. s3prl's own script lists the label files in the order of os.listdir, which differs between
-    machines, and so does its train/dev split; the metadata published in s3prl's repository has the order of
-    its authors' machine. To repeat published runs to the utterance, use theirs instead.
+    The order is that of the sorted label files. It matters, because s3prl takes its development set from this list by
+    position. s3prl's own script lists the label files in the order of os.listdir, so its train/dev split differs
+    between machines; the metadata published in s3prl's repository has the order of its authors' machine. To reproduce
+    published runs exactly, use that metadata instead.
 
     Args:
         root: IEMOCAP's folder, with ``Session1`` to ``Session5``.
-        out: folder for the metadata; files of the same name in it are replaced.
+        out: folder for the metadata; existing files of the same names are replaced.
 
     Raises:
-        CorpusError: a session, its wavs or its labels are missing or unreadable. Nothing is written then.
+        CorpusError: If a session, its wavs or its labels are missing or unreadable. Nothing is written then.
     """
     turns = {session: labelled_turns(Path(root), session) for session in SESSIONS}
     for session in SESSIONS:
@@ -98,7 +98,7 @@ def build_emotion_metadata(root, out) -> None:
 
 
 def labelled_turns(root: Path, session: str) -> list[dict]:
-    """A session's utterances of the four emotions, in the order of its sorted label files.
+    """Return a session's utterances with the four emotions, in the order of its sorted label files.
 
     Args:
         root: IEMOCAP's folder.
@@ -108,16 +108,16 @@ def labelled_turns(root: Path, session: str) -> list[dict]:
         Their entries for the metadata: path relative to root, label and speaker.
 
     Raises:
-        CorpusError: wavs or labels are missing or unreadable, or there is no such utterance.
+        CorpusError: If wavs or labels are missing or unreadable, or there are no such utterances.
     """
     wav_folder = root / session / "sentences" / "wav"
     label_folder = root / session / "dialog" / "EmoEvaluation"
     for folder, content in (wav_folder, "the utterances"), (label_folder, "the emotion labels"):
         if not os.path.isdir(folder):
-            raise CorpusError(f"{folder}, the folder of {content} of {session}, is missing; unpack the whole "
-                              f"of IEMOCAP so that {root} holds Session1 to Session5.")
+            raise CorpusError(f"{folder}, the folder with {content} of {session}, is missing; unpack all of IEMOCAP "
+                              f"so that {root} contains Session1 to Session5.")
     wavs = {path.stem: path.relative_to(root).as_posix() for path in sorted(wav_folder.rglob("*.wav"))}
-    # Files with a leading dot are what macOS leaves in archives; they hold no labels.
+    # macOS adds files with a leading dot to archives; they contain no labels.
     label_files = sorted(path for path in label_folder.glob("*.txt") if not path.name.startswith("."))
     turns = []
     for label_file in label_files:
@@ -127,19 +127,19 @@ def labelled_turns(root: Path, session: str) -> list[dict]:
             fields = [text for text in line.split("\t") if text]
             if len(fields) < 3:
                 raise CorpusError(f"{label_file}, line {number}, is not '[start - end] turn label ...' "
-                                  "separated by tabs; restore the file from the archive.")
+                                  "separated by tabs. Restore the file from the archive.")
             turn, label = fields[1], fields[2].replace("exc", "hap")
             if label in EMOTIONS and turn in wavs:
                 speaker = turn.split("_")[0]
                 turns.append({"path": wavs[turn], "label": label, "speaker": speaker})
     if not turns:
-        raise CorpusError(f"{root / session} has no labelled utterance: {len(label_files)} label file(s) in "
-                          f"{label_folder}, {len(wavs)} wav(s) in {wav_folder}; unpack the whole of IEMOCAP.")
+        raise CorpusError(f"{root / session} has no labelled utterances: {len(label_files)} label file(s) in "
+                          f"{label_folder}, {len(wavs)} wav(s) in {wav_folder}. Unpack all of IEMOCAP.")
     return turns
 
 
 def labelled_utterances(root: Path):
-    """Yields path, emotion, session and speaker of every utterance in the metadata."""
+    """Yield the path, emotion, session and speaker of every utterance in the metadata."""
     for session in SESSIONS:
         content = json.loads((root / "meta_data" / session / "test_meta_data.json").read_text())
         for entry in content["meta_data"]:
@@ -148,7 +148,7 @@ def labelled_utterances(root: Path):
 
 
 def find_test_set(corpus: Path, session: str) -> dict[str, str]:
-    """s3prl's names of a session's utterances -> where the corpus has them."""
+    """Return the locations of a session's utterances, by s3prl's names for them."""
     turns = labelled_turns(corpus, session)
     return {Path(turn["path"]).stem: str(corpus / turn["path"]) for turn in turns}
 
@@ -158,12 +158,12 @@ def write_iemocap(out, utterances: Iterable[Utterance]) -> None:
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: with emotions ``neu``, ``hap``, ``exc``, ``ang``, ``sad`` or another of IEMOCAP's as labels,
-            speakers such as ``Ses01F`` and scenes such as ``impro01``.
+        utterances: utterances with IEMOCAP's emotions (``neu``, ``hap``, ``exc``, ``ang``, ``sad`` or others) as
+            labels, speakers such as ``Ses01F`` and scenes such as ``impro01``.
 
     Raises:
-        CorpusError: a session has no utterance, so that there are no five folds.
-        FileExistsError: ``out`` exists and is not empty.
+        CorpusError: If a session has no utterances, because five folds are needed.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     turns = defaultdict(list)
     with new_folder(out) as folder:
@@ -186,7 +186,7 @@ def _metadata_of(session: str, turns: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: CorpusReport) -> bool:
-    """True if the folds are those of the label files, in whatever order; flaws go into the report."""
+    """Return True if the folds match the label files, in any order; add problems to the report."""
     root, out = shlex.quote(str(report.root)), shlex.quote(str(metadata))
     remedy = f"`ssamba corpora emotion-metadata {root} --out {out}` writes it"
     if not os.path.isdir(metadata):
@@ -210,42 +210,42 @@ def _check_metadata(metadata: Path, turns: dict[str, list[dict]], report: Corpus
                                                  if _session(wav) == session}) for session in SESSIONS}
     known = {entry["path"] for entries in turns.values() for entry in entries}
     if missing := sorted(wav for wav in listed - known if not os.path.isfile(report.root / wav)):
-        report.problems.append(f"Utterances of the metadata in {metadata} are not in {report.root}: "
-                               f"{first(missing)}; unpack them, or build the metadata anew: {remedy}.")
+        report.problems.append(f"Utterances in the metadata in {metadata} are not in {report.root}: "
+                               f"{first(missing)}; unpack them, or rebuild the metadata: {remedy}.")
     elif not as_labelled:
-        report.notes.append(f"The metadata in {metadata} has other utterances or labels than the label files of "
-                            "IEMOCAP; compare accuracies only between runs with the same metadata.")
+        report.notes.append(f"Utterances or labels in the metadata in {metadata} differ from IEMOCAP's label files. "
+                            "Compare accuracies only between runs with the same metadata.")
     elif not in_order:
-        report.notes.append("The metadata has another order than `ssamba corpora emotion-metadata` writes. s3prl takes "
+        report.notes.append("The metadata's order differs from that of `ssamba corpora emotion-metadata`. s3prl takes "
                             "its development set from it by position, so compare accuracies only between runs with the "
                             "same metadata.")
     return as_labelled
 
 
 def _read_metadata(path: Path, remedy: str, report: CorpusReport) -> dict | None:
-    """A file of the metadata, or None where nothing can be read; flaws go into the report."""
+    """Return a file of the metadata, or None if it cannot be read; add problems to the report."""
     try:
         content = json.loads(read_text(path))
         labels, entries = content["labels"], _labels(content)
     except CorpusError as error:
-        report.problems.append(f"{error} It belongs to the metadata; {remedy}.")
+        report.problems.append(f"{error} It is part of the metadata; {remedy}.")
         return None
     except (ValueError, KeyError, TypeError):
-        report.problems.append(f"{path} is not a JSON object with 'labels' and 'meta_data'; {remedy} anew.")
+        report.problems.append(f"{path} is not a JSON object with 'labels' and 'meta_data'; {remedy} again.")
         return None
     if not entries or labels != EMOTIONS or not {label for _, label in entries} <= set(EMOTIONS):
-        report.problems.append(f"{path} lists {len(entries)} utterances under the labels {labels}, where s3prl needs "
-                               f"utterances under {EMOTIONS}; {remedy} anew.")
+        report.problems.append(f"{path} lists {len(entries)} utterances with the labels {labels}, but s3prl needs "
+                               f"utterances with {EMOTIONS}; {remedy} again.")
     return content
 
 
 def _check_fold(path: Path, session: str, wavs: set[str], remedy: str, report: CorpusReport):
-    """A session's test list has its utterances only, its train list those of the others."""
+    """Check that a session's test list has only its own utterances, and its train list only those of the others."""
     is_test = path.name.startswith("test")
     if misplaced := sorted(wav for wav in wavs if (_session(wav) == session) != is_test):
         where = f"outside {session}" if is_test else f"of {session}, its test set"
         report.problems.append(f"{path} lists {len(misplaced):,} utterances {where}: {first(misplaced)}; {remedy} "
-                               "anew.")
+                               "again.")
 
 
 def _session(wav: str) -> str:
@@ -261,17 +261,17 @@ def _check_one_rate(paths: list[Path], report: CorpusReport):
     for path, header in read_headers(paths, report):
         examples.setdefault(header.rate, path)
         if header.channels != 1:
-            report.problems.append(f"{path} has {header.channels} channels, and s3prl does not mix down this "
+            report.problems.append(f"{path} has {header.channels} channels, but s3prl does not mix down this "
                                    "corpus; convert all of it to mono.")
             break
     if len(examples) > 1:
         listing = ", ".join(f"{path} at {rate} Hz" for rate, path in examples.items())
-        report.problems.append(f"The utterances differ in sample rate ({listing}), and s3prl resamples all "
-                               "of them as if they had the first one's; convert them to one rate.")
+        report.problems.append(f"The utterances have different sample rates ({listing}), but s3prl resamples all "
+                               "of them from the first one's rate; convert them to one rate.")
 
 
 def _emotion_labels(turns: list[tuple[str, str, float]]) -> str:
-    """A file of IEMOCAP's EmoEvaluation; the ratings of valence, activation and dominance are all 3 of 5."""
+    """Format a file of IEMOCAP's EmoEvaluation, with all ratings of valence, activation and dominance at 3 of 5."""
     lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     start = 0.0
     for turn, label, seconds in turns:

@@ -1,4 +1,4 @@
-"""Libri2Mix, mixtures and their two speakers: SUPERB's speech separation."""
+"""Libri2Mix with mixtures and their two speakers: SUPERB's speech separation."""
 
 import os
 import random
@@ -14,19 +14,19 @@ from .utterances import write_wav
 KINDS = ("mix_clean", "s1", "s2")
 FOLDERS = {"train": "train-100", "dev": "dev", "test": "test"}
 RELEASED = {"train": 13900, "dev": 1000, "test": 3000}
-REMEDY = ("write it with `ssamba corpora kaldi ss LIBRI2MIX --out FOLDER`, of the mixtures that "
-          "generate_librimix_ss.sh of https://github.com/s3prl/LibriMix makes")
+REMEDY = ("write it with `ssamba corpora kaldi ss LIBRI2MIX --out FOLDER` from the mixtures made by "
+          "generate_librimix_ss.sh of https://github.com/s3prl/LibriMix")
 
 
 def check(root, _=None) -> CorpusReport:
-    """Check Libri2Mix in Kaldi's form for s3prl's ``separation_stft`` downstream.
+    """Check Libri2Mix in Kaldi's format for s3prl's ``separation_stft`` downstream.
 
     Args:
         root: folder with ``train``, ``dev`` and ``test``, each with ``mix_clean/wav.scp``, ``s1/wav.scp`` and
-            ``s2/wav.scp``, as :func:`write_kaldi` writes it.
+            ``s2/wav.scp``, written by :func:`write_kaldi`.
 
     Returns:
-        The report, with mixtures of each split. Nothing about the corpus raises.
+        The report, with the numbers of mixtures in each split. Problems are reported, not raised.
     """
     return check_signals("Libri2Mix (speech separation)", root, KINDS, RELEASED, REMEDY)
 
@@ -34,16 +34,16 @@ def check(root, _=None) -> CorpusReport:
 def write_kaldi(root, out) -> None:
     """Write the lists of the corpus's wavs that s3prl reads.
 
-    Of dev those 1000 mixtures are taken that s3prl's subsample.py takes, with its seed.
+    dev contains the same 1000 mixtures that s3prl's subsample.py selects with its seed.
 
     Args:
-        root: Libri2Mix's folder of one rate and mode, ``wav16k/min``, with ``train-100``, ``dev`` and ``test``; or a
-            folder that holds ``wav16k/min``.
+        root: Libri2Mix's folder for one rate and mode, ``wav16k/min``, with ``train-100``, ``dev`` and ``test``; or a
+            folder that contains ``wav16k/min``.
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        CorpusError: a split lacks wavs of one kind.
-        FileExistsError: ``out`` exists and is not empty.
+        CorpusError: If a split lacks wavs of one kind.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     root = absolute(root)
     root = next((folder for folder in (root / "wav16k" / "min", root) if os.path.isdir(folder)), root)
@@ -56,11 +56,11 @@ def write_kaldi(root, out) -> None:
 
 
 def write_libri2mix(out, mixtures: Iterable[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> None:
-    """Write wavs as Libri2Mix has them.
+    """Write wavs in Libri2Mix's layout.
 
     Args:
-        out: folder.
-        mixtures: "train", "dev" or "test", a mixture's name, its samples and those of its two speakers.
+        out: output folder.
+        mixtures: tuples of "train", "dev" or "test", a mixture's name, its samples and those of its two speakers.
     """
     for split, name, *signals in mixtures:
         for kind, samples in zip(KINDS, signals):
@@ -70,6 +70,6 @@ def write_libri2mix(out, mixtures: Iterable[tuple[str, str, np.ndarray, np.ndarr
 def _recordings(folder):
     paths = sorted(folder.glob("*.wav"))
     if not paths:
-        raise CorpusError(f"{folder} holds no wav; make the mixtures with generate_librimix_ss.sh of "
-                          "https://github.com/s3prl/LibriMix, in the mode min at 16 kHz.")
+        raise CorpusError(f"{folder} contains no wav; make the mixtures with generate_librimix_ss.sh of "
+                          "https://github.com/s3prl/LibriMix, in min mode at 16 kHz.")
     return {path.stem: path for path in paths}

@@ -1,4 +1,4 @@
-"""LibriSpeech, by transcript: SUPERB's phone recognition and speech recognition."""
+"""LibriSpeech with transcripts: SUPERB's phone recognition and speech recognition."""
 
 import os
 from collections.abc import Iterable
@@ -36,10 +36,10 @@ def check_speech_recognition(root, _=None) -> CorpusReport:
 
     Args:
         root: folder with ``train-clean-100``, ``dev-clean`` and ``test-clean``, each with
-            ``<speaker>/<chapter>/<utterance>.flac`` and ``<speaker>-<chapter>.trans.txt`` beside them.
+            ``<speaker>/<chapter>/<utterance>.flac`` and ``<speaker>-<chapter>.trans.txt`` next to them.
 
     Returns:
-        The report, with utterances and words of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances and words in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("LibriSpeech (speech recognition)", root, override({"datarc.libri_root": root}))
@@ -56,7 +56,7 @@ def check_phone_recognition(root, lexicons=None) -> CorpusReport:
         lexicons: folder of SUPERB's two lexicons, see ``LEXICONS``. Default: root.
 
     Returns:
-        The report, with utterances and words of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances and words in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     lexicons = [absolute(lexicons or root) / name for name in LEXICONS]
@@ -69,23 +69,24 @@ def check_phone_recognition(root, lexicons=None) -> CorpusReport:
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    """Return the locations of the test set's utterances, by s3prl's names for them."""
     recordings = _recordings(corpus / SPLITS["test"])
     if not recordings:
-        raise CorpusError(f"{corpus} holds no {SPLITS['test']}/<speaker>/<chapter>/*.flac; give LibriSpeech's folder.")
+        raise CorpusError(f"{corpus} has no {SPLITS['test']}/<speaker>/<chapter>/*.flac. Give LibriSpeech's folder.")
     return {path.stem: str(path) for path in recordings}
 
 
 def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, str]) -> None:
-    """Write LibriSpeech's flacs and transcripts, and the two lexicons beside the splits.
+    """Write LibriSpeech's flacs and transcripts, and the two lexicons next to the splits.
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: transcripts in capitals as labels; ``speaker`` and ``recording``, the chapter, are digits.
-        lexicon: phones by word, separated by spaces; all of it goes into the first of the two files.
+        utterances: utterances with transcripts in capitals as labels; ``speaker`` and ``recording``, the chapter, are
+            digits.
+        lexicon: phones by word, separated by spaces; all entries go into the first of the two files.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     transcripts = {}
     with new_folder(out) as folder:
@@ -102,15 +103,15 @@ def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, s
 
 
 def _check_recordings(report: CorpusReport) -> set[str]:
-    """Counts and flaws of the three splits go into the report; returns the words of all transcripts."""
+    """Add counts and problems of the three splits to the report, and return the words in all transcripts."""
     require_folder(report)
     words, recordings, speakers = set(), [], {}
     for split, name in SPLITS.items():
         found, transcripts = _recordings(report.root / name), _transcripts(report.root / name, report)
         without = [str(path) for path in found if not transcripts.get(path.stem)]
         if without:
-            report.problems.append(f"{len(without):,} of the {len(found):,} recordings of {name} are in no .trans.txt "
-                                   f"beside them: {first(without)}; unpack {name} anew.")
+            report.problems.append(f"{len(without):,} of the {len(found):,} recordings in {name} are in no .trans.txt "
+                                   f"next to them: {first(without)}; unpack {name} again.")
         spoken = [word for path in found for word in transcripts.get(path.stem, "").split()]
         report.counts[split] = {"utterances": len(found), "words": len(spoken)}
         words.update(spoken)
@@ -119,7 +120,7 @@ def _check_recordings(report: CorpusReport) -> set[str]:
         report.recordings[split] = recordings_of({path.relative_to(report.root / name).as_posix(): path
                                                   for path in found})
     require_splits(report, f"unpack {', '.join(SPLITS.values())} of {SOURCE} there")
-    require_disjoint(report, f"unpack {', '.join(SPLITS.values())} anew")
+    require_disjoint(report, f"unpack {', '.join(SPLITS.values())} again")
     note_shared_speakers(report, speakers)
     require_16_khz_mono(recordings, report)
     compare_utterances(report, RELEASED)
@@ -130,7 +131,7 @@ def _check_lexicons(lexicons: list[Path], words: set[str], report: CorpusReport)
     absent = [path for path in lexicons if not os.path.isfile(path)]
     if absent:
         raise CorpusError(f"The lexicon {first(absent)} is missing; save {' and '.join(LEXICONS)} of {LEXICON_SOURCE} "
-                          f"in {absent[0].parent}, or give their folder as second path.")
+                          f"in {absent[0].parent}, or give their folder as the second path.")
     pronunciations = {}
     for path in lexicons:
         report.texts[path.name] = path
@@ -139,13 +140,13 @@ def _check_lexicons(lexicons: list[Path], words: set[str], report: CorpusReport)
             pronunciations.setdefault(word, phones)
     missing = sorted(words - pronunciations.keys())
     if missing:
-        report.problems.append(f"{len(missing):,} words of the transcripts are in neither lexicon: {first(missing)}; "
-                               f"save both of {LEXICON_SOURCE} anew.")
+        report.problems.append(f"{len(missing):,} words in the transcripts are in neither lexicon: {first(missing)}; "
+                               f"save both from {LEXICON_SOURCE} again.")
     vocabulary = set(read_text(configs_folder("downstream") / "vocabularies" / "phonemes.txt").split())
     used = {phone for word in words for phone in pronunciations.get(word, ())}
     if unknown := sorted(used - vocabulary):
         report.problems.append(f"The lexicons have phones that the config's vocabulary lacks: {first(unknown)}; "
-                               f"save both lexicons of {LEXICON_SOURCE} anew.")
+                               f"save both lexicons from {LEXICON_SOURCE} again.")
 
 
 def _recordings(folder: Path) -> list[Path]:
@@ -153,7 +154,7 @@ def _recordings(folder: Path) -> list[Path]:
 
 
 def _transcripts(folder: Path, report: CorpusReport) -> dict[str, str]:
-    """The transcripts by utterance; lines that s3prl cannot read go into the report."""
+    """Return the transcripts by utterance; report lines that s3prl cannot read."""
     transcripts, empty = {}, []
     for path in sorted(folder.glob("*/*/*.trans.txt")):
         report.texts[path.relative_to(report.root).as_posix()] = path
@@ -163,5 +164,5 @@ def _transcripts(folder: Path, report: CorpusReport) -> dict[str, str]:
             if not utterance:
                 empty.append(f"{path}, line {number}")
     if empty:
-        report.problems.append(f"Transcripts have empty lines, at which s3prl stops: {first(empty)}; delete them.")
+        report.problems.append(f"Transcripts have empty lines, which stop s3prl: {first(empty)}; delete them.")
     return transcripts

@@ -1,4 +1,4 @@
-"""QUESST 2014, queries and the recordings that may hold them: SUPERB's query by example."""
+"""QUESST 2014 with queries and the recordings to search: SUPERB's query by example."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from ..report import (
 from .utterances import Utterance, write_wav
 
 LISTS = {"dev": "language_key_dev.lst", "test": "language_key_eval.lst", "documents": "language_key_utterances.lst"}
-RELEASED = {"dev": 138, "test": 138, "documents": 2438}  # the English ones
+RELEASED = {"dev": 138, "test": 138, "documents": 2438}  # in English
 GROUND_TRUTHS = {"dev": "groundtruth_quesst14_dev", "test": "groundtruth_quesst14_eval"}
 SCORER = "score-TWV-Cnxe.sh"
 LANGUAGE = "nnenglish"
@@ -35,11 +35,11 @@ def check(root, _=None) -> CorpusReport:
 
     Args:
         root: ``quesst14Database``, with ``scoring/language_key_dev.lst``, ``language_key_eval.lst`` and
-            ``language_key_utterances.lst``, lines "quesst14Database/<path below root> <language>". s3prl takes the
-            English ones.
+            ``language_key_utterances.lst``, whose lines are "quesst14Database/<path in root> <language>". s3prl uses
+            the English recordings.
 
     Returns:
-        The report, with queries and documents. Nothing about the corpus raises.
+        The report, with the numbers of queries and documents. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("QUESST 2014 (query by example)", root, override({"datarc.dataset_root": root}))
@@ -51,21 +51,21 @@ def check(root, _=None) -> CorpusReport:
         require_disjoint(report, REMEDY)
         absent = [name for name in (SCORER, *GROUND_TRUTHS.values()) if not os.path.exists(root / "scoring" / name)]
         if absent:
-            report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, without which MediaEval's scorer "
-                                f"cannot give the MTWV by which the layer is chosen; {REMEDY}.")
+            report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, which MediaEval's scorer needs for "
+                                f"the MTWV by which the layer is chosen; {REMEDY}.")
         compare(report, {part: counts["recordings"] for part, counts in report.counts.items()}, RELEASED)
     return report
 
 
 def read_list(root: Path, part: str) -> list[Path]:
-    """The English recordings of the dev queries, the test queries or the documents.
+    """Return the English recordings of the dev queries, the test queries or the documents.
 
     Raises:
-        CorpusError: the list cannot be read, is malformed or has none.
+        CorpusError: If the list cannot be read, is malformed or has no English recordings.
     """
     path = root / "scoring" / LISTS[part]
     recordings = []
-    for number, line in enumerate(read_text(path, f"To have it, {REMEDY}.").splitlines(), 1):
+    for number, line in enumerate(read_text(path, f"To get it, {REMEDY}.").splitlines(), 1):
         if len(line.split()) != 2:
             raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not '<recording> <language>'; {REMEDY}.")
         name, language = line.split()
@@ -76,7 +76,7 @@ def read_list(root: Path, part: str) -> list[Path]:
 
 
 def find_test_set(corpus: Path) -> tuple[list[str], list[str]]:
-    """s3prl's names of the test queries, and of the documents."""
+    """Return s3prl's names for the test queries, and those for the documents."""
     return tuple([path.with_suffix("").name for path in read_list(corpus, part)] for part in ("test", "documents"))
 
 
@@ -85,10 +85,10 @@ def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: of "dev", "test" or "documents" as split, with the language as label.
+        utterances: utterances with "dev", "test" or "documents" as split, and the language as label.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     lines = {part: [] for part in LISTS}
     folders = {"dev": "dev_queries/quesst14_dev", "test": "eval_queries/quesst14_eval", "documents": "Audio/quesst14"}

@@ -1,4 +1,4 @@
-"""SUPERB's corpora: their checks by task, and those of whole utterances as labelled sets, as s3prl uses them."""
+"""SUPERB's corpora: their checks by task, and labelled sets for the utterance-level tasks, as used by s3prl."""
 
 from pathlib import Path
 
@@ -25,32 +25,32 @@ CHECKS = {
     "sd": diarization_mixtures.check, "qbe": quesst14.check, "se": voicebank_demand.check, "ss": libri2mix.check,
     "er": iemocap.check, "ks": speech_commands.check,
 }
-"""The check of a task's corpus: of its folder and, where there is one, a second path, or None for its default."""
+"""Checks of a task's corpus. Arguments: its folder and, for some, a second path, or None for the default."""
 
 KALDI_WRITERS = {"se": voicebank_demand.write_kaldi, "ss": libri2mix.write_kaldi}
 
 
 def read_superb(task, root) -> LabelledSet:
-    """Read a corpus laid out as s3prl needs it.
+    """Read a corpus in s3prl's layout.
 
-    Where s3prl draws a part of an utterance anew for every step, here the utterance stays the same: speaker
-    identification trains on whole utterances in place of eight seconds of them, and ``_silence_`` of keyword
-    spotting is every second of the background noises, each tenth of which is dev.
+    Where s3prl draws a different part of an utterance at every step, the utterance is fixed here: speaker
+    identification uses whole utterances instead of eight seconds of them, and ``_silence_`` in keyword spotting is
+    every second of the background noises; every tenth of these is dev.
 
     Args:
-        task: "sid", VoxCeleb1, by speaker; "er", IEMOCAP, by emotion, whose splits are the five sessions; "ks",
-            Speech Commands, by keyword; or "ic", Fluent Speech Commands, by intent, such as "activate;lights;kitchen".
-        root: the corpus's folder, see ``ssamba corpora check``, with the split file or the metadata in it.
+        task: "sid" for VoxCeleb1 by speaker; "er" for IEMOCAP by emotion, with the five sessions as splits; "ks" for
+            Speech Commands by keyword; "ic" for Fluent Speech Commands by intent, such as "activate;lights;kitchen".
+        root: the corpus's folder, see ``ssamba corpora check``, including the split file or the metadata.
 
     Returns:
-        LabelledSet. Its groups are the speakers, or for speaker identification the videos.
+        LabelledSet. Its groups are the speakers, or the videos for speaker identification.
 
     Raises:
-        LabelledSetError: the corpus is not there or lacks something.
+        LabelledSetError: If the corpus is missing or incomplete.
     """
     try:
         return LabelledSet(*map(list, zip(*CORPORA[task].labelled_utterances(Path(root)))))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelledSetError(
-            f"{root} is not laid out for {task} ({error}); `ssamba corpora check {task} {root}` says what is missing"
+            f"{root} is not laid out for {task} ({error}). `ssamba corpora check {task} {root}` lists what is missing"
         ) from error

@@ -1,4 +1,4 @@
-"""Speech Commands, by word: SUPERB's keyword spotting, and version 1 or 2 for fine-tuning."""
+"""Speech Commands with words: SUPERB's keyword spotting, and versions 1 and 2 for fine-tuning."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ CLASSES = KEYWORDS + ("_unknown_", "_silence_")
 BACKGROUND_NOISE = "_background_noise_"
 TEST_SET = "speech_commands_test_set_v0.01"
 
-# Utterances in the released corpora; train and dev without the background noise.
+# Number of utterances in the released corpora; train and dev exclude the background noise.
 RELEASED = {
     "v0.01": {"train": 51088, "dev": 6798, "test": 3081},
     "v0.02": {"train": 84843, "dev": 9981, "test": 4890},
@@ -50,12 +50,12 @@ def check(root, test_root=None) -> CorpusReport:
     """Check Speech Commands for s3prl's ``speech_commands`` downstream.
 
     Args:
-        root: folder with ``speech_commands_v0.01`` (SUPERB's choice) or ``speech_commands_v0.02``, and beside it
+        root: folder with ``speech_commands_v0.01`` (SUPERB's choice) or ``speech_commands_v0.02``, and with
             ``speech_commands_test_set_v0.01`` or ``_v0.02``; or, with test_root, the training folder itself.
         test_root: folder of the test set, with one folder per class.
 
     Returns:
-        The report, with utterances per split and class. Nothing about the corpus raises.
+        The report, with the numbers of utterances per split and class. Problems are reported, not raised.
     """
     root = absolute(root)
     version = next((version for version in RELEASED
@@ -71,9 +71,9 @@ def check(root, test_root=None) -> CorpusReport:
         backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))
         for path, header in read_headers(backgrounds, report, sampled=False):
             if header.duration < 1:
-                report.problems.append(f"{path} lasts {header.duration:.2f} s; s3prl cuts "
-                                       "one second out of every background noise and stops at a shorter one, "
-                                       "so delete it.")
+                report.problems.append(f"{path} lasts {header.duration:.2f} s, but s3prl cuts "
+                                       "one second out of every background noise and stops at shorter ones; "
+                                       "delete it.")
         paths = {**_training_words(train_root), "test": _test_set(test_root, report)}
         for split, files in paths.items():
             counts = Counter(map(_class_of, files))
@@ -89,10 +89,10 @@ def check(root, test_root=None) -> CorpusReport:
 
 
 def hash_split(file_name: str) -> str:
-    """The split of a Speech Commands recording: "train", "dev", or "discarded" for the original test split.
+    """Return the split of a Speech Commands recording: "train", "dev", or "discarded" for the original test split.
 
-    The corpus's own rule, which keeps every speaker in one split: the SHA-1 of the file name up to
-    ``_nohash_``, modulo 2 ** 27, as a percentage; below 10 is dev, below 20 test.
+    This is the corpus's own rule, which keeps every speaker in one split: the SHA-1 of the file name up to
+    ``_nohash_``, modulo 2 ** 27, as a percentage. Below 10 is dev, below 20 is test.
     """
     bucket = int(hashlib.sha1(_speaker_of(file_name).encode()).hexdigest(), 16) % 2**27
     percentage = 100 * bucket / (2**27 - 1)
@@ -100,12 +100,12 @@ def hash_split(file_name: str) -> str:
 
 
 def _speaker_of(file_name: str) -> str:
-    """The hash that stands for an utterance's speaker; of a file without one, such as silence, its whole name."""
+    """Return the hash that identifies an utterance's speaker, or the whole file name if it has none, as for silence."""
     return re.sub(r"_nohash_.*$", "", file_name)
 
 
 def labelled_utterances(root: Path):
-    """Yields recording, class, split and speaker of every utterance that s3prl uses and every second of noise."""
+    """Yield the recording, class, split and speaker of every utterance that s3prl uses and every second of noise."""
     train_root = next(root.glob("speech_commands_v0.0[12]"), root / "speech_commands_v0.01")
     test_root = root / train_root.name.replace("speech_commands", "speech_commands_test_set")
     for path in sorted(train_root.glob("*/*.wav")):
@@ -120,7 +120,7 @@ def labelled_utterances(root: Path):
 
 
 def _seconds_of(noise: Path) -> list[Excerpt]:
-    """Every second of a background noise; of one that cannot be read the whole, so that who reads it can name it."""
+    """Return every second of a background noise; if unreadable, return the whole, so that its reader reports it."""
     try:
         header = read_header(noise)
     except AudioError:
@@ -130,12 +130,12 @@ def _seconds_of(noise: Path) -> list[Excerpt]:
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them."""
+    """Return the locations of the test set's utterances, by s3prl's names for them."""
     folder = corpus / TEST_SET if (corpus / TEST_SET).is_dir() else corpus
     recordings = [path for path in sorted(folder.glob("*/*.wav")) if path.parent.name in CLASSES]
     if not recordings or (folder / BACKGROUND_NOISE).exists():
-        raise CorpusError(f"{folder} is not the test set of Speech Commands, a folder for each class; give "
-                          f"{TEST_SET} or the folder that holds it.")
+        raise CorpusError(f"{folder} is not the test set of Speech Commands, with a folder for each class. Give "
+                          f"{TEST_SET} or the folder that contains it.")
     return {f"{path.parent.name}-{path.name}": str(path) for path in recordings}
 
 
@@ -145,11 +145,11 @@ def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dic
     Args:
         out: folder for the two folders.
         utterances: words, and the test set's ``_unknown_`` and ``_silence_``.
-        backgrounds: names and samples of the background noises, from which s3prl cuts ``_silence_`` for
-            training; each at least one second.
+        backgrounds: samples of the background noises by name, from which s3prl cuts ``_silence_`` for
+            training; each lasts at least one second.
 
     Raises:
-        FileExistsError: one of the two folders exists and is not empty.
+        FileExistsError: If one of the two folders exists and is not empty.
     """
     out = Path(out)
     counts = Counter()
@@ -165,7 +165,7 @@ def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dic
 
 
 def _training_words(train_root: Path) -> dict[str, list[Path]]:
-    """The recordings of words for train and dev, split as s3prl does; without those that it discards."""
+    """Return the recordings of words in train and dev, split like s3prl, without those that it discards."""
     splits = {"train": [], "dev": [], "discarded": []}
     for path in sorted(train_root.glob("*/*.wav")):
         if path.parent.name != BACKGROUND_NOISE:
@@ -174,11 +174,11 @@ def _training_words(train_root: Path) -> dict[str, list[Path]]:
 
 
 def _test_set(test_root: Path, report: CorpusReport) -> list[Path]:
-    """The recordings for test; folders that are no class go into the report."""
+    """Return the test recordings; report folders that are not a class."""
     paths = sorted(test_root.glob("*/*.wav"))
     foreign = sorted({path.parent.name for path in paths} - set(CLASSES))
     if foreign:
-        report.problems.append(f"{test_root} has folders that are none of the twelve classes "
+        report.problems.append(f"{test_root} has folders that are not one of the twelve classes "
                                f"({first(foreign)}), and s3prl stops at the first file in them; remove "
                                "them.")
     return [path for path in paths if path.parent.name in CLASSES]
@@ -189,10 +189,10 @@ def _class_of(recording: Path) -> str:
 
 
 def _compare_version(report: CorpusReport, found: dict[str, int]):
-    """Note whether this is the version that SUPERB uses."""
+    """Add a note on whether this is the version that SUPERB uses."""
     compare(report, found, RELEASED["v0.01"])
     if found == RELEASED["v0.02"]:
-        report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with others of "
+        report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with others on "
                             "v0.02.")
 
 
@@ -200,27 +200,26 @@ def _report_absent_classes(report: CorpusReport, train_root: Path, test_root: Pa
     remedies = {
         "train": f"{train_root} needs a folder for each keyword, folders of other words for _unknown_, and "
                  f"{BACKGROUND_NOISE} for _silence_",
-        "dev": "s3prl chooses it from the training folder by a hash of the file names up to '_nohash_', so "
+        "dev": "s3prl selects it from the training folder by a hash of the file names up to '_nohash_', so "
                "keep the released files and names",
-        "test": f"{test_root} needs a folder for each of the twelve classes, as speech_commands_test_set has "
-                "them",
+        "test": f"{test_root} needs a folder for each of the twelve classes, as in speech_commands_test_set",
     }
     nowhere = {name for name in CLASSES if not any(counts[name] for counts in report.counts.values())}
     keywords_only = nowhere <= set(CLASSES) - set(KEYWORDS)
     if keywords_only and nowhere:
-        report.notes.append(f"There is no utterance of {', '.join(sorted(nowhere))} at all: a task of fewer classes "
-                            "than SUPERB's, whose accuracy compares with none that was published.")
+        report.notes.append(f"There are no utterances of {', '.join(sorted(nowhere))} at all. The task has fewer "
+                            "classes than SUPERB's, so its accuracy is not comparable with published ones.")
     for split, counts in report.counts.items():
         absent = [name for name in CLASSES if not counts[name] and not (keywords_only and name in nowhere)]
         if absent:
             listing = "any class" if len(absent) == len(CLASSES) else ", ".join(absent)
-            report.problems.append(f"The {split} split has no utterance of {listing}; {remedies[split]}.")
+            report.problems.append(f"The {split} split has no utterances of {listing}; {remedies[split]}.")
 
 
 def _read_speech_commands(root):
     words = [path for path in audio_of_folders(root) if not path.parent.name.startswith("_")]
     if not words:
-        raise PreparationError("there is no folder of a word with recordings in it")
+        raise PreparationError("there is no folder with recordings of a word")
     absent = [name for name in SPLIT_LISTS.values() if not (root / name).is_file()]
     if len(absent) == len(SPLIT_LISTS):
         return _split_by_hash(root, words)
@@ -235,20 +234,20 @@ def _read_speech_commands(root):
         elif name.split("/")[0] in folders:
             missing.append(name)
     if missing:
-        raise PreparationError(f"recordings that the two lists name are missing: {first(missing)}")
+        raise PreparationError(f"recordings in the two lists are missing: {first(missing)}")
     return [(path, path.parent.name, split) for path, split in zip(words, splits.values())], []
 
 
 def _split_by_hash(root, words):
-    """The split by the rule that made the two lists; a test set of the same words beside the folder comes first."""
+    """Split by the rule that produced the two lists, but prefer a test set of the same words next to the folder."""
     by_rule = {"train": [], "dev": [], "discarded": []}
     for path in words:
         by_rule[hash_split(path.name)].append(path)
-    note = "There are no lists of the splits, which are drawn by speaker, with the rule that made the lists"
+    note = "There are no lists of the splits, so they were made by speaker, with the rule that produced the lists"
     test_root = root.with_name(root.name.replace("speech_commands", "speech_commands_test_set"))
     tests = audio_of_folders(test_root) if test_root != root else []
     if tests and {path.parent.name for path in tests} <= {path.parent.name for path in words}:
-        note += f"; but the test set is {test_root}, and what the rule takes for it is left out, as in SUPERB"
+        note += f". The test set is {test_root}; recordings that the rule assigns to test are left out, as in SUPERB"
     else:
         tests = by_rule["discarded"]
     parts = {"train": by_rule["train"], "dev": by_rule["dev"], "test": tests}
@@ -263,7 +262,7 @@ def _speech_commands(version, recordings, classes):
         released=recordings,
         classes=classes,
         layout=f"""\
-Speech Commands is described in https://arxiv.org/abs/1804.03209, and version {version} is
+Speech Commands is described in https://arxiv.org/abs/1804.03209; version {version} is at
 http://download.tensorflow.org/data/speech_commands_v0.0{version}.tar.gz
 Unpack it, and give the folder ROOT with
   ROOT/WORD/SPEAKER_nohash_N.wav   for each of {classes} words, or some of them

@@ -1,4 +1,4 @@
-"""Labelled utterances on their way into a corpus, and the recordings that they become."""
+"""Labelled utterances to be written to a corpus, and a writer for recordings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,16 @@ from ...audio import SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Utterance:
-    """One labelled utterance on its way into a corpus.
+    """A labelled utterance to be written to a corpus.
 
     Attributes:
         samples: (n,) float array at 16 kHz, between -1 and 1.
-        label: what s3prl is to predict, as the corpus's writer says.
-        speaker: in Speech Commands eight hexadecimal digits, which decide between train and dev (``hash_split``).
-        recording: what the utterance is a part of: VoxCeleb1's video, IEMOCAP's scene, LibriSpeech's chapter.
-        split: ``train``, ``dev`` or ``test``, where the corpus's writer says nothing else; in Speech Commands only
-            ``test`` counts, in IEMOCAP none does.
+        label: the label to predict, in the format of the corpus's writer.
+        speaker: the speaker; in Speech Commands eight hexadecimal digits, which decide between train and dev
+            (``hash_split``).
+        recording: recording that contains the utterance: VoxCeleb1's video, IEMOCAP's scene, LibriSpeech's chapter.
+        split: ``train``, ``dev`` or ``test``, unless the corpus's writer says otherwise. Speech Commands uses only
+            ``test``, and IEMOCAP none.
     """
 
     samples: np.ndarray
@@ -30,6 +31,6 @@ class Utterance:
 
 
 def write_wav(path: Path, samples: np.ndarray):
-    """Write samples at 16 kHz in 16 bits, as wav or flac by the path's ending; makes the folder where it is absent."""
+    """Write 16-bit samples at 16 kHz, as wav or flac by the path's extension; create the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")

@@ -1,4 +1,4 @@
-"""Voicebank-DEMAND, noisy and clean: SUPERB's speech enhancement."""
+"""Voicebank-DEMAND with noisy and clean speech: SUPERB's speech enhancement."""
 
 import os
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ from .utterances import write_wav
 KINDS = ("noisy", "clean")
 SPLITS = ("train", "dev", "test")
 RELEASED = {"train": 10802, "dev": 770, "test": 824}
-DEV_SPEAKERS = ("p226", "p287")  # of the 28 for training
+DEV_SPEAKERS = ("p226", "p287")  # two of the 28 training speakers
 WAV_FOLDERS = {"train": "trainset_28spk_wav_16k", "dev": "trainset_28spk_wav_16k", "test": "testset_wav_16k"}
 SOURCE = "https://datashare.ed.ac.uk/handle/10283/2791"
-REMEDY = f"write it with `ssamba corpora kaldi se VOICEBANK --out FOLDER`, of the wavs of {SOURCE} at 16 kHz"
+REMEDY = f"write it with `ssamba corpora kaldi se VOICEBANK --out FOLDER` from the wavs of {SOURCE} at 16 kHz"
 
 
 def check(root, _=None) -> CorpusReport:
-    """Check Voicebank-DEMAND in Kaldi's form for s3prl's ``enhancement_stft`` downstream.
+    """Check Voicebank-DEMAND in Kaldi's format for s3prl's ``enhancement_stft`` downstream.
 
     Args:
-        root: folder with ``train``, ``dev`` and ``test``, each with ``noisy/wav.scp`` and ``clean/wav.scp``, as
-            :func:`write_kaldi` writes it.
+        root: folder with ``train``, ``dev`` and ``test``, each with ``noisy/wav.scp`` and ``clean/wav.scp``, written by
+            :func:`write_kaldi`.
 
     Returns:
-        The report, with utterances of each split. Nothing about the corpus raises.
+        The report, with the numbers of utterances in each split. Problems are reported, not raised.
     """
     return check_signals("Voicebank-DEMAND (speech enhancement)", root, KINDS, RELEASED, REMEDY)
 
@@ -41,19 +41,19 @@ def write_kaldi(root, out) -> None:
         out: a folder that does not exist yet or is empty.
 
     Raises:
-        CorpusError: one of the four holds no wav.
-        FileExistsError: ``out`` exists and is not empty.
+        CorpusError: If one of the four contains no wav.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     root = absolute(root)
     write_signals({split: {kind: _recordings(root, kind, split) for kind in KINDS} for split in SPLITS}, out)
 
 
 def write_voicebank(out, pairs: Iterable[tuple[str, str, np.ndarray, np.ndarray]]) -> None:
-    """Write wavs as Voicebank-DEMAND at 16 kHz has them.
+    """Write wavs in the layout of Voicebank-DEMAND at 16 kHz.
 
     Args:
-        out: folder.
-        pairs: "train", "dev" or "test", an utterance's name such as ``p226_001``, noisy and clean samples.
+        out: output folder.
+        pairs: tuples of "train", "dev" or "test", an utterance's name such as ``p226_001``, noisy and clean samples.
     """
     for split, name, *signals in pairs:
         for kind, samples in zip(KINDS, signals):
@@ -66,5 +66,5 @@ def _recordings(root, kind, split):
              if split == "test" or (split == "dev") == path.name.startswith(DEV_SPEAKERS)]
     if not paths:
         state = "is missing" if not os.path.isdir(folder) else f"has no wav for {split}"
-        raise CorpusError(f"{folder} {state}; download the corpus of {SOURCE}, and convert it to 16 kHz.")
+        raise CorpusError(f"{folder} {state}; download the corpus from {SOURCE}, and convert it to 16 kHz.")
     return {path.stem: path for path in paths}

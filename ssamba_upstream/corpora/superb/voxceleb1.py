@@ -1,4 +1,4 @@
-"""VoxCeleb1, by speaker: SUPERB's speaker identification."""
+"""VoxCeleb1 with speakers: SUPERB's speaker identification."""
 
 import glob
 import os
@@ -36,12 +36,12 @@ def check(root, split_file=None) -> CorpusReport:
     """Check VoxCeleb1 for s3prl's ``voxceleb1`` downstream.
 
     Args:
-        root: folder with ``dev/wav/id10001/<video>/<n>.wav`` and the like; the first level may have any names.
+        root: folder with ``dev/wav/id10001/<video>/<n>.wav`` and so on; the first level can have any names.
         split_file: text file with lines ``<1|2|3> id10001/<video>/<n>.wav`` for train, dev and test: VoxCeleb's
-            ``iden_split.txt``, which s3prl calls ``veri_test_class.txt``. Default: a file of either name in root.
+            ``iden_split.txt``, which s3prl calls ``veri_test_class.txt``. Default: a file with either name in root.
 
     Returns:
-        The report, with utterances and speakers per split. Nothing about the corpus raises.
+        The report, with the numbers of utterances and speakers per split. Problems are reported, not raised.
     """
     root = absolute(root)
     split_file = absolute(split_file or find_split_file(root))
@@ -55,8 +55,8 @@ def check(root, split_file=None) -> CorpusReport:
         missing = [path for path in listed if path not in found]
         if missing:
             report.problems.append(f"{len(missing):,} of the {len(listed):,} utterances in {split_file} are "
-                                   f"not under {root}/*/wav/: {first(missing)}; unpack the archives they "
-                                   "are in (dev, test).")
+                                   f"not in {root}/*/wav/: {first(missing)}; unpack the archives that contain "
+                                   "them (dev, test).")
         report.texts["split file"] = split_file
         report.recordings = {split: recordings_of({path.replace("/", "-"): found[path] for path in paths.values()
                                                    if path in found}) for split, paths in utterances.items()}
@@ -67,7 +67,7 @@ def check(root, split_file=None) -> CorpusReport:
 
 
 def find_split_file(root: Path) -> Path:
-    """VoxCeleb1's split file in a folder, under either of its names; the first where there is neither."""
+    """Return the path of VoxCeleb1's split file in a folder, under either of its names; by default the first."""
     return find_named(root, SPLIT_FILES)
 
 
@@ -75,11 +75,11 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
     """Read VoxCeleb1's split file.
 
     Returns:
-        For train, dev and test the utterances, as ``id10001/<video>/<n>.wav``, by their line's number; and the
-        lines that are something else, by their number.
+        For train, dev and test, the utterances as ``id10001/<video>/<n>.wav`` by line number; and all malformed
+        lines by line number.
 
     Raises:
-        CorpusError: the file cannot be read.
+        CorpusError: If the file cannot be read.
     """
     lines = read_text(split_file, "The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
                                   f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
@@ -96,7 +96,7 @@ def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[i
 
 
 def labelled_utterances(root: Path):
-    """Yields path, speaker, split and video of every utterance in the split file."""
+    """Yield the path, speaker, split and video of every utterance in the split file."""
     files = {name.split("/wav/", 1)[1]: root / name for name in glob.iglob("*/wav/*/*/*", root_dir=root)}
     for line in find_split_file(root).read_text().splitlines():
         digit, name = line.split()
@@ -104,14 +104,14 @@ def labelled_utterances(root: Path):
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the test set's utterances -> where the corpus has them; ``corpus`` may be the split file."""
+    """Return the locations of the test set's utterances, by s3prl's names; ``corpus`` can be the split file."""
     split_file = find_split_file(corpus) if corpus.is_dir() else corpus
     utterances, malformed = read_split_file(split_file)
     for number, line in malformed.items():
         raise CorpusError(f"{split_file}, line {number}: {line[:60]!r} is not "
                           "'<1|2|3> id10001/<video>/<n>.wav'; correct or delete it.")
     if not utterances["test"]:
-        raise CorpusError(f"{split_file} lists no utterance for test, on lines that begin with 3.")
+        raise CorpusError(f"{split_file} lists no utterances for test, on lines that start with 3.")
     return {Path(path.replace("/", "-")).stem: f"{split_file}, line {number}"
             for number, path in utterances["test"].items()}
 
@@ -121,10 +121,10 @@ def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: with speakers ``id10001`` to ``id11251`` as labels.
+        utterances: utterances with speakers ``id10001`` to ``id11251`` as labels.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     digits = {split: digit for digit, split in SPLITS_BY_DIGIT.items()}
     counts = Counter()
@@ -138,29 +138,29 @@ def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
 
 
 def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[int, str]]:
-    """The utterances of every split, see ``read_split_file``; counts and flaws go into the report."""
+    """Return the utterances in every split, see ``read_split_file``; add counts and problems to the report."""
     utterances, malformed = read_split_file(split_file)
     if malformed:
         listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
         report.problems.append(f"{split_file} has lines that are not '<1|2|3> id10001/<video>/<n>.wav': "
-                               f"{listing}; correct or delete them, empty ones as well.")
+                               f"{listing}; correct or delete them, including empty ones.")
     speakers = {split: {path[:7] for path in paths.values()} for split, paths in utterances.items()}
     for digit, split in SPLITS_BY_DIGIT.items():
         report.counts[split] = {"utterances": len(utterances[split]), "speakers": len(speakers[split])}
         if not utterances[split]:
-            report.problems.append(f"{split_file} lists no utterance for {split}, on lines that begin with "
+            report.problems.append(f"{split_file} lists no utterances for {split}, on lines that start with "
                                    f"{digit}; s3prl needs all three splits.")
     everyone = sorted(set().union(*speakers.values()))
     foreign = [name for name in everyone if not 1 <= int(name[2:]) - 10000 <= SPEAKERS]
     if foreign:
-        report.problems.append(f"{split_file} names speakers outside id10001 to id{10000 + SPEAKERS}, the "
-                               f"classes of s3prl's classifier: {first(foreign)}; rename them into that "
+        report.problems.append(f"{split_file} has speakers outside id10001 to id{10000 + SPEAKERS}, the "
+                               f"classes of s3prl's classifier: {first(foreign)}; rename them within that "
                                "range.")
     return utterances
 
 
 def _voxceleb_files(root: Path) -> dict[str, Path]:
-    """Files by their path below ``wav``, from one listing of the folder; s3prl lists it once per utterance."""
+    """Return the files by their path in ``wav``, from one listing of the folder; s3prl lists it once per utterance."""
     names = [name.replace(os.sep, "/") for name in glob.iglob("*/wav/*/*/*", root_dir=root)]
     if not names:
         if any(root.glob("wav/id1*")):
@@ -169,6 +169,6 @@ def _voxceleb_files(root: Path) -> dict[str, Path]:
             advice = f"move the id1xxxx folders into {root}/dev/wav/"
         else:
             advice = "unpack vox1_dev_wav.zip into dev/ and vox1_test_wav.zip into test/"
-        raise CorpusError(f"{root} holds no files <part>/wav/id10001/<video>/<n>.wav with exactly one "
+        raise CorpusError(f"{root} contains no files <part>/wav/id10001/<video>/<n>.wav with exactly one "
                           f"folder, such as dev or test, above wav; {advice}.")
     return {name.split("/wav/", 1)[1]: root / name for name in names}

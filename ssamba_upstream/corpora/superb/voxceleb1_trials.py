@@ -1,4 +1,4 @@
-"""VoxCeleb1 in trials of two recordings: SUPERB's speaker verification."""
+"""VoxCeleb1 with trials of two recordings: SUPERB's speaker verification."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from ..report import (
 from .utterances import Utterance, write_wav
 
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test2.txt", "veri_test.txt")
-SHORTEST = 2.0  # seconds after s3prl's removal of silence; shorter recordings do not train
+SHORTEST = 2.0  # seconds after s3prl's removal of silence; shorter recordings are not used for training
 RELEASED = {"speakers for training": 1211, "trials": 37720}
 SOURCE = "https://www.openslr.org/resources/49/voxceleb1_test_v2.txt"
 ARCHIVES = "unpack vox1_dev_wav.zip into dev/ and vox1_test_wav.zip into test/"
@@ -35,17 +35,17 @@ def check(root, trial_list=None) -> CorpusReport:
     """Check VoxCeleb1 and its trials for s3prl's ``sv_voxceleb1`` downstream.
 
     Args:
-        root: folder with ``dev/wav/id10001/<video>/<n>.wav`` for training, of whom every folder is a speaker, and
+        root: folder with ``dev/wav/id10001/<video>/<n>.wav`` for training, with a folder for each speaker, and
             ``test/wav`` for the trials.
-        trial_list: text file with lines ``<0|1> id10270/<video>/<n>.wav id10271/<video>/<n>.wav``, 1 for one speaker.
-            Default: a file in root with one of the names of ``TRIAL_LISTS``.
+        trial_list: text file with lines ``<0|1> id10270/<video>/<n>.wav id10271/<video>/<n>.wav``; 1 means the same
+            speaker. Default: a file in root with one of the names in ``TRIAL_LISTS``.
 
     Returns:
-        The report, with speakers, recordings and trials. Nothing about the corpus raises.
+        The report, with the numbers of speakers, recordings and trials. Problems are reported, not raised.
     """
     root = absolute(root)
     trial_list = absolute(trial_list or find_trial_list(root))
-    # s3prl opens the list of dev trials as well, and evaluates the one of the test set in either case.
+    # s3prl also opens the list of dev trials, but always evaluates that of the test set.
     report = CorpusReport("VoxCeleb1 (speaker verification)", root, override({
         "datarc.file_path": root, "datarc.dev_meta_data": trial_list, "datarc.test_meta_data": trial_list}))
     with problems_reported(report):
@@ -60,15 +60,15 @@ def check(root, trial_list=None) -> CorpusReport:
 
 
 def find_trial_list(root: Path) -> Path:
-    """The list of trials in a folder, under any of its names; the first where there is none."""
+    """Return the path of the trial list in a folder, under any of its names; by default the first."""
     return find_named(root, TRIAL_LISTS)
 
 
 def read_trials(path: Path) -> tuple[dict[int, tuple[str, str, str]], dict[int, str]]:
-    """(label, recording, recording) of every trial, and the lines that are something else, both by line number.
+    """Return (label, recording, recording) for every trial, and all malformed lines, both by line number.
 
     Raises:
-        CorpusError: the file cannot be read.
+        CorpusError: If the file cannot be read.
     """
     lines = read_text(path, f"The list of trials is {SOURCE}; save it in {path.parent} or pass its path.").splitlines()
     recording = r"(id\d{5}/[^/\s]+/[^/\s]+\.wav)"
@@ -79,7 +79,7 @@ def read_trials(path: Path) -> tuple[dict[int, tuple[str, str, str]], dict[int, 
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
-    """s3prl's names of the trials -> where the list has them; ``corpus`` may be the list."""
+    """Return the locations of the trials in their list, by s3prl's names for them; ``corpus`` can be the list."""
     path = find_trial_list(corpus) if corpus.is_dir() else corpus
     trials, malformed = read_trials(path)
     for number, line in malformed.items():
@@ -94,10 +94,10 @@ def write_voxceleb1_trials(out, utterances: Iterable[Utterance]) -> None:
 
     Args:
         out: a folder that does not exist yet or is empty.
-        utterances: of split "train" or "test", with speakers ``id10001`` and so on as labels.
+        utterances: utterances with split "train" or "test", and speakers ``id10001`` and so on as labels.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     tests = []
     with new_folder(out) as folder:
@@ -112,19 +112,19 @@ def write_voxceleb1_trials(out, utterances: Iterable[Utterance]) -> None:
 
 
 def _check_training(report: CorpusReport) -> set[str]:
-    """The speakers to train on; flaws go into the report."""
+    """Return the training speakers; add problems to the report."""
     folder = report.root / "dev" / "wav"
     speakers = {path.name for path in folder.glob("*") if path.is_dir()}
     recordings = sorted(folder.glob("*/*/*.wav"))
     report.counts["train"] = {"utterances": len(recordings), "speakers": len(speakers)}
     report.recordings["train"] = recordings_of({"-".join(path.parts[-3:]): path for path in recordings})
     if len(speakers) < 2 or not recordings:
-        raise CorpusError(f"{folder} holds {len(speakers)} speaker(s) and {len(recordings)} recording(s) "
-                          f"id10001/<video>/<n>.wav, where s3prl needs two speakers or more; {ARCHIVES}.")
+        raise CorpusError(f"{folder} contains {len(speakers)} speaker(s) and {len(recordings)} recording(s) "
+                          f"id10001/<video>/<n>.wav, but s3prl needs two or more speakers; {ARCHIVES}.")
     headers = read_headers(recordings, report)
     if headers and all(header.duration <= SHORTEST for _, header in headers):
-        report.problems.append(f"None of {len(headers)} recordings of {folder} is longer than {SHORTEST:g} s, and "
-                               "s3prl trains on no shorter ones; restore the released recordings.")
+        report.problems.append(f"None of {len(headers)} recordings in {folder} is longer than {SHORTEST:g} s, and "
+                               "s3prl does not train on shorter ones; restore the released recordings.")
     return speakers
 
 
@@ -134,15 +134,15 @@ def _check_trials(path, trials, malformed, report: CorpusReport):
     if malformed:
         listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
         report.problems.append(f"{path} has lines that are not '<0|1> id10270/<video>/<n>.wav "
-                               f"id10271/<video>/<n>.wav': {listing}; correct or delete them, empty ones as well.")
+                               f"id10271/<video>/<n>.wav': {listing}; correct or delete them, including empty ones.")
     if len(set(labels)) < 2:
-        report.problems.append(f"{path} needs trials of one speaker and of two, for the equal error rate is between "
-                               f"them; save {SOURCE} anew.")
+        report.problems.append(f"{path} needs trials of one speaker and trials of two, because the equal error rate "
+                               f"compares them; save {SOURCE} again.")
     folder = report.root / "test" / "wav"
     names = sorted({name for _, *pair in trials.values() for name in pair})
     missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing:
-        report.problems.append(f"{len(missing):,} of the {len(names):,} recordings of the trials are not in {folder}: "
+        report.problems.append(f"{len(missing):,} of the {len(names):,} recordings in the trials are not in {folder}: "
                                f"{first(missing)}; {ARCHIVES}.")
     report.texts["trials"] = path
     report.recordings["test"] = recordings_of({name.replace("/", "-"): folder / name for name in names})
@@ -154,9 +154,9 @@ def _check_trials(path, trials, malformed, report: CorpusReport):
 
 
 def _check_speakers(trials, speakers: set[str], report: CorpusReport):
-    """Verification is measured with speakers that it has not been trained on."""
+    """Report speakers that are in both training and trials: verification must be tested on unseen speakers."""
     tested = {name.split("/")[0] for _, *pair in trials.values() for name in pair}
     if shared := sorted(tested & speakers):
-        report.problems.append(f"{len(shared):,} of the {len(tested):,} speakers of the trials are in "
-                               f"{report.root / 'dev' / 'wav'}, whose speakers s3prl trains on: {first(shared)}; move "
+        report.problems.append(f"{len(shared):,} of the {len(tested):,} speakers in the trials are in "
+                               f"{report.root / 'dev' / 'wav'}, on which s3prl trains: {first(shared)}; move "
                                "their folders to test/wav.")

@@ -1,1 +1,1 @@
-"""Speech-like sounds, and small corpora of them in the layouts of SUPERB's tasks."""
+"""Synthetic speech-like sounds, and small corpora of them in the layouts of SUPERB's tasks."""

@@ -1,4 +1,4 @@
-"""Small synthetic corpora in the layouts of all of SUPERB's tasks, for demonstrations and tests."""
+"""Small synthetic corpora in the layouts of all SUPERB tasks, for demonstrations and tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,27 +21,27 @@ from ..superb.voxceleb1 import write_voxceleb1
 from ..superb.voxceleb1_trials import write_voxceleb1_trials
 from .synthesis import STYLES, WORDS, draw_voice, noise, record, speak
 
-UTTERANCES = {"train": 12, "dev": 4, "test": 4}  # of the corpora beside Speech Commands, VoxCeleb1 and IEMOCAP
+UTTERANCES = {"train": 12, "dev": 4, "test": 4}  # in all corpora except Speech Commands, VoxCeleb1 and IEMOCAP
 VOWELS = {"iy", "ih", "eh", "ae", "ah", "aa", "ao", "uw", "er", "ow", "ay", "aw"}
 
 
 def synthesise_corpora(out, seed: int = 0) -> None:
-    """Make a small synthetic corpus for each of SUPERB's twelve tasks.
+    """Write a small synthetic corpus for each of SUPERB's twelve tasks.
 
-    Writes ``OUT/speech_commands_v0.01`` and ``OUT/speech_commands_test_set_v0.01`` (20 voices for training, 4 for
-    development and 4 for testing say every keyword three times and three other words), ``OUT/VoxCeleb1`` (10
-    voices, 20 utterances each) and ``OUT/IEMOCAP`` (5 sessions of two voices, ten utterances per emotion); and, of 12
-    utterances for training and 4 each for development and testing, ``OUT/LibriSpeech`` with lexicons, ``OUT/SNIPS``,
-    ``OUT/fluent_speech_commands_dataset``, ``OUT/VoxCeleb1_trials``, ``OUT/quesst14Database`` (4 queries each, 12
-    documents; no scorer), ``OUT/Voicebank`` and ``OUT/Libri2Mix`` with ``OUT/enhancement`` and ``OUT/separation``,
-    their Kaldi form, and ``OUT/diarization``. The lists of these three have absolute paths.
+    The larger corpora are ``OUT/speech_commands_v0.01`` and ``OUT/speech_commands_test_set_v0.01`` (20 voices for
+    training, 4 for development and 4 for testing say every keyword three times and three other words),
+    ``OUT/VoxCeleb1`` (10 voices, 20 utterances each) and ``OUT/IEMOCAP`` (5 sessions of two voices, ten utterances per
+    emotion). With 12 utterances for training and 4 each for development and testing, there are ``OUT/LibriSpeech`` with
+    lexicons, ``OUT/SNIPS``, ``OUT/fluent_speech_commands_dataset``, ``OUT/VoxCeleb1_trials``, ``OUT/quesst14Database``
+    (4 queries each, 12 documents; no scorer), ``OUT/Voicebank`` and ``OUT/Libri2Mix`` with their Kaldi format in
+    ``OUT/enhancement`` and ``OUT/separation``, and ``OUT/diarization``. The last three have lists of absolute paths.
 
     Args:
         out: a folder that does not exist yet or is empty.
-        seed: equal seeds give files on one machine that are equal but for these paths.
+        seed: random seed. On one machine, the same seed gives the same files, apart from these paths.
 
     Raises:
-        FileExistsError: ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty.
     """
     out = Path(out)
     with new_folder(out) as folder:
@@ -59,7 +59,7 @@ def synthesise_corpora(out, seed: int = 0) -> None:
         write_quesst14(folder / "quesst14Database", _synthetic_queries(np.random.default_rng([seed, 7])))
         voicebank_demand.write_voicebank(folder / "Voicebank", _synthetic_noisy(np.random.default_rng([seed, 8])))
         libri2mix.write_libri2mix(folder / "Libri2Mix", _synthetic_pairs(np.random.default_rng([seed, 9])))
-    # These name files by their places, and so are written when all is in its place.
+    # These contain absolute paths, so they are written once everything is in its final location.
     voicebank_demand.write_kaldi(out / "Voicebank", out / "enhancement")
     libri2mix.write_kaldi(out / "Libri2Mix", out / "separation")
     write_diarization_mixtures(out / "diarization", _synthetic_turns(np.random.default_rng([seed, 10])))
@@ -110,17 +110,17 @@ def _synthetic_emotions(rng: np.random.Generator) -> Iterator[Utterance]:
 
 
 def _splits() -> Iterator[tuple[str, int]]:
-    """Split and number of the utterances of one of the smaller corpora."""
+    """Return the split and number of each utterance in one of the smaller corpora."""
     return ((split, number) for split, count in UTTERANCES.items() for number in range(count))
 
 
 def _voices(rng: np.random.Generator) -> dict:
-    """Two voices for every split."""
+    """Draw two voices for every split."""
     return {split: [draw_voice(rng, high=bool(number)) for number in range(2)] for split in UTTERANCES}
 
 
 def _lexicon() -> dict[str, str]:
-    """The words in capitals, with the phones of the synthesis in LibriSpeech's alphabet."""
+    """Return the words in capitals with the synthesiser's phones in LibriSpeech's alphabet."""
     def name(phone):
         return f"{phone.upper()}1" if phone in VOWELS else "HH" if phone == "h" else phone.upper()
     return {word.upper(): " ".join(map(name, phones.split())) for word, phones in WORDS.items()}
@@ -205,12 +205,12 @@ def _draw_words(rng: np.random.Generator) -> list[str]:
 
 
 def _say(words: list[str], voice, rng: np.random.Generator) -> np.ndarray:
-    """A recording in which a voice says some words; all of them are in it."""
+    """Return a recording in which a voice says some words, without cutting any off."""
     return record(speak(words, voice, STYLES["neutral"], rng), rng)
 
 
 def _record_sentence(voice, style, rng: np.random.Generator) -> np.ndarray:
-    """A recording of 1 to 2.5 s in which a voice says a few random words."""
+    """Return a recording of 1 to 2.5 s in which a voice says a few random words."""
     words = rng.choice(list(WORDS), rng.integers(2, 6))
     speech = speak(list(words), voice, style, rng)
     return record(speech, rng, seconds=np.clip(len(speech) / SAMPLE_RATE + rng.uniform(0.05, 0.3), 1, 2.5))

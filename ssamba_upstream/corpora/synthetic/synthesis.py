@@ -1,9 +1,9 @@
 """Speech-like sounds from a source-filter model, for corpora that need no download.
 
-A voice is a glottal pulse train and breath noise; a phone shapes it with the resonances of a vocal tract, or
-adds the noise of a narrow constriction; a speaking style changes pitch, rate, loudness and spectral tilt. It
-is in outline the cascade synthesiser of Klatt (1980) with the glottal pulse of Klatt and Klatt (1990), done
-on frames of 5 ms as magnitudes in the frequency domain: a second of speech costs a few milliseconds.
+A voice is a glottal pulse train with breath noise. A phone shapes it with the resonances of a vocal tract, or adds the
+noise of a narrow constriction. A speaking style changes pitch, rate, loudness and spectral tilt. In outline, this is
+the cascade synthesiser of Klatt (1980) with the glottal pulse of Klatt and Klatt (1990), implemented on frames of 5 ms
+as magnitudes in the frequency domain: a second of speech takes a few milliseconds.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ...audio import SAMPLE_RATE
 
 HOP = 80
 WINDOW = 4 * HOP
-FRAME = 6 * HOP  # the window with half a window of room around it for the ringing of the filters
+FRAME = 6 * HOP  # the window plus half a window for the ringing of the filters
 SPEECH_RMS = 0.03
 
 # One row per segment: duration (ms); formants F1, F2, F3 (Hz); amplitudes of voicing, breath and friction;
@@ -66,14 +66,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Voice:
-    """What stays the same whenever one speaker talks.
+    """A speaker's constant properties.
 
     Attributes:
         pitch: mean fundamental frequency in Hz.
-        tract: factor on every formant (1 is a vocal tract of about 17 cm; a shorter one has a larger factor).
+        tract: factor on every formant (1 is a vocal tract of about 17 cm; shorter tracts have larger factors).
         bandwidth: factor on the bandwidths of the resonances.
         jitter: standard deviation of the pitch from frame to frame, as a fraction.
-        breath: amplitude of the breath noise beside the voice's own.
+        breath: amplitude of the breath noise relative to the voicing.
         tilt: attenuation above 500 Hz, in dB per octave.
         slowness: factor on every duration.
     """
@@ -89,14 +89,14 @@ class Voice:
 
 @dataclass(frozen=True)
 class Style:
-    """How a speaker talks when in one mood.
+    """A speaking style, such as a mood.
 
     Attributes:
         pitch: factor on the voice's pitch.
         pitch_range: excursion of the intonation in semitones.
         slowness: factor on every duration.
         gain: level in dB.
-        tilt: attenuation above 500 Hz added to the voice's own, in dB per octave.
+        tilt: attenuation above 500 Hz in addition to the voice's own, in dB per octave.
     """
 
     pitch: float = 1.0
@@ -115,7 +115,7 @@ STYLES = {
 
 
 def draw_voice(rng: np.random.Generator, high: bool) -> Voice:
-    """Draw a speaker, with the pitch and vocal tract of a typical woman (high) or man."""
+    """Draw a speaker with the pitch and vocal tract of a typical woman (``high``) or man."""
     pitch, tract = (205, 1.13) if high else (118, 0.98)
     return Voice(
         pitch=pitch * rng.lognormal(0, 0.13),
@@ -129,15 +129,15 @@ def draw_voice(rng: np.random.Generator, high: bool) -> Voice:
 
 
 def speak(words: list[str], voice: Voice, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """Say some words.
+    """Synthesise some words.
 
     Args:
         words: keys of ``WORDS``.
-        voice, style: who speaks, and how; each utterance departs from both a little, at random.
-        rng: where all randomness comes from: an equal state gives equal samples.
+        voice, style: the voice and speaking style; each utterance varies both slightly at random.
+        rng: source of all randomness; the same state gives the same samples.
 
     Returns:
-        (n,) float64 samples at 16 kHz without background noise, with a root mean square near 0.03.
+        (n,) float64 samples at 16 kHz without background noise, with a root mean square of about 0.03.
     """
     tracks = _control_tracks(words, voice, style, rng)
     formants, (voicing, breath, friction), centre = tracks[:, :3], tracks[:, 3:6].T, tracks[:, 6]
@@ -158,14 +158,13 @@ def speak(words: list[str], voice: Voice, style: Style, rng: np.random.Generator
 
 def record(speech: np.ndarray, rng: np.random.Generator, seconds: float | None = None,
            snr: tuple[float, float] = (10, 30)) -> np.ndarray:
-    """Place an utterance somewhere in a noisy recording.
+    """Place an utterance at a random position in a noisy recording.
 
     Args:
         speech: (n,) samples at 16 kHz.
-        rng: where all randomness comes from.
-        seconds: length of the recording; what does not fit is cut off. None: the utterance and at most 0.3 s
-            around it.
-        snr: bounds of the signal-to-noise ratio in dB, drawn uniformly.
+        rng: source of all randomness.
+        seconds: length of the recording; excess speech is cut off. None: the utterance and at most 0.3 s around it.
+        snr: bounds of the signal-to-noise ratio in dB, which is drawn uniformly.
 
     Returns:
         (n,) float64 samples at 16 kHz.
@@ -180,8 +179,8 @@ def record(speech: np.ndarray, rng: np.random.Generator, seconds: float | None =
 
 
 def noise(length: int, colour: float, rng: np.random.Generator) -> np.ndarray:
-    """(length,) noise of root mean square 1 whose power falls as 1 / frequency ** colour (0 is white)."""
-    size = 2 ** int(length).bit_length()  # a length with a large prime factor would cost ten times as much
+    """Return (length,) noise with root mean square 1 whose power falls as 1 / frequency ** colour (0 is white)."""
+    size = 2 ** int(length).bit_length()  # a length with a large prime factor would take ten times as long
     spectrum = np.fft.rfft(rng.standard_normal(size))
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     shaped = np.fft.irfft(spectrum * np.maximum(frequency, 50) ** (-colour / 2), size)[:length]
@@ -189,7 +188,7 @@ def noise(length: int, colour: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _control_tracks(words, voice, style, rng) -> np.ndarray:
-    """(frames, 7): the segments' other columns, held for their durations and smoothed into each other."""
+    """Return (frames, 7): the segments' columns after the first, held for their durations and smoothed."""
     phones = " pause ".join(WORDS[word] for word in words).split()
     segments = np.array([segment for phone in phones for segment in PHONES[phone]], float)
     slowness = voice.slowness * style.slowness * rng.lognormal(0, 0.12)
@@ -198,7 +197,7 @@ def _control_tracks(words, voice, style, rng) -> np.ndarray:
     segments[:, 4:7] *= rng.lognormal(0, 0.25, (len(segments), 3))
     frames = np.maximum(durations * SAMPLE_RATE / 1000 / HOP, 2).round().astype(int)
     tracks = np.repeat(segments[:, 1:], frames, axis=0)
-    # The tongue takes some 50 ms from one position to the next; voice and noise start and stop sooner.
+    # The tongue takes about 50 ms from one position to the next; voicing and noise start and stop faster.
     for column in range(3):
         tracks[:, column] = _smooth(tracks[:, column], 11, "edge")
     for column in range(3, 6):
@@ -216,7 +215,7 @@ def _upsample(track) -> np.ndarray:
 
 
 def _glottal_pulses(frames, voice, style, rng) -> np.ndarray:
-    """(frames * HOP,): the derivative of the glottal flow, its pitch falling and waving."""
+    """Return (frames * HOP,): the derivative of the glottal flow, with a falling, undulating pitch."""
     time = np.arange(frames) * HOP / SAMPLE_RATE
     wave = np.sin(2 * np.pi * (rng.uniform() + rng.uniform(0.8, 2.0) * time))
     semitones = style.pitch_range * (0.7 * wave - time / time[-1]) + rng.normal(0, 1)
@@ -234,7 +233,7 @@ _FREQUENCIES = np.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE)
 
 
 def _vocal_tract(formants, voice) -> np.ndarray:
-    """(frames, bins): magnitude of five resonators in cascade, the upper two of them fixed."""
+    """Return (frames, bins): the magnitude of five resonators in cascade; the upper two are fixed."""
     upper = np.broadcast_to(np.array([3500, 4500]) * voice.tract, (len(formants), 2))
     resonances = np.hstack([formants, upper]).T[:, :, None]
     damping = 1
@@ -254,7 +253,7 @@ def _friction_band(centre) -> np.ndarray:
 
 
 def _spectra(signal) -> np.ndarray:
-    """(frames, bins): windowed spectra, frame i centred on sample i * HOP."""
+    """Return (frames, bins): windowed spectra, with frame i centred on sample i * HOP."""
     window = np.zeros(FRAME)
     window[HOP:-HOP] = 0.5 * np.hanning(WINDOW + 1)[:-1]
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(signal, FRAME // 2), FRAME)[:len(signal):HOP]
