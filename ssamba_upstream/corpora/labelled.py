@@ -100,7 +100,7 @@ class LabelledSet:
         return not set(self.splits) <= set(SPLITS)
 
     def check_probes(self):
-        """Check that probes can be trained on the set: every recording has a class, and there is a dev set.
+        """Check that probes can be trained on the set: every recording has a class, and there is a dev set or folds.
 
         Raises:
             ValueError: If a recording has an empty label, or if there is neither a dev set nor folds.
