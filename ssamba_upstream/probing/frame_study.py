@@ -6,13 +6,12 @@ from pathlib import Path
 
 from ..checkpoint import load_config
 from ..corpora.alignments import draw_frames
-from ..files import json_hash
 from ..frames import PUBLISHED_STRIDE, UpstreamOptions, default_strides
 from ..network.configuration import PUBLISHED_FRONT_END
 from .cache import cached_frames, cached_log_mel_frames
 from .geometry import MOST_UTTERANCES
 from .report import write_report
-from .study import LOG_MEL, by_layer, check_names, geometry_of, probe_layers, short_names, timed
+from .study import LOG_MEL, check_names, probe_layers, short_names, timed
 
 LONGEST_HOP = 0.04  # seconds; a phone lasts 80 ms on average, a stop much less
 UNUSABLE = "unusable"  # the split of frames that belong to no other
@@ -61,12 +60,22 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
     }
     groups = [aligned.groups.get(frame.path) or os.fspath(frame.path) for frame in drawn.frames]
     unreadable = {}
+
+    def note(error):
+        unreadable[error.file] = error
+
     for name, checkpoint in zip(short_names(checkpoints), checkpoints):
         with timed(seconds := {}, "hidden states"):
-            features, key = _features(checkpoint, drawn.frames, cache, stride, device, dtype, unreadable, options)
+            if checkpoint == LOG_MEL:
+                features, key = cached_log_mel_frames(drawn.frames, stride, cache, note)
+            else:
+                features, key = cached_frames(checkpoint, drawn.frames, cache, dtype, device, note, **options)
         splits = _usable_splits(drawn, features)
-        found = _probe_layers(features, key, drawn.labels, splits, groups, cache, device, seconds)
-        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
+        usable = [i for i, split in enumerate(splits) if split != UNUSABLE]
+        # The features stay in their file: probes read one layer at a time, and the geometry needs only some frames.
+        found = probe_layers(features, {"features": key, "labels": drawn.labels, "splits": splits}, [("test", splits)],
+                             groups, cache, device, seconds, usable[::-(-len(usable) // MOST_UTTERANCES)])
+        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found, "seconds": seconds})
     usable = [label for label, split in zip(drawn.labels, splits) if split != UNUSABLE]
     results.update({
         "frames": dict(Counter(split for split in splits if split != UNUSABLE)),
@@ -106,31 +115,9 @@ def _hop(checkpoints, configs, stride):
     return hop
 
 
-def _features(checkpoint, frames, cache, stride, device, dtype, unreadable, options):
-    """Return the features and their key; add the AudioError of each unreadable recording to ``unreadable``, by path."""
-    def note(error):
-        unreadable[error.file] = error
-
-    if checkpoint == LOG_MEL:
-        return cached_log_mel_frames(frames, stride, cache, report=note)
-    return cached_frames(checkpoint, frames, cache, dtype, device, report=note, **options)
-
-
 def _usable_splits(drawn, features):
     """Return the frames' splits, UNUSABLE if a frame has no features or its class is missing from train."""
     there = features[0].isfinite().all(dim=1).tolist()
     known = {label for label, split, found in zip(drawn.labels, drawn.splits, there) if split == "train" and found}
     return [split if found and label in known else UNUSABLE
             for label, split, found in zip(drawn.labels, drawn.splits, there)]
-
-
-def _probe_layers(features, key, labels, splits, groups, cache, device, seconds):
-    # The features stay in their file: probes read one layer at a time, and the geometry needs only some frames.
-    with timed(seconds, "probes"):
-        task, rotations = {"features": key, "labels": labels, "splits": splits}, [("test", splits)]
-        probes = probe_layers(cache, task, features, labels, rotations, device)
-    with timed(seconds, "geometry"):
-        usable = [i for i, split in enumerate(splits) if split != UNUSABLE]
-        some = usable[::-(-len(usable) // MOST_UTTERANCES)]
-        geometry = geometry_of(cache, json_hash({"features": key, "frames": some}), features[:, some])
-    return {**by_layer(probes, rotations, groups, geometry), "seconds": seconds}

@@ -62,10 +62,34 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
         "models": [],
     }
     unreadable = {}
+
+    def note(error):
+        unreadable[error.file] = error
+
     for name, checkpoint in zip(short_names(checkpoints), checkpoints):
-        found = _probe_one(data, checkpoint, cache, schedule, seeds, [*head_learning_rates], layers_alone, device,
-                           options, unreadable)
-        results["models"].append({"name": name, "checkpoint": str(checkpoint), **found})
+        with timed(seconds := {}, "hidden states"):
+            if checkpoint == LOG_MEL:
+                features, key = cached_log_mel_averages(data.paths, cache, note)
+            else:
+                features, key = cached_time_averages(
+                    checkpoint, data.paths, cache, device=device, report=note, **options)
+        readable = data
+        if unreadable:
+            kept = [i for i, path in enumerate(data.paths) if path not in unreadable]
+            readable, features = data.without(unreadable), features[:, kept]
+            key = json_hash({"features": key, "recordings": kept})
+        task = {"features": key, "labels": readable.labels, "splits": readable.splits}
+        rotations = [*rotate_folds(readable.splits)] if readable.has_folds else [("test", readable.splits)]
+        groups = readable.groups or [*map(os.fspath, readable.paths)]
+        found = probe_layers(features, task, rotations, groups, cache, device, seconds)
+        head, alone = _probe_heads(features, task, rotations, schedule, [*head_learning_rates],
+                                   seeds if layers_alone else 0, cache, device, seconds)
+        for layer, weight, *accuracies in zip(found["layers"], head["layer_weights"], *alone):
+            layer["weight"] = weight
+            if accuracies:
+                layer["alone"] = mean(accuracies)
+        results["models"].append({
+            "name": name, "checkpoint": str(checkpoint), **found, "superb_head": head, "seconds": seconds})
     data = data.without(unreadable)
     results.update({
         "recordings": dict(Counter(data.splits)),
@@ -76,49 +100,6 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
     })
     write_report(results, out)
     return results
-
-
-def _probe_one(data, checkpoint, cache, schedule, seeds, head_learning_rates, layers_alone, device, options,
-               unreadable):
-    """Return a checkpoint's results; add the AudioError of each unreadable recording to ``unreadable``, by path."""
-    seconds = {}
-
-    def note(error):
-        unreadable[error.file] = error
-
-    with timed(seconds, "hidden states"):
-        if checkpoint == LOG_MEL:
-            features, key = cached_log_mel_averages(data.paths, cache, report=note)
-        else:
-            features, key = cached_time_averages(checkpoint, data.paths, cache, device=device, report=note, **options)
-    if unreadable:
-        kept = [i for i, path in enumerate(data.paths) if path not in unreadable]
-        data, features = data.without(unreadable), features[:, kept]
-        key = json_hash({"features": key, "recordings": kept})
-    task = {"features": key, "labels": data.labels, "splits": data.splits}
-    with timed(seconds, "probes"):
-        rotations = [*rotate_folds(data.splits)] if data.has_folds else [("test", data.splits)]
-        probes = probe_layers(cache, task, features, data.labels, rotations, device)
-    with timed(seconds, "head"):
-        head = remembered(
-            cache, {**task, "head": [asdict(schedule), head_learning_rates]},
-            lambda: _train_head(features, data, schedule, head_learning_rates, device),
-        )
-    alone = []
-    if layers_alone:
-        with timed(seconds, "layers alone"):
-            alone = [remembered(
-                cache, {**task, "layers alone": [asdict(schedule), head_learning_rates, seed]},
-                partial(_train_layer_heads, features, data, schedule, head_learning_rates, seed, device),
-            ) for seed in range(seeds)]
-    with timed(seconds, "geometry"):
-        geometry = geometry_of(cache, key, features)
-    found = by_layer(probes, rotations, data.groups or [*map(os.fspath, data.paths)], geometry)
-    for number, layer in enumerate(found["layers"]):
-        layer["weight"] = head["layer_weights"][number]
-        if alone:
-            layer["alone"] = mean(seed[number] for seed in alone)
-    return {**found, "superb_head": head, "seconds": seconds}
 
 
 class timed:
@@ -134,72 +115,82 @@ class timed:
         self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
-def probe_layers(cache, task, features, labels, rotations, device):
-    """Train a linear probe on every layer, caching each layer's results.
+def probe_layers(features, task, rotations, groups, cache, device, seconds, sample=None):
+    """Train a linear probe on every layer and measure the layers' geometry, caching the results.
 
     Args:
-        cache: folder of the cache.
-        task: description of features, labels and splits, see :func:`remembered`.
-        features, labels: see :func:`train_probes`.
+        features: (layers, utterances, features).
+        task: dict that the results depend on: "features", the features' hash, and "labels" and "splits", the label and
+            split of each utterance.
         rotations: list of (name, splits): a fold, or "test", and the splits with that fold as the test set.
+        groups: group of each utterance, see :func:`accuracy_intervals`.
+        cache: folder of the cache.
         device: device that the probes are trained on.
+        seconds: dict to which the times are added.
+        sample: indices of the utterances whose geometry is measured. Default: all.
 
     Returns:
-        CrossValidation, with the single fold "test" if there are no folds.
+        dict of :func:`by_layer`.
     """
     def train(layer):
-        return {fold: asdict(train_probes(features[layer:layer + 1], labels, splits, device=device))
+        return {fold: asdict(train_probes(features[layer:layer + 1], task["labels"], splits, device=device))
                 for fold, splits in rotations}
 
-    layers = [remembered(cache, {**task, "probe of layer": layer}, partial(train, layer))
-              for layer in tqdm(range(len(features)), "probes", leave=False, disable=None)]
-    return CrossValidation({
+    def measure():
+        shown = features if sample is None else features[:, sample]
+        return {"norms": norms(shown).tolist(), "cka": linear_cka(shown).tolist()}
+
+    with timed(seconds, "probes"):
+        layers = [remembered(cache, {**task, "probe of layer": layer}, partial(train, layer))
+                  for layer in tqdm(range(len(features)), "probes", leave=False, disable=None)]
+    with timed(seconds, "geometry"):
+        key = task["features"] if sample is None else json_hash({"features": task["features"], "frames": sample})
+        geometry = remembered(cache, {"features": key, "geometry": True}, measure)
+    probes = CrossValidation({
         fold: ProbeResults(**{name: sum((layer[fold][name] for layer in layers), []) for name in layers[0][fold]})
         for fold, _ in rotations
     })
+    return by_layer(probes, rotations, groups, geometry)
 
 
-def _train_head(features, data, schedule, learning_rates, device):
-    results = {
-        fold: asdict(train_head(features, data.labels, splits, schedule, learning_rates, device=device))
-        for fold, splits in _head_splits(data)
-    }
-    return {
-        **{name: mean(result[name] for result in results.values()) for name in ("dev_accuracy", "test_accuracy")},
-        "layer_weights": [mean(weights) for weights in zip(*(fold["layer_weights"] for fold in results.values()))],
-        "folds": results,
-    }
+def _probe_heads(features, task, rotations, schedule, learning_rates, seeds, cache, device, seconds):
+    """Train SUPERB's classifier, caching the results.
 
+    Returns:
+        its results, averaged over the folds; and for each seed the test accuracies on each layer alone.
+    """
+    labels, rotations = task["labels"], dict(rotations)
+    if len(rotations) > 1:
+        rotations = {fold: splits_for_fold(task["splits"], fold) for fold in rotations}
 
-def _train_layer_heads(features, data, schedule, learning_rates, seed, device):
-    """Return the test accuracy of each layer, averaged over the folds."""
-    folds = [train_layer_heads(features, data.labels, splits, schedule, learning_rates, seed, device)
-             for _, splits in _head_splits(data)]
-    return [mean(accuracies) for accuracies in zip(*folds)]
+    def train():
+        folds = {fold: asdict(train_head(features, labels, splits, schedule, learning_rates, device=device))
+                 for fold, splits in rotations.items()}
+        return {
+            **{name: mean(fold[name] for fold in folds.values()) for name in ("dev_accuracy", "test_accuracy")},
+            "layer_weights": [mean(weights) for weights in zip(*(fold["layer_weights"] for fold in folds.values()))],
+            "folds": folds,
+        }
 
+    def train_alone(seed):
+        folds = [train_layer_heads(features, labels, splits, schedule, learning_rates, seed, device)
+                 for splits in rotations.values()]
+        return [mean(accuracies) for accuracies in zip(*folds)]
 
-def _head_splits(data):
-    """Return the name of each fold, or "test", and its splits for training SUPERB's classifier."""
-    if not data.has_folds:
-        return [("test", data.splits)]
-    return [(fold, splits_for_fold(data.splits, fold)) for fold in sorted(set(data.splits))]
-
-
-def geometry_of(cache, key, features):
-    """Return the layers' norms and linear CKA (None if undefined), cached by the features' hash."""
-    def compute():
-        return {"norms": norms(features).tolist(), "cka": linear_cka(features).tolist()}
-
-    return remembered(cache, {"features": key, "geometry": True}, compute)
+    with timed(seconds, "head"):
+        settings = [asdict(schedule), learning_rates]
+        head = remembered(cache, {**task, "head": settings}, train)
+        return head, [remembered(cache, {**task, "layers alone": [*settings, seed]}, partial(train_alone, seed))
+                      for seed in range(seeds)]
 
 
 def by_layer(probes, rotations, groups, geometry):
     """Return the report's entries for each layer, and for the layer chosen on dev or on each fold's own dev part.
 
     Args:
-        probes, rotations: see :func:`probe_layers`.
-        groups: group of each utterance, see :func:`accuracy_intervals`.
-        geometry: see :func:`geometry_of`.
+        probes: CrossValidation, with the single fold "test" if there are no folds.
+        rotations, groups: see :func:`probe_layers`.
+        geometry: the layers' norms, and their linear CKA, None if undefined.
     """
     folds = [*probes.folds.values()]
     tested = [(name, i) for name, splits in rotations for i in members_of_splits(splits)["test"]]
