@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from .checkpoint import load_config, load_model
+from .checkpoint import load_model
 from .configs import find_config
 from .devices import send
 from .frontend import LogMel, check_waveforms
@@ -113,8 +113,12 @@ class FrameEncoder(nn.Module):
             CheckpointError: See :func:`ssamba_upstream.checkpoint.load_model`.
             ValueError: If an option is out of range.
         """
-        options = options or UpstreamOptions()
-        return cls(load_encoder(checkpoint, options), **options.framing)
+        return cls.from_model(load_model(checkpoint), options or UpstreamOptions())
+
+    @classmethod
+    def from_model(cls, model, options):
+        """Create a FrameEncoder from a SsambaModel and UpstreamOptions, see :func:`restrided`."""
+        return cls(restrided(model, options), **options.framing)
 
     def description(self):
         """Describe everything that determines the hidden states of a waveform, for
@@ -181,14 +185,18 @@ class FrameEncoder(nn.Module):
         return torch.autocast(device_type, dtype=self.autocast_dtype)
 
 
-def load_encoder(checkpoint, options):
-    """Load a checkpoint's network with the strides and positions of UpstreamOptions, and without stochastic depth, so
-    that frozen features are the same in train mode. See :func:`ssamba_upstream.checkpoint.load_model`."""
-    frequency_stride, time_stride = default_strides(load_config(checkpoint))
-    return load_model(
-        checkpoint, frequency_stride=options.frequency_stride or frequency_stride,
-        time_stride=options.time_stride or time_stride, positions=options.positions, drop_path_rate=0.0,
-    )
+def restrided(model, options):
+    """Return a SsambaModel with the strides and positions of UpstreamOptions, and without stochastic depth, so that
+    frozen features are the same in train mode. It shares all parameters with the given model."""
+    frequency_stride, time_stride = default_strides(model.config)
+    config = type(model.config)(**{
+        **model.config.to_dict(), "frequency_stride": options.frequency_stride or frequency_stride,
+        "time_stride": options.time_stride or time_stride, "positions": options.positions, "drop_path_rate": 0.0,
+    })
+    with torch.device("meta"):  # initialising weights there takes no time and draws no random numbers
+        other = type(model)(config)
+    other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    return other.eval()
 
 
 def default_strides(config):

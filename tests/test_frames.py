@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssamba_upstream import SsambaConfig, SsambaModel
-from ssamba_upstream.checkpoint import save_model
-from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
+from ssamba_upstream.checkpoint import load_model, save_model
+from ssamba_upstream.frames import FrameEncoder, UpstreamOptions, restrided
 from ssamba_upstream.plugin.expert import UpstreamExpert
 
 aten = torch.ops.aten
@@ -42,6 +42,19 @@ def test_only_the_published_patches_overlap_by_default(tmp_path, patch_size, str
     encoder = FrameEncoder.from_checkpoint(tmp_path / "network")
     assert (encoder.model.config.frequency_stride, encoder.model.config.time_stride) == strides
     assert encoder([torch.randn(3200)]).last_hidden_state.shape == (1, frames, width)
+
+
+def test_a_restrided_network_shares_its_parameters_and_draws_no_random_numbers(checkpoint):
+    torch.manual_seed(0)
+    model = load_model(checkpoint)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(0)
+    encoder = FrameEncoder.from_checkpoint(checkpoint)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    shared = restrided(model, UpstreamOptions(time_stride=4, positions="published"))
+    assert all(one is other for one, other in zip(model.parameters(), shared.parameters(), strict=True))
+    assert (shared.config.time_stride, shared.config.positions, shared.config.drop_path_rate) == (4, "published", 0.0)
+    assert not shared.training and model.config.time_stride == 16 and encoder.model.config.time_stride == 10
 
 
 LOWER = [torch.float16, torch.bfloat16]

@@ -9,12 +9,12 @@ import torch
 
 from ..benchmark.timing import median_times
 from ..checkpoint import CheckpointError, content_hash, find_checkpoint, load_model
-from ..feature_extraction import SsambaFeatureExtractor
 from ..files import replacing
 from ..frames import FrameEncoder, UpstreamOptions
 from ..frontend import LogMel
 from ..network.classification import SsambaClassifier, columns_of_seconds
 from ..windows import encode, token_index, tokens_to_frames
+from .recordings import load_extractor
 
 READS = ("waveform", "log_mel")
 WRITES = ("hidden_states", "embedding", "logits")
@@ -98,8 +98,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, reads: str = "
     if reads not in READS:
         raise ExportError(f"reads must be one of {', '.join(READS)}; got {reads!r}")
     checkpoint = find_checkpoint(checkpoint)
-    subject = _Stream(checkpoint, reads, writes, options) if stream else _subject(
-        checkpoint, reads, writes, options)
+    subject = _subject(checkpoint, reads, writes, stream, options)
     model = _model(subject, {"reads": reads, **subject.metadata, "checkpoint": content_hash(checkpoint)})
     with replacing(out) as temporary:
         if int8:
@@ -134,9 +133,9 @@ class _Encoder:
         metadata: metadata stored in the file.
     """
 
-    def __init__(self, checkpoint, reads, writes, options):
+    def __init__(self, model, reads, writes, options):
         self.reads, self.writes, self.states = reads, writes, {}
-        self.encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).eval()
+        self.encoder = FrameEncoder.from_model(model, UpstreamOptions(**options)).eval()
         windowing, config = self.encoder.windowing, self.encoder.model.config
         if windowing.padding != "none" or self.encoder.autocast_dtype is not None:
             raise ExportError("encoders can be exported only with padding none and precision float32")
@@ -198,9 +197,9 @@ class _Encoder:
 class _Stream(_Encoder):
     """A causal network's frames, chunk by chunk, with its states."""
 
-    def __init__(self, checkpoint, reads, writes, options):
-        super().__init__(checkpoint, reads, "hidden_states", options)
-        if reads != "waveform" or writes not in (None, "hidden_states"):
+    def __init__(self, model, reads, writes, options):
+        super().__init__(model, reads, writes, options)
+        if (reads, writes) != ("waveform", "hidden_states"):
             raise ExportError("a stream reads waveforms and writes hidden states. Leave input and output out")
         convolution, scan = map(torch.stack, zip(*self.encoder.model.start(1)))
         self.states = {"convolution_state": convolution, "scan_state": scan.transpose(2, 3).contiguous()}
@@ -217,6 +216,11 @@ class _Stream(_Encoder):
         count = graph("Add", graph("Div", beyond, windowing.time_stride), 1)
         return onnx_graph.windows(graph, features, count, self.encoder, [*self.states])
 
+    def example(self, utterances, seconds):
+        """Return noise that is at least one column long."""
+        rate = self.metadata["sampling_rate"]
+        return super().example(utterances, max(seconds, self.metadata["column_samples"] / rate))
+
     def compute(self, batch):
         stream = self.encoder.stream()
         outputs = [stream.push(chunk) for chunk in batch[0].split(self.encoder.windowing.hop)]
@@ -229,13 +233,8 @@ class _Stream(_Encoder):
 class _Classifier:
     """A classifier's logits; attributes and methods as in :class:`_Encoder`."""
 
-    def __init__(self, checkpoint, reads, model):
-        self.reads, self.model, self.states = reads, model, {}
-        if not (checkpoint / "preprocessor_config.json").is_file():
-            raise ExportError(f"{checkpoint} has no preprocessor_config.json, which defines a classifier's input. Give "
-                              "the folder that fine-tuning wrote")
-        self.extractor = SsambaFeatureExtractor.from_pretrained(checkpoint)
-        self.extractor.whole_seconds = model.labels_seconds  # missing in folders older than this field
+    def __init__(self, model, reads, extractor):
+        self.reads, self.model, self.extractor, self.states = reads, model, extractor, {}
         self.input_name, self.input_shape = _input(reads, model.config)
         if reads == "log_mel" and (model.labels_seconds or model.config.positions == "published"):
             raise ExportError('seconds, and positions="published", depend on the length of the log-mel, which is not '
@@ -299,19 +298,19 @@ class _Classifier:
         return weights.flatten(1)
 
 
-def _subject(checkpoint, reads, writes, options):
+def _subject(checkpoint, reads, writes, stream, options):
     model = load_model(checkpoint, model_class=None)
     classifies = isinstance(model, SsambaClassifier)
-    writes = writes or ("logits" if classifies else "embedding")
+    writes = writes or ("hidden_states" if stream else "logits" if classifies else "embedding")
     if writes not in WRITES:
         raise ExportError(f"writes must be one of {', '.join(WRITES)}; got {writes!r}")
-    if writes != "logits":
-        return _Encoder(checkpoint, reads, writes, options)
+    if stream or writes != "logits":
+        return (_Stream if stream else _Encoder)(model.base_model, reads, writes, options)
     if not classifies:
         raise CheckpointError(f"{checkpoint} is not a classifier and has no logits. Write embedding or hidden_states")
     if options:
         raise ExportError(f"the options {', '.join(options)} are for encoders. Leave them out for a classifier")
-    return _Classifier(checkpoint, reads, model)
+    return _Classifier(model, reads, load_extractor(checkpoint, model))
 
 
 def _input(reads, config):

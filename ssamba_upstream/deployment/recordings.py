@@ -53,6 +53,16 @@ def window_starts(samples, window, every, first=0):
         yield start
 
 
+def load_extractor(folder, model):
+    """Load the feature extractor of a classifier's folder; raise a CheckpointError if there is none."""
+    if not (folder / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"{folder} has no preprocessor_config.json, which defines a classifier's input. Give the "
+                              "folder that fine-tuning wrote")
+    extractor = SsambaFeatureExtractor.from_pretrained(folder)
+    extractor.whole_seconds = model.labels_seconds  # missing in folders older than this field
+    return extractor
+
+
 class WindowClassifier:
     """A fine-tuned classifier, of clips or of seconds, that scores recordings window by window.
 
@@ -80,14 +90,10 @@ class WindowClassifier:
         if not isinstance(model, SsambaClassifier):
             raise ClassificationError(f"{folder} contains a {type(model).__name__}; expected a "
                                       "SsambaForAudioClassification or SsambaForAudioFrameClassification")
-        if not (folder / "preprocessor_config.json").is_file():
-            raise CheckpointError(f"{folder} has no preprocessor_config.json, which defines a classifier's input. Give "
-                                  "the folder that fine-tuning wrote")
         self.model, self.device = model.to(device), device
-        self.extractor = SsambaFeatureExtractor.from_pretrained(folder)
+        self.extractor = load_extractor(folder, model)
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.several = model.config.problem_type == MULTI
-        self.extractor.whole_seconds = model.labels_seconds  # missing in folders older than this field
         self.samples = self.extractor.clip_samples
         self.window = self.samples / self.extractor.sampling_rate
         self.span = 1.0 if model.labels_seconds else self.window

@@ -1,7 +1,8 @@
 """UpstreamExpert: a SSAMBA checkpoint as an s3prl upstream."""
 
 from ..audio import SAMPLE_RATE
-from ..frames import FrameEncoder, UpstreamOptions, load_encoder
+from ..checkpoint import load_model
+from ..frames import FrameEncoder, UpstreamOptions, restrided
 
 
 class UpstreamExpert(FrameEncoder):
@@ -25,7 +26,7 @@ class UpstreamExpert(FrameEncoder):
         options = UpstreamOptions.read(model_config, **options)
         if ckpt is None:
             raise ValueError("this upstream needs a checkpoint. Give its path with -k (path_or_url in S3PRLUpstream).")
-        model = load_encoder(ckpt, options)
+        model = restrided(load_model(ckpt), options)
         if model.config.sampling_rate != SAMPLE_RATE:
             raise ValueError(f"{ckpt} is for audio at {model.config.sampling_rate} Hz, but SUPERB uses {SAMPLE_RATE} "
                              "Hz. Give a checkpoint pretrained at that rate.")

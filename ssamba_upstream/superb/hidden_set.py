@@ -4,14 +4,14 @@ import functools
 import importlib.metadata
 import itertools
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import torch
 from torch import nn
 
 from ..checkpoint import describe_size, load_model, save_model
 from ..files import new_folder, write_text
-from ..frames import FrameEncoder, UpstreamOptions, load_encoder
+from ..frames import FrameEncoder, UpstreamOptions
 from ..plugin.expert import UpstreamExpert
 from ..plugin.repairs.frames import LONGEST_HOPS, RunError
 from .tasks import TASKS
@@ -42,15 +42,9 @@ class HiddenSetExpert(UpstreamExpert):
         self._one_hop = options.time_stride is not None
         strides = {self._time_stride(key) for key in (*KEYS, "hidden_states")} - {self.windowing.time_stride}
         self.other_strides = nn.ModuleDict(
-            {str(stride): self._at_stride(stride, ckpt, options) for stride in sorted(strides)})
+            {str(stride): FrameEncoder.from_model(self.model, replace(options, time_stride=stride))
+             for stride in sorted(strides)})
         self._last_read = "hidden_states"
-
-    def _at_stride(self, stride, ckpt, options):
-        """Return the network at another time stride, with shared parameters."""
-        with torch.random.fork_rng(devices=[]):  # the downstream's initial weights must not depend on the extra strides
-            model = load_encoder(ckpt, UpstreamOptions(**{**asdict(options), "time_stride": stride}))
-        model.load_state_dict(self.model.state_dict(keep_vars=True), assign=True)
-        return FrameEncoder(model, **options.framing)
 
     def _time_stride(self, key):
         if self._one_hop:

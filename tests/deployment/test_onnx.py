@@ -15,7 +15,7 @@ from ssamba_upstream import (
     SsambaModel,
 )
 from ssamba_upstream.audio import read_clip
-from ssamba_upstream.checkpoint import save_model, write_classifier
+from ssamba_upstream.checkpoint import _read_safetensors, save_model, write_classifier
 from ssamba_upstream.cli import main
 from ssamba_upstream.deployment.recordings import WindowClassifier
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
@@ -133,6 +133,18 @@ def test_streams_that_cannot_be_exported(tmp_path, save, fields, options, messag
     with pytest.raises(ValueError, match=message):
         export(save(**fields), tmp_path / "out.onnx", stream=True, **options)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_checkpoint_is_read_once(tmp_path, save, save_clip_classifier, monkeypatch):
+    paths = []
+    monkeypatch.setattr("ssamba_upstream.checkpoint._read_safetensors",
+                        lambda path: paths.append(path) or _read_safetensors(path))
+    save_model(SsambaModel(SsambaConfig(**SMALL, **CAUSAL)), tmp_path / "causal.safetensors")
+    for name, options in (("causal.safetensors", {}), ("causal.safetensors", {"stream": True}),
+                          (save_clip_classifier()[0].name, {})):
+        export(tmp_path / name, tmp_path / "out.onnx", **options)
+        assert len(paths) == 1
+        paths.clear()
 
 
 def test_embedding_is_the_mean_over_time(tmp_path, save):
