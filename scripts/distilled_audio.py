@@ -6,7 +6,7 @@ AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10 as `
 links to both, and gets
 
 - ``more/prompts``: prompts in five languages, recorded by professional speakers for the telephone exchange Asterisk,
-  from the Debian packages ``asterisk-core-sounds-{en,es,fr,it,ru}-wav`` (CC BY-SA 3.0, those in Russian CC BY 3.0);
+  from the Debian packages ``asterisk-core-sounds-{en,es,fr,it,ru}-wav`` (CC BY-SA 3.0, Italian and Russian CC BY 3.0);
 - ``more/espeak-ng`` and ``more/flite``: words and numbers, synthesised in many languages and voices.
 
 Needs Debian or Ubuntu, and the packages espeak-ng, flite, wamerican, wdutch, wfrench, witalian, wngerman, wpolish,

@@ -118,7 +118,7 @@ def pretrained(recipe, run):
 def averages_of(network):
     """Reads recordings in windows as long as the clips that the network was pretrained on."""
     config = network.config
-    window_secs = config.front_end.seconds_of(config.pretraining_frames)
+    window_secs = None if config.causal else config.front_end.seconds_of(config.pretraining_frames)
     return partial(time_averages, network, window_secs=window_secs, **READING)
 
 

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -282,6 +283,20 @@ class SsambaModel(SsambaPreTrainedModel):
             hidden_states=tuple(streams) if output_hidden_states else None,
         )
         return output if return_dict else output.to_tuple()
+
+    @contextmanager
+    def patches_apart(self, time_stride):
+        """Embed patches at this distance, in fbank frames, while the context lasts."""
+        own = self.config.time_stride
+        self._set_time_stride(time_stride)
+        try:
+            yield
+        finally:
+            self._set_time_stride(own)
+
+    def _set_time_stride(self, time_stride):
+        self.config.time_stride = time_stride
+        self.patch_embed.stride = self.patch_embed.proj.stride = (self.config.frequency_stride, time_stride)
 
     def embed(self, input_values, mask=None, mask_embed=None):
         """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions.

@@ -23,8 +23,8 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
         batch_size: clips per process.
-        samples: clip length in samples; longer files are cropped at random. With manifests it may be a list of lengths,
-            used in turn by the batches: ``batch_size`` clips of the longest length, proportionally more of shorter.
+        samples: the longest clip; longer files are cropped at random. From manifests it may be a list of pairs, clips
+            of a batch and their samples, taken in turn from batch to batch; ``batch_size`` then means nothing.
         seed: seed, a non-negative integer.
         position: position of the last batch used, from which the sequence resumes exactly. With manifests it is the
             number of batches used, the same for all ranks and any ``workers``. With shards it is the rank's own, and
@@ -41,20 +41,19 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         ManifestError: If the sources or the position are invalid (raised at the call), or nothing is readable (raised
             during iteration).
     """
-    lengths = [samples] if isinstance(samples, int) else samples
+    forms = [(batch_size, samples)] if isinstance(samples, int) else samples
     if _are_shards(sources):
         from .shards import ShardBatches
 
-        if len(lengths) > 1:
-            raise ManifestError("clips of several lengths need manifests, not shards (.tar)")
-        shards = ShardBatches(sources, batch_size, lengths[0], seed, position, rank, world_size, max(workers, 1),
+        if len(forms) > 1:
+            raise ManifestError("clips of several forms need manifests, not shards (.tar)")
+        shards = ShardBatches(sources, *forms[0], seed, position, rank, world_size, max(workers, 1),
                               join_short, sampling_rate, keep_pieces)
         return shards.follow(read_batches(shards, workers))
     files = _files(sources)
     batches = _InTurn([
-        _ManifestBatches(files, batch_size * round(max(lengths) / length), length, sampling_rate, seed, rank,
-                         world_size, join_short, keep_pieces)
-        for length in lengths
+        _ManifestBatches(files, *form, sampling_rate, seed, rank, world_size, join_short, keep_pieces)
+        for form in forms
     ])
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 

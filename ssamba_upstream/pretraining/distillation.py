@@ -42,23 +42,23 @@ class Targets:
                                "are numbered from 0.")
         self.teacher, self.layers, self.config, self.rate = teacher, layers, config, config.sampling_rate
         self.shape = len(layers), teacher.width
-        self.centres = _centres(config)
         self.store = HiddenStateStore(folder, {
             **teacher.description(), "feature": f"hidden states {layers}", "time": "all", "sampling_rate": self.rate,
         })
         self.mean = self.deviation = None
 
-    def __call__(self, batch):
+    def __call__(self, batch, time_stride):
         """Return the targets of a batch.
 
         Args:
             batch: a Batch with its pieces.
+            time_stride: frames from patch to patch.
 
         Returns:
             targets, (clips, columns, layers, width) float32, and a mask of the columns that have a target, (clips,
             columns) bool; both on the CPU.
         """
-        targets, counted = self._raw(batch)
+        targets, counted = self._raw(batch, time_stride)
         return (targets - self.mean) / self.deviation, counted
 
     def measure(self, batches, processes):
@@ -66,7 +66,7 @@ class Targets:
         sums = torch.zeros(2, *self.shape, dtype=torch.float64)
         count = 0
         for batch in batches:
-            targets, counted = self._raw(batch)
+            targets, counted = self._raw(batch, self.config.time_stride)
             found = targets[counted].double()
             sums += torch.stack([found.sum(0), found.square().sum(0)])
             count += len(found)
@@ -82,14 +82,14 @@ class Targets:
     def restore(self, state):
         self.mean, self.deviation = state["mean"], state["deviation"]
 
-    def _raw(self, batch):
+    def _raw(self, batch, time_stride):
         lengths = [length for clip in batch.piece_lengths for length in clip]
         frames = iter(self._frames(batch.pieces.split(lengths)))
-        columns = self.config.columns(self.config.front_end.frames_of(batch.waveforms.shape[1]))
-        targets = torch.zeros(len(batch.lengths), columns, *self.shape)
+        all_centres = _centres(self.config, batch.waveforms.shape[1], time_stride)
+        targets = torch.zeros(len(batch.lengths), len(all_centres), *self.shape)
         counted = torch.zeros(targets.shape[:2], dtype=torch.bool)
         for row, among, pieces, length in zip(targets, counted, batch.piece_lengths, batch.lengths.tolist()):
-            centres = self.centres[:columns].clone()
+            centres = all_centres.clone()
             centres[0] = min(centres[0].item(), length - 1)  # for a clip that ends within its first column
             for start, piece in zip(itertools.accumulate(pieces, initial=0), pieces):
                 within = (start <= centres) & (centres < min(start + piece, length))
@@ -109,12 +109,12 @@ class Targets:
         return [states[self.layers] for states in self.teacher(pieces)]
 
 
-def _centres(config):
+def _centres(config, samples, time_stride):
     """Return (columns,) float64: the sample at the centre of each column's receptive field."""
-    front_end = config.front_end
-    seen = (config.patch_size[1] - 1) * front_end.shift_samples + front_end.frame_samples
-    first = torch.arange(config.columns(config.pretraining_frames)) * config.time_stride * front_end.shift_samples
-    return first.double() + seen / 2
+    front_end, width = config.front_end, config.patch_size[1]
+    seen = (width - 1) * front_end.shift_samples + front_end.frame_samples
+    firsts = torch.arange(0, front_end.frames_of(samples) - width + 1, time_stride)
+    return firsts.double() * front_end.shift_samples + seen / 2
 
 
 def interpolate(frames, places):
@@ -158,13 +158,13 @@ class Student(nn.Module):
             network.reconstruction_head.requires_grad_(False)
             network.mask_embed.requires_grad_(self.masked)
 
-    def forward(self, input_values, *masks, targets, counted):
+    def forward(self, input_values, *masks, targets, counted, time_stride):
         """Compute the losses of a batch.
 
         Args:
             input_values: (clips, frames, mel), normalised log-mel.
             masks: see :class:`SsambaForPreTraining`; none if nothing is masked.
-            targets, counted: see :class:`Targets`.
+            targets, counted, time_stride: see :class:`Targets`.
 
         Returns:
             dict of scalars: ``loss``, ``distillation_loss``, ``teacher_similarity`` (mean cosine of predictions and
@@ -174,7 +174,8 @@ class Student(nn.Module):
         if self.self_supervised:
             output = self.network(input_values, *masks, streams=streams)
         if not self.self_supervised or not self.masked:
-            streams = self._streams(input_values, masks[0] if self.masked else None)
+            with self.network.ssamba.patches_apart(time_stride):
+                streams = self._streams(input_values, masks[0] if self.masked else None)
         predictions = self.head(self._columns(streams)).unflatten(2, self.shape)
         loss, similarity = distillation_loss(predictions, targets, counted)
         whole = self.weight * loss + output.get("loss", 0)

@@ -37,9 +37,11 @@ class PretrainingRecipe(TrainingRecipe):
         augmentation: changes of the network's input, a list of names from
             :data:`ssamba_upstream.training.augmentation.WAVEFORM_CHANGES`; a teacher gets the clean clips. Default:
             none.
-        clip_lengths: lengths of the training clips in log-mel frames, used in turn by the steps. Steps with shorter
-            clips have proportionally more of them, so every step costs the same. Only for a teacher and unmasked clips,
-            because ``masked_patches`` belongs to one length. Default: ``pretraining_frames`` of ``model``.
+        clip_forms: lengths of the training clips in log-mel frames, and frames from patch to patch, as a list of pairs
+            taken in turn from step to step. The number of clips makes all steps equally large. Networks that are read
+            at short hops, and short utterances, need them. They need a teacher and whole clips, because
+            ``masked_patches`` belongs to one form. Default: ``pretraining_frames`` and ``time_stride`` of ``model``.
+        checkpoint: a checkpoint whose encoder the run begins with. Default: random weights.
         join_short: If True, fill up short recordings with other recordings instead of padding.
         schedule: "plateau": halve the learning rate after more than ``patience`` validations without improvement;
             "cosine": decay to zero over the run.
@@ -70,7 +72,8 @@ class PretrainingRecipe(TrainingRecipe):
     student_layer: int | None = None
     distillation_weight: float = 1.0
     augmentation: list | None = None
-    clip_lengths: list | None = None
+    clip_forms: list | None = None
+    checkpoint: str | None = None
     join_short: bool = False
     schedule: str = "plateau"
     patience: int = 2
@@ -102,22 +105,24 @@ class PretrainingRecipe(TrainingRecipe):
             raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
                               f"{self.patch_learning_rate!r}")
         self._check_teacher()
-        if self.clip_lengths is not None:
-            self._check_clip_lengths()
+        if self.clip_forms is not None:
+            self._check_clip_forms()
         unknown = set(self.augmentation or ()) - set(WAVEFORM_CHANGES)
         if unknown:
             raise RecipeError(f"augmentation must be a list of {', '.join(WAVEFORM_CHANGES)}; got {sorted(unknown)}")
 
-    def _check_clip_lengths(self):
-        config, lengths = self.config(), self.clip_lengths
-        whole, shortest = config.pretraining_frames, config.patch_size[1]
-        if not isinstance(lengths, list) or not lengths or not all(
-                isinstance(length, int) and shortest <= length and whole % length == 0 for length in lengths):
-            raise RecipeError(f"clip_lengths must be a list of whole numbers from {shortest}, the width of a patch, "
-                              f"that divide pretraining_frames, {whole}; got {lengths!r}")
+    def _check_clip_forms(self):
+        config, forms = self.config(), self.clip_forms
+        whole, width = config.pretraining_frames, config.patch_size[1]
+        if not isinstance(forms, list) or not forms or not all(
+                isinstance(form, list) and len(form) == 2 and all(isinstance(number, int) for number in form)
+                and form[0] >= width and whole % form[0] == 0 and 1 <= form[1] <= width for form in forms):
+            raise RecipeError(f"clip_forms must be a list of pairs such as [{whole}, {width}]: a number of frames from "
+                              f"{width} that divides pretraining_frames, {whole}, and a stride up to {width}, the "
+                              f"width of a patch; got {forms!r}")
         if self.masks:
-            raise RecipeError("clip_lengths works only with a teacher's loss alone and whole clips, because "
-                              "masked_patches belongs to one length. Omit it, or remove the options that need masks")
+            raise RecipeError("clip_forms is for a teacher alone and whole clips, because masked_patches belongs to "
+                              "one form. Leave it out, or take away what needs masks")
 
     @property
     def self_supervised(self):

@@ -11,6 +11,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..checkpoint import content_hash, load_model
 from ..corpora.labelled import read_labelled
 from ..devices import send
 from ..figures import load_pyplot
@@ -24,6 +25,7 @@ from ..training.augmentation import augment_waveforms
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
+from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
 from .batches import training_batches, validation_batches
@@ -66,7 +68,10 @@ def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = F
     out = Path(out)
     with start_processes(device) as processes, signals() as stopped, lock_run(out, processes):
         teacher = recipe.teacher and load_teacher(recipe.teacher, processes.device, teachers)
-        description = describe_run(recipe, **({"teacher": teacher.description()} if teacher else {}))
+        hashes = {"teacher": teacher.description()} if teacher else {}
+        if recipe.checkpoint:
+            hashes["checkpoint"] = content_hash(recipe.checkpoint)
+        description = describe_run(recipe, **hashes)
         if processes.first:
             check_continuation(out, description, recipe, resume)
         processes.wait()  # the others write the teacher's outputs into the folder, which must be empty until now
@@ -81,6 +86,8 @@ class _Pretraining(Run):
         self.config = config = recipe.config()
         torch.manual_seed(recipe.seed)
         model = SsambaForPreTraining(config).to(processes.device)
+        if recipe.checkpoint:
+            _begin_with(model, recipe.checkpoint)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         model.ssamba.patch_embed.requires_grad_(recipe.patch_learning_rate > 0)
         self.targets, self.score = None, "contrastive_accuracy"
@@ -101,18 +108,20 @@ class _Pretraining(Run):
             self.labelled = read_labelled(recipe.probe)
             self.labelled.check_probes()  # otherwise the first probe would end the run
         self.samples = config.front_end.samples_of(config.pretraining_frames)
-        lengths = recipe.clip_lengths or [config.pretraining_frames]
-        self.training_samples = [*map(config.front_end.samples_of, lengths)]
+        self.forms = recipe.clip_forms or [[config.pretraining_frames, config.time_stride]]
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
 
     def batches(self):
-        recipe, processes = self.recipe, self.processes
+        recipe, processes, config = self.recipe, self.processes, self.config
+        clips = clips_at_once(recipe, processes.world_size)
+        forms = [(max(1, round(clips * config.pretraining_frames / frames * stride / config.time_stride)),
+                  config.front_end.samples_of(frames)) for frames, stride in self.forms]
         return training_batches(
-            recipe.train, clips_at_once(recipe, processes.world_size), self.training_samples, recipe.seed,
+            recipe.train, clips, forms, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
-            join_short=recipe.join_short, sampling_rate=self.config.sampling_rate,
+            join_short=recipe.join_short, sampling_rate=config.sampling_rate,
             keep_pieces=self.targets is not None,
         )
 
@@ -122,18 +131,20 @@ class _Pretraining(Run):
             waveforms = augment_waveforms(send(batch.waveforms, self.processes.device), batch.lengths,
                                           self.config.sampling_rate, self.recipe.augmentation, generator)
             heard = replace(batch, waveforms=waveforms)
-        return self._losses(network, self._fbank(heard), generator, self._targets(batch))
+        stride = self.forms[(batch.position - 1) % len(self.forms)][1] if self.recipe.clip_forms else None
+        return self._losses(network, self._fbank(heard), generator, self._targets(batch, stride))
 
     def _fbank(self, batch):
         """Return the log-mel of a batch, (clips, frames, mel)."""
         return batch_to_fbank(batch, self.log_mel, self.config.front_end.frames_of(batch.waveforms.shape[1]))
 
-    def _targets(self, batch):
+    def _targets(self, batch, time_stride=None):
         """Return the network's arguments other than the log-mel: with a teacher, the targets from the clean clips."""
         if self.targets is None:
             return {}
-        return {name: send(tensor, self.processes.device)
-                for name, tensor in zip(("targets", "counted"), self.targets(batch))}
+        time_stride = time_stride or self.config.time_stride
+        targets, counted = (send(tensor, self.processes.device) for tensor in self.targets(batch, time_stride))
+        return {"targets": targets, "counted": counted, "time_stride": time_stride}
 
     def _losses(self, network, fbank, generator, targets):
         config, recipe = self.config, self.recipe
@@ -253,6 +264,19 @@ class _Pretraining(Run):
         if self.targets is not None:
             self.targets.restore(state["targets"])
         self.plateau.load_state_dict(state["plateau"])
+
+
+def _begin_with(model, checkpoint):
+    """Replace a new network's random encoder by a checkpoint's.
+
+    Raises:
+        RecipeError: the encoder is of another shape.
+    """
+    try:
+        model.ssamba.load_state_dict(load_model(checkpoint).state_dict())
+    except RuntimeError as error:
+        raise RecipeError(f"{checkpoint} does not have the shape that the recipe gives the network. Set size and model "
+                          f"to the checkpoint's. {error}") from error
 
 
 def _network(model):

@@ -131,10 +131,11 @@ def assert_equal(found, expected):
     ("transformers:{wav2vec2}", {"teacher_layers": [1, -1], "augmentation": ["mixing", "noise", "gain"]}),
     ("transformers:{wav2vec2}", {"teacher_input": "masked", "ema_decay": 0.5, "accumulation": 2}),
     ("s3prl:ssamba_local:{ssamba}", {"student_layer": 1, "model": {"contrastive_weight": 0.5}}),
-    ("transformers:{wav2vec2}", {"clip_lengths": [64, 16], "accumulation": 2}),
+    ("transformers:{wav2vec2}", {"clip_forms": [[64, 8], [16, 8], [32, 2]], "checkpoint": "{ssamba}"}),
     ("s3prl:fbank", {"objective": "two_pass", "teacher_input": "masked", "model": {"reconstruction_weight": 1.0}}),
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, wav2vec2, ssamba, teacher, changes):
+    changes = {name: value.format(ssamba=ssamba) if name == "checkpoint" else value for name, value in changes.items()}
     chosen = recipe(teacher=teacher.format(wav2vec2=wav2vec2, ssamba=ssamba), **changes)
     train(chosen, tmp_path / "whole")
     train(replace(chosen, steps=3), tmp_path / "parts")
@@ -260,7 +261,7 @@ def test_targets_are_the_teacher_s_at_the_centres_of_columns(tmp_path, rate):
     """A column of 8 fbank frames sees 70 + 25 ms; the clock starts anew in each piece."""
     targets = targets_of(tmp_path, sampling_rate=rate, highest_frequency=None)
     clips = [4000 * rate // 16000, 9000 * rate // 16000], [3000 * rate // 16000]
-    found, counted = targets(batch_of(*clips, samples=10480 * rate // 16000))
+    found, counted = targets(batch_of(*clips, samples=10480 * rate // 16000), 8)
     centres = torch.arange(8) * 0.08 + 0.0475
     expected = torch.where(centres < 0.25, centres, centres - 0.25)
     torch.testing.assert_close(found[0, :, 0, 0], expected, atol=1e-3, rtol=0)
@@ -271,23 +272,23 @@ def test_targets_are_the_teacher_s_at_the_centres_of_columns(tmp_path, rate):
 
 def test_layers_are_chosen_and_missing_ones_refused(tmp_path):
     batch = batch_of([10480])
-    both, one = (targets_of(tmp_path, layers)(batch)[0] for layers in ([0, -1], [1]))
+    both, one = (targets_of(tmp_path, layers)(batch, 8)[0] for layers in ([0, -1], [1]))
     torch.testing.assert_close(both[:, :, 1], 2 * both[:, :, 0], atol=2e-3, rtol=0)
     assert torch.equal(one[:, :, 0], both[:, :, 1])
     with pytest.raises(TeacherError, match="has no hidden state 2. Its 2 hidden states are numbered from 0"):
         targets_of(tmp_path, [2])
 
 
-def test_a_shorter_clip_has_the_first_columns(tmp_path):
-    targets = targets_of(tmp_path)
-    batch = batch_of([10480])
+def test_a_shorter_clip_has_the_first_columns_and_columns_may_overlap(tmp_path):
+    targets, batch = targets_of(tmp_path), batch_of([10480])
     short = replace(batch, waveforms=batch.waveforms[:, :2800], lengths=torch.tensor([2800]))  # 16 log-mel frames
-    found, counted = targets(short)
-    assert torch.equal(found, targets(batch)[0][:, :2]) and counted.all()
+    whole, (found, counted), (overlapping, _) = targets(batch, 8)[0], targets(short, 8), targets(batch, 2)
+    assert torch.equal(found, whole[:, :2]) and counted.all()
+    assert overlapping.shape[1] == 29 and torch.equal(overlapping[:, ::4], whole)
 
 
 def test_a_clip_that_ends_within_its_first_column_has_a_target(tmp_path):
-    found, counted = targets_of(tmp_path)(batch_of([100]))
+    found, counted = targets_of(tmp_path)(batch_of([100]), 8)
     assert counted.sum() == 1 and counted[0, 0]
 
 
@@ -303,7 +304,7 @@ def test_targets_are_standardised_by_what_was_measured(tmp_path):
     targets = targets_of(tmp_path)
     batches = [batch_of([10480], [9000]), batch_of([10480, 400], [700, 300])]
     targets.measure(batches, Processes(0, 1, torch.device("cpu")))
-    found = torch.cat([values[counted] for values, counted in map(targets, batches)])
+    found = torch.cat([values[counted] for values, counted in (targets(batch, 8) for batch in batches)])
     torch.testing.assert_close(found.mean(0), torch.zeros(1, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(found.std(0, correction=0), torch.ones(1, 3), atol=1e-4, rtol=0)
 
@@ -329,7 +330,7 @@ def test_every_parameter_that_learns_has_a_gradient(recipe):
         mask = torch.zeros(2, 32, dtype=torch.bool)
         mask[:, :9] = True
         output = student(torch.randn(2, 64, 128), *[mask] * masks, targets=torch.randn(2, 8, 1, 3),
-                         counted=torch.ones(2, 8, dtype=torch.bool))
+                         counted=torch.ones(2, 8, dtype=torch.bool), time_stride=8)
         output["loss"].backward()
         assert all((parameter.grad is not None) == parameter.requires_grad for parameter in student.parameters())
         assert chosen.masks == masks
@@ -453,8 +454,9 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
     ({"distillation_weight": 0}, "distillation_weight must be a number above 0"),
     ({"augmentation": ["echo"]}, "augmentation must be a list of mixing"),
     ({"teacher_input": "half"}, "teacher_input must be one of whole, masked"),
-    ({"clip_lengths": [64, 20]}, "clip_lengths must be a list of whole numbers from 8"),
-    ({"clip_lengths": [64], "teacher_input": "masked"}, "masked_patches belongs to one length"),
+    ({"clip_forms": [[64, 8], [20, 8]]}, r"clip_forms must be a list of pairs such as \[64, 8\]"),
+    ({"clip_forms": [[64, 9]]}, "and a stride up to 8, the width of a patch"),
+    ({"clip_forms": [[64, 2]], "teacher_input": "masked"}, "masked_patches belongs to one form"),
 ])
 def test_recipes_that_cannot_be_followed(recipe, changes, message):
     with pytest.raises(RecipeError, match=message):

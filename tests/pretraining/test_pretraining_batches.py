@@ -235,13 +235,12 @@ def test_resuming_goes_on_exactly_there(manifest, workers, join_short):
     same(list(islice(resumed, 5)), whole[4:])
 
 
-def test_lengths_in_turn_are_batches_of_each_length(manifest):
-    options = {"seed": 0, "join_short": True}
-    in_turn = list(islice(training_batches([manifest], 2, [1200, 300], **options), 6))
-    long = list(islice(training_batches([manifest], 2, 1200, **options), 6))
-    short = list(islice(training_batches([manifest], 8, 300, **options), 6))
-    same(in_turn, [(short if number % 2 else long)[number] for number in range(6)])
-    same(list(islice(training_batches([manifest], 2, [1200, 300], **options, position=3, workers=2), 3)), in_turn[3:])
+def test_forms_in_turn_are_batches_of_each_form(manifest):
+    options, forms = {"seed": 0, "join_short": True}, [(2, 1200), (8, 300)]
+    in_turn = list(islice(training_batches([manifest], 2, forms, **options), 6))
+    each = [list(islice(training_batches([manifest], *form, **options), 6)) for form in forms]
+    same(in_turn, [each[number % 2][number] for number in range(6)])
+    same(list(islice(training_batches([manifest], 2, forms, **options, position=3, workers=2), 3)), in_turn[3:])
 
 
 def test_manifests_are_joined(tmp_path, files, manifest):
