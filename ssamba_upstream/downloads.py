@@ -12,9 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from .network.configuration import HIDDEN_SIZES
 
-STARTER = "ssamba_starter"
-STARTER_FOLDER = Path(__file__).parent / "starter"
-BUNDLED = {STARTER: STARTER_FOLDER}
+BUNDLED = {f"ssamba_{name}": Path(__file__).parent / "checkpoints" / name
+           for name in ("starter", "distilled", "stream")}
 """Checkpoints included in the package."""
 
 MASKED_PATCHES = (250, 300, 400)
@@ -57,8 +56,9 @@ def find_named(name: str, refresh: bool = False) -> Path:
     """Find a checkpoint by its name, whether or not a path has that name.
 
     Args:
-        name: "ssamba_starter", which is included in the package; a published checkpoint such as "ssamba_tiny" or
-            "ssamba_tiny_400", see :func:`find_published`; "user/repository" on the Hugging Face hub; or a URL.
+        name: "ssamba_starter", "ssamba_distilled" or "ssamba_stream", which are included in the package; a published
+            checkpoint such as "ssamba_tiny" or "ssamba_tiny_400", see :func:`find_published`; "user/repository" on the
+            Hugging Face hub; or a URL.
         refresh: if True, download again.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package."""
+"""The checkpoints that come with the package."""
 
 import re
 
@@ -9,62 +9,66 @@ from safetensors import safe_open
 from transformers import AutoModelForAudioClassification
 
 from helpers.paths import CHECKOUT, SHARED_AUDIO
-from ssamba_upstream.checkpoint import content_hash, describe_size, load_model
+from ssamba_upstream.checkpoint import content_hash, load_model
 from ssamba_upstream.cli import main
-from ssamba_upstream.downloads import STARTER, STARTER_FOLDER, CheckpointError, find_checkpoint, find_published
+from ssamba_upstream.downloads import BUNDLED, CheckpointError, find_checkpoint, find_published
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
-from ssamba_upstream.network.configuration import SsambaConfig
 from ssamba_upstream.network.modeling import SsambaModel
 from ssamba_upstream.network.pretraining import SsambaForPreTraining
 from ssamba_upstream.probing.features import time_averages
 
+STARTER = "ssamba_starter"
+TAUGHT = ["Google's speech embedding", "Apache-2.0", "Asterisk", "CC BY 3.0", "espeak-ng", "flite"]
 
 def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint(STARTER) == STARTER_FOLDER
-    assert content_hash(STARTER) == content_hash(STARTER_FOLDER)
+    assert find_checkpoint(STARTER) == BUNDLED[STARTER]
+    assert content_hash(STARTER) == content_hash(BUNDLED[STARTER])
     (tmp_path / STARTER).mkdir()
     assert find_checkpoint(STARTER) == (tmp_path / STARTER).relative_to(tmp_path)
     with pytest.raises(CheckpointError, match="ssamba_starter is not a checkpoint"):
         load_model(STARTER)
 
 
-def test_is_small_in_half_precision_and_computes_in_single():
-    weights = STARTER_FOLDER / "model.safetensors"
+@pytest.mark.parametrize("name, model_class", [
+    (STARTER, SsambaForPreTraining), ("ssamba_distilled", SsambaModel), ("ssamba_stream", SsambaModel),
+])
+def test_is_small_in_half_precision_and_computes_in_single(name, model_class):
+    weights = BUNDLED[name] / "model.safetensors"
     assert weights.stat().st_size <= 16 * 2**20
     with safe_open(weights, framework="pt") as stored:
-        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"F16"}
-    model = load_model(STARTER, model_class=None)
-    assert isinstance(model, SsambaForPreTraining)
+        assert {stored.get_slice(key).get_dtype() for key in stored.keys()} == {"F16"}
+    model = load_model(name, model_class=None)
+    assert type(model) is model_class
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_a_classifier_on_it_is_in_single_precision_if_asked_for():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_classifier_on_it_is_in_single_precision_if_asked_for(name):
     """As docs/transformers.md trains it; by default transformers 5 loads it as it is stored."""
-    model = AutoModelForAudioClassification.from_pretrained(find_checkpoint(STARTER), dtype=torch.float32, num_labels=2)
+    model = AutoModelForAudioClassification.from_pretrained(find_checkpoint(name), dtype=torch.float32, num_labels=2)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} == {model.config.dtype}
-    expected = load_model(STARTER).state_dict()
-    assert all(torch.equal(model.ssamba.state_dict()[name], tensor) for name, tensor in expected.items())
+    expected = load_model(name).state_dict()
+    assert all(torch.equal(model.ssamba.state_dict()[key], tensor) for key, tensor in expected.items())
 
 
-def test_its_size_is_none_of_the_published_ones(capsys):
-    assert main(["info", STARTER]) == 0
-    assert "size           12 blocks of width 192\n" in capsys.readouterr().out
-    assert describe_size(SsambaConfig.from_size("small")) == "small"
-
-
-def test_its_card_says_what_it_is():
-    card = ModelCard.load(STARTER_FOLDER / "README.md")
+@pytest.mark.parametrize("name, others", [
+    (STARTER, ["no substitute for the published"]),
+    ("ssamba_distilled", TAUGHT), ("ssamba_stream", TAUGHT),
+])
+def test_its_card_says_what_it_is(name, others):
+    card = ModelCard.load(BUNDLED[name] / "README.md")
     assert card.data.license == "cc-by-sa-4.0"
-    for said in ("Free Spoken Digit Dataset", "ESC-10", "no substitute for the published"):
+    for said in ("Free Spoken Digit Dataset", "ESC-10", *others):
         assert said in " ".join(card.text.split())
     listed = CHECKOUT / "setup.cfg"
-    assert re.search(r"^ssamba_upstream = starter/\*$", listed.read_text(), re.MULTILINE)
+    assert re.search(r"^ssamba_upstream = checkpoints/\*/\*$", listed.read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("options, hop", [({}, None), ({"config": "hop_20ms"}, 320), ({"config": "hop_40ms"}, 640)])
-def test_every_preset_s_frames(options, hop):
-    encoder = FrameEncoder.from_checkpoint(STARTER, UpstreamOptions.read(**options)).eval()
+def test_every_preset_s_frames(name, options, hop):
+    encoder = FrameEncoder.from_checkpoint(name, UpstreamOptions.read(**options)).eval()
     with torch.no_grad():
         states = encoder([torch.randn(40000)]).hidden_states
     assert len(states) == encoder.model.config.num_hidden_layers + 1
@@ -93,12 +97,13 @@ def test_half_precision_is_refused_where_weights_are_too_large(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_its_layers_tell_spoken_digits_apart_better_than_random_ones():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_its_layers_tell_spoken_digits_apart_better_than_random_ones(name):
     """By nearest centroid of ten takes each, of one speaker who is not in them: far above a network before training."""
     recordings = SHARED_AUDIO / "fsdd" / "recordings"
     if not recordings.is_dir():
         pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
-    trained = load_model(STARTER)
+    trained = load_model(name)
     torch.manual_seed(0)
     untrained = SsambaModel(trained.config).eval()
     files = [recordings / f"{digit}_{speaker}_{take}.wav"
