@@ -158,7 +158,7 @@ def test_settings_that_cannot_be():
         SsambaFeatureExtractor()(np.zeros(16000, dtype="float32"), sampling_rate=44100)
     with pytest.raises(ValueError, match="sampling_rate is 16000 Hz; expected 22050 Hz"):
         SsambaFeatureExtractor(sampling_rate=22050)(np.zeros(22050, dtype="float32"), sampling_rate=16000)
-    with pytest.raises(ValueError, match="grow from 0 to half the sampling rate, 4000 Hz; .* highest_frequency 8000"):
+    with pytest.raises(ValueError, match="rise, from 0 to half the sampling rate, 4000 Hz; .* highest_frequency 8000"):
         SsambaFeatureExtractor(sampling_rate=8000, highest_frequency=8000)
     with pytest.raises(ValueError, match="max_length must be at least one frame; got 0"):
         SsambaFeatureExtractor(max_length=0)
