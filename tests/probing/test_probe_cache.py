@@ -145,6 +145,7 @@ def compute_and_be_killed(checkpoint, recordings, folder, batches):
 @pytest.mark.parametrize("batches", [0, 2])
 def test_a_killed_process_leaves_whole_rows(checkpoint, recordings, computed, tmp_path, batches):
     """What LMDB does with a process that is killed while it writes is tested in tests/test_store.py."""
+    torch.get_num_threads()  # sets up this thread's share of torch's pool, which a forked process no longer can
     process = multiprocessing.get_context("fork").Process(
         target=compute_and_be_killed, args=(checkpoint, recordings, tmp_path / "cache", batches))
     process.start()
