@@ -16,7 +16,7 @@ import ssamba_upstream  # noqa: E402, F401  (repairs torchaudio for what the tes
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
-            if item.get_closest_marker("gpu"):  # a folder of that name is a keyword too
+            if item.get_closest_marker("gpu"):  # the keywords include the names of folders
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 

@@ -1,4 +1,4 @@
-"""Headers that say too much, too little or nonsense, and what is read all the same."""
+"""Headers with excessive, missing or invalid lengths, and the audio read nevertheless."""
 
 import io
 import os
@@ -151,7 +151,7 @@ def test_windows_are_what_is_read_one_by_one(tmp_path, noise, extension, rate):
 @pytest.mark.slow
 @pytest.mark.parametrize("extension", [".ogg", ".mp3"])
 def test_a_part_of_a_compressed_file_is_that_of_the_whole(tmp_path, monkeypatch, extension):
-    """Just after a seek MP3 is garbled, and near its end Vorbis is of another place."""
+    """MP3 is garbled just after a seek, and Vorbis seeks to a wrong place near the end."""
     path, random, rate = tmp_path / f"noise{extension}", np.random.default_rng(0), 16000
     kind, subtype = FORMATS[extension]
     soundfile.write(path, random.uniform(-0.5, 0.5, 31 * rate), rate, format=kind, subtype=subtype)
@@ -165,7 +165,7 @@ def test_a_part_of_a_compressed_file_is_that_of_the_whole(tmp_path, monkeypatch,
 
 
 def test_the_windows_of_an_mp3_are_read_without_a_word(tmp_path, capfd):
-    """libmpg123 writes to stderr where a frame after a seek lacks the bits of those before it."""
+    """libmpg123 would write to stderr if a frame after a seek lacked the bits of earlier frames."""
     time = np.arange(20 * 16000) / 16000
     tones = 0.3 * np.sin(2 * np.pi * 440 * time * (1 + 0.1 * np.sin(time))) * (np.sin(3 * time) > 0)
     soundfile.write(tmp_path / "a.mp3", tones, 16000, bitrate_mode="AVERAGE", compression_level=0.5)
@@ -194,7 +194,7 @@ def test_the_error_says_which_file_and_why_and_goes_from_process_to_process(tmp_
 
 @pytest.mark.slow
 def test_a_claim_costs_no_memory(tmp_path, noise):
-    """What the header promises is in no case allocated: here it would not fit, and it is an error to try."""
+    """The length in the header is never allocated: here it would not fit in memory, and the attempt would fail."""
     soundfile.write(tmp_path / "a.mp3", noise, 16000)
     claim_mp3_frames(tmp_path / "a.mp3", 2 ** 21)  # 4.8 GB as float32
     code = """

@@ -1,4 +1,4 @@
-"""The checkpoints that come with the package."""
+"""The checkpoints included in the package."""
 
 import re
 
@@ -45,7 +45,7 @@ def test_is_small_in_half_precision_and_computes_in_single(name, model_class):
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_classifier_on_it_is_in_single_precision_if_asked_for(name):
-    """As docs/transformers.md trains it; by default transformers 5 loads it as it is stored."""
+    """The classifier is trained as in docs/transformers.md; transformers 5 loads it in its stored dtype by default."""
     model = AutoModelForAudioClassification.from_pretrained(find_checkpoint(name), dtype=torch.float32, num_labels=2)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} == {model.config.dtype}
     expected = load_model(name).state_dict()
@@ -99,7 +99,7 @@ def test_half_precision_is_refused_where_weights_are_too_large(tmp_path, capsys)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_its_layers_tell_spoken_digits_apart_better_than_random_ones(name):
-    """By nearest centroid of ten takes each, of one speaker who is not in them: far above a network before training."""
+    """Nearest centroids of ten takes, tested on an unseen speaker, are far better than those of an untrained network."""
     recordings = SHARED_AUDIO / "fsdd" / "recordings"
     if not recordings.is_dir():
         pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")

@@ -1,4 +1,4 @@
-"""Checkpoints of every format, and files that are none."""
+"""Checkpoints in every format, and files that are not checkpoints."""
 
 import argparse
 import json
@@ -71,7 +71,7 @@ def test_our_formats_round_trip(tmp_path, name):
 
 
 def written_dtypes(path):
-    """Those of the weights in a folder, and that in which its configuration has transformers 5 load them."""
+    """Return the dtypes of the weights in a folder, and the dtype in its configuration, in which transformers 5 loads."""
     with safe_open(path / "model.safetensors", framework="pt") as stored:
         weights = {stored.get_tensor(name).dtype for name in stored.keys()}
     return weights, getattr(torch, json.loads((path / "config.json").read_text())["dtype"])
@@ -79,8 +79,8 @@ def written_dtypes(path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_configuration_has_the_dtype_of_the_weights(tmp_path, dtype):
-    """Whatever dtype the model was loaded in: the starter's file, from which classifiers are fine-tuned in float32, is
-    float16."""
+    """The model may have been loaded in another dtype: classifiers are fine-tuned in float32 from the starter's float16
+    file."""
     small_model_with_heads(SsambaForPreTraining).half().save_pretrained(tmp_path / "half")
     assert written_dtypes(tmp_path / "half") == ({torch.float16}, torch.float16)
     for name in ("again", "again.safetensors", "again.ckpt"):
@@ -107,7 +107,7 @@ def test_the_dtype_of_a_loaded_model_is_no_override(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "file.safetensors", "file.ckpt"])
 def test_whoever_may_read_new_files_may_read_a_checkpoint(tmp_path, name):
-    """A group that shares a disk: safetensors lets no one but the owner read what it writes."""
+    """Groups share disks, but safetensors writes files that only their owner can read."""
     before = os.umask(0o027)
     try:
         save_model(small_model(), tmp_path / name)
@@ -179,7 +179,7 @@ def test_a_classifier_s_folder_serves_as_any_checkpoint(tmp_path, capsys):
     assert f"{sum(p.numel() for p in model.ssamba.parameters()):,}" in lines[2]
     assert main(["convert", str(tmp_path / "classifier"), "--out", str(tmp_path / "file.safetensors")]) == 0
     assert_same_model(load_model(tmp_path / "file.safetensors", model_class=None), model)
-    # A folder of the encoder alone names no code: it has none.
+    # An encoder's folder contains no code and refers to none.
     save_model(load_model(tmp_path / "classifier"), tmp_path / "encoder")
     assert "auto_map" not in json.loads((tmp_path / "encoder" / "config.json").read_text())
 
@@ -221,10 +221,10 @@ def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, ch
 @pytest.mark.parametrize("model_class", [SsambaModel, *WITH_HEADS])
 def test_equal_models_are_equal_files(tmp_path, model_class):
     model = small_model() if model_class is SsambaModel else small_model_with_heads(model_class)
-    for number in range(8):  # by chance once in 128 times, if the order of two keys is
+    for number in range(8):  # equal by chance once in 128 times if the order of two keys varies
         save_model(model, tmp_path / f"{number}.safetensors")
         save_model(model, tmp_path / f"{number}.ckpt")
-    for number in range(8):  # save_pretrained writes into the model's configuration, too
+    for number in range(8):  # save_pretrained also changes the model's configuration
         save_model(model, tmp_path / f"{number}-folder")
         write_model(model, tmp_path / f"{number}-written")
     for files in ("*.safetensors", "*.ckpt", "*/model.safetensors", "*-folder/config.json", "*-written/config.json"):
@@ -323,7 +323,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_safe_globals():
-    """Without the Namespace that ``register()`` allows in s3prl's checkpoints, whichever test has called it."""
+    """Remove the Namespace that ``register()`` allows for s3prl's checkpoints, if another test has called it."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     yield
@@ -336,7 +336,7 @@ def no_safe_globals():
 ])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_objects_beside_the_weights_are_named(tmp_path, beside, name, zipped, no_safe_globals):
-    """And no advice is given to let a file run code."""
+    """The message does not suggest letting the file run code."""
     content = {"model": small_model().state_dict(), "args": beside}
     torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError) as caught:
@@ -464,7 +464,7 @@ def test_an_existing_path_takes_precedence_over_a_name(tmp_path, monkeypatch):
     for folder in ("ssamba_tiny", "published/ssamba_tiny_400"):
         (tmp_path / folder).mkdir(parents=True)
     assert find_checkpoint("ssamba_tiny") == Path("ssamba_tiny")
-    assert find_named("ssamba_tiny") == tmp_path / "published" / "ssamba_tiny_400"  # as an entry of s3prl's
+    assert find_named("ssamba_tiny") == tmp_path / "published" / "ssamba_tiny_400"  # like an s3prl entry
 
 
 @pytest.mark.parametrize("name", ["run/best", "other/model.ckpt", "nothing", "ssamba_huge"])

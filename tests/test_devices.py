@@ -1,4 +1,4 @@
-"""From the CPU to a GPU, through pinned memory, but for torch.compile; and back, without waiting for it."""
+"""Copies to a GPU through pinned memory, except under torch.compile, and back without waiting."""
 
 import functools
 from unittest import mock
@@ -27,7 +27,7 @@ def test_torch_compile_can_send():
 
 
 def test_a_number_of_a_gpu_is_read_when_it_is_known(monkeypatch):
-    """In the order of the numbers, each once, and only if it is not finite."""
+    """The numbers are reported in their order, each once, and only if they are not finite."""
     events, called = [mock.Mock() for _ in range(4)], []
     known = (0, torch.nan), (1, 1.0), (2, torch.inf), (3, -torch.inf)
     monkeypatch.setattr(devices, "_unread", devices.collections.deque(

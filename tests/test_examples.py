@@ -1,4 +1,4 @@
-"""The files of ``examples``: the encoder in other benchmarks, by their own checkers where those are installed."""
+"""The encoder in other benchmarks (``examples``), tested with their own checkers if these are installed."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ WAVEFORMS = 0.1 * torch.randn(2, 24000, generator=torch.Generator().manual_seed(
 
 @pytest.fixture
 def load(monkeypatch):
-    """Returns a function: name of an example -> its module, anew."""
+    """Return a function that imports an example anew and returns its module."""
     monkeypatch.syspath_prepend(CHECKOUT / "examples")
 
     def load(name):
@@ -40,7 +40,7 @@ def test_x_ares_s_checker(load):
 
 
 def test_marble(load, monkeypatch):
-    """pip has no MARBLE: a stand-in for the base class, which is an ``nn.Module`` with an abstract ``forward``."""
+    """MARBLE cannot be installed with pip; a stand-in replaces its base class, an ``nn.Module`` with abstract ``forward``."""
     module = types.ModuleType("marble.core.base_encoder")
     module.BaseEncoder = torch.nn.Module
     for name in ("marble", "marble.core"):
@@ -68,7 +68,7 @@ def test_avex(load):
 
 @pytest.mark.slow
 def test_hear_s_validator(monkeypatch):
-    """The validator imports TensorFlow, to tell its models from torch's."""
+    """The validator imports TensorFlow to distinguish TensorFlow's models from torch's."""
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(Module=type("Module", (), {})))
     validate = pytest.importorskip("hearvalidator.validate", reason="pip install --no-deps hearvalidator")
     validate.ValidateModel("ssamba_upstream.hear", "ssamba_starter", device="cpu")()

@@ -112,7 +112,7 @@ def test_other_settings_need_another_folder(tmp_path, checkpoint, recordings):
 
 
 def test_no_file_stands_for_another_recording(tmp_path, checkpoint, capsys):
-    """Two sites name their recordings by the day."""
+    """Two recorders name their files by date, so names collide."""
     sites = [tmp_path / "a" / "20240101.wav", tmp_path / "b" / "20240101.wav"]
     for number, path in enumerate(sites):
         path.parent.mkdir()
@@ -241,7 +241,7 @@ def test_folders_that_cannot_be_searched_are_named(tmp_path, checkpoint, recordi
 
 @pytest.mark.parametrize("seconds", [1.07, 1.98, 4.0])
 def test_hear_timestamps(checkpoint, seconds):
-    """What HEAR's validator asserts of a model."""
+    """HEAR's validator makes the same assertions."""
     model = hear.load_model(str(checkpoint))
     audio = 2 * torch.rand(2, int(seconds * model.sample_rate)) - 1
     embeddings, timestamps = hear.get_timestamp_embeddings(audio, model)
@@ -274,7 +274,7 @@ def test_hear_timestamps_of_narrow_patches(tmp_path):
 
 
 def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
-    """A click moves the embeddings that have read it: those within half a column of it, and their neighbours most."""
+    """A click changes the embeddings whose columns contain it, within half a column, and next to these their neighbours."""
     model = hear.load_model(str(checkpoint))
     column = model.encoder.model.patch_embed
     seen = []

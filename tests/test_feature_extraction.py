@@ -1,4 +1,4 @@
-"""SsambaFeatureExtractor against LogMel and torchaudio's Kaldi fbank."""
+"""SsambaFeatureExtractor, compared with LogMel and torchaudio's Kaldi fbank."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-# After ssamba_upstream, which repairs the torchaudio that these import.
+# Imported after ssamba_upstream, which repairs torchaudio for them.
 from torchaudio.compliance import kaldi
 from transformers import AutoFeatureExtractor
 
@@ -17,8 +17,8 @@ ESC50 = {"mean": -6.6268077, "std": 5.358466}
 
 
 def recipe(wav, frames, mean=-4.2677393, std=4.5689974):
-    """The published steps: fbank, zero-padded or cut, then normalised. (That taking off the mean before changes
-    nothing is the front end's own test.)"""
+    """Return the published steps' result: fbank, padded with zeros or cut, then normalised. The published code first
+    subtracts the mean; the front end's tests show that this changes nothing."""
     fbank = kaldi.fbank(
         wav[None], htk_compat=True, sample_frequency=16000, use_energy=False, window_type="hanning",
         num_mel_bins=128, dither=0.0, frame_shift=10,
@@ -71,7 +71,7 @@ def test_a_default_clip_is_ten_seconds():
 
 @pytest.mark.parametrize("truncation", [False, True])
 def test_arguments_of_other_extractors_are_ignored(truncation):
-    """As by transformers' ASTFeatureExtractor, so that code for any audio model runs."""
+    """transformers' ASTFeatureExtractor ignores them too, so code for any audio model runs."""
     wavs, extract = [torch.randn(4000), torch.randn(16000)], SsambaFeatureExtractor(max_length=24)
     expected = extract(wavs, 16000, return_tensors="pt", truncation=truncation)
     found = extract(wavs, sampling_rate=16000, return_tensors="pt", truncation=truncation, padding="max_length",
@@ -80,7 +80,7 @@ def test_arguments_of_other_extractors_are_ignored(truncation):
 
 
 def test_clips_of_whole_seconds():
-    """300 frames reach 240 samples beyond three seconds, and a classifier of seconds is trained on three seconds."""
+    """300 frames extend 240 samples beyond three seconds, but a per-second classifier is trained on three seconds."""
     extractor, wav = SsambaFeatureExtractor(max_length=300, whole_seconds=True), torch.randn(2 * 48_000 + 100) * 0.1
     assert (extractor.clip_samples, SsambaFeatureExtractor(max_length=300).clip_samples) == (48_000, 48_240)
     found = extractor(wav, return_tensors="pt")

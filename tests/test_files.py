@@ -1,4 +1,4 @@
-"""Files and folders that are whole at every moment, locks, journals and hashes."""
+"""Files and folders that are complete at every moment, locks, journals and hashes."""
 
 import errno
 import fcntl
@@ -90,7 +90,7 @@ def test_one_process_at_a_time_has_a_lock(tmp_path, name):
 
 
 def test_who_waits_for_a_lock_gets_it_next(tmp_path, monkeypatch):
-    """The second and the third one wait, and each finds that the file of the lock was removed in the meantime."""
+    """The second and third process wait, and each finds that the lock's file was removed in the meantime."""
     had, waiting, waits = [], threading.Semaphore(0), []
 
     def wait(number):
@@ -118,7 +118,7 @@ def test_who_waits_for_a_lock_gets_it_next(tmp_path, monkeypatch):
 
 
 def test_a_forked_process_does_not_have_the_lock(tmp_path):
-    """As the workers that read data, which outlive a killed run by some seconds."""
+    """Data workers are forked processes that outlive a killed run by some seconds."""
     with locked(tmp_path / "table") as descriptor:
         child = os.fork()
         if not child:

@@ -63,7 +63,7 @@ LOWER = [torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("made", [FrameEncoder.from_checkpoint, UpstreamExpert], ids=["encoder", "upstream"])
 @pytest.mark.parametrize("dtype", [*LOWER, torch.float64])
 def test_a_network_of_another_dtype_reads_the_same_log_mel(checkpoint, set_default_dtype, made, dtype):
-    """Cast after it is loaded, or loaded as torch's default dtype has it: its weights are rounded, and no more."""
+    """A network cast after loading, or loaded in torch's default dtype, differs only by its rounded weights."""
     wavs = [torch.randn(20000), torch.randn(900), torch.randint(-3000, 3000, (5000,), dtype=torch.int16)]
     expected = FrameEncoder.from_checkpoint(checkpoint).eval()(wavs).last_hidden_state
     encoders = [made(checkpoint).eval().to(dtype)]
@@ -79,7 +79,7 @@ def test_a_network_of_another_dtype_reads_the_same_log_mel(checkpoint, set_defau
 
 
 class Waits(TorchDispatchMode):
-    """Notes when the content of a tensor decides how to go on: where a GPU would be waited for."""
+    """Records when a tensor's content decides the control flow, where the host would wait for a GPU."""
 
     READ = aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero, aten.masked_select
 
@@ -95,7 +95,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("pooling", ["concat", "mean"])
 def test_a_forward_pass_looks_twice_whether_all_is_finite(checkpoint, pooling):
-    """At the waveforms; and at the hidden states, for which a GPU is not waited."""
+    """It checks the waveforms, and the hidden states without waiting for a GPU."""
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(frequency_pooling=pooling))
     with torch.no_grad(), Waits() as waits:
         encoder([torch.randn(samples) for samples in (170000, 9000, 401, 1)])

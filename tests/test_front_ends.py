@@ -1,5 +1,5 @@
-"""Front ends of other data: everything that reads audio takes rate, bands, frames and normalisation from the network's
-configuration."""
+"""Front ends for other data: everything that reads audio takes the rate, bands, frames and normalisation from the
+network's configuration."""
 
 import json
 import math
@@ -168,7 +168,7 @@ def test_hear_is_told_the_rate(checkpoint):
 
 @pytest.mark.parametrize("frames, sampling_rate", [(501, 22050), (103, 16000)])
 def test_clips_of_no_whole_number_of_patches(frames, sampling_rate, recordings, tmp_path):
-    """Windows of the clips' length, of which the learned positions cover the whole patches: all that reads audio."""
+    """Everything that reads audio uses windows of the clips' length; learned positions cover only whole patches."""
     checkpoint = tmp_path / "checkpoint"
     save_model(SsambaModel(SsambaConfig(**{**NETWORK, "pretraining_frames": frames}, sampling_rate=sampling_rate,
                                         patch_size=[32, 8])), checkpoint)
@@ -202,7 +202,7 @@ def test_info_says_what_is_heard(checkpoint, capsys):
 def test_seconds_of_other_frames():
     fields = {**NETWORK, **BATS, "frame_shift": 10.0, "pretraining_frames": 320}
     counts = columns_of_seconds(SsambaConfig(**fields), 301)
-    # At 22.05 kHz, 10 ms are 220 samples: a column of 16 frames lasts 0.1596 s.
+    # At 22.05 kHz, 10 ms is 220 samples: a column of 16 frames lasts 0.1596 s.
     centres = [(16 * column + 8) * 220 / 22050 for column in range(18)]
     assert counts == [sum(second <= centre < second + 1 for centre in centres) for second in range(3)]
 
@@ -240,7 +240,7 @@ def test_manifest_statistics(recordings, tmp_path, capsys):
 
 @pytest.mark.parametrize("bands, frames", [(64, 256), (128, 512)])
 def test_published_checkpoints_of_other_grids_with_rms_norm(bands, frames, tmp_path):
-    """What the published code writes for another spectrogram and ``rms_norm=True``."""
+    """Loads checkpoints that the published code writes for other spectrograms and ``rms_norm=True``."""
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_mel_bins": bands, "pretraining_frames": frames,
               "norm": "rms_norm", "block_order": "paired"}
     model = SsambaModel(SsambaConfig(**fields)).eval()
@@ -259,7 +259,7 @@ def test_published_checkpoints_of_other_grids_with_rms_norm(bands, frames, tmp_p
 
 @pytest.mark.slow
 def test_from_manifest_to_classifier_by_command_line(tmp_path, capsys):
-    """Pretraining and fine-tuning at 22.05 kHz on 64 bands, and what comes of it in transformers."""
+    """Pretrains and fine-tunes at 22.05 kHz with 64 bands, and loads the result in transformers."""
     random, rows = np.random.default_rng(0), ["path,label,split"]
     for i in range(12):
         pitch, times = (300, 9000)[i % 2], np.arange(11025 + 500 * i) / 22050

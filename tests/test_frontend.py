@@ -1,4 +1,4 @@
-"""Log-mel against torchaudio's Kaldi fbank with the recipe's arguments."""
+"""Log-mel, compared with torchaudio's Kaldi fbank with the recipe's arguments."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_too_short_for_a_frame():
 @pytest.mark.parametrize("samples", [5, 1])
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f8", ">i2"])
 def test_arrays_that_torch_does_not_take(dtype, samples):
-    """Reversed ones, such as of audio played backwards, and big-endian ones, as in SPHERE and AIFF files."""
+    """Such arrays are reversed, as for audio played backwards, or big-endian, as in SPHERE and AIFF files."""
     array = np.array([1000, -2000, 3000, 4000, 5000], dtype=dtype)[:samples]
     scale = 32768 if dtype == ">i2" else 1
     for given in (array, array[::-1], np.stack([array, array], axis=1)[:, 1], np.flip(array)):

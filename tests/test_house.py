@@ -1,4 +1,4 @@
-"""Imports between the package's rooms run downwards, without cycles."""
+"""Imports between the package's layers run downwards, without cycles."""
 
 import ast
 import graphlib

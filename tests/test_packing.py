@@ -1,4 +1,4 @@
-"""As many things at once as fit."""
+"""Packing items into groups of limited size."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Recordings are read ahead, in their order, and one that cannot be read leaves the others."""
+"""Recordings are read ahead, in order, and an unreadable one does not affect the others."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""SLURM's scripts among stand-ins for its commands; those that measure at toy size, so that what they call is there."""
+"""SLURM scripts with stand-ins for SLURM's commands, and measuring scripts at toy size, to test that they run."""
 
 import json
 import os
@@ -21,7 +21,7 @@ while true; do sleep 0.1; done
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Starts a script among stand-ins for SLURM's commands, which write down what they were given."""
+    """Return a function that starts a script with stand-ins for SLURM's commands, which record their arguments."""
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "scontrol").write_text('#!/usr/bin/env bash\necho "$@" | tee -a "$0.arguments"\n')
     for command in ("srun", "scontrol"):
@@ -44,7 +44,7 @@ def test_slurm_s_steps_have_the_job_s_processors(slurm, tmp_path, script):
     assert "SRUN_CPUS_PER_TASK=12" in environment
     if script == "pretrain.slurm":
         (patience,) = [line.partition("=")[2] for line in environment if "SHUTDOWN_TIMEOUT" in line]
-        assert 60 < int(patience) < 300  # SLURM signals so many seconds before the end
+        assert 60 < int(patience) < 300  # SLURM sends the signal this many seconds before the end
 
 
 def test_a_job_that_is_signalled_queues_itself_again(slurm, tmp_path):

@@ -1,4 +1,4 @@
-"""The wheel's tag and the kernel's file name, as ``setup.py`` gives them, without building either."""
+"""The wheel's tag and the kernel's file name in ``setup.py``, without building either."""
 
 import configparser
 import importlib.machinery
@@ -16,7 +16,7 @@ from ssamba_upstream.ops.cpu import library
 
 @pytest.fixture
 def command(monkeypatch):
-    """Returns a function: name -> the command that ``setup.py`` defines."""
+    """Return a function that returns a command of ``setup.py`` by name."""
     given = {}
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
     runpy.run_path(str(CHECKOUT / "setup.py"))
@@ -44,11 +44,11 @@ def test_only_a_wheel_with_the_kernel_is_of_a_platform(command, tmp_path, built)
 def test_any_python_3_finds_the_kernel(command):
     name = command("build_ext").get_ext_filename(f"{library.__package__}._kernel")
     assert name == "ssamba_upstream/ops/cpu/_kernel.so"
-    assert ".so" in importlib.machinery.EXTENSION_SUFFIXES  # alone, without a version
+    assert ".so" in importlib.machinery.EXTENSION_SUFFIXES  # only, without a version
 
 
 def test_a_new_kernel_takes_the_place_of_one_named_after_a_python(command, tmp_path, monkeypatch):
-    """importlib would take the old one first."""
+    """importlib would load the old one first."""
     folder = tmp_path / "ssamba_upstream" / "ops" / "cpu"
     folder.mkdir(parents=True)
     (folder / "_kernel.cpython-310-x86_64-linux-gnu.so").touch()

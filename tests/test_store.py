@@ -1,4 +1,4 @@
-"""Hidden states on disk: what is read is what was written, whatever happens in between."""
+"""Hidden states on disk: reading returns exactly what was written, whatever happens in between."""
 
 import multiprocessing
 import os
@@ -100,7 +100,7 @@ def fill_a_disk(folder, numbers):
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # as a disk with no more room
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # as on a full disk
     kept = HiddenStateStore(folder, {})
     for number in range(200):
         if reason := kept.write({key(number): kept.round(torch.ones(4, 100, 8))}):
@@ -132,7 +132,7 @@ def write_many(folder, first):
 @FORKS
 def test_several_processes_write_and_one_is_killed(tmp_path):
     kept = HiddenStateStore(tmp_path, {})
-    context = multiprocessing.get_context("fork")  # after this process has opened the store
+    context = multiprocessing.get_context("fork")  # this process has already opened the store
     kept.write({key(-1): kept.round(states(0))})
     writers = [context.Process(target=write_many, args=(tmp_path, first)) for first in (0, 200)]
     for writer in writers:

@@ -1,4 +1,4 @@
-"""Streams: in pieces of any lengths the same frames as of the whole, in bounded memory."""
+"""Streams: pieces of any length give the same frames as the whole, in bounded memory."""
 
 import random
 
@@ -24,7 +24,7 @@ def noise(samples):
 
 
 def pieces(wav, longest, seed=0):
-    """The waveform in pieces of random lengths, some of them empty."""
+    """Split a waveform into pieces of random lengths, some of them empty."""
     lengths, draw = [], random.Random(seed)
     while sum(lengths) < len(wav):
         lengths.append(min(draw.randint(0, longest), len(wav) - sum(lengths)))
@@ -32,7 +32,7 @@ def pieces(wav, longest, seed=0):
 
 
 def assert_same(outputs, expected, stream=0):
-    """The outputs of pushes, one after the other, are the frames of a FrameEncoder."""
+    """Assert that the concatenated outputs of pushes are the frames of a FrameEncoder."""
     for layer in range(len(expected.hidden_states) + 1):
         states = [(*output.hidden_states, output.last_hidden_state)[layer][stream, : output.frames[stream]]
                   for output in outputs]
@@ -48,7 +48,7 @@ def test_pieces_equal_the_whole(fields, options, samples, longest):
     heard = encoder(options, **fields)
     wav, stream = noise(samples), heard.stream()
     expected = heard([wav])
-    for seed in range(2):  # after finish() a stream begins anew
+    for seed in range(2):  # after finish(), a new stream begins
         outputs = [stream.push(piece) for piece in pieces(wav, longest, seed)] + [stream.finish()]
         assert sum(output.frames[0] for output in outputs) == -(-samples // heard.windowing.hop)
         assert_same(outputs, expected)

@@ -1,4 +1,4 @@
-"""Transformers' habits, and those of the libraries around it: each trains a few steps and comes back."""
+"""Conventions of transformers and the libraries around it: each trains a few steps, saves and loads."""
 
 import huggingface_hub
 import numpy as np
@@ -26,7 +26,7 @@ LABELS = {"id2label": {0: "quiet", 1: "loud"}, "label2id": {"quiet": 0, "loud": 
 
 
 class Noise(Dataset):
-    """Clips of noise, quiet ones and loud ones in turn."""
+    """Clips of noise, alternately quiet and loud."""
 
     def __init__(self, clips):
         generator = torch.Generator().manual_seed(clips)
@@ -102,7 +102,7 @@ def test_num_labels_puts_a_head_on_an_encoder(folder):
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.ssamba.state_dict()[name], tensor), name
     again = AutoModelForAudioClassification.from_pretrained(folder, num_labels=5)
-    assert not torch.equal(again.classifier.weight, model.classifier.weight)  # drawn, not left as memory was
+    assert not torch.equal(again.classifier.weight, model.classifier.weight)  # initialised, not uninitialised memory
     assert model.classifier.weight.abs().max() < 1 and (model.classifier_norm.weight == 1).all()
 
 
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
     model.zero_grad()
     model.ssamba.patch_embed.requires_grad_(False)
-    model.enable_input_require_grads()  # by a hook on the input embeddings
+    model.enable_input_require_grads()  # through a hook on the input embeddings
     model(**batch).loss.backward()
     torch.testing.assert_close(model.classifier.weight.grad, expected["classifier.weight"], rtol=1e-4, atol=1e-6)
     model.gradient_checkpointing_disable()
@@ -249,7 +249,7 @@ def test_lora_of_every_projection(tmp_path, block_order):
         loss.backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
-        # All that is trained has moved, dt_proj's adapters among it, and nothing else.
+        # All trained parameters have changed, including dt_proj's adapters, and no others.
         assert torch.equal(parameter, begun[name]) != parameter.requires_grad, name
     assert any("dt_proj_b.lora_B" in name for name in begun)
     assert accuracy(model, Noise(6)) == 1
@@ -302,7 +302,7 @@ def test_merged_adapters_compute_what_the_adapters_did(model_class, targets):
 
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_what_is_a_linear_layer_by_its_type_computes_nothing_else(model_class):
-    """Adapters are merged, weights are pruned and quantised, by a module's type."""
+    """Libraries merge adapters, prune weights and quantise layers by a module's type."""
     plain = (nn.Linear, nn.Conv1d, nn.Conv2d)
     layers = [module for module in model_class(SsambaConfig(**NETWORK)).modules() if isinstance(module, plain)]
     assert layers and all(type(layer) in plain for layer in layers)
@@ -328,7 +328,7 @@ def test_traces_are_refused_in_a_sentence():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What is sent to the hub: files by their names, the newest content of each."""
+    """The files sent to the hub, by name, with their latest content."""
     sent = {}
 
     def create_commit(self, repo_id, operations, **kwargs):
@@ -363,4 +363,4 @@ def test_what_is_pushed_to_the_hub_has_the_card_of_its_run(pretrained, hub, auto
     with torch.no_grad():
         model.base_model.cls_token += 1
     model.push_to_hub("me/ssamba")
-    assert "no card" in hub["README.md"].decode()  # the figures are not of these weights
+    assert "no card" in hub["README.md"].decode()  # the figures belong to other weights

@@ -1,4 +1,4 @@
-"""Windows and frames against definitions written out."""
+"""Windows and frames, compared with explicit definitions."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_windows_hold_a_patch_by_default():
 @pytest.mark.parametrize("patch_size", [(16, 16), (32, 8), (64, 4), (128, 4), (128, 2)])
 @pytest.mark.parametrize("sampling_rate", [16000, 22050])
 def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
-    """Pretraining clips of any length: windows of their length, and the default ones, at any stride."""
+    """For clips of any length and any stride, windows of the clips' length and default windows are supported."""
     for frames in [*range(patch_size[1], 60), 103, 251, 255, 501, 1000, 1023]:
         for stride in {1, patch_size[1] // 2, 5 * patch_size[1] // 8, patch_size[1]} - {0}:
             config = SsambaConfig(patch_size=patch_size, time_stride=stride, pretraining_frames=frames,
@@ -57,7 +57,7 @@ def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
 
 @pytest.mark.parametrize("padding", ["none", "published"])
 def test_windows_beyond_the_learned_positions(padding):
-    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # of which 96 are in whole patches
+    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # 96 of them in whole patches
     assert Windowing.for_model(config, 1.03, padding).columns == 12
     with pytest.raises(ValueError, match=r"window_secs=1.12 is longer than the 0.96 s for which"):
         Windowing.for_model(config, 1.12, padding)
@@ -66,7 +66,7 @@ def test_windows_beyond_the_learned_positions(padding):
 
 
 def test_the_grid_of_columns_runs_through_the_windows():
-    """Column c of the utterance is fbank frames 10c ... 10c + 15, whichever window it falls into."""
+    """Column c of an utterance covers fbank frames 10c ... 10c + 15, whichever window contains it."""
     wav, windowing = torch.randn(56000), Windowing(1.0, 10, 16, "none")
     (features,) = LogMel()([wav])
     (windows,) = windowing.cut([wav], LogMel())
@@ -80,7 +80,7 @@ def test_the_grid_of_columns_runs_through_the_windows():
 
 
 def test_published_windows():
-    """Each whole window's fbank by itself, 98 frames of 100; one column fewer than the frames it stands for."""
+    """Each window's fbank is computed separately: 98 frames instead of 100, so one column fewer than its output frames."""
     wav, windowing = torch.randn(24000), Windowing(1.0, 10, 16, "published")
     (windows,) = windowing.cut([wav], LogMel())
     assert [window.shape for window in windows] == [(100, 128)] * 2 and windowing.columns == 9
@@ -92,7 +92,7 @@ def test_published_windows():
 
 @pytest.mark.parametrize("pooling", ["concat", "mean"])
 def test_frames_of_utterances(pooling):
-    """Two utterances of two and one windows; the second wants one frame more than its window has columns."""
+    """The utterances have two windows and one; the second needs one frame more than its window has columns."""
     rows, width = 3, 2
     grids = [torch.randn(rows, columns, width) for columns in (4, 2, 3)]
     class_token = torch.full((1, width), 9.0)

@@ -1,4 +1,4 @@
-"""The benchmarks run, and report what they say they do; how fast anything is, is not tested."""
+"""The benchmarks run and report what they document. Speed is not tested."""
 
 import csv
 import functools
@@ -139,7 +139,7 @@ def test_efficiency_failure_of_one_keeps_the_others(monkeypatch):
 def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
     series = efficiency._Series("SSAST eager")
     series.check_memory(512, 1)
-    assert series.reason is None  # nothing is known yet
+    assert series.reason is None  # nothing has been measured yet
     series.add(512, 1.0, 2**30)
     series.check_memory(1024, 2**33)
     assert series.reason is None
@@ -182,8 +182,8 @@ def test_efficiency_interrupted_keeps_what_was_measured(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("ours, theirs, expected", [
     ([2, 4, 8, 16], [1, 4.0001, 16, 64], 200),  # at the second measurement
-    ([4, 4, 4, 4], [1, 2, 8, 16], 200 * math.sqrt(2)),  # half-way between, on the log scale
-    ([4, 1, 4, 4], [1, 2, 2, 8], 400 * math.sqrt(2)),  # for good, whatever there was before
+    ([4, 4, 4, 4], [1, 2, 8, 16], 200 * math.sqrt(2)),  # the midpoint on a logarithmic scale
+    ([4, 1, 4, 4], [1, 2, 2, 8], 400 * math.sqrt(2)),  # permanently, whatever the earlier order
     ([1, 1, 1, 1], [2, 2, 2, 2], 100),
     ([2, 2, 2, 2], [1, 1, 1, 2], None),
 ])

@@ -1,4 +1,4 @@
-"""The ``ssamba`` command, as its user meets it."""
+"""The ``ssamba`` command, from its user's point of view."""
 
 import argparse
 import json
@@ -74,7 +74,7 @@ def test_missing_files_are_explained_and_leave_no_folder(arguments, message, tmp
     pytest.param(["layer-weights", "weights.ckpt"], True, marks=pytest.mark.slow),
 ], ids=str)
 def test_who_reads_the_output_may_go(tmp_path, arguments, buffered):
-    """As ``head`` does: no traceback, and the exit status of the shell's convention."""
+    """When the reader closes the pipe, as ``head`` does, there is no traceback, and the status is conventional."""
     torch.save({"Downstream": {}, "Featurizer": {"weights": torch.zeros(25)}}, tmp_path / "weights.ckpt")
     reader, writer = os.pipe()
     os.close(reader)
@@ -95,7 +95,7 @@ def test_another_broken_pipe_is_an_error(tmp_path, capsys, monkeypatch):
 
 
 def test_every_argument_is_explained():
-    """By a line that can be read alone."""
+    """Each help line is a full description by itself."""
     def check(parser):
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):

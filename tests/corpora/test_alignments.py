@@ -1,4 +1,4 @@
-"""Segments from a table or TIMIT's files, and the frames that are drawn from them."""
+"""Segments read from a table or from TIMIT's files, and the frames drawn from them."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_other_columns(tmp_path):
 
 
 def aligned(tmp_path, **segments):
-    """A set of recordings of one second, each in a split of its name."""
+    """Return a set of one-second recordings, each in the split it is named after."""
     write_wavs(tmp_path, *(f"{split}.wav" for split in segments))
     paths = {split: tmp_path / f"{split}.wav" for split in segments}
     return AlignedSet({paths[split]: found for split, found in segments.items()},
@@ -87,7 +87,7 @@ def aligned(tmp_path, **segments):
 
 
 def test_a_frame_has_the_label_at_its_middle(tmp_path):
-    """Against every middle of every frame, at hops that segments' borders do and do not fall on."""
+    """Compares all frame centres, with hops that do and do not coincide with segment boundaries."""
     borders = [0, 0.01, 0.05, 0.0507, 0.11, 0.5, 0.93, 1.0]
     segments = [Segment(start, end, str(i)) for i, (start, end) in enumerate(zip(borders, borders[1:])) if i != 4]
     found = aligned(tmp_path, train=segments, dev=[Segment(0, 0.5, "0")], test=[Segment(0.3, 0.4, "5")])
@@ -132,7 +132,7 @@ def test_segments_past_the_end(tmp_path):
 
 
 def write_timit(root, wav=".WAV", phn=".PHN", case=str.upper):
-    """A sentence of one speaker of train, of dev and of the core test set; returns the folder of train's."""
+    """Write one sentence each by a speaker of train, dev and the core test set; return the train speaker's folder."""
     for part, speaker in (("train", "fcjf0"), ("test", "faks0"), ("test", "mdab0")):
         folder = root / "TIMIT" / case(part) / case("dr1") / case(speaker)
         for sentence in ("sa1", "si648", "sx217"):

@@ -1,4 +1,4 @@
-"""The checks of SUPERB's corpora and the writers of their layouts, against s3prl's own code and damage."""
+"""Checks of SUPERB's corpora and writers of their layouts, tested with s3prl's own code and with damaged corpora."""
 
 import importlib.util
 import json
@@ -77,7 +77,7 @@ def synthetic(tmp_path_factory):
 
 
 def assert_problem(report, *fragments, others=0):
-    """One problem, and so many others, says all of this in whole sentences."""
+    """Assert that exactly one problem contains all fragments, next to ``others``, and that all are whole sentences."""
     matching = [problem for problem in report.problems if all(fragment in problem for fragment in fragments)]
     assert len(matching) == 1 and len(report.problems) == 1 + others, report.problems
     assert all(problem.endswith(".") for problem in report.problems)
@@ -476,7 +476,7 @@ def test_writers_fill_an_empty_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """The first twelve takes of each digit and speaker, and their arrangement."""
+    """The first twelve takes of each digit and speaker, arranged as two corpora."""
     if not FSDD.is_dir():
         pytest.skip(f"the Free Spoken Digit Dataset is not at {FSDD}")
     folder = tmp_path_factory.mktemp("digits")
@@ -510,7 +510,7 @@ def test_fsdd_as_voxceleb1(digits):
     assert report.counts == {"train": {"utterances": 120, "speakers": 6},
                              "dev": {"utterances": 300, "speakers": 6},
                              "test": {"utterances": 300, "speakers": 6}}
-    # The second speaker in the alphabet is jackson; recordings are told apart by their lengths.
+    # jackson is the second speaker alphabetically; recordings are identified by their lengths.
     splits = {}
     for line in (arranged / "VoxCeleb1" / "veri_test_class.txt").read_text().splitlines():
         split, name = line.split()
@@ -531,7 +531,7 @@ def test_fsdd_is_resampled(digits):
                          enumerate(candidates) if len(samples) == 2 * len(original))
     assert error < 0.02 * np.abs(original).max()
     power = np.abs(np.fft.rfft(candidates[nearest][0])) ** 2
-    assert power[len(power) * 53 // 100:].sum() < 1e-3 * power.sum()  # no images above the old 4 kHz
+    assert power[len(power) * 53 // 100:].sum() < 1e-3 * power.sum()  # no aliases above the original 4 kHz
 
 
 def test_fsdd_with_a_damaged_recording(tmp_path, capsys):
@@ -558,7 +558,7 @@ def test_fsdd_needs_recordings(tmp_path):
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """A stand-in for the dataset: takes 0, 5 and 10 of two speakers, each recording a constant of its own."""
+    """A stand-in for the dataset: takes 0, 5 and 10 of two speakers, each recording a different constant."""
     recordings = tmp_path_factory.mktemp("tones") / "recordings"
     recordings.mkdir()
     levels = {}
@@ -577,7 +577,7 @@ def joined(tones, tmp_path_factory):
 
 
 def joined_recordings(path, levels):
-    """(digit, speaker, take) of the three recordings in a file, by their constants."""
+    """Return (digit, speaker, take) of the three recordings in a file, identified by their constants."""
     samples, rate = soundfile.read(path)
     assert rate == 16000 and len(samples) == 3 * 400
     names = [min(levels, key=lambda name: abs(levels[name] - part.mean())) for part in np.split(samples, 3)]

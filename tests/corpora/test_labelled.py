@@ -1,4 +1,4 @@
-"""Labelled sets from a CSV or a folder for each class."""
+"""Labelled sets from a CSV file, or from one folder per class."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from ssamba_upstream.corpora.labelled import LabelledSet, LabelledSetError, join
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder for each of two classes, with ten recordings each, some of them deeper."""
+    """Two class folders of ten recordings each, some of them in subfolders."""
     for label in ("cat", "dog"):
         for i in range(10):
             file = tmp_path / label / (f"{i}.wav" if i else "deeper/0.FLAC")

@@ -1,4 +1,4 @@
-"""Manifests: written from folders of audio, and read in every format that is in use."""
+"""Manifests: writing them from folders of audio, and reading every format in use."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from ssamba_upstream.files import file_hash
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five readable files in three folders, an empty one, a damaged one, and one that is no audio."""
+    """Five readable files in three folders, an empty file, a damaged file, and a file that is not audio."""
     root = tmp_path / "audio"
     (root / "b" / "deep").mkdir(parents=True)
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (4000, 2))
@@ -159,7 +159,7 @@ def test_the_published_and_the_fairseq_format_are_read(tmp_path):
 
 
 def test_a_published_manifest_is_never_in_memory_as_objects(tmp_path):
-    """The content of its entries takes eight times the file's size; with their paths alone it is less than four."""
+    """All entries as objects would take eight times the file's size; keeping only the paths takes less than four."""
     entries = [{"wav": f"/a/{i:06d}.flac", "labels": "/m/0"} for i in range(10_000)]
     (tmp_path / "m.json").write_text(json.dumps({"data": entries}))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""``ssamba prepare``: downloaded data sets -> labelled sets, checked."""
+"""``ssamba prepare``: from downloaded data sets to checked labelled sets."""
 
 import csv
 import itertools
@@ -34,7 +34,7 @@ def write_table(path, columns, rows):
 
 
 def members(out, folder):
-    """{path below the folder: (label, split)} of a prepared set."""
+    """Return {path relative to the folder: (label, split)} of a prepared set."""
     data = read_labelled(out)
     return {path.relative_to(folder).as_posix(): (label, split)
             for path, label, split in zip(data.paths, data.labels, data.splits)}
@@ -47,14 +47,14 @@ ESC50_COLUMNS = "filename,fold,target,category,esc10,src_file,take"
 
 @pytest.fixture
 def esc50(tmp_path):
-    """ESC-50 with two classes of its fifty, three folds of its five."""
+    """ESC-50 with two of its fifty classes and three of its five folds."""
     root = tmp_path / "ESC-50-master"
     rows = [[f"{fold}-{clip}-A-{target}.wav", fold, target, category, "True", clip, "A"]
             for fold in (1, 2, 5) for clip, (target, category) in enumerate([(0, "dog"), (14, "chirping_birds")], 100)]
     write_table(root / "meta" / "esc50.csv", ESC50_COLUMNS, rows)
     for name, *_ in rows:
         write_audio(root / "audio" / name, rate=44100)
-    write_audio(root / "audio" / "9-9-A-9.wav")  # in no list
+    write_audio(root / "audio" / "9-9-A-9.wav")  # not listed
     return root
 
 
@@ -221,7 +221,7 @@ def test_the_second_version_is_no_first(commands, tmp_path):
 
 
 def test_speech_commands_without_lists(commands, tmp_path):
-    """The rule that made the lists; its test set is used where there is none of the same words."""
+    """The rule behind the released lists makes the splits, including a test set if no test set has the same words."""
     (commands / "validation_list.txt").unlink()
     (commands / "testing_list.txt").unlink()
     for number in range(40):
@@ -252,7 +252,7 @@ def test_the_digits_are_split_as_for_superb(tmp_path):
 
 @pytest.fixture
 def audioset(tmp_path):
-    """AudioSet with four classes, three clips for training and two for testing; no audio yet."""
+    """AudioSet's lists, with four classes, three training clips and two test clips; no audio yet."""
     root = tmp_path / "audioset"
     root.mkdir()
     (root / "class_labels_indices.csv").write_text(
@@ -377,7 +377,7 @@ def write_tone(path, label, seconds, rate=16000, subtype="PCM_16", channels=1):
 
 @pytest.fixture(scope="module")
 def urban(tmp_path_factory):
-    """UrbanSound8K with three folds and four classes, each of which has a tone of its own."""
+    """UrbanSound8K with three folds and four classes, each a different tone."""
     root = tmp_path_factory.mktemp("urban") / "UrbanSound8K"
     random, rows = np.random.default_rng(0), []
     for fold, count in ((1, 45), (2, 25), (10, 30)):
@@ -397,7 +397,7 @@ def loudest_frequency(second):
 
 
 def seconds_of(root, fold):
-    """Whole seconds of a fold's excerpts, those of under a tenth of a second not counted."""
+    """Return the whole seconds of a fold's excerpts, ignoring excerpts under a tenth of a second."""
     found = [soundfile.info(path).duration for path in (root / "audio" / fold).glob("*.wav")]
     return sum(max(1, int(np.ceil(duration - 0.1))) for duration in found)
 
@@ -425,7 +425,7 @@ def test_every_second_of_a_scene_sounds_as_it_is_labelled(urban, tmp_path):
 
 
 def test_every_excerpt_is_there_once_and_whole(urban, tmp_path):
-    """But for the last, which the end of the last scene cuts; 0.05 s make a second, and 4.03 s make four."""
+    """Only the end of the last scene cuts an excerpt. An excerpt of 0.05 s fills a second, and 4.03 s fill four."""
     excerpts = {path.stem: path for path in (urban / "audio" / "fold1").glob("*.wav")}
     scenes = mix_scenes([(path, stem, "fold1") for stem, path in excerpts.items()], tmp_path / "scenes")
     samples = np.concatenate([soundfile.read(path)[0] for path, _, _ in scenes])
@@ -467,7 +467,7 @@ def test_a_second_call_writes_only_what_is_wrong(urban, tmp_path):
 
 
 def test_labels_do_not_outlive_their_scenes(urban, tmp_path, monkeypatch, capsys):
-    """An interruption while other scenes are written, and two processes at once."""
+    """Interrupts a run while it writes other scenes, and runs two processes at once."""
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -493,7 +493,7 @@ def test_urban_sound_that_cannot_be_mixed(urban, tmp_path):
 
 
 def test_damaged_excerpts_are_in_no_scene(urban, tmp_path):
-    """Those that their header does not tell, too."""
+    """This includes damage that the header does not show."""
     root = tmp_path / "UrbanSound8K"
     shutil.copytree(urban, root)
     damaged, missing = (root / "audio" / "fold1" / name for name in ("1000-0-0-0.wav", "1001-1-0-0.wav"))

@@ -1,4 +1,4 @@
-"""What the checks of corpora share: splits are compared, and what s3prl reads is hashed."""
+"""Common parts of the corpus checks: comparing splits, and hashing the data that s3prl reads."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def problems(report):
 def test_recordings_in_two_splits(root):
     assert problems(report_of(root, train="ab", test="cd")) == []
     (root / "test" / "c").unlink()
-    os.link(root / "train" / "a", root / "test" / "c")  # one file of two names
+    os.link(root / "train" / "a", root / "test" / "c")  # one file with two names
     (root / "test" / "d").unlink()
     (root / "test" / "d").symlink_to(root / "train" / "b")
     assert problems(report_of(root, train="ab", test="cd")) == [
@@ -79,7 +79,7 @@ def test_shared_speakers_are_noted(root):
 
 def test_the_content_hash_stays_with_a_copy(root, tmp_path):
     before = report_of(root, train="ab", test="cd").content_hash
-    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)  # with new times
+    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)  # with new timestamps
     os.utime(copy / "train" / "a", (0, 0))
     assert report_of(copy, train="ab", test="cd").content_hash == before
 

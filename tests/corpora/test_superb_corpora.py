@@ -1,5 +1,5 @@
-"""The checks of the corpora beside VoxCeleb1, IEMOCAP and Speech Commands: complete ones, and what each may lack; and
-what all twelve have in common."""
+"""Checks of the corpora other than VoxCeleb1, IEMOCAP and Speech Commands, complete and with parts missing, and the
+properties common to all twelve."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from ssamba_upstream.corpora.superb import libri2mix, voicebank_demand
 from ssamba_upstream.corpora.superb.sets import CHECKS
 from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 
-pytestmark = pytest.mark.slow  # the corpora take seconds to make
+pytestmark = pytest.mark.slow  # creating the corpora takes seconds
 
 PLACES = {
     "pr": "LibriSpeech", "asr": "LibriSpeech", "sf": "SNIPS", "ic": "fluent_speech_commands_dataset",
@@ -35,7 +35,7 @@ def synthetic(tmp_path_factory):
 
 @pytest.fixture
 def corpus(synthetic, tmp_path):
-    """A task's own copy of its corpus. What the lists of mixtures name is that of all."""
+    """A separate copy of a task's corpus. Lists of mixtures still name recordings of the shared one."""
     def copy(task):
         place = tmp_path / ALL_PLACES[task]
         if task == "ks":
@@ -47,7 +47,7 @@ def corpus(synthetic, tmp_path):
 
 
 def problem(task, root, *fragments, others=0):
-    """One problem, and so many others, says all of this in whole sentences."""
+    """Return the one problem with all fragments; assert that there are ``others`` more, and that all are sentences."""
     report = CHECKS[task](root)
     matching = [text for text in report.problems if all(fragment in text for fragment in fragments)]
     assert len(matching) == 1 and len(report.problems) == 1 + others, report.problems
@@ -168,7 +168,7 @@ def test_recordings_of_another_rate(task, corpus, synthetic, tmp_path):
     problem(task, root, "8000 Hz and 1 channel", str(recordings[0]))
 
 
-# What all twelve have in common
+# Common to all twelve
 
 
 def append(path, lines):
@@ -448,7 +448,7 @@ def test_diarization_reports_speakers_and_absent_files(corpus):
 
 
 def in_samples(path, columns):
-    """Give the times of a file in samples, as no message of s3prl's would tell."""
+    """Convert a file's times to samples, a mistake that s3prl does not report."""
     rows = [line.split() for line in path.read_text().splitlines()]
     for row in rows:
         row[columns] = [f"{16000 * float(seconds):.0f}" for seconds in row[columns]]
@@ -542,7 +542,7 @@ def test_lists_of_wavs(synthetic, tmp_path, capsys):
 
 
 def test_the_thousand_mixtures_of_dev(tmp_path):
-    """Those of s3prl's subsample.py, whose seed is 7: of 1,001 all but one, found by hand from its rule."""
+    """s3prl's subsample.py (seed 7) keeps all but one of 1,001 mixtures; the one was found by hand from its rule."""
     import random
 
     for name in libri2mix.FOLDERS.values():

@@ -1,4 +1,4 @@
-"""The source-filter synthesiser: its acoustics, and how well its words, voices and styles can be learnt."""
+"""The source-filter synthesiser: its acoustics, and how learnable its words, voices and styles are."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ PLAIN = Voice(pitch=110, tract=1, bandwidth=1, jitter=0.003, breath=0.02, tilt=0
 
 
 def spectrum_in_decibels(samples, size=512):
-    """Mean power spectrum; bins are 16000 / size Hz apart."""
+    """Return the mean power spectrum; bins are 16000 / size Hz apart."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::size // 4] * np.hanning(size)
     return 10 * np.log10((np.abs(np.fft.rfft(frames)) ** 2).mean(axis=0) + 1e-12)
 
@@ -50,7 +50,7 @@ def test_voices_have_their_pitch(monkeypatch, pitch):
     correlation = np.correlate(speech, speech, "full")[len(speech) - 1:]
     period = 40 + np.argmax(correlation[40:320])
     semitones = 12 * np.log2(16000 / period / pitch)
-    assert abs(semitones) < 3  # every utterance departs from the voice's pitch with a standard deviation of 1
+    assert abs(semitones) < 3  # utterances deviate from the voice's pitch with a standard deviation of 1
 
 
 def test_styles_differ_in_level_and_duration():
@@ -103,12 +103,12 @@ def test_noise_falls_as_asked(colour):
     assert slope == pytest.approx(-3.01 * colour, abs=0.2)
 
 
-# A corpus serves tests and demonstrations if a linear model learns it, but not perfectly. The head of
-# SUPERB's utterance-level tasks is linear too, on features averaged over time.
+# A corpus suits tests and demonstrations if a linear model learns it, but not perfectly. SUPERB's head for
+# utterance-level tasks is also linear, on features averaged over time.
 
 
 def linear_accuracy(train, test):
-    """Accuracy on `test` of ridge regression on time-averaged log spectra; both are (utterances, labels)."""
+    """Return the accuracy on `test` of ridge regression on time-averaged log spectra; both are (utterances, labels)."""
     (features, labels), (unseen, truth) = (
         (np.array([log_spectrum(utterance) for utterance in utterances]), np.array(labels))
         for utterances, labels in (train, test))

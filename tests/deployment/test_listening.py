@@ -1,4 +1,4 @@
-"""A causal classifier that listens, and ``ssamba listen``."""
+"""A causal classifier on live audio, and ``ssamba listen``."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def recording(tmp_path):
-    """Noise of 4 s that grows and fades, 16 bits."""
+    """4 s of 16-bit noise that gets louder and fades."""
     seconds = np.arange(64000) / 16000
     wav = np.random.default_rng(0).standard_normal(64000) * 0.2 * np.sin(2 * seconds) ** 8
     soundfile.write(tmp_path / "noise.wav", wav, 16000, subtype="PCM_16")
@@ -52,7 +52,7 @@ def recording(tmp_path):
 
 
 def scores_of(listener, wav, chunk):
-    """What a listener finds of every label at every frame: with a threshold of 0 all begin once."""
+    """Return a listener's detections. With a threshold of 0, each label starts exactly once."""
     return [found for part in wav.split(chunk) for found in listener.hear(part)]
 
 

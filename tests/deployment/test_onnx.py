@@ -1,4 +1,4 @@
-"""``ssamba export``: the ONNX file in onnxruntime against the network."""
+"""``ssamba export``: the ONNX file in onnxruntime, compared with the network."""
 
 import json
 
@@ -112,7 +112,7 @@ def test_a_stream_in_pieces_is_the_whole(tmp_path, save, fields):
     wav, encoder = wavs_of(1, 3.0), FrameEncoder.from_checkpoint(checkpoint).eval()
     with torch.no_grad():
         expected = encoder(list(wav))
-    for _ in range(2):  # without states a stream begins anew
+    for _ in range(2):  # without states, a new stream begins
         states, hidden, begin = {}, [], 0
         for frames in (1, 1, 3, 1, 7, 2):
             chunk = wav[:, begin : begin + 1520 + (frames - 1) * 1280].numpy()
@@ -158,7 +158,7 @@ def test_embedding_is_the_mean_over_time(tmp_path, save):
 
 
 def test_what_reads_log_mel_equals_what_reads_waveforms(tmp_path, save):
-    """Where the frames of both are as many: a waveform whose end an analysis window reaches."""
+    """Both have the same number of frames if the last analysis window ends where the waveform does."""
     checkpoint = save()
     export(checkpoint, tmp_path / "waveform.onnx")
     export(checkpoint, tmp_path / "log_mel.onnx", reads="log_mel")
@@ -204,7 +204,7 @@ def test_logits_of_seconds(tmp_path, save_clip_classifier, fields):
 
 
 def test_seconds_by_the_samples_of_a_clip(tmp_path, save_clip_classifier, write_noise):
-    """A loop over the recording by ``clip_samples`` scores the seconds that ``classify`` does."""
+    """A loop over the recording in steps of ``clip_samples`` scores the same seconds as ``classify``."""
     folder, *_ = save_clip_classifier(300, SsambaForAudioFrameClassification)
     export(folder, tmp_path / "out.onnx")
     about = json.loads(open_session(tmp_path / "out.onnx").get_modelmeta().custom_metadata_map["ssamba"])
@@ -254,7 +254,7 @@ def test_int8(tmp_path, save):
 
 
 def test_eight_bits_on_the_spoken_digits(tmp_path):
-    """A small classifier, trained on 1200 recordings, on 300 others of the same speakers: nine in ten answers stay."""
+    """Quantising a small classifier, trained on 1200 recordings, changes at most one answer in ten on 300 others."""
     recordings = [path for path in sorted((SHARED_AUDIO / "fsdd" / "recordings").glob("*.wav")) if take(path) < 25]
     if not recordings:
         pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
@@ -280,7 +280,7 @@ def test_eight_bits_on_the_spoken_digits(tmp_path):
 
 
 def take(recording):
-    """Of a file of the Free Spoken Digit Dataset, whose first five takes are its test set."""
+    """Return the take of a file of the Free Spoken Digit Dataset; the first five takes are the test set."""
     return int(recording.stem.split("_")[2])
 
 

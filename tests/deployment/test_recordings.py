@@ -27,7 +27,7 @@ from ssamba_upstream.files import locked
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2}
-WINDOW = (98 * 160 + 240) / 16000  # seconds that 98 frames reach over
+WINDOW = (98 * 160 + 240) / 16000  # seconds covered by 98 frames
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_windows_cover_a_recording_and_none_hears_only_what_was_heard(samples, w
 
 
 def test_windows_of_any_length_at_any_rate_cover_a_recording_once():
-    """Each begins within the recording and where the one before ends, or a sample earlier; the last reaches the end."""
+    """Each starts within the recording, at the end of the previous one or a sample earlier; the last covers the end."""
     for frames, rate, count in itertools.product(
         (98, 128, 333, 1024), (8000, 11025, 16000, 22050, 44100, 48000), range(1, 30),
     ):
@@ -113,7 +113,7 @@ def test_scores_are_those_of_each_window_by_itself(save_clip_classifier, write_w
     {}, {"problem_type": "multi_label_classification"}, {"normalisation": "clip", "positions": "published"},
 ], ids=["one label", "several", "normalised by the clip"])
 def test_a_pipeline_hears_a_recording_longer_than_the_positions(save_clip_classifier, write_wav, fields):
-    """30 s, by a network of 10 s, as :class:`WindowClassifier` does."""
+    """A 10 s network classifies 30 s, like :class:`WindowClassifier`."""
     folder, path = save_clip_classifier(max_length=1024, **fields), write_wav("long.wav", 30)
     wav = soundfile.read(path, dtype="float32")[0]
     classify = pipeline("audio-classification", model=str(folder))
@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_a_recording(
 
 
 def test_no_lines_stand_for_another_recording(tmp_path, save_clip_classifier, write_wav, monkeypatch, capsys):
-    """``classify x.wav`` in two folders, and after the audio was replaced; the other recordings are heard."""
+    """An ``x.wav`` from another folder, or with new audio, is skipped; other recordings are classified."""
     folder, first = save_clip_classifier(), write_wav("x.wav", 0.9)
     second, other = tmp_path / "second" / "x.wav", write_wav("other.wav", 0.5)
     second.parent.mkdir()
@@ -281,7 +281,7 @@ def test_no_lines_stand_for_another_recording(tmp_path, save_clip_classifier, wr
     command = ["classify", str(folder), "--out", str(tmp_path / "out.csv")]
     monkeypatch.chdir(first.parent)
     assert main([*command, "x.wav"]) == 0
-    assert main([*command, "./x.wav", str(first)]) == 0  # by other names
+    assert main([*command, "./x.wav", str(first)]) == 0  # under other names
     monkeypatch.chdir(second.parent)
     capsys.readouterr()
     assert main([*command, "x.wav", str(other)]) == 1

@@ -1,4 +1,4 @@
-"""Fine-tuning runs: what they learn and leave behind, how they go on after an interruption, what stops them."""
+"""Fine-tuning runs: learning, outputs, resuming after an interruption, and errors."""
 
 import dataclasses
 import errno
@@ -49,8 +49,8 @@ def tone(*pitches, seconds, random):
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """Eighteen tones of 0.4 to 0.9 s in tones.csv, with dev, in plain.csv, without, and in folds.csv; nine chords in
-    chords.csv; nine recordings of three seconds, each with a tone of its own, in seconds.csv."""
+    """Eighteen tones of 0.4 to 0.9 s in tones.csv (with dev), plain.csv (without dev) and folds.csv; nine chords in
+    chords.csv; nine recordings of three seconds, each second a different tone, in seconds.csv."""
     folder, random = tmp_path_factory.mktemp("audio"), np.random.default_rng(0)
     rows = {name: [] for name in ("tones", "plain", "folds", "chords", "seconds")}
     names = list(PITCHES)
@@ -79,7 +79,7 @@ def audio(tmp_path_factory):
 
 @pytest.fixture
 def recipe_file(tmp_path, audio):
-    """Writes a recipe with the given fields changed."""
+    """Return a function that writes a recipe with the given fields changed."""
 
     def write(name="recipe.yaml", data="tones", model=None, **changes):
         data = str(audio / f"{data}.csv") if (audio / f"{data}.csv").is_file() else str(data)
@@ -97,7 +97,7 @@ def recipe(recipe_file):
 
 @pytest.fixture
 def changed_set(tmp_path, audio):
-    """Writes a CSV of the recordings of another one, its rows changed, and returns its path."""
+    """Return a function that writes a changed copy of a CSV and returns its path."""
 
     def write(change, source="plain"):
         rows = [line.split(",") for line in (audio / f"{source}.csv").read_text().split()[1:]]
@@ -111,7 +111,7 @@ def changed_set(tmp_path, audio):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """The steps that are made, as (fold, step)."""
+    """A list of the steps made, as (fold, step)."""
     made, step = [], trainer._Finetuning.step
 
     def recorded(self, number, batches):
@@ -123,7 +123,7 @@ def steps(monkeypatch):
 
 
 def stop_at(monkeypatch, fold, step):
-    """SIGTERM arrives during that step."""
+    """Send SIGTERM during the given step."""
     set_rates = trainer._Finetuning._set_learning_rates
 
     def interrupted(self, number):
@@ -135,7 +135,7 @@ def stop_at(monkeypatch, fold, step):
 
 
 def new_run(recipe, out):
-    """A run before its first step."""
+    """Return a run before its first step."""
     labelled = read_labelled(recipe.data)
     processes = Processes(0, 1, torch.device("cpu"))
     task = trainer.ClassificationTask.of(labelled, recipe)
@@ -157,7 +157,7 @@ def assert_same_run(found, expected, folders=("best", "last")):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-# What a run leaves
+# Outputs of a run
 
 @pytest.mark.slow
 def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
@@ -167,7 +167,7 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
 
     run = tmp_path / "run"
     half = tmp_path / "half"
-    SsambaForPreTraining(SsambaConfig(**NETWORK)).half().save_pretrained(half)  # as the starter is
+    SsambaForPreTraining(SsambaConfig(**NETWORK)).half().save_pretrained(half)  # like the starter
     results = finetune(recipe(epochs=10, learning_rate=5e-3, mean=-5.0, std=4.0, checkpoint=str(half)), run)
     assert json.loads((run / "results.json").read_text()) == results
     assert results["checkpoint"] == str(run / "best") and results["test"]["recordings"] == 3
@@ -200,7 +200,7 @@ def test_a_run_and_its_folders(tmp_path, audio, recipe, capsys):
     states = upstream([torch.randn(16000)])["hidden_states"]
     assert len(states) == 3 and states[0].shape[-1] == 12 * 32
     assert list((run / "tensorboard").iterdir())
-    # The folder's own feature extractor has the recipe's mean, deviation and length.
+    # The folder's feature extractor has the recipe's mean, deviation and length.
     classify = pipeline("audio-classification", model=str(run / "best"))
     labelled = read_labelled(audio / "tones.csv")
     test_set = [(path, label) for path, label, split in zip(labelled.paths, labelled.labels, labelled.splits)
@@ -236,7 +236,7 @@ def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
     assert table[0] == "| fold | accuracy | mAP | mAUC |" and len(table) == 6
     assert table[-1].startswith(f"| mean ± standard deviation | {accuracy:.4f} ± {deviation:.4f} |")
 
-    one = finetune(recipe(data="folds", epochs=2, fold=2), tmp_path / "one")  # a number, as YAML reads it
+    one = finetune(recipe(data="folds", epochs=2, fold=2), tmp_path / "one")  # YAML reads it as a number
     assert one["test"] == results["folds"]["2"]["test"]
     assert not list((tmp_path / "one").glob("fold-*"))
     with pytest.raises(RecipeError, match="'4' is not a fold of .*folds.csv; its splits are 1, 2, 3"):
@@ -247,7 +247,7 @@ def test_folds_are_tested_in_turn(tmp_path, audio, recipe, monkeypatch):
 
 
 def test_a_fold_of_one_class_counts_where_a_metric_is_defined(tmp_path, recipe, changed_set):
-    """Also where an earlier version wrote the fold's results, with a NaN, and ended at the mean of the folds."""
+    """This includes results of a fold that an earlier version wrote with a NaN before it failed at the folds' mean."""
     run = recipe(epochs=1, data=changed_set(lambda rows: [(path, "low" if fold == "3" else label, fold)
                                                           for path, label, fold in rows], "folds"))
     results = finetune(run, tmp_path / "run")
@@ -289,7 +289,7 @@ def test_the_test_set_is_not_read_before_the_end(tmp_path, recipe, steps, monkey
     finetune(run, tmp_path / "run")
     paths = trainer.ClassificationTask.of(read_labelled(run.data), run).paths
     names = [(made, next(name for name in paths if paths[name] == split)) for made, split in read]
-    # Three epochs of three steps; at the end the best network and the average on dev, and one of them on test.
+    # Three epochs of three steps. At the end, the best network and the average read dev, and one of them reads test.
     assert names == [(3, "dev"), (6, "dev"), (9, "dev"), (9, "dev"), (9, "dev"), (9, "test")]
 
 
@@ -330,7 +330,7 @@ def test_it_learns_tones(tmp_path, recipe, changes, metric):
 
 @pytest.mark.slow
 def test_it_learns_the_tone_of_each_second(tmp_path, recipe):
-    """Every recording has all three tones, so that only what is aligned in time can tell them apart."""
+    """Every recording has all three tones, so only features aligned in time can distinguish them."""
     results = finetune(recipe(data="seconds", problem="per_second", clip_frames=300, epochs=12, learning_rate=5e-3),
                        tmp_path / "run")
     assert results["test"]["accuracy"] >= 0.8 and results["test"]["recordings"] == 4
@@ -365,7 +365,7 @@ AVERAGED = {"average_epochs": [2, 3], "mixup": 0.5, "noise_and_roll": True, "tim
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"workers": 2}, AVERAGED])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, monkeypatch, steps, changes):
-    """Stopped in the second epoch, and then killed with a state that is older than what was logged and kept."""
+    """The run is stopped in the second epoch, then killed when its log and checkpoints are newer than its state."""
     run, folders = recipe(**changes), ("best", "last", *(["average"] if "average_epochs" in changes else []))
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -511,7 +511,7 @@ def test_learning_rates_of_head_and_blocks(tmp_path, recipe, decayed):
 
 
 def test_the_average_is_of_the_weights_at_the_ends_of_epochs(tmp_path, recipe, monkeypatch):
-    """Even where the last step of an epoch was skipped."""
+    """This holds even if the last step of an epoch was skipped."""
     ends, step, forward = [], trainer._Finetuning.step, trainer._Finetuning.forward
 
     def kept_step(self, number, batches):
@@ -540,7 +540,7 @@ def test_the_average_is_of_the_weights_at_the_ends_of_epochs(tmp_path, recipe, m
 # Augmentation
 
 def test_augmentation_is_for_training(tmp_path, recipe, monkeypatch):
-    """A run that learns nothing has the same metrics with augmentation and without, but another loss."""
+    """In a run with learning rate 0, augmentation changes the loss but not the metrics."""
     for name, changes in {"plain": {}, "augmented": {"noise_and_roll": True, "time_mask": 30, "mixup": 1.0}}.items():
         finetune(recipe(epochs=1, learning_rate=1e-30, weight_decay=0, **changes), tmp_path / name)
     plain, augmented = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "augmented"))
@@ -550,19 +550,19 @@ def test_augmentation_is_for_training(tmp_path, recipe, monkeypatch):
 
 
 def one_second_of_every_other(rows):
-    """The labels of seconds, of every other recording the first one only."""
+    """Keep only the first second's label of every other recording."""
     return [(path, label.split(";")[0] if i % 2 else label, split) for i, (path, label, split) in enumerate(rows)]
 
 
 @pytest.fixture
 def uneven(changed_set):
-    """A task with one labelled second in some recordings and three in others."""
+    """Recipe fields for a task with one labelled second in some recordings and three in others."""
     return {"data": changed_set(one_second_of_every_other, "seconds"), "problem": "per_second", "clip_frames": 300,
             "epochs": 1, "model": {"drop_path_rate": 0.0}}
 
 
 def test_accumulated_parts_are_the_same_step(tmp_path, recipe):
-    """Clips and mixtures belong to their place in the sequence; masks are drawn for each part."""
+    """Clips and mixtures depend on their place in the sequence. Masks would be drawn for each part."""
     for parts in (1, 2):
         finetune(recipe(epochs=1, accumulation=parts, mixup=0.5, model={"drop_path_rate": 0.0}), tmp_path / str(parts))
     losses = [[loss for _, loss in logged(tmp_path / parts, "loss")] for parts in "12"]
@@ -586,7 +586,7 @@ def test_a_run_on_a_gpu(tmp_path, recipe):
 
 @pytest.mark.slow
 def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
-    """A network that does not move is tested alike by one process and by two; each fold is tested by both."""
+    """With learning rate 0, one process and two get the same metrics in every fold."""
     still = {"data": "folds", "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0, "checkpoint": str(pretrained)}
     out = torchrun("finetune", recipe_file(**still), "--out", tmp_path / "two")
     assert out.count("test accuracy") == 1
@@ -641,7 +641,7 @@ def test_bad_recipes(recipe_file, changes, message):
 
 
 def relabelled(**labels):
-    """The rows with other labels, by the file's number."""
+    """Replace the labels of rows, by file number."""
     return lambda rows: [(row[0], labels.get(f"_{i}", row[1]), row[2]) for i, row in enumerate(rows)]
 
 
@@ -687,7 +687,7 @@ def test_seconds_after_the_clip_or_without_a_label_do_not_count(recipe, changed_
 
 
 def test_recordings_in_which_nothing_is_heard(tmp_path, recipe, changed_set):
-    """They are targets of zeros, also for a detector of one class."""
+    """Their targets are zeros, even for a detector of one class."""
     def only_low(rows):
         return [(path, label if label == "low" else "", split) for path, label, split in rows]
 
@@ -756,7 +756,7 @@ def test_a_metric_that_dev_does_not_define(tmp_path, recipe, changed_set):
 # The package's recipes
 
 PUBLISHED = {
-    # of src/finetune/*/*amba.sh and speech_commands_v2/run_sc.sh of SiavashShams/ssamba
+    # from src/finetune/*/*amba.sh and speech_commands_v2/run_sc.sh of SiavashShams/ssamba
     "audioset20k": {
         "lr": 1e-4, "n-epochs": 50, "batch-size": 24, "freqm": 48, "timem": 192, "mixup": 0.5, "noise": False,
         "fstride": 10, "tstride": 10, "warmup": False, "target_length": 1024, "dataset_mean": -4.2677393,
@@ -783,9 +783,9 @@ PUBLISHED = {
     },
 }
 PUBLISHED["speech_commands_v2"] = PUBLISHED["speech_commands_v1"]
-WARMUP_STEPS = 1000  # of src/traintest.py, which has the weight decay and the betas as well
+WARMUP_STEPS = 1000  # from src/traintest.py, which also sets the weight decay and the betas
 UNSET_DROP_PATH = 0.1
-WHOLE_SECONDS = {"urban8k_scenes": 6000}  # the published 6144 frames are padding after the minute
+WHOLE_SECONDS = {"urban8k_scenes": 6000}  # the published clips of 6144 frames are padded after the minute
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -825,7 +825,7 @@ def test_what_a_recipe_does_not_say_about_the_network_stays(tmp_path):
     (["checkpoint=ssamba_starter", "model.time_stride=2"], [64, 2]),
 ])
 def test_strides_go_with_the_patches(overrides, strides):
-    """And stay where a fold's recipe is made of the set's."""
+    """They also stay when a fold's recipe is derived from the set's."""
     recipe = read_recipe("esc50", FinetuningRecipe, overrides)
     for config in (recipe.config(), dataclasses.replace(recipe, fold="1").config()):
         assert [config.frequency_stride, config.time_stride] == strides

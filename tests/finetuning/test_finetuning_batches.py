@@ -1,4 +1,4 @@
-"""Batches for fine-tuning: which clips and targets come, and that they come again whatever reads them."""
+"""Batches for fine-tuning: their clips and targets, and that these do not depend on the number of readers."""
 
 from itertools import islice
 
@@ -16,7 +16,7 @@ CLASSES = ["bark", "chirp", "drip", "echo", "fizz", "gong", "hum"]
 
 @pytest.fixture
 def paths(tmp_path):
-    """Seven recordings of 300 to 900 samples; sample i of recording k is 1000 (k + 1) + i, exactly in 16 bits."""
+    """Seven recordings of 300 to 900 samples; sample i of recording k is exactly 1000 (k + 1) + i, in 16 bits."""
     names = [tmp_path / f"{number}.wav" for number in range(7)]
     for number, name in enumerate(names):
         soundfile.write(name, (1000 * (number + 1) + np.arange(300 + 100 * number)) / 2 ** 15, 16000)
@@ -45,7 +45,7 @@ def joined(batches, name):
 
 
 def starts(batches):
-    """Recording and first sample of each clip, as its waveform tells."""
+    """Return the recording and first sample of each clip, decoded from its waveform."""
     return [divmod(round(value * 2 ** 15), 1000) for value in joined(batches, "waveforms")[:, 0].tolist()]
 
 
@@ -135,7 +135,7 @@ def test_recordings_all_unreadable_end_the_run_readably(paths, targets, workers)
 
 @pytest.fixture
 def noises(tmp_path):
-    """Five recordings of noise with an offset, shorter than, as long as and longer than a clip; their samples."""
+    """Samples of five recordings of noise with an offset: shorter than a clip, as long, and longer."""
     random = np.random.default_rng(0)
     names, waves = [], []
     for number, length in enumerate((150, 250, 300, 400, 400)):
@@ -197,7 +197,7 @@ def test_so_many_clips_are_mixed_and_the_others_are_left_as_they_are(noises):
 
 
 def test_a_longer_partner_is_cropped_at_random(paths, targets):
-    """Ramps, mixed, do not tell where their parts began; an impulse does."""
+    """A mixture of ramps does not show where its parts began; an impulse does."""
     wave = np.zeros(1000)
     wave[500] = 0.5
     soundfile.write(paths[1], wave, 16000)
@@ -228,7 +228,7 @@ def test_balancing_weights_by_hand():
 
 
 def test_balanced_labels_are_heard_equally_often(paths):
-    """As often as nothing, where recordings have no label."""
+    """Recordings without a label count as one more class."""
     targets = label_targets([["a"]] * 3 + [["b"], [], [], []], ["a", "b"])
     batches = take(90, paths, targets, 10, SAMPLES, 0, weights=balancing_weights(targets))
     targets = joined(batches, "targets")
@@ -241,7 +241,7 @@ def test_balanced_labels_are_heard_equally_often(paths):
 
 @pytest.fixture
 def minutes(tmp_path):
-    """Three recordings of 3, 1.5 and 4 seconds, whose sample i is i / 2**17, and classes of their first 3 seconds."""
+    """Three recordings of 3, 1.5 and 4 s, whose sample i is i / 2**17, and the classes of their first 3 seconds."""
     names = [tmp_path / f"minute{number}.wav" for number in range(3)]
     for name, length in zip(names, (48000, 24000, 64000)):
         soundfile.write(name, np.arange(length) / 2 ** 17, 16000, subtype="FLOAT")
@@ -295,7 +295,7 @@ def test_ranks_share_the_evaluation(paths, targets):
     assert ranks == [[0, 6], [1, 4], [2, 5]]
 
 
-# Targets and what does not fit
+# Targets and invalid input
 
 def test_targets_from_labels():
     targets = label_targets([["hum"], ["bark", "echo"], [], ["echo", "echo"]], CLASSES)

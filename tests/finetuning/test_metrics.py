@@ -1,4 +1,4 @@
-"""Metrics against slow definitions and cases worked by hand."""
+"""Metrics, compared with slow definitions and cases worked by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from ssamba_upstream.finetuning.metrics import accuracy, evaluate, mean_auc, mea
 
 
 def slow_average_precision(scores, truth):
-    """Sum over distinct scores, from the highest, of the recall gained there times the precision there."""
+    """Sum, over distinct scores from the highest, the recall gained at a score times the precision there."""
     average, found = 0.0, 0
     for threshold in sorted(set(scores), reverse=True):
         accepted = [hit for score, hit in zip(scores, truth) if score >= threshold]
@@ -21,7 +21,7 @@ def slow_average_precision(scores, truth):
 
 
 def slow_auc(scores, truth):
-    """Part of the pairs of a positive and a negative in which the positive scores higher; a tie counts half."""
+    """Return the fraction of positive-negative pairs in which the positive scores higher; a tie counts half."""
     positive = [score for score, hit in zip(scores, truth) if hit]
     negative = [score for score, hit in zip(scores, truth) if not hit]
     wins = sum((p > n) + (p == n) / 2 for p in positive for n in negative)
@@ -31,7 +31,7 @@ def slow_auc(scores, truth):
 def test_a_ranking_worked_by_hand():
     scores = torch.tensor([[0.9], [0.8], [0.7], [0.6], [0.5]])
     targets = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
-    # Precision at the three positives: 1/1, 2/3, 3/5; pairs won: 2 + 1 + 0 of 6.
+    # Precision at the three positives: 1/1, 2/3, 3/5. Pairs won: 2 + 1 + 0 of 6.
     assert mean_average_precision(scores, targets) == (pytest.approx((1 + 2 / 3 + 3 / 5) / 3), 0)
     assert mean_auc(scores, targets) == (pytest.approx(1 / 2), 0)
 
@@ -53,8 +53,8 @@ def test_means_are_those_of_the_slow_definitions(ties):
 def test_classes_that_cannot_be_judged_are_left_out_and_counted():
     scores = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.4, 0.2], [0.6, 0.1, 0.3]])
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
-    assert mean_average_precision(scores, targets) == (1.0, 1)  # not the second, without positives
-    assert mean_auc(scores, targets) == (1.0, 2)  # nor the third, without negatives
+    assert mean_average_precision(scores, targets) == (1.0, 1)  # the second class has no positives
+    assert mean_auc(scores, targets) == (1.0, 2)  # and the third no negatives
     assert mean_average_precision(scores[:, :2], targets[:, :2]) == (1.0, 1)
     assert mean_auc(scores[:, 1:], targets[:, 1:]) == (None, 2)
 
@@ -65,7 +65,7 @@ def test_accuracy_by_hand():
 
 
 def test_single_labels_are_judged_by_probabilities():
-    # By the logits of class 0 the second row ranks first, by its probabilities the first does.
+    # By the logits of class 0, the second row ranks first; by its probabilities, the first does.
     logits = torch.tensor([[1.0, -5.0, -5.0], [2.0, 4.0, -5.0], [0.0, 3.0, -5.0]])
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
     assert evaluate(logits, targets, "single_label") == {

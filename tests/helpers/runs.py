@@ -47,7 +47,7 @@ main(sys.argv[3:])
 
 def kill_before(folder, step, *arguments, after=0.0):
     """Run the ``ssamba`` command and kill -9 it ``after`` seconds after a run has saved a state in a folder. However
-    late that is, the run never makes the step."""
+    late the signal arrives, the run never makes the step."""
     command = [sys.executable, "-c", HELD, *map(str, (folder, step, *arguments))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not training_states(folder / "states"):

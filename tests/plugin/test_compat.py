@@ -1,4 +1,4 @@
-"""What s3prl misses on today's libraries, and its own habits: each repair against its meaning."""
+"""Repairs of s3prl: what it lacks with current libraries, and its own faults, each tested for its effect."""
 
 import argparse
 import builtins
@@ -130,7 +130,7 @@ def test_effects_without_libsox_count_as_missing(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stereo(tmp_path_factory):
-    """A 0.5 s stereo file at 8 kHz, and its samples (time, channels) as PCM-16 holds them."""
+    """A 0.5 s stereo file at 8 kHz, and its samples (time, channels) rounded to PCM-16."""
     path = tmp_path_factory.mktemp("audio") / "stereo.wav"
     samples = np.random.default_rng(0).integers(-30000, 30000, (4001, 2), dtype=np.int16)
     soundfile.write(path, samples, 8000, subtype="PCM_16")
@@ -301,7 +301,7 @@ def test_catalyst_is_stood_in_for():
     assert importlib.util.find_spec("catalyst.data.sampler") is not None
 
 
-# s3prl's own habits
+# s3prl's own faults
 
 
 def s3prl_files():
@@ -372,7 +372,7 @@ def test_isinstance_stays_and_records_pass_through_distributed_training():
     assert through_distributed_training(records) is records
     records["loss"].append(0.5)
     assert dict(records.items()) == {"acc": [1.0], "loss": [0.5]}
-    with pytest.raises(TypeError):  # why s3prl replaces isinstance, and why a plain defaultdict would not do
+    with pytest.raises(TypeError):  # the reason why s3prl replaces isinstance; a plain defaultdict would not do
         through_distributed_training(collections.defaultdict(list))
 
 

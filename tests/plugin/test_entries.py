@@ -1,4 +1,4 @@
-"""What s3prl's own test/test_upstream.py asks of an upstream, asked of every entry with a local checkpoint."""
+"""The checks of s3prl's own test/test_upstream.py, for every entry with a local checkpoint."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHORTEST = 0.05  # seconds
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder with a file for each published name, and a folder as it would come from the hub."""
+    """A folder with a file for each published name, and a folder as the hub would provide it."""
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(1)
     for size in HIDDEN_SIZES:
@@ -29,7 +29,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(params=sorted(ENTRIES))
 def upstream(request, checkpoints, monkeypatch):
-    """The entry as s3prl makes it; what would be downloaded is there."""
+    """Create an entry as s3prl does, without downloads."""
     ssamba_upstream.register()
     from s3prl.nn import S3PRLUpstream
 

@@ -1,4 +1,4 @@
-"""Hidden states that are kept under s3prl's runner: the same numbers, computed once."""
+"""Hidden states stored during s3prl's runs: the same values, computed once."""
 
 import importlib.util
 from argparse import Namespace
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 
 
 class Counted(torch.nn.Module):
-    """An upstream of another make, whose frames depend on the batch's longest utterance; counts its calls."""
+    """An upstream of another package, whose frames depend on the batch's longest utterance; counts its calls."""
 
     def __init__(self, layers=2):
         super().__init__()
@@ -127,7 +127,7 @@ AVERAGES = ["--cache", "kept", "--averages"]
 @pytest.mark.slow
 @NEEDS_S3PRL
 def test_intents_from_averages_are_those_of_the_runner(checkpoint, tmp_path):
-    """The draws are the same, and so are losses, accuracies, predictions, and s3prl's evaluation of the checkpoint."""
+    """Random draws, losses, accuracies, predictions, and s3prl's evaluation of the checkpoint are the same."""
     values = superb_corpora.intent_classification(tmp_path / "corpus")
     train = ["-m", "train", "-u", "ssamba_tiny", "-k", str(checkpoint), "-d", "fluent_commands",
              "-c", "intent_classification", *overrides(values)]
@@ -147,7 +147,7 @@ def test_intents_from_averages_are_those_of_the_runner(checkpoint, tmp_path):
     run(["-m", "evaluate", "-e", "averages/dev-best.ckpt"], folder=tmp_path)
     assert predicted.read_text() == before
     assert {found.description["time"]: found.waveforms for found in contents(tmp_path / "kept")} == {
-        "average": 7, "all": 7}  # six recordings in each split are the same six, and s3prl's Featurizer tries a seventh
+        "average": 7, "all": 7}  # the splits share the same six recordings, and s3prl's Featurizer tries a seventh
 
 
 def tone(pitch, number, seconds):
@@ -185,8 +185,8 @@ def test_random_crops_are_drawn_from_several_and_the_checkpoint_is_s3prl_s(check
     for name in runs:
         predicted = (tmp_path / name / "test_predict.txt").read_text()
         assert predicted and (tmp_path / f"{name}-by-s3prl" / "test_predict.txt").read_text() == predicted
-    # 33 words that s3prl uses, 9 crops of a second of noise, 8 recordings of training in 5 crops of a quarter of a
-    # second, 4 whole ones, and what s3prl's Featurizer tries the upstream with.
+    # 33 words that s3prl uses, 9 one-second crops of noise, 8 training recordings in 5 crops of a quarter of a
+    # second, 4 whole ones, and the input with which s3prl's Featurizer tries the upstream.
     (found,) = contents(tmp_path / "kept")
     assert found.waveforms == 33 + 9 + 8 * 5 + 4 + 1
 

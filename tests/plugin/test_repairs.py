@@ -1,4 +1,4 @@
-"""What is put in the place of what s3prl's downstreams lack, and what is refused before a run."""
+"""Repairs of s3prl's downstreams, and settings that are refused before a run."""
 
 import fcntl
 import random
@@ -49,7 +49,7 @@ def test_other_downstreams_take_any_hop():
 @pytest.mark.parametrize("hop, widths", [(160, [0, 40]), (320, [0, 40]), (480, [0, 27]), (640, [0, 20])])
 def test_time_masks_last_as_long_as_superbs(task, hop, widths, capsys):
     config = yaml.safe_load(find_config(task, "downstream").read_text())
-    for _ in range(2):  # the second time as a resumed run, with the config of its checkpoint
+    for _ in range(2):  # the second time like a resumed run, with its checkpoint's config
         scale_time_masks(config, hop)
         assert config["specaug"]["time_mask_width_range"] == widths
     assert capsys.readouterr().out.count("time masks") == (hop > 320)
@@ -116,7 +116,7 @@ def test_layers_and_features_that_there_are_not(encoder):
 
 
 class Recogniser(torch.nn.Module):
-    """What ``ctc`` and ``asr`` are to the report: a CTC loss, and metrics that are logged."""
+    """The parts of ``ctc`` and ``asr`` that the report uses: a CTC loss and logged metrics."""
 
     def __init__(self):
         super().__init__()
@@ -210,7 +210,7 @@ def test_configs_bring_their_preset():
 
 
 class Words:
-    """A tokenizer that gives every word its length."""
+    """A tokenizer that encodes each word as its length."""
 
     unk_idx, token_type = 0, "character-slot"
 
@@ -274,7 +274,7 @@ def test_snips_takes_the_speakers_of_a_split(tmp_path):
         ctc_corpora.SnipsDataset(["train"], Words(), 1, tmp_path, train_speakers=["Bob"])
 
 
-# Habits
+# Other faults
 
 
 def test_tensors_stay_where_they_are_without_a_gpu(monkeypatch):
@@ -308,7 +308,7 @@ def test_series_give_their_items():
 
 @pytest.fixture
 def lengths(tmp_path, monkeypatch):
-    """Stands for sv_voxceleb1.dataset; what it writes beside itself, and how often it measures a corpus."""
+    """A stand-in for sv_voxceleb1.dataset, with the files next to it and the number of times it measures a corpus."""
 
     class Dataset:
         def __init__(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):

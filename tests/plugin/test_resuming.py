@@ -1,4 +1,4 @@
-"""Resumed runs see other data than the first steps: s3prl's own training loop, with a stand-in for the networks."""
+"""Resumed runs see other data than the first steps. Tests use s3prl's training loop and a stand-in for the networks."""
 
 import argparse
 import random
@@ -17,7 +17,7 @@ pytest.importorskip("tensorboardX")
 
 
 class Downstream(torch.nn.Module):
-    """Notes which of ten utterances it sees; an epoch has five batches."""
+    """Records which of ten utterances it sees; an epoch has five batches."""
 
     def __init__(self, distributed):
         super().__init__()
@@ -38,7 +38,7 @@ class Downstream(torch.nn.Module):
 
 @pytest.fixture
 def run(tmp_path):
-    """Trains up to a step, from a saved step or the beginning, as run_downstream's main does; returns what was seen."""
+    """Train up to a step, from a saved step or the start, as run_downstream's main does; return the utterances seen."""
     compat.apply()
     from s3prl.downstream.runner import ModelEntry, Runner
 
@@ -77,7 +77,7 @@ def test_a_resumed_run_sees_other_data(run, distributed):
     assert len(first) == len(resumed) == 2
     assert resumed == again and not any(a == b for draws in zip(first, resumed) for a, b in zip(*draws))
     seen = {number for numbers, *_ in first + resumed for number in numbers}
-    for step in range(4, 24, 2):  # interrupted more often than once an epoch
+    for step in range(4, 24, 2):  # interrupted more than once per epoch
         seen |= {number for numbers, *_ in run(step + 2, step, distributed=distributed) for number in numbers}
     assert seen == set(range(10))
 
@@ -123,7 +123,7 @@ def test_resumed_recipes_go_on_with_another_order(tmp_path, monkeypatch, given, 
 
 
 def test_the_recipes_have_what_is_repaired():
-    """In the installed s3prl, where its packages are there."""
+    """Reads the installed s3prl, if the recipes' own packages are installed."""
     pytest.importorskip("tensorboard")
     import inspect
 

@@ -1,4 +1,4 @@
-"""scripts/run_downstream.py: three tasks through s3prl's own runner, and what we do with its arguments."""
+"""scripts/run_downstream.py: three tasks with s3prl's own runner, and the handling of arguments."""
 
 import argparse
 import importlib.metadata
@@ -52,7 +52,7 @@ def tone(pitch, number, seconds=None):
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    """The three corpora in their official layouts, every label a pitch of its own; s3prl's paths for each."""
+    """The three corpora in their official layouts, with a different pitch per label, as s3prl's paths for each."""
     folder = tmp_path_factory.mktemp("corpora")
     write_voxceleb1(folder / "VoxCeleb1", [
         Utterance(tone(150 * speaker, number), f"id1000{speaker}", recording="video",
@@ -86,7 +86,7 @@ def corpora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory):
-    """The upstream under test, as arguments of run_downstream."""
+    """The upstream under test, as run_downstream's arguments."""
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "tiny"
     torch.manual_seed(0)
     save_model(SsambaModel(SsambaConfig(num_hidden_layers=2)), checkpoint)
@@ -119,7 +119,7 @@ def run_downstream(*arguments, folder):
 
 
 def run_several(*runs, folder):
-    """Several runs in one new process, which imports everything only once."""
+    """Do several runs in one new process, which imports everything only once."""
     calls = "\n".join(f"main({[*run, *CPU]!r})" for run in runs)
     return python("-c", f"from ssamba_upstream.plugin.runner import main\n{calls}", folder=folder)
 
@@ -239,7 +239,7 @@ def test_keyword_spotting_is_shared_among_processes(corpora, tmp_path):
 
 @pytest.fixture
 def handed_over(monkeypatch, tmp_path):
-    """Calls the runner in an empty folder with s3prl's main replaced; returns what s3prl would get."""
+    """Return a function that calls the runner with s3prl's main replaced, and returns the arguments it gets."""
     from ssamba_upstream import register
 
     register()
@@ -349,7 +349,7 @@ def test_interruption_ends_with_its_status(handed_over, capsys):
 
 @pytest.fixture
 def override(monkeypatch):
-    """s3prl's -o for a config, as run_downstream applies it."""
+    """Apply s3prl's -o to a config, as run_downstream does."""
     from ssamba_upstream import register
 
     register()

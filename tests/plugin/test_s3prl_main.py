@@ -1,4 +1,4 @@
-"""``ssamba s3prl``: s3prl's newer recipes with our entries."""
+"""``ssamba s3prl``: s3prl's newer recipes with this package's entries."""
 
 import importlib.util
 import math
@@ -29,7 +29,7 @@ def test_hands_its_arguments_over_with_the_entries_registered(monkeypatch):
 
 
 class Lacking:
-    """Finds that the recipes need a package that is not installed."""
+    """A finder that raises as if the recipes needed a package that is not installed."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -54,11 +54,11 @@ def test_a_recipe_whose_package_is_missing_says_so(monkeypatch, lacking):
         runner.run_s3prl_main(["SuperbSID"])
 
 
-# A recipe from the corpus to its result
+# Recipes from the corpus to the result
 
 
 def run_recipe(name, folder, *arguments):
-    """Four steps of a recipe in a process of its own: the losses of training, and the results of testing."""
+    """Run four steps of a recipe in a separate process; return training losses and test results."""
     save_model(SsambaModel(SsambaConfig(num_hidden_layers=1)), folder / "tiny")
     options = {"target_dir": "run", "cache_dir": "cache", "device": "cpu", "num_workers": 0,
                "prepare_data.dataset_root": "corpus", "build_batch_sampler.train.batch_size": 3,

@@ -1,4 +1,4 @@
-"""The effects of sox: each against its definition, and against sox where it is installed."""
+"""The effects of sox, compared with their definitions, and with sox itself if it is installed."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SILENCE = ["silence", "1", "0.1", "0.1%", "-1", "0.1", "0.1%"]
 
 @pytest.fixture(scope="module")
 def bursts():
-    """4 s of bursts of noise over a faint one, as PCM-16 holds them."""
+    """4 s of noise bursts over faint noise, rounded to PCM-16."""
     time, generator = np.arange(64000), np.random.default_rng(0)
     envelope = (np.sin(time / 5000) > 0.2) * np.abs(np.sin(time / 1300))
     samples = 0.1 * envelope * generator.standard_normal(64000) + 0.0003 * generator.standard_normal(64000)
@@ -41,7 +41,7 @@ def test_equals_sox(bursts, tmp_path, effect):
 
 
 def silence_sample_by_sample(samples, sound, silence, level, window=320):
-    """The definition, one sample after the other."""
+    """Apply the definition, one sample at a time."""
     kept, held, ring, searching = [], [], [0.0] * window, True
     for sample in samples:
         ring = [*ring[1:], sample ** 2]

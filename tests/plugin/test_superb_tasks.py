@@ -1,4 +1,4 @@
-"""The tasks of SUPERB beside SID, ER and KS, each through s3prl's own runner, with its config as it comes."""
+"""SUPERB's tasks other than SID, ER and KS, with s3prl's own runner and the package's configs unchanged."""
 
 import importlib.util
 import math
@@ -12,7 +12,7 @@ from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel
 from ssamba_upstream.checkpoint import save_model
 
-TASKS = {  # config: downstream, hop in samples, split for evaluation, what it leaves in the run's folder
+TASKS = {  # config: downstream, hop in samples, split for evaluation, output in the run's folder
     "phone_recognition": ("ctc", 640, "test", "test-hyp.ark"),
     "speech_recognition": ("asr", 640, "test-clean", "test-clean-noLM-hyp.ark"),
     "slot_filling": ("ctc", 640, "test", "test-hyp.ark"),

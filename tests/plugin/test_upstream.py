@@ -1,4 +1,4 @@
-"""s3prl's contract, through the expert itself, S3PRLUpstream and the old Featurizer."""
+"""s3prl's interface: the expert itself, S3PRLUpstream and the old Featurizer."""
 
 import math
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_an_utterance_alone_is_the_same_in_any_batch(checkpoint, options, speech
 
 
 def test_hidden_states_are_those_of_the_network(expert):
-    """One window: frame t of layer l is column t of the network's own hidden state, lowest band first."""
+    """In one window, frame t of layer l is column t of the network's hidden state, lowest band first."""
     wav = torch.randn(16000)
     (features,) = expert.log_mel([wav])
     features = torch.nn.functional.pad(features, (0, 0, 0, 106 - len(features)))
@@ -155,7 +155,7 @@ def test_lower_precision(checkpoint, expert, precision):
 
 
 def test_s3prl_upstream(s3prl_upstream):
-    """What s3prl's own test asks of every upstream."""
+    """The checks that s3prl's own test makes of every upstream."""
     from s3prl.nn import Featurizer
 
     upstream = s3prl_upstream
@@ -190,7 +190,7 @@ def test_old_featurizer(expert):
     for samples in (800, 2400, 16000, 160799, 250000):
         wavs = [torch.randn(samples), torch.randn(800)]
         features = featurizer(wavs, expert(wavs))
-        # The old Featurizer itself rounds: at half a hop and above it expects the frame that is there.
+        # The old Featurizer rounds to the nearest frame: from half a hop on, it expects the frame that exists.
         assert len(features[0]) in (round(samples / 1600), math.ceil(samples / 1600))
 
 
@@ -285,7 +285,7 @@ def test_converted_waveforms(expert):
 
 @pytest.mark.gpu
 def test_gpu(checkpoint, expert, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which is on by default
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # TF32 is on by default
     wavs = [torch.randn(16000), torch.randn(170000)]
     found = hidden_states(UpstreamExpert(checkpoint).cuda().eval(), *(wav.cuda() for wav in wavs))
     for gpu, cpu in zip(found, hidden_states(expert, *wavs), strict=True):

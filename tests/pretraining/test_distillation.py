@@ -1,4 +1,4 @@
-"""Pretraining runs with a teacher, and what lies between the teacher's frames and the student's columns."""
+"""Pretraining runs with a teacher, and the alignment of the teacher's frames with the student's columns."""
 
 import itertools
 import sys
@@ -44,7 +44,7 @@ NETWORK = {"hidden_size": 32, "num_hidden_layers": 2, "pretraining_frames": 64, 
 
 
 class Clock(Teacher):
-    """Frames that tell the time of their centre in seconds; notes what it hears."""
+    """A teacher whose frames are the times of their centres in seconds; it records its input."""
 
     name, license = "a clock", "cc0-1.0"
     hop, centre = 320, 200
@@ -64,7 +64,7 @@ class Clock(Teacher):
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """Eight recordings of noise, 0.2 to 1.5 s, and their manifest; clips are 0.655 s long."""
+    """Eight recordings of noise, 0.2 to 1.5 s long, and their manifest; clips are 0.655 s long."""
     folder = tmp_path_factory.mktemp("audio")
     random = np.random.default_rng(0)
     for i in range(8):
@@ -162,7 +162,7 @@ def test_the_teacher_hears_each_piece_once(tmp_path, recipe):
     chosen = recipe(steps=12)
     train(chosen, tmp_path / "run")
     (kept,) = contents(tmp_path / "run" / "teacher")
-    assert len(Clock.heard) == kept.waveforms + 1  # and a second of silence, by which its width is found
+    assert len(Clock.heard) == kept.waveforms + 1  # and one second of silence, to find the teacher's width
     assert len(set(Clock.heard)) == len(Clock.heard)
     train(replace(chosen, teacher_outputs=str(tmp_path / "run" / "teacher")), tmp_path / "other")
     assert len(Clock.heard) == 1
@@ -258,7 +258,7 @@ def targets_of(tmp_path, layers=(0,), **config):
 
 @pytest.mark.parametrize("rate", [16000, 8000])
 def test_targets_are_the_teacher_s_at_the_centres_of_columns(tmp_path, rate):
-    """A column of 8 fbank frames sees 70 + 25 ms; the clock starts anew in each piece."""
+    """A column of 8 fbank frames covers 70 + 25 ms; the clock restarts in each piece."""
     targets = targets_of(tmp_path, sampling_rate=rate, highest_frequency=None)
     clips = [4000 * rate // 16000, 9000 * rate // 16000], [3000 * rate // 16000]
     found, counted = targets(batch_of(*clips, samples=10480 * rate // 16000), 8)
@@ -321,7 +321,7 @@ def test_the_loss_is_that_of_the_definition():
 
 
 def test_every_parameter_that_learns_has_a_gradient(recipe):
-    """Or DistributedDataParallel would wait for the others."""
+    """Otherwise DistributedDataParallel would wait for the missing gradients."""
     for changes, masks in (({}, 0), ({"teacher_input": "masked"}, 1),
                            ({"student_layer": 1, "model": {"contrastive_weight": 1.0}}, 1),
                            ({"teacher_input": "masked", "model": {"reconstruction_weight": 1.0}}, 1)):
@@ -337,7 +337,7 @@ def test_every_parameter_that_learns_has_a_gradient(recipe):
 
 
 def test_pieces_are_whole_and_come_again(audio):
-    """A recording of 1.5 s has crops at four places a length, however often it is drawn."""
+    """A recording of 1.5 s has crops at four places for each length, however often it is drawn."""
     manifest = str(audio / "all.jsonl")
     options = {"join_short": True, "keep_pieces": True}
     plain = training_batches([manifest], 4, 10480, 0)
@@ -371,7 +371,7 @@ def test_pieces_of_shards_are_whole_and_go_on(tmp_path, audio):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path, recipe, wav2vec2, monkeypatch):
-    monkeypatch.undo()  # processes of their own measure the statistics on as many clips as usual
+    monkeypatch.undo()  # separate processes measure the statistics on the usual number of clips
     chosen = recipe(teacher=f"transformers:{wav2vec2}", steps=3, teacher_outputs=str(tmp_path / "outputs"))
     train(chosen, tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(chosen.to_dict()))
@@ -429,7 +429,7 @@ def test_a_missing_extra_is_named(recipe, tmp_path, capsys, audio, monkeypatch):
 
 
 def test_google_s_embedding_centres_its_windows(tmp_path):
-    """A click moves every frame whose window holds it, and no other; whole waveforms give what windows give."""
+    """A click changes exactly the frames whose window contains it. Whole waveforms give the same frames as windows."""
     pytest.importorskip("pyopen_wakeword")
     teacher = load_teacher("google_speech_embedding", "cpu")
     assert (teacher.layers, teacher.width) == (1, 96)
@@ -441,7 +441,7 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
     changed = ((teacher([clicked])[0] - states).abs().amax(2) > 1e-3)[0].nonzero().flatten()
     centre = (changed * teacher.hop + teacher.centre).double().mean().item()
     assert centre == pytest.approx(20480, abs=teacher.hop / 2) and len(changed) == pytest.approx(9.7, abs=1.5)
-    later, = teacher([wav[12800:]])  # ten frames later; those in whose windows nothing was cut off
+    later, = teacher([wav[12800:]])  # ten frames later; only frames whose windows are complete
     torch.testing.assert_close(states[0, 15:28], later[0, 5:18], atol=1e-3, rtol=0)
     assert states.isfinite().all() and teacher.license == "apache-2.0"
 

@@ -1,4 +1,4 @@
-"""Pretraining runs: what they leave behind, how they go on after an interruption, what stops them."""
+"""Pretraining runs: outputs, resuming after an interruption, and errors."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ SCHEDULE = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """Twelve recordings of harmonics, 0.3 to 0.9 s, and their manifest."""
+    """Twelve recordings of harmonics, 0.3 to 0.9 s long, and their manifest."""
     folder = tmp_path_factory.mktemp("audio")
     random = np.random.default_rng(0)
     for i in range(12):
@@ -59,13 +59,13 @@ def audio(tmp_path_factory):
 
 @pytest.fixture
 def recipe_file(tmp_path, audio):
-    """Writes a recipe with the given fields changed."""
+    """Return a function that writes a recipe with the given fields changed."""
 
     def write(name="recipe.yaml", model=None, **changes):
         manifest = str(audio / "all.jsonl")
         model = {**NETWORK, **(model or {})}
         fields = {"train": manifest, "validation": manifest, **SCHEDULE, "model": model, **changes}
-        (tmp_path / name).write_text(json.dumps(fields))  # which is YAML as well
+        (tmp_path / name).write_text(json.dumps(fields))  # which is also YAML
         return tmp_path / name
 
     return write
@@ -147,7 +147,7 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, chang
 
 @pytest.mark.parametrize("rate", [1, 0.1, 0])
 def test_the_projection_of_the_patches_learns_at_its_own_rate(tmp_path, recipe, rate):
-    """A first step of Adam is as long as the learning rate, whatever the gradients are."""
+    """Adam's first step is as long as the learning rate, whatever the gradients are."""
     chosen = recipe(steps=1, patch_learning_rate=rate, learning_rate=1e-3, warmup_steps=0, weight_decay=0.0)
     torch.manual_seed(chosen.seed)
     began = SsambaForPreTraining(chosen.config()).state_dict()
@@ -161,7 +161,7 @@ def test_the_projection_of_the_patches_learns_at_its_own_rate(tmp_path, recipe, 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_only_the_weights_of_projections_decay(tmp_path, recipe, norm):
-    """A step without a gradient moves what decays and nothing else, by learning rate x decay."""
+    """A step with zero gradients changes only the weights that decay, by learning rate x decay."""
     chosen = recipe(weight_decay_of="projections", weight_decay=0.5, patch_learning_rate=0.1, model={"norm": norm})
     with start_processes("cpu") as processes:
         run = trainer._Pretraining(chosen, tmp_path, {}, processes)
@@ -180,7 +180,7 @@ def test_only_the_weights_of_projections_decay(tmp_path, recipe, norm):
 
 @pytest.mark.parametrize("rate, decay", [(1e-4, 5e-8), (5e-4, 5e-8), (3 * 1e-4, 5e-7), (2.5e-4, 5e-7)])
 def test_the_published_weight_decay_changes_nothing(rate, decay):
-    """Its share of a step is below the precision of float32, whatever it is of."""
+    """Its contribution to a step is below float32's precision for every parameter."""
     stepped = []
     for weight_decay in (0.0, decay):
         parameter = torch.nn.Parameter(torch.randn(10_000, generator=torch.Generator().manual_seed(0)))
@@ -191,7 +191,7 @@ def test_the_published_weight_decay_changes_nothing(rate, decay):
 
 
 def test_a_state_of_an_earlier_version_is_resumed(tmp_path, recipe):
-    """It names the libraries of the linear products, which a rule chooses now."""
+    """Its state names the libraries of the linear products, which are now chosen by a rule."""
     chosen, run = recipe(steps=3), tmp_path / "run"
     pretrain(chosen, run)
     shutil.copytree(run, tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_figures_that_are_not_numbers(tmp_path, recipe, monkeypatch):
 
 
 def constant_network(config):
-    """A network that reads nothing of its patches."""
+    """Return a network that ignores its patches."""
     model = SsambaForPreTraining(config)
     torch.nn.init.zeros_(model.ssamba.patch_embed.proj.weight)
     return model
@@ -293,7 +293,7 @@ def test_kill_9_and_resume(tmp_path, recipe_file, recipe):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("method", ["step", "after_step"])
 def test_a_signal_saves_and_stops(tmp_path, recipe, monkeypatch, method, number):
-    """During the step as during what follows it, a validation or a probe."""
+    """The signal arrives during the step, or during the validation or probe after it."""
     uninterrupted = getattr(trainer._Pretraining, method)
 
     def interrupted(self, n, *arguments):
@@ -320,7 +320,7 @@ def test_states_are_few_and_damaged_ones_are_passed_over(tmp_path):
     newest, second, third = training_states(tmp_path)
     newest.write_bytes(newest.read_bytes()[:2000])
     content = bytearray(second.read_bytes())
-    content[2000] ^= 1  # among the weights
+    content[2000] ^= 1  # within the weights
     second.write_bytes(content)
     said = []
     assert load_training_state(tmp_path, said.append)["weights"][0] == 2
@@ -590,7 +590,7 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path, recipe):
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # one that nobody listens to
+        port = server.getsockname()[1]  # a free port
     multiprocessing.spawn(_gradient_of_a_rank, (port, model, fbank, mask, tmp_path), nprocs=2)
     found = torch.load(tmp_path / "gradient.pt", weights_only=True)
     for name, gradient in expected.items():
@@ -608,7 +608,7 @@ def test_torchrun(tmp_path, recipe_file):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_on_a_gpu(tmp_path, recipe, recipe_file, precision):
-    """Under torchrun, so that NCCL is joined; it stops and goes on."""
+    """Under torchrun, so that the run uses NCCL; it stops and resumes."""
     changes = {"precision": precision, "workers": 2}
     assert pretrain(recipe(**changes, steps=3), tmp_path / "run", device="cuda")
     goes_on = ["pretrain", recipe_file(**changes), "--out", tmp_path / "run", "--resume"]

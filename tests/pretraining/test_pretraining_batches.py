@@ -1,4 +1,4 @@
-"""Batches for pretraining: what a clip is, and that the same clips come whatever the number of processes."""
+"""Batches for pretraining: reading clips, and the same clips for any number of processes."""
 
 import io
 import json
@@ -23,7 +23,7 @@ SAMPLES = 400
 
 
 def ramp(start, length):
-    """Samples that say which file they are of and where they stand in it, exactly in 16 bits."""
+    """Return samples that encode their file and their place in it, exactly in 16 bits."""
     return (start + np.arange(length)) / 2 ** 15
 
 
@@ -47,7 +47,7 @@ def manifest(tmp_path, files):
 
 
 def first_samples(batches):
-    """File number and first sample of each clip."""
+    """Return the file number and first sample of each clip."""
     return [divmod(round(value * 2 ** 15), 1000) for batch in batches for value in batch.waveforms[:, 0].tolist()]
 
 
@@ -141,7 +141,9 @@ def test_a_truncated_file_gives_what_it_has(tmp_path, extension, subtype):
     path = tmp_path / f"noise.{extension}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 64000), 16000, subtype=subtype)
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    if extension == "flac":  # its header goes on promising the whole; libsndfile gives parts, but not across the tear
+
+    # A flac's header still gives the full length; libsndfile reads parts, but none across the end of the data.
+    if extension == "flac":
         assert len(read_clip(path, 10000, At(0.0))) == 10000
         with pytest.raises(AudioError, match="is damaged, or shorter than the 64,000 samples"):
             read_clip(path, 80000, "centre")
@@ -166,7 +168,7 @@ def test_crops_of_an_mp3_are_those_of_the_whole(tmp_path, channels):
 def test_a_flac_that_was_streamed_says_why_it_is_not_read(tmp_path):
     soundfile.write(tmp_path / "a.flac", ramp(0, 5000), 16000)
     content = bytearray((tmp_path / "a.flac").read_bytes())
-    content[21] &= 0xF0  # the last 36 bits before the checksum are the number of samples
+    content[21] &= 0xF0  # the number of samples is in the last 36 bits before the checksum
     content[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(content)
     with pytest.raises(ValueError, match="its header does not give its length"):
@@ -314,7 +316,7 @@ def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_with_the_run(m
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    wait_until(lambda: all(os.getpgid(worker.pid) == worker.pid for worker in workers))  # each leaves when it starts
+    wait_until(lambda: all(os.getpgid(worker.pid) == worker.pid for worker in workers))  # each leaves at its start
     batches.close()
     wait_until(lambda: not any(worker.is_alive() for worker in workers))
 
@@ -387,7 +389,7 @@ def test_a_rank_without_a_readable_file_does_not_end_the_validation_of_the_other
 
 @pytest.fixture
 def shards(tmp_path):
-    """Four shards of 10 files; sample i of file k of all is 500 k + i."""
+    """Four shards of 10 files; sample i of file k, counted over all shards, is 500 k + i."""
     pytest.importorskip("webdataset", reason="webdataset is not installed")
     for shard in range(4):
         with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as tar:
@@ -471,7 +473,7 @@ def test_a_torn_shard_and_damaged_files_are_skipped_and_reported(shards):
 
 
 def test_files_of_any_name_are_read(shards):
-    """``a.__b.wav`` was taken for a field of webdataset's own, and a name that begins with a dot for none."""
+    """webdataset would take ``a.__b.wav`` for one of its own fields, and ignore names that start with a dot."""
     names = ["a.__b.wav", "a.wav", "a.WAV", ".hidden.wav", "deeper.x/.wav", "deeper.x/_a.b.wav", "__a.wav"]
     with tarfile.open(shards.parent / "other.tar", "w") as tar:
         for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Averages over time on disk: exact, resumable, never stale; and what is said of the layers' geometry."""
+"""Averages over time on disk, which are exact, resumable and never stale, and the layers' geometry."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def recordings(tmp_path):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The recordings whose averages are computed, one batch after the other."""
+    """A list of the recordings whose averages are computed, batch by batch."""
     found = []
 
     def iterate(encoder, missing, report=None):
@@ -90,7 +90,7 @@ def test_averages_of_pooled_frames(checkpoint, recordings, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
-    """A change of anything that the averages depend on is noticed, and only what changed is computed."""
+    """Each change that affects averages is detected, and only the affected averages are computed."""
     folder = tmp_path / "cache"
     first, key = cached_time_averages(checkpoint, recordings, folder)
     keys = {key}
@@ -113,7 +113,7 @@ def test_nothing_is_stale(checkpoint, recordings, computed, tmp_path):
     expect_new(recordings=[*recordings[:-1], Excerpt(recordings[-1], gain=-3.0)], changed=1)
     expect_new(recordings=[*recordings[:-1], Excerpt(recordings[-1], 0, 2000)], changed=1)
     replaced = tmp_path / "network.safetensors"
-    for seed in (2, 3):  # in the same place
+    for seed in (2, 3):  # at the same path
         expect_new(checkpoint=save_network(replaced, seed))
     expect_new(checkpoint=save_network(tmp_path / "folder", seed=1, block_order="paired"))
 
@@ -144,8 +144,8 @@ def compute_and_be_killed(checkpoint, recordings, folder, batches):
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process")
 @pytest.mark.parametrize("batches", [0, 2])
 def test_a_killed_process_leaves_whole_rows(checkpoint, recordings, computed, tmp_path, batches):
-    """What LMDB does with a process that is killed while it writes is tested in tests/test_store.py."""
-    torch.get_num_threads()  # sets up this thread's share of torch's pool, which a forked process no longer can
+    """A process killed while LMDB writes is tested in tests/test_store.py."""
+    torch.get_num_threads()  # sets up torch's thread pool in this thread, which a forked process cannot do
     process = multiprocessing.get_context("fork").Process(
         target=compute_and_be_killed, args=(checkpoint, recordings, tmp_path / "cache", batches))
     process.start()
@@ -210,7 +210,7 @@ def test_remembered(tmp_path):
     assert remembered(tmp_path / "new", {"seed": 0}, compute) == first == {"values": [0.1, 1 / 3], "number": 1}
     assert remembered(tmp_path / "new", {"seed": 1}, compute)["number"] == 2
     (file,) = [file for file in (tmp_path / "new").iterdir() if json.loads(file.read_text())["number"] == 2]
-    file.rename(file.with_suffix(".partial"))  # as a kill leaves it
+    file.rename(file.with_suffix(".partial"))  # as left by a kill
     assert remembered(tmp_path / "new", {"seed": 1}, compute)["number"] == 3
 
 
@@ -230,7 +230,7 @@ def test_cka():
 
 
 def test_cka_is_the_unbiased_estimate_of_its_source():
-    """Song et al. (2012), equation 5, written out; on more utterances than are drawn, of a part of them."""
+    """Equation 5 of Song et al. (2012), written out; if there are more utterances than are drawn, on the drawn ones."""
     first, second = torch.randn(2, 30, 8, dtype=torch.float64) + 1
 
     def dependence(x, y):

@@ -32,7 +32,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """A folder for each of three pitches."""
+    """Three folders, one per pitch."""
     folder = tmp_path_factory.mktemp("tones")
     generator = np.random.default_rng(0)
     for pitch in (200, 500, 1200):
@@ -148,7 +148,7 @@ main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_folds(tones, checkpoints, tmp_path):
-    """With folds, every number is a mean over them; with groups, the interval is one of groups."""
+    """With folds, every number is a mean over folds; with groups, the interval resamples groups."""
     lines = ["path,label,split,group"]
     lines += [f"{path},{path.parent.name},fold {int(path.stem) % 3},{int(path.stem) // 2}"
               for path in sorted(tones.rglob("*.wav"))]

@@ -1,4 +1,4 @@
-"""``ssamba probe-frames`` from aligned recordings to its report, and the frames that it probes."""
+"""``ssamba probe-frames`` from aligned recordings to its report, and the probed frames."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 
 def write_tones(folder, rate=16000, channels=1):
-    """Twelve recordings of ten tones each, 0.2 to 0.4 s long, with noise; returns the rows of their table."""
+    """Write twelve recordings of ten noisy tones, 0.2 to 0.4 s each; return the rows of their table."""
     generator, rows = np.random.default_rng(0), []
     for number, split in enumerate(SPLITS):
         samples, moment = [], 0.0
@@ -119,7 +119,7 @@ def test_a_checkpoint_s_own_hop_where_none_is_given(checkpoint, tmp_path, capsys
 
 
 def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsys):
-    """Torn, of two channels at another rate, aligned past its end, or with a class that train lacks."""
+    """Recordings are truncated, stereo at another rate, aligned past their end, or of a class that train lacks."""
     rows = write_tones(tmp_path, rate=22050, channels=2)
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     rows += [["torn.wav", 0, 1, "low", "train"], ["11.wav", 60, 61, "low", "test"]]
@@ -136,7 +136,7 @@ def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsy
 
 
 def test_timit(checkpoint, tmp_path, capsys):
-    """TIMIT's layout, of three speakers whose phones are tones; one sentence has lost its phones."""
+    """TIMIT's layout with three speakers whose phones are tones; one sentence lacks its phones."""
     phones, generator = {"h#": 250, "ix": 700, "s": 2000}, np.random.default_rng(0)
     for part, speaker in (("TRAIN", "FCJF0"), ("TEST", "FAKS0"), ("TEST", "MDAB0")):
         folder = tmp_path / "TIMIT" / part / "DR1" / speaker
@@ -177,7 +177,7 @@ def test_nothing_is_computed_twice(checkpoint, tmp_path, monkeypatch):
 
 @pytest.fixture
 def recordings(tmp_path):
-    """Of 2.6 s, which is more than a window, of 0.9 s, and of 5 ms."""
+    """Recordings of 2.6 s (longer than a window), 0.9 s and 5 ms."""
     generator = np.random.default_rng(0)
     paths = [tmp_path / f"{number}.wav" for number in range(3)]
     for path, samples in zip(paths, (41600, 14400, 80)):

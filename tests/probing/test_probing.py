@@ -29,7 +29,7 @@ def network(**options):
 
 
 def planted(signal):
-    """Features whose layer l carries the class with strength signal[l], with labels and splits."""
+    """Return features whose layer l encodes the class with strength signal[l], with labels and splits."""
     generator = torch.Generator().manual_seed(3)
     classes = torch.arange(UTTERANCES) % CLASSES
     centres = torch.randn(CLASSES, SIZE, generator=generator)
@@ -71,7 +71,7 @@ def test_test_labels_choose_nothing():
 
 
 def test_dev_chooses_the_penalty():
-    """Of 20 utterances a weakly penalised probe knows nothing but themselves; noise is best not looked at."""
+    """A weakly penalised probe on 20 utterances memorises them; on noise, the largest penalty is best."""
     features, labels, _ = planted([0.4, 0.0])
     splits = ["train" if i < 20 else "dev" if i < 200 else "test" for i in range(UTTERANCES)]
     chosen = train_probes(features, labels, splits)
@@ -85,9 +85,9 @@ def test_dev_chooses_the_penalty():
 @pytest.mark.parametrize("penalty", [0.1, 1e-3, 1e-5])
 @pytest.mark.parametrize("utterances", [400, 40])
 def test_probes_agree_with_an_independent_logistic_regression(penalty, utterances):
-    """At the optimum of the penalised problem; scikit-learn's C is 1 / (penalty * features * utterances).
+    """The optima of the penalised problem agree; scikit-learn's C is 1 / (penalty * features * utterances).
 
-    Utterances are more or fewer than features, which are of unlike sizes and correlated.
+    There are more or fewer utterances than features, which have different scales and are correlated.
     """
     linear_model, metrics = map(pytest.importorskip, ("sklearn.linear_model", "sklearn.metrics"))
     features, labels, splits = (column[..., :utterances, :] if torch.is_tensor(column) else column[:utterances]
@@ -109,7 +109,7 @@ def test_probes_agree_with_an_independent_logistic_regression(penalty, utterance
 
 
 def test_all_of_a_large_train_set_counts():
-    """The feature says something of the last tenth of 100,000 utterances only, and nothing of the others."""
+    """The feature is informative only in the last tenth of 100,000 utterances."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(2, (100_000,), generator=generator)
     features = torch.randn(1, 102_000, 1, generator=generator)
@@ -119,7 +119,7 @@ def test_all_of_a_large_train_set_counts():
     found = train_probes(features, [*map(str, labels.tolist())], splits, penalties=[1e-6])
     x = torch.cat([features[0, :100_000], torch.ones(100_000, 1)], dim=1).double()
     weights = torch.zeros(2, dtype=torch.float64)
-    for _ in range(20):  # Newton's method, of all
+    for _ in range(20):  # Newton's method on all utterances
         shares = (x @ weights).sigmoid()
         weights += torch.linalg.solve((x.T * shares * (1 - shares)) @ x, x.T @ (bits - shares))
     dev = features[0, 100_000::2, 0].double() * weights[0] + weights[1]
@@ -156,7 +156,7 @@ def report_of(probes, folds):
 
 
 def test_each_fold_chooses_its_own_layer():
-    """The layer with the lowest mean loss over all dev parts, the second, is chosen by nobody."""
+    """No fold chooses the second layer, which has the lowest mean loss over all dev parts."""
     losses = {"a": [1.0, 2.0, 9.0], "b": [9.0, 2.0, 1.0], "c": [1.0, 2.0, 9.0]}
     right = [[True, False], [True, True], [False, False]]
     probes = CrossValidation({fold: ProbeResults([0.5] * 3, loss, [0.1] * 3, right) for fold, loss in losses.items()})
@@ -169,7 +169,7 @@ def test_each_fold_chooses_its_own_layer():
 
 @pytest.mark.slow
 def test_random_labels_are_reported_at_chance():
-    """Of many layers the one with the lowest mean loss over all dev parts would have seen every label: 72 %."""
+    """Choosing one layer by its mean loss over all dev parts would use every label and report 72 %."""
     labels, folds = [str(i % 2) for i in range(30)], ["abc"[i // 2 % 3] for i in range(30)]
     accuracies = []
     for seed in range(3):
@@ -189,7 +189,7 @@ def test_intervals_of_independent_utterances_are_those_of_a_proportion():
 
 
 def test_utterances_of_a_group_are_drawn_together():
-    """Of ten groups all right or all wrong, a hundred utterances each say as little as one of each."""
+    """If a group is all right or all wrong, a hundred utterances per group give the same interval as one."""
     right = [number % 2 == 0 for number in range(10)]
     (alone,) = accuracy_intervals([right], ["test"] * 10, range(10))
     hundred = [value for value in right for _ in range(100)]
@@ -232,7 +232,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Files of very unequal lengths, rates and channels: all noise."""
+    """Noise files of very different lengths, rates and numbers of channels."""
     folder = tmp_path_factory.mktemp("recordings")
     generator = np.random.default_rng(0)
     made = {"stereo.wav": (44100, (30000, 2)), "click.wav": (16000, (90,)), "long.flac": (16000, (200000,)),
@@ -360,7 +360,7 @@ def test_windows_the_positions_do_not_reach(recordings):
 
 @pytest.mark.slow
 def test_spoken_digits_by_the_filterbank_and_a_random_network():
-    """Two speakers of zero and one: even a random network tells them apart, far above chance."""
+    """Digits zero and one by two speakers: even a random network distinguishes the speakers, far above chance."""
     folder = SHARED_AUDIO / "fsdd" / "recordings"
     if not folder.is_dir():
         pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")
@@ -377,6 +377,6 @@ def test_spoken_digits_by_the_filterbank_and_a_random_network():
 
 @pytest.mark.slow
 def test_no_s3prl():
-    """Pretraining imports this package, and must run where s3prl is not installed."""
+    """Pretraining imports this package, and must run without s3prl."""
     code = "import sys, ssamba_upstream.probing; sys.exit('s3prl' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""SUPERB's classifier on averages over time is s3prl's classifier on frames."""
+"""SUPERB's classifier on averages over time equals s3prl's classifier on frames."""
 
 import argparse
 import importlib.util
@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Lengths about which s3prl's rounding and the upstream's rounding up disagree, and agree."""
+    """Recordings for whose lengths s3prl's rounding and the upstream's rounding up disagree, and agree."""
     folder = tmp_path_factory.mktemp("recordings")
     generator = np.random.default_rng(0)
     paths = []
@@ -123,7 +123,7 @@ def test_forward_gradients_and_a_step_are_s3prls(checkpoint, recordings, tmp_pat
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="s3prl's runner needs tensorboardX")
 def test_training_ends_where_s3prls_runner_ends(checkpoint, tmp_path):
-    """On whole batches, from s3prl's first step; on its own split of the sessions that it trains on."""
+    """Both use whole batches, start from s3prl's first step, and use s3prl's split of the training sessions."""
     write_iemocap(tmp_path / "IEMOCAP", [
         Utterance(tone(150 * pitch, number), emotion, f"Ses0{session}F", recording="impro01")
         for session in range(1, 6) for pitch, emotion in enumerate(("neu", "hap", "ang", "sad"), start=1)
@@ -199,7 +199,7 @@ def test_recipes_are_those_of_the_downstream_configs(task, config):
 
 
 def planted(informative, layers=3, utterances=160, size=12):
-    """Layers of noise, one of which tells the classes."""
+    """Layers of noise, one of which encodes the classes."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.arange(utterances) % CLASSES
     features = torch.randn(layers, utterances, size, generator=generator)
@@ -222,7 +222,7 @@ def test_training_finds_the_layer_that_tells_the_classes(balanced):
 
 
 def test_an_intent_is_a_class_in_each_slot():
-    """As s3prl's fluent_commands: the slots' cross-entropies are added, and only all of them together are right."""
+    """As in s3prl's fluent_commands, cross-entropies of slots are added, and an intent is right if all slots are."""
     averages, targets = torch.randn(3, 8, 5), torch.tensor([[0, 1], [1, 0], [2, 1], [0, 0]] * 2)
     head = SuperbHead(3, 5, [3, 2])
     training_step(head, torch.optim.SGD(head.parameters(), lr=0.0), averages, targets)
@@ -241,10 +241,10 @@ def test_an_intent_is_a_class_in_each_slot():
     features = torch.randn(1, 80, 2) + means
     splits = ["test" if label == "off;music" else ("train", "dev")[i % 2] for i, label in enumerate(labels)]
     schedule = HeadSchedule(200, 50, slots=True)
-    # Train lacks the intent of test, and has all that is said in it.
+    # Train lacks test's intent, but has all of its slot values.
     assert train_head(features, labels, splits, schedule, [1e-2]).test_accuracy > 0.9
     assert train_layer_heads(features, labels, splits, schedule, [1e-2])[0] > 0.9
-    features[..., 1] = 0  # what is left tells the first slot
+    features[..., 1] = 0  # the remaining features determine the first slot
     assert train_head(features, labels, splits, schedule, [1e-2]).test_accuracy == 0
     assert train_layer_heads(features, labels, splits, schedule, [1e-2])[0] == 0
 
@@ -252,7 +252,7 @@ def test_an_intent_is_a_class_in_each_slot():
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_layer_alone_is_the_classifier_on_one_layer(balanced):
     features, labels, splits = planted(1)
-    features[2] *= 30  # long gradients are clipped, of this layer only
+    features[2] *= 30  # gradients large enough to be clipped, in this layer only
     schedule = HeadSchedule(40, 10, balanced)
     rates = (1e-3, 1e-2)
     alone = train_layer_heads(features, labels, splits, schedule, rates)
@@ -304,7 +304,7 @@ def test_superbs_sets(tmp_path):
     noise, unreadable = tmp_path / "speech_commands_v0.01" / "_background_noise_" / "hum.wav", []
     noise.write_bytes(b"no audio")
     damaged = read_superb("ks", tmp_path)
-    log_mel_averages(damaged.paths, report=unreadable.append)  # by which a probe names it, and goes on
+    log_mel_averages(damaged.paths, report=unreadable.append)  # the probe reports the recording and continues
     assert len(damaged.paths) == len(found.paths) - 19 and [error.file.path for error in unreadable] == [noise]
 
     write_voxceleb1(tmp_path / "VoxCeleb1", [

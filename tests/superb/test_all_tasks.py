@@ -1,4 +1,4 @@
-"""`ssamba superb` for each of the twelve tasks, with a stand-in for s3prl that prints what s3prl's experts print."""
+"""`ssamba superb` for each of the twelve tasks, with a stand-in that prints the same lines as s3prl's experts."""
 
 import dataclasses
 import importlib.util
@@ -34,7 +34,7 @@ PLACES = {
 }
 STEPS = "config.runner.total_steps=4,,config.runner.eval_step=2,,config.runner.save_step=2"
 
-# Trains the better the higher the learning rate is, and evaluates as the checkpoint's downstream does.
+# Its results improve with the learning rate, and it evaluates like the checkpoint's downstream.
 RUNNER = """
 import os, pathlib, shutil, sys, yaml
 control = pathlib.Path(os.environ["CONTROL"])
@@ -80,7 +80,7 @@ else:
     (expdir / "test_predict.txt").write_text(f"of step {step}")
 """
 
-EXPECTED = {  # what the better learning rate gives: dev, test
+EXPECTED = {  # results at the better learning rate: dev, test
     "pr": (25, {"PER": 50}), "asr": (25, {"WER": 50, "WER with LM": None}),
     "sf": (75, {"slot type F1": 50, "slot value CER": 50}), "ic": (75, {"accuracy": 50}),
     "sid": (75, {"accuracy": 50}), "asv": (15, {"EER": 15}), "sd": (75, {"DER": None}),
@@ -104,7 +104,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def superb(checkpoint, corpora, tmp_path, monkeypatch):
-    """Runs a task with the stand-in; returns the exit status. ``calls`` of it are those of the last run."""
+    """Return a function that runs a task with the stand-in and returns its status; ``calls`` has its last calls."""
     control = tmp_path / "control"
     control.mkdir()
     (control / "runner.py").write_text(RUNNER)
@@ -213,7 +213,7 @@ def test_several_tasks_in_one_table(superb, corpora, tmp_path, capsys):
 
 
 def test_worse_than_the_start_at_every_evaluation(superb, tmp_path, monkeypatch):
-    """s3prl's ASR keeps no best checkpoint of a word error rate of 100 % or more."""
+    """s3prl's ASR keeps no best checkpoint if the word error rate is 100 % or more."""
     runner = Path(os.environ["CONTROL"]) / "runner.py"
     kept = RUNNER.replace('shutil.copy(control / f"{quality}.ckpt", expdir / best)', "pass")
     runner.write_text(kept.replace("100 * error", "100 + error"))
@@ -242,9 +242,9 @@ def test_fine_tuning_has_three_tasks(superb, capsys):
 
 
 def test_overrides_reach_the_tasks_that_have_the_field(superb, corpora, tmp_path, capsys):
-    """Diarization's data set takes no batch size, and stops at one."""
+    """Diarization's data set accepts no batch size, and fails if given one."""
     fields = "config.downstream_expert.loaderrc.train_batchsize=3,,config.downstream_expert.datarc.train_batch_size=5"
-    assert superb("sd", "--ic", str(corpora / PLACES["ic"]), "-o", f"{STEPS},,{fields}") == 1  # the stand-in does one
+    assert superb("sd", "--ic", str(corpora / PLACES["ic"]), "-o", f"{STEPS},,{fields}") == 1  # the stand-in has one
     configs = {path.parent.name.split("-")[0]: yaml.safe_load(path.read_text())["downstream_expert"]
                for path in (tmp_path / "out" / "cells").glob("*/config.yaml")}
     assert configs["sd"]["loaderrc"]["train_batchsize"] == 3 and "batch_size" not in configs["sd"]["datarc"]
@@ -260,7 +260,7 @@ def test_no_checkpoint_for_verification(superb, capsys, steps):
 
 
 def test_verification_is_evaluated_at_every_eval_step(superb, tmp_path):
-    """Of the states of steps 2 and 4, the first is better and is not looked at."""
+    """Step 2 has the better state, but is not evaluated, because eval_step is 4."""
     assert superb("asv", "-o", f"{STEPS},,config.runner.eval_step=4") == 0
     found = row(tmp_path)
     assert found["test"] == {"EER": 25} and found["runs"]["asv"]["step"] == 4
@@ -310,7 +310,7 @@ def test_query_by_example_chooses_the_layer_on_dev(superb, corpora, tmp_path):
     assert (found["chosen"], found["searched"], found["dev"]) == (2, "layer", pytest.approx(2))
     assert found["test"] == {"MTWV": pytest.approx(12)} and found["lacking"] is None
     run = Path(found["runs"]["qbe"]["run"])
-    assert (run / "benchmark.stdlist.xml").read_text() == "2 test"  # what is submitted
+    assert (run / "benchmark.stdlist.xml").read_text() == "2 test"  # the submitted prediction
 
 
 def test_a_scorer_that_fails(superb, corpora, tmp_path, capsys):
@@ -332,7 +332,7 @@ def test_diarization_error_rate(corpora, tmp_path, superb):
     run = tmp_path / "run"
     (run / "scoring" / "predictions").mkdir(parents=True)
     (run / "frame_shift").write_text("320\n")
-    # One speaker with 0.45 for 8 s and 0.55 for 4 s: 12 s are heard from 0.3 and 0.4 on, 4 s from 0.5 on.
+    # One speaker with 0.45 for 8 s and 0.55 for 4 s: 12 s count as speech at thresholds up to 0.4, and 4 s from 0.5.
     activities = np.concatenate([np.full(400, 0.45), np.full(200, 0.55)])
     with h5py.File(run / "scoring" / "predictions" / "mix0016.h5", "w") as file:
         file["T_hat"] = np.stack([activities, np.zeros(600)], 1)

@@ -1,4 +1,4 @@
-"""The folder of the hidden-set track, loaded by s3prl's own `--hub huggingface` in a process of its own."""
+"""The folder for the hidden-set track, loaded by s3prl's own `--hub huggingface` in a separate process."""
 
 import importlib.metadata
 import importlib.util
@@ -27,7 +27,7 @@ FILES = ["README.md", "expert.py", "model.pt", "requirements.txt"]
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The package's version, also where the tests run from a checkout that is not installed."""
+    """Provide the package's version even if the tests run from a checkout that is not installed."""
     if not any(importlib.metadata.distributions(name=hidden_set.PACKAGE)):
         monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0")
     return importlib.metadata.version(hidden_set.PACKAGE)
@@ -39,7 +39,7 @@ def checkpoint(tmp_path):
     return tmp_path / "checkpoint"
 
 
-# Downloading is replaced, with today's signature; the rest is s3prl's own, repaired.
+# The download is replaced by a function with the current signature; the rest is s3prl's own code, repaired.
 RUN = """
 import json
 import sys
@@ -93,7 +93,7 @@ def test_s3prl_loads_it_from_the_hub(installed, checkpoint, tmp_path):
     assert write_submission(tmp_path, {"ks": tmp_path / "hub"}, {"ks": tmp_path}).predictions == {"ks": 36}
 
 
-# What is in the folder
+# Contents of the folder
 
 
 def import_expert(folder):
@@ -124,7 +124,7 @@ HOPS = {"PR": 640, "ASR": 640, "SF": 640, "ASV": 640, "SD": 640, "QbE": 640, "SE
 
 
 def test_every_task_has_the_hop_it_needs(checkpoint):
-    """As the track's validator and s3prl ask for them."""
+    """The track's validator and s3prl require these hops."""
     upstream = hidden_set.HiddenSetExpert(checkpoint).eval()
     assert {key: upstream.get_downsample_rates(key) for key in HOPS} == HOPS
     assert len(list(upstream.parameters())) == len(list(UpstreamExpert(checkpoint).parameters()))
@@ -152,7 +152,7 @@ def test_nothing_is_computed_for_tasks_that_are_not_read(checkpoint, monkeypatch
 
 @pytest.mark.slow
 def test_ones_own_options(installed, checkpoint, tmp_path, capsys):
-    """A hop of one's own is every task's, and refused where a task does not work with it."""
+    """A hop given by the user applies to every task, and is refused if a task does not work with it."""
     arguments = ["export-hidden-set", str(checkpoint), "-g"]
     (tmp_path / "mean.yaml").write_text("frequency_pooling: mean\n")
     assert main([*arguments, str(tmp_path / "mean.yaml"), "--out", str(tmp_path / "mean")]) == 0
@@ -167,7 +167,7 @@ def test_ones_own_options(installed, checkpoint, tmp_path, capsys):
 
 
 def test_the_exported_file_refuses_frames_that_are_too_far_apart(installed, checkpoint, tmp_path):
-    """Plain s3prl hands it -g, and checks nothing itself."""
+    """Plain s3prl passes -g on without checking it."""
     export_hidden_set(checkpoint, tmp_path / "out")
     (tmp_path / "options.yaml").write_text("time_stride: 10\n")
     upstream = import_expert(tmp_path / "out")(

@@ -1,4 +1,4 @@
-"""predict.zip from files that s3prl's own code wrote, and the refusal of every damage to them."""
+"""predict.zip, written from the files of s3prl's own code, and refused if they are damaged."""
 
 import zipfile
 
@@ -11,7 +11,7 @@ from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import ER_FOLDS, write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS
 
-pytestmark = pytest.mark.slow  # the corpora take seconds to make, and s3prl to import
+pytestmark = pytest.mark.slow  # creating the corpora takes seconds, as does importing s3prl
 
 
 class NoLogger:
@@ -28,13 +28,13 @@ def corpora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(corpora):
-    """The corpora, as write_submission takes them."""
+    """The corpora, in the form that write_submission accepts."""
     return {"sid": corpora / "VoxCeleb1", "ks": corpora, **dict.fromkeys(ER_FOLDS, corpora / "IEMOCAP")}
 
 
 @pytest.fixture(scope="module")
 def written(corpora, tmp_path_factory):
-    """Prediction files by task, written by s3prl's downstream experts; all of a task have the same label."""
+    """Prediction files by task, written by s3prl's downstream experts, with a single label per task."""
     pytest.importorskip("librosa")
     from ssamba_upstream.plugin import compat
 
@@ -79,14 +79,14 @@ def runs(written, tmp_path):
 
 
 def refusal(out, runs, corpora=None):
-    """The message of a refusal, after which there is no zip file."""
+    """Assert that the runs are refused and no zip file is left; return the message."""
     with pytest.raises(SubmissionError) as refused:
         write_submission(out, runs, corpora)
     assert not out.exists()
     return str(refused.value)
 
 
-# What is accepted
+# Accepted files
 
 
 def test_the_zip_holds_what_s3prl_wrote(runs, given, written, tmp_path):
@@ -155,7 +155,7 @@ def test_warns_of_predictions_from_training(runs, given, tmp_path):
         assert (f"-e {runs['ks'] / 'dev-best.ckpt'}" in str(submission)) == warned
 
 
-# What is refused
+# Refused files
 
 
 UNKNOWN = {
@@ -163,7 +163,7 @@ UNKNOWN = {
     "ks": "yes-nobody_nohash_0.wav yes\n",
     "er_fold1": "Ses01F_nosuch_F000 neu\n",
 }
-DAMAGES = {  # name: (damage to the lines, line that the message names, what the message says)
+DAMAGES = {  # name: (damage to the lines, line named in the message, text of the message)
     "missing": (lambda lines, task: lines[:4] + lines[5:], "{last}", "1 of the {count} utterances"),
     "duplicate": (lambda lines, task: lines + [lines[2]], "{added}", "is already in line 3"),
     "unknown utterance": (lambda lines, task: lines + [UNKNOWN[task]], "{added}",

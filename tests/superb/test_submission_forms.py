@@ -1,4 +1,4 @@
-"""predict.zip of the tasks beside SID, KS and ER: what s3prl's submit.py asks for, and the refusal of damages."""
+"""predict.zip for tasks other than SID, KS and ER: the files that s3prl's submit.py expects; damaged ones refused."""
 
 import zipfile
 from xml.etree import ElementTree
@@ -12,9 +12,9 @@ from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS
 
-pytestmark = pytest.mark.slow  # the corpora take seconds to make
+pytestmark = pytest.mark.slow  # creating the corpora takes seconds
 
-SUBMIT = {  # of s3prl's submit/submit.py: option: file in the run's folder, file in the task's folder of the zip
+SUBMIT = {  # from s3prl's submit/submit.py; option: file in the run's folder, file in the task's folder of the zip
     "pr": ("test-hyp.ark", "predict.ark"), "sid": ("test_predict.txt", "predict.txt"),
     "ks": ("test_predict.txt", "predict.txt"), "ic": ("test_predict.csv", "predict.csv"),
     "asr": ("test-clean-noLM-hyp.ark", "predict.ark"), "asr_lm": ("test-clean-LM-hyp.ark", "predict.ark"),
@@ -48,7 +48,7 @@ def given(corpora):
 
 @pytest.fixture
 def runs(given, tmp_path):
-    """A run of every task, with the files that s3prl's experts write for the synthetic test sets."""
+    """A run of each task, with the files that s3prl's experts write for the synthetic test sets."""
     h5py = pytest.importorskip("h5py")
     folders = {name: tmp_path / name for name in (*PLACES, "se", "ss")}
     for name, folder in folders.items():
@@ -109,7 +109,7 @@ def test_the_zip_holds_what_s3prl_wrote(runs, given, tmp_path):
 
 
 def test_s3prl_writes_what_is_taken(given, corpora, tmp_path):
-    """The line-based files of s3prl's own experts, from records as their forward passes leave them."""
+    """s3prl's own experts write their line-based files from records, as after a forward pass."""
     for package in ("librosa", "pandas", "editdistance", "sklearn"):
         pytest.importorskip(package)
     from collections import defaultdict
@@ -134,12 +134,12 @@ def test_s3prl_writes_what_is_taken(given, corpora, tmp_path):
                           loss=[1.0])
     expert = SimpleNamespace(expdir=tmp_path / "pr", metrics=["per"], save_best_on=["dev"], best_score=torch.ones(1),
                              metric_higher_better=False, _get_task_name=lambda: "ctc")
-    Ctc.log_records.__wrapped__(expert, "test", records, logger, 0)  # s3prl's own: this expert has no loss to count for
+    Ctc.log_records.__wrapped__(expert, "test", records, logger, 0)  # s3prl's own; there is no loss to average
     submission = write_submission(tmp_path / "out", {name: tmp_path / name for name in names}, given)
     assert submission.predictions == {"pr": 4, "ic": 4}
 
 
-DAMAGES = {  # task: damage to its text, what the message says
+DAMAGES = {  # task: damage to its text, text of the message
     "pr": (lambda text: text.replace("AH0", "AH9", 1), "line 1: AH9 is not in the vocabulary"),
     "asr": (lambda text: text.replace("DOG", "dog", 1), "line 1: \"IT'S A dog\" is not a transcript in capitals"),
     "asr_lm": (lambda text: text.replace(" ", "", 1), "line 1: '21-7-0000' is not '<utterance> <transcript>'"),

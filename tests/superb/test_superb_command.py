@@ -1,4 +1,4 @@
-"""`ssamba superb`: what it plans, resumes, reports and refuses, with a stand-in for s3prl and with it."""
+"""`ssamba superb`: planning, resuming, reporting and refusing, with s3prl and with a stand-in for it."""
 
 import fcntl
 import importlib.util
@@ -37,12 +37,12 @@ MEASURE = plan.measure
 
 
 def measured(cell, out, device, kept):
-    """Stands in for the trials: seconds to start, and those of steps and utterances."""
+    """Replace the trials: return the seconds to start, and a Trial with the seconds per step and utterance."""
     averages = kept is not None and kept.startswith("averages")
     return 10.0, Trial(step=0.01, computing=0.0, utterance=0.02) if averages else Trial(step=0.5, computing=0.4)
 
 
-# Leaves behind what s3prl's runner leaves, by the files in the folder $CONTROL, where it notes its calls.
+# Leaves the same files as s3prl's runner, controlled by the folder $CONTROL, where it records its calls.
 RUNNER = """
 import os, pathlib, shutil, sys, time, zipfile, yaml
 control, expdir = pathlib.Path(os.environ["CONTROL"]), pathlib.Path("s3prl")
@@ -106,7 +106,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def control(tmp_path, monkeypatch):
-    """The folder that governs the stand-in for s3prl: it is the worse on test the better it was on dev."""
+    """The folder that controls the stand-in for s3prl, whose test accuracy falls as its dev accuracy rises."""
     control = tmp_path / "control"
     control.mkdir()
     (control / "runner.py").write_text(RUNNER)
@@ -120,7 +120,7 @@ def control(tmp_path, monkeypatch):
 
 
 def calls(control):
-    """What the stand-in was called for since the last look."""
+    """Return the stand-in's calls since the last call of this function."""
     found = (control / "calls").read_text().splitlines() if (control / "calls").exists() else []
     (control / "calls").unlink(missing_ok=True)
     return found
@@ -148,7 +148,7 @@ def test_plan(control, superb, capsys, tmp_path):
     assert note.startswith("er: This is not the whole released corpus, which has neu 1,708, ")
     assert trial == ("er: 10 ms a step from averages, after 20 ms for each of 20 utterances; 500 ms a step with "
                      "--by-runner; 10 s to start")
-    # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances, where a step takes 4 x 8; and the averages
+    # Per cell: two starts, 4 steps, and 3 evaluations of 3.2 + 4 utterances (a step takes 4 x 8), and the averages
     # once.
     planned, computing_always = 10 / 2 * 20.047 + 0.2, 10 / 2 * 22.34
     assert total == (f"10 of 10 cells to run, 40 steps, 2 at a time: about 0:01:{round(planned) - 60:02}; "
@@ -263,19 +263,19 @@ sys.exit(main({arguments!r}))"""
     while not (control / "hanging").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    if how == signal.SIGINT:  # as the terminal does, to the whole group
+    if how == signal.SIGINT:  # as a terminal does, to the whole group
         os.killpg(process.pid, how)
         assert process.wait() == 130
-    elif how == signal.SIGTERM:  # as a batch system does, to the process alone
+    elif how == signal.SIGTERM:  # as a batch system does, to the process only
         process.terminate()
         assert process.wait() == 130
-        with pytest.raises(ProcessLookupError):  # nothing of the group is left
+        with pytest.raises(ProcessLookupError):  # no process of the group is left
             os.killpg(process.pid, 0)
     else:
         process.kill()
         process.wait()
         with open(next((tmp_path / "out" / "cells").glob("*lr0.001*")) / ".lock") as lock:
-            with pytest.raises(BlockingIOError):  # the child, which was not killed, keeps the cell
+            with pytest.raises(BlockingIOError):  # the child was not killed and still holds the cell
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.killpg(process.pid, how)
     assert calls(control) == ["train 0.01 0", "evaluate 0.01 4", "train 0.001 0"]
@@ -344,7 +344,7 @@ def test_a_stale_result_is_never_reused(control, superb, checkpoint, tmp_path):
 
 @pytest.fixture
 def own_corpora(corpora, tmp_path):
-    """A copy of the corpora."""
+    """A separate copy of the corpora."""
     return {task: Path(shutil.copytree(root, tmp_path / "corpora" / task)) for task, root in corpora.items()}
 
 
@@ -359,7 +359,7 @@ def shuffle_metadata(corpora):
 
 
 def change_samples(corpora):
-    """Other recordings of the same names and sizes, in a part of the corpus."""
+    """Replace recordings in a part of the corpus by others with the same names and sizes."""
     for path in (corpora["ks"] / "speech_commands_v0.01").glob("*/*.wav"):
         header, samples = path.read_bytes()[:44], path.read_bytes()[44:]
         path.write_bytes(header + samples[2:] + samples[:2])
@@ -425,13 +425,13 @@ def test_a_corpus_that_moves_keeps_its_cells(control, superb, own_corpora, check
     calls(control)
     assert main(["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(own_corpora["ks"]), "--device",
                  "cpu", "-o", STEPS + BATCH["ks"], "--learning-rates", "1e-2", "1e-3"]) == 0
-    assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]  # and not what has finished
+    assert calls(control) == ["train 0.001 0", "evaluate 0.001 4"]  # and not the finished ones
     row, = rows(tmp_path)
     assert row["unfinished"] == 0
     for folder in (tmp_path / "out" / "cells").iterdir():
         datarc = yaml.safe_load((folder / "config.yaml").read_text())["downstream_expert"]["datarc"]
         assert datarc["speech_commands_root"] == str(own_corpora["ks"] / "speech_commands_v0.01")
-    # s3prl takes the config from the checkpoint that it evaluates.
+    # s3prl reads the config from the checkpoint it evaluates.
     assert f"datarc.speech_commands_root={own_corpora['ks']}" in (control / "arguments").read_text().splitlines()[-1]
 
 
@@ -474,7 +474,7 @@ def test_cells_of_an_earlier_version_are_left_out_and_named(control, superb, tmp
     assert superb("-o", f"{STEPS}{BATCH['ks']},,config.runner.gradient_clipping=1e999") == 1  # infinite
     assert len(results.read_cells(tmp_path / "out")[1]) == 2
     renamed = next((tmp_path / "out" / "cells").glob("ks-frozen-lr0.001-*"))
-    renamed.rename(renamed.with_name("ks-frozen-lr0.001-0123456789"))  # whose content says another name
+    renamed.rename(renamed.with_name("ks-frozen-lr0.001-0123456789"))  # its content names another cell
     assert len(results.read_cells(tmp_path / "out")[1]) == 3
 
 

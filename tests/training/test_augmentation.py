@@ -1,4 +1,4 @@
-"""Augmentations of log-mel against their definitions, one clip at a time."""
+"""Augmentations, compared with their definitions, one clip at a time."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def generator(seed=0):
 
 
 def masks_one_by_one(log_mel, frequency, time, fill, draw):
-    """SpecAugment as torchaudio draws it, a clip at a time, from the same numbers."""
+    """Apply torchaudio's SpecAugment to one clip at a time, from the same random numbers."""
     masked = log_mel.clone()
     clips, frames, bands = log_mel.shape
     for axis, size, limit in (("mel", bands, frequency), ("frame", frames, time)):
@@ -48,7 +48,7 @@ def test_masks_are_those_of_the_slow_definition(shape, frequency, time):
 
 
 def runs(masked_rows):
-    """Width and start of the one run in each row of bool; an empty one starts at -1."""
+    """Return width and start of the single run in each row of booleans; an empty run starts at -1."""
     widths = masked_rows.sum(dim=1)
     starts = torch.where(widths > 0, masked_rows.int().argmax(dim=1), -1)
     ends = masked_rows.shape[1] - masked_rows.flip(1).int().argmax(dim=1)
@@ -69,7 +69,7 @@ def test_masks_are_runs_of_uniform_width_and_place():
         assert nonempty.min() == 0
         assert (starts + widths)[widths > 0].max() == size - 1
         centres = nonempty + widths[widths > 0] / 2
-        # Cutting to integers moves the start by 1/2 on average, and the middle by another 1/4.
+        # Truncating to integers moves the start by 1/2 on average, and the middle by another 1/4.
         assert centres.mean().item() == pytest.approx(size / 2 - 0.75, abs=0.15)
         assert torch.corrcoef(torch.stack([widths[widths > 0].double(), centres]))[0, 1].abs() < 0.15
     frame_widths, band_widths = runs(masked.all(dim=2))[0], runs(masked.all(dim=1))[0]

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find one another on GPUs."""
+"""Connecting the processes of a run on GPUs."""
 
 from datetime import timedelta
 from unittest import mock
@@ -12,7 +12,7 @@ from ssamba_upstream.training.distributed import start_processes
 
 @pytest.mark.parametrize("launched, world_size", [(False, 1), (True, 1), (True, 4)])
 def test_nccl_is_joined_under_torchrun_and_waits_for_hours(monkeypatch, launched, world_size):
-    """Even by one process, so that it can be tried on one GPU; a probe is the first process's alone."""
+    """This includes a single process, so that it can be tested on one GPU. Only the first process runs probes."""
     for name, value in {"WORLD_SIZE": world_size, "RANK": world_size - 1, "LOCAL_RANK": world_size - 1}.items():
         monkeypatch.setenv(name, str(value))
     join = mock.Mock()

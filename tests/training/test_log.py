@@ -7,7 +7,7 @@ from ssamba_upstream.training.log import RunLog
 
 
 def test_a_bar_in_a_file_is_drawn_now_and_then(tmp_path, capsys, monkeypatch):
-    """A scheduler's log of a long run would otherwise grow by ten states of the bar a second."""
+    """Otherwise, a scheduler's log of a long run would grow by ten states of the bar per second."""
     seconds = iter(range(0, 10**6, 5))
     monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))
     log = RunLog(tmp_path, 0, 200, 4)
