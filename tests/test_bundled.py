@@ -99,7 +99,7 @@ def test_half_precision_is_refused_where_weights_are_too_large(tmp_path, capsys)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_its_layers_tell_spoken_digits_apart_better_than_random_ones(name):
-    """Nearest centroids of ten takes, tested on an unseen speaker, are far better than those of an untrained network."""
+    """Nearest centroids classify an unseen speaker's digits far better with trained weights than with random ones."""
     recordings = SHARED_AUDIO / "fsdd" / "recordings"
     if not recordings.is_dir():
         pytest.skip("the Free Spoken Digit Dataset is not here (../shared/audio/fsdd)")

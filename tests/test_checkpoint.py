@@ -71,7 +71,7 @@ def test_our_formats_round_trip(tmp_path, name):
 
 
 def written_dtypes(path):
-    """Return the dtypes of the weights in a folder, and the dtype in its configuration, in which transformers 5 loads."""
+    """Return the dtypes of a folder's weights, and its configuration's dtype, in which transformers 5 loads it."""
     with safe_open(path / "model.safetensors", framework="pt") as stored:
         weights = {stored.get_tensor(name).dtype for name in stored.keys()}
     return weights, getattr(torch, json.loads((path / "config.json").read_text())["dtype"])
@@ -79,8 +79,7 @@ def written_dtypes(path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_configuration_has_the_dtype_of_the_weights(tmp_path, dtype):
-    """The model may have been loaded in another dtype: classifiers are fine-tuned in float32 from the starter's float16
-    file."""
+    """The model may have another dtype: classifiers are fine-tuned in float32 from the starter's float16 file."""
     small_model_with_heads(SsambaForPreTraining).half().save_pretrained(tmp_path / "half")
     assert written_dtypes(tmp_path / "half") == ({torch.float16}, torch.float16)
     for name in ("again", "again.safetensors", "again.ckpt"):
@@ -221,7 +220,7 @@ def test_official_checkpoints_must_fit_exactly(tmp_path, official_checkpoint, ch
 @pytest.mark.parametrize("model_class", [SsambaModel, *WITH_HEADS])
 def test_equal_models_are_equal_files(tmp_path, model_class):
     model = small_model() if model_class is SsambaModel else small_model_with_heads(model_class)
-    for number in range(8):  # equal by chance once in 128 times if the order of two keys varies
+    for number in range(8):  # by chance once in 128 times, if two keys may swap
         save_model(model, tmp_path / f"{number}.safetensors")
         save_model(model, tmp_path / f"{number}.ckpt")
     for number in range(8):  # save_pretrained also changes the model's configuration

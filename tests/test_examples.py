@@ -40,7 +40,7 @@ def test_x_ares_s_checker(load):
 
 
 def test_marble(load, monkeypatch):
-    """MARBLE cannot be installed with pip; a stand-in replaces its base class, an ``nn.Module`` with abstract ``forward``."""
+    """pip cannot install MARBLE. A stand-in replaces its base class, an ``nn.Module`` with an abstract ``forward``."""
     module = types.ModuleType("marble.core.base_encoder")
     module.BaseEncoder = torch.nn.Module
     for name in ("marble", "marble.core"):

@@ -274,7 +274,7 @@ def test_hear_timestamps_of_narrow_patches(tmp_path):
 
 
 def test_hear_timestamps_are_the_middle_of_what_was_read(checkpoint):
-    """A click changes the embeddings whose columns contain it, within half a column, and next to these their neighbours."""
+    """A click changes the columns that contain it; their timestamps are centred on it, within half a column."""
     model = hear.load_model(str(checkpoint))
     column = model.encoder.model.patch_embed
     seen = []

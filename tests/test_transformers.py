@@ -123,7 +123,7 @@ def test_every_model_takes_what_the_feature_extractor_returns(model_class):
     extractor = SsambaFeatureExtractor.for_config(model.config)
     clips = extractor([torch.randn(8000), torch.randn(16000)], return_tensors="pt")
     with torch.no_grad():
-        torch.manual_seed(0)  # by which masks are drawn
+        torch.manual_seed(0)  # for drawing masks
         found = model(**clips)[0]
         torch.manual_seed(0)
         assert torch.equal(found, model(clips.input_values)[0])
@@ -294,7 +294,7 @@ def test_merged_adapters_compute_what_the_adapters_did(model_class, targets):
         base = adapted.get_base_model()
         assert any(module for name, module in base.named_modules() if name.endswith(".lora_A"))
         for model in (adapted, adapted.merge_and_unload()):
-            torch.manual_seed(0)  # by which masks are drawn
+            torch.manual_seed(0)  # for drawing masks
             expected.append(model(input_values=inputs)[0])
         assert isinstance(base, model_class) and not any("lora" in name for name, _ in base.named_modules())
         torch.testing.assert_close(*expected, rtol=1e-4, atol=1e-5)

@@ -41,7 +41,7 @@ def test_windows_hold_a_patch_by_default():
 @pytest.mark.parametrize("patch_size", [(16, 16), (32, 8), (64, 4), (128, 4), (128, 2)])
 @pytest.mark.parametrize("sampling_rate", [16000, 22050])
 def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
-    """For clips of any length and any stride, windows of the clips' length and default windows are supported."""
+    """For clips of any length and any stride, default windows and windows of the clips' length fit the positions."""
     for frames in [*range(patch_size[1], 60), 103, 251, 255, 501, 1000, 1023]:
         for stride in {1, patch_size[1] // 2, 5 * patch_size[1] // 8, patch_size[1]} - {0}:
             config = SsambaConfig(patch_size=patch_size, time_stride=stride, pretraining_frames=frames,
@@ -57,7 +57,7 @@ def test_windows_end_with_the_learned_positions(patch_size, sampling_rate):
 
 @pytest.mark.parametrize("padding", ["none", "published"])
 def test_windows_beyond_the_learned_positions(padding):
-    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # 96 of them in whole patches
+    config = SsambaConfig(patch_size=[32, 8], pretraining_frames=103)  # 96 frames in whole patches
     assert Windowing.for_model(config, 1.03, padding).columns == 12
     with pytest.raises(ValueError, match=r"window_secs=1.12 is longer than the 0.96 s for which"):
         Windowing.for_model(config, 1.12, padding)
@@ -80,7 +80,7 @@ def test_the_grid_of_columns_runs_through_the_windows():
 
 
 def test_published_windows():
-    """Each window's fbank is computed separately: 98 frames instead of 100, so one column fewer than its output frames."""
+    """Each window's fbank is computed separately: 98 frames of 100, so one column fewer than its output frames."""
     wav, windowing = torch.randn(24000), Windowing(1.0, 10, 16, "published")
     (windows,) = windowing.cut([wav], LogMel())
     assert [window.shape for window in windows] == [(100, 128)] * 2 and windowing.columns == 9
