@@ -22,7 +22,7 @@ class SsambaModel(ModelBase):
         self._layer_names = [f"layers.{i}" for i in range(len(self.layers))]
 
     def forward(self, x, padding_mask=None):
-        """Return the final norm, (batch, frames, width), of (batch, samples). Padding is processed as silence."""
+        """Return the final norm, (batch, frames, width), for (batch, samples). Padding is processed as silence."""
         output = self.encoder(list(self.process_audio(x)))
         for layer, states in zip(self.layers, output.hidden_states, strict=True):
             layer(states)

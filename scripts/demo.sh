@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a clean clone to a first SUPERB result: probes the layers of the checkpoint that comes with the package, pretrains
-# a small network on synthetic speech, and trains keyword spotting on it, frozen. Everything is written below the folder
-# given, result/demo by default, which must be new.
+# demo.sh [OUT]: gets a first SUPERB result from a clean clone. It probes the layers of the bundled checkpoint,
+# pretrains a small network on synthetic speech, and trains keyword spotting on the frozen network. All output goes to
+# OUT, a new folder (default: result/demo).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-result/demo}
@@ -27,9 +27,9 @@ data=config.downstream_expert.datarc
 .venv/bin/python scripts/run_downstream.py -m evaluate -e "$out/keyword_spotting/dev-best.ckpt" --device cpu
 
 echo
-# s3prl's last line is "test at step 0: 0.5", the share of the test set that is right.
+# s3prl's last line gives the test accuracy, as in "test at step 0: 0.5".
 accuracy=$(tail -n 1 "$out/keyword_spotting/log.log" | awk '{printf "%.1f %%", 100 * $NF}')
-echo "Keyword spotting: $accuracy of the test set right (12 classes)"
+echo "Keyword spotting: test accuracy $accuracy (12 classes)"
 echo "Corpora      $out/corpora"
 echo "Probes       $out/probe (layers.png, results.md)"
 echo "Pretraining  $out/pretraining (best, last, log.jsonl, TensorBoard curves)"

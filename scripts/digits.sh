@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Five of SUPERB's tasks on real speech, frozen, through s3prl: the Free Spoken Digit Dataset as keyword spotting and
-# speaker identification, and joined three digits at a time as intents, phones and letters.
+# Runs five SUPERB tasks on real speech with s3prl and frozen upstreams. The Free Spoken Digit Dataset is used for
+# keyword spotting and speaker identification, and in utterances of three joined digits for intents, phones and letters.
 #
 #     scripts/digits.sh RECORDINGS OUT UPSTREAM...    # a checkpoint's path, ssamba_starter, fbank
 #
-# Needs the extra superb-all. RECORDINGS is the dataset's folder of wav files, OUT/UPSTREAM/results.md the table. The
-# same command continues where it was interrupted. ASR trains next to the other tasks, with one thread each. Its two
-# BLSTMs have a width of 256 instead of 1024, so that a CPU trains them in minutes, and SpecAugment's time masks at most
-# 20 frames instead of 40, since the utterances last one to two seconds.
+# Needs the extra superb-all. RECORDINGS is the dataset's folder of wav files. The table is OUT/UPSTREAM/results.md. Run
+# the same command again to continue an interrupted run. ASR trains in parallel with the other tasks, with one thread
+# each. Its two BLSTMs have a width of 256 instead of 1024, so that they train in minutes on a CPU. SpecAugment's time
+# masks have at most 20 frames instead of 40, because the utterances last one to two seconds.
 set -euo pipefail
 recordings=$1 out=$2
 shift 2
@@ -19,7 +19,7 @@ data=config.downstream_expert.datarc corpus=config.downstream_expert.corpus mode
 [ -d "$out/single" ] || "$ssamba" corpora fsdd "$recordings" --out "$out/single"
 [ -d "$out/joined" ] || "$ssamba" corpora fsdd-joined "$recordings" --out "$out/joined"
 
-# measure UPSTREAM TASK CORPUS STEPS "LEARNING RATES" DEV OVERRIDES [OPTION...]: evaluates on dev at the last step only.
+# measure UPSTREAM TASK CORPUS STEPS "LEARNING RATES" DEV OVERRIDES [OPTION...]: runs a task, with DEV at the end only.
 measure() {
     local steps="config.runner.total_steps=$4,,config.runner.eval_step=$4,,config.runner.save_step=$4"
     # shellcheck disable=SC2086
@@ -31,7 +31,7 @@ measure() {
 for upstream; do
     hop=(-g hop_20ms)
     [ "$upstream" = fbank ] && hop=()
-    # s3prl's ASR halves its batches: 8 utterances a step.
+    # s3prl's ASR halves its batches, to 8 utterances per step.
     measure "$upstream" asr "$out/joined/LibriSpeech" 600 1e-3 dev-clean \
         "$data.num_workers=0,,$data.batch_size=16,,$model.project_dim=256,,$model.RNNs.dim=[256,256],,$masks" \
         "${hop[@]}" > "$out/$(basename "$upstream")-asr.log" 2>&1 &

@@ -1,18 +1,18 @@
-"""Makes the audio on which ssamba_distilled was trained: six hours, all of it free to use.
+"""Create the training audio of ssamba_distilled: six hours, all under free licences.
 
     python scripts/distilled_audio.py AUDIO OUT
 
-AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10 as ``esc10``, as for scripts/study.py. OUT
-links to both, and gets
+AUDIO contains the Free Spoken Digit Dataset in ``fsdd/recordings`` and ESC-10 in ``esc10``, as for scripts/study.py.
+The script writes links to both into OUT, and
 
 - ``more/prompts``: prompts in five languages, recorded by professional speakers for the telephone exchange Asterisk,
   from the Debian packages ``asterisk-core-sounds-{en,es,fr,it,ru}-wav`` (CC BY-SA 3.0, Italian and Russian CC BY 3.0);
 - ``more/espeak-ng`` and ``more/flite``: words and numbers, synthesised in many languages and voices.
 
-Needs Debian or Ubuntu, and the packages espeak-ng, flite, wamerican, wdutch, wfrench, witalian, wngerman, wpolish,
-wportuguese and wspanish. What is there is left as it is, so the same command continues an interrupted one.
-Train with ``ssamba pretrain distilled`` on manifests, or with ``scripts/study.py OUT ...``, which leaves out the test
-recordings.
+Requires Debian or Ubuntu with the packages espeak-ng, flite, wamerican, wdutch, wfrench, witalian, wngerman, wpolish,
+wportuguese and wspanish. Existing files are kept, so run the same command again to continue an interrupted one.
+To train on the result, use ``ssamba pretrain distilled`` with manifests, or ``scripts/study.py OUT ...``, which
+excludes the test recordings.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from tqdm import tqdm
 from ssamba_upstream.audio import SAMPLE_RATE, read_clip
 from ssamba_upstream.files import replacing
 
-LANGUAGES = ("en", "es", "fr", "it", "ru")  # of the prompts
-SPOKEN = {"espeak-ng": 6000, "flite": 1500}  # utterances
+LANGUAGES = ("en", "es", "fr", "it", "ru")  # languages of the prompts
+SPOKEN = {"espeak-ng": 6000, "flite": 1500}  # number of utterances
 WORDS = {
     "american-english": ("en-us", "en-gb", "en-gb-scotland", "en-029"), "dutch": ("nl",), "french": ("fr-fr", "fr-be"),
     "italian": ("it",), "ngerman": ("de",), "polish": ("pl",), "portuguese": ("pt", "pt-br"),
     "spanish": ("es", "es-419"),
 }
-"""Word lists of Debian, and espeak-ng's voices for them. Voices of other languages speak numbers."""
+"""Debian's word lists, and espeak-ng's voices for them. Voices of other languages speak numbers."""
 VARIANTS = ("f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 adam anika antonio aunty belinda benjamin boris caleb david ed "
             "edward linda marcelo max michel miguel pablo paul pedro quincy rob robert sandro shelby steph travis "
             "victor").split()
 NUMBERS = ("af am ar az bg bn bs ca cmn cs cy da el eo et eu fa fi ga gu he hi hr hu hy id is ja ka kk kn ko ku la "
            "lt lv mk ml mr ms mt nb ne pa ro ru sk sl sq sr sv sw ta te th tr uk ur vi yue").split()
-"""espeak-ng's voices of languages without a word list."""
+"""espeak-ng's voices for languages without a word list."""
 FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 
 
@@ -82,7 +82,7 @@ def unpack_prompts(language, out):
 
 
 def speak(engine, count, words, out):
-    """Synthesise utterances with espeak-ng or flite, each from a seed of its own, as 16-bit wav at 16 kHz."""
+    """Synthesise utterances with espeak-ng or flite, each with its own seed, as 16-bit wav at 16 kHz."""
     out.mkdir(exist_ok=True)
     for number in tqdm(range(count), engine):
         target = out / f"{number:04d}.wav"

@@ -1,13 +1,14 @@
-"""Compares recipes of pretraining on real recordings, by probes with few labels.
+"""Compare pretraining recipes on real recordings, using probes trained on few labels.
 
-    python scripts/study.py AUDIO OUT [RECIPE...] [--seed N]    # files, or names in study.yaml; default: all of these
 
-AUDIO holds the Free Spoken Digit Dataset as ``fsdd/recordings`` and ESC-10's ``esc10/CLASS/FOLD-*.ogg``. Each recipe is
-pretrained in OUT/RECIPE, or with --seed in OUT/RECIPE-N, without labels, on the digits but for takes 0 to 6 (0 to 4 are
-the test set), on ESC-10, and on ``more/**/*.wav`` of AUDIO, which scripts/distilled_audio.py makes. Frozen, its
-layers are read at a hop of 20 ms, as averages over time and as averages and standard deviations, frames at the end by
-the share of them that is audio; and so are the log-mel and the network before its first step. An
-interrupted study continues where it was.
+    python scripts/study.py AUDIO OUT [RECIPE...] [--seed N]    # files or names in study.yaml; default: all names
+
+AUDIO contains the Free Spoken Digit Dataset in ``fsdd/recordings`` and ESC-10 as ``esc10/CLASS/FOLD-*.ogg``. Each
+recipe is pretrained without labels in OUT/RECIPE, or in OUT/RECIPE-N if --seed is given. The training audio is the
+digits except takes 0 to 6 (0 to 4 are the test set), ESC-10, and any ``more/**/*.wav`` in AUDIO, which
+scripts/distilled_audio.py creates. Probes then read the frozen layers at a hop of 20 ms, as averages over time, and as
+averages and standard deviations. Frames at the end are weighted by the share of audio in them. The log-mel and the
+network before its first step are probed in the same way. Run the same command again to continue an interrupted study.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from ssamba_upstream.training.recipe import read_recipe
 
 VARIATIONS = Path(__file__).with_suffix(".yaml")
 DRAWS = 10
-PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean diagonal of the Gram matrix
-LABELS = (3, 10)  # of each class
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # multiples of the mean of the Gram matrix's diagonal
+LABELS = (3, 10)  # per class
 TEST, CHOOSING, VALIDATION, READ = range(5), range(5, 10), range(5, 7), range(30)  # takes of a digit and speaker
 HOP = 2  # log-mel frames
-READING = {"deviations": True, "by_audio": True}  # of time_averages
+READING = {"deviations": True, "by_audio": True}  # arguments of time_averages
 
 
 def main():
@@ -44,13 +45,13 @@ def main():
     parser.add_argument("audio", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("recipes", type=Path, nargs="*")
-    parser.add_argument("--seed", type=int, help="instead of the recipes' own")
+    parser.add_argument("--seed", type=int, help="seed to use instead of the recipes' seeds")
     options = parser.parse_args()
     audio, out = options.audio.resolve(), options.out
     out.mkdir(parents=True, exist_ok=True)
     digits, sounds = sorted(audio.glob("fsdd/recordings/*.wav")), sorted(audio.glob("esc10/*/*.ogg"))
     if not digits or not sounds:
-        parser.error(f"{audio} holds no fsdd/recordings/*.wav, or no esc10/*/*.ogg")
+        parser.error(f"{audio} contains no fsdd/recordings/*.wav, or no esc10/*/*.ogg")
     overrides, suffix = write_manifests(out, audio, digits, sounds), ""
     if options.seed is not None:
         overrides, suffix = [*overrides, f"seed={options.seed}"], f"-{options.seed}"
@@ -71,7 +72,7 @@ def main():
 
 
 def recipe_files(names, folder):
-    """The files of recipes; those of study.yaml are written into a folder, where one can extend another."""
+    """Return the recipes' files; all variations in study.yaml are written into a folder, so one can extend another."""
     variations = yaml.safe_load(VARIATIONS.read_text(encoding="utf-8"))
     for name, fields in variations.items():
         base = fields.get("extends")
@@ -81,12 +82,12 @@ def recipe_files(names, folder):
 
 
 def take(digit):
-    """The number of a recording among those of its digit and speaker."""
+    """Return a recording's number among the recordings of its digit and speaker."""
     return int(digit.stem.split("_")[2])
 
 
 def write_manifests(out, audio, digits, sounds):
-    """Manifests of what is pretrained and validated on, as overrides of a recipe."""
+    """Write the manifests for pretraining and validation; return overrides of a recipe that name them."""
     validation = [digit for digit in digits if take(digit) in VALIDATION] + sounds[::20]
     train = [file for file in digits + sounds if file not in validation and (file in sounds or take(file) not in TEST)]
     if more := sorted(audio.glob("more/**/*.wav")):  # six times as long
@@ -100,7 +101,7 @@ def write_manifests(out, audio, digits, sounds):
 
 
 def untrained(recipe):
-    """What reads the layers of a recipe's network before its first step: of recordings, returns their averages."""
+    """Return a function from recordings to averages over time, for a recipe's network before its first step."""
     config = recipe.config()
     config.time_stride = hop_of(config)
     torch.manual_seed(recipe.seed)
@@ -108,27 +109,27 @@ def untrained(recipe):
 
 
 def pretrained(recipe, run):
-    """The same of the network that a run has pretrained, or goes on pretraining now."""
+    """Finish a recipe's pretraining run if necessary, and return :func:`averages_of` its network."""
     if not pretrain(recipe, run, resume=True):
-        raise SystemExit("interrupted; the same command goes on")
+        raise SystemExit("Interrupted. Run the same command again to continue.")
     network = load_model(run / "last", time_stride=hop_of(recipe.config()))
     return averages_of(network)
 
 
 def averages_of(network):
-    """Reads recordings in windows as long as the clips that the network was pretrained on."""
+    """Return a function from recordings to averages over time, in windows as long as the pretraining clips."""
     config = network.config
     window_secs = None if config.causal else config.front_end.seconds_of(config.pretraining_frames)
     return partial(time_averages, network, window_secs=window_secs, **READING)
 
 
 def hop_of(config):
-    """HOP, or the width of a network's patches where that is less."""
+    """Return HOP, or the width of a network's patches if that is less."""
     return min(HOP, config.patch_size[1])
 
 
 def measure(read, digits, sounds):
-    """Accuracies in percent by averages alone, and with deviations: a dict each."""
+    """Return two dicts of accuracies in percent: for averages only, and for averages and deviations."""
     digit_features, sound_features, rows = read(digits), read(sounds), []
     for pooling in ("mean", "mean and deviation"):
         parts = 2 if pooling == "mean" else 1
@@ -145,7 +146,7 @@ def measure(read, digits, sounds):
 
 
 def few_labels(features, labels, takes, count):
-    """Mean over the draws of ``count`` training recordings of each class."""
+    """Return the mean accuracy over draws of ``count`` training recordings per class."""
     choosing = [i for i, number in enumerate(takes) if number in CHOOSING]
     test = [i for i, number in enumerate(takes) if number in TEST]
     accuracies = []
@@ -160,14 +161,15 @@ def few_labels(features, labels, takes, count):
 
 
 def cross_validate(features, labels, folds):
-    """Mean over the folds, each once the test set, the next of which chooses."""
+    """Return the mean accuracy over folds; each is the test set once, and the next one chooses layer and penalty."""
     return 100 * mean(probe(features, labels, *members_of_splits(splits).values()) for _, splits in rotate_folds(folds))
 
 
 def probe(features, labels, train, choosing, test):
-    """Test accuracy of the layer and penalty that are best on the recordings that choose.
+    """Return the test accuracy of the layer and penalty that are best on the ``choosing`` recordings.
 
-    Ridge regression onto the classes, in the space of the training recordings: exact in a moment, where there are few.
+    The probe is a ridge regression onto the classes, in its dual form, which is exact and fast for few training
+    recordings.
     """
     classes = sorted(set(labels))
     targets = torch.tensor([classes.index(label) for label in labels])
