@@ -18,7 +18,7 @@ from .devices import send
 from .files import Journal, locked, replacing, write_json
 from .frames import FrameEncoder, UpstreamOptions
 from .reading import read_ahead, read_all
-from .store import ALL_FRAMES, HiddenStateStore, StoreError
+from .store import HiddenStateStore, StoreError
 
 FORMATS = ("safetensors", "npy")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -81,7 +81,7 @@ def extract(recordings: Iterable[str | os.PathLike], checkpoint: str | os.PathLi
         with Journal(out / SOURCES) as journal:
             output = _Output(out, file_format, journal)
             missing, refused = _missing(targets, output, report)
-            store = cache and HiddenStateStore(cache, {**encoder.description(), **ALL_FRAMES}, dtype)
+            store = cache and HiddenStateStore(cache, encoder.description(), dtype)
             compute = partial(_kept_hidden_states, encoder, store) if store else partial(_hidden_states, encoder)
             written = _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs, report)
     return written, refused + len(missing) - written
@@ -109,7 +109,7 @@ def _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs,
         read = partial(read_clip, sampling_rate=encoder.sampling_rate)
         for found in read_ahead(read, ([recordings[i] for i in batch] for batch in batches)):
             wavs = dict(_readable(found, report))
-            for recording, states in zip(wavs, compute([*wavs.values()])):
+            for recording, states in zip(wavs, compute([*wavs.values()]) if wavs else ()):
                 states = states[layers]
                 kept = states.to(DTYPES[dtype])
                 if kept.isfinite().all():
@@ -156,17 +156,12 @@ class _Output:
 @torch.no_grad()
 def _hidden_states(encoder, wavs):
     """Map a list of (samples,) to a list of hidden states, (depth + 1, frames, D) on the CPU."""
-    if not wavs:
-        return []
-    states = encoder([send(wav, encoder.model.device) for wav in wavs]).hidden_states
-    counts = [encoder.windowing.frames(len(wav)) for wav in wavs]
-    return [torch.stack([layer[i, :count] for layer in states]).cpu() for i, count in enumerate(counts)]
+    layers = encoder([send(wav, encoder.model.device) for wav in wavs]).hidden_states
+    return [states.cpu() for states in encoder.split(layers, wavs)]
 
 
 def _kept_hidden_states(encoder, store, wavs):
     """Return :func:`_hidden_states` from a store, computing and storing missing ones."""
-    if not wavs:
-        return []
     try:
         stacked, counts = store.read_or_compute(wavs, partial(_hidden_states, encoder))
     except StoreError:  # some are not finite or too large for the dtype; the caller reports which

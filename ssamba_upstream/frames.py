@@ -120,11 +120,16 @@ class FrameEncoder(nn.Module):
         """Create a FrameEncoder from a SsambaModel and UpstreamOptions, see :func:`restrided`."""
         return cls(restrided(model, options), **options.framing)
 
-    def description(self):
+    def description(self, time="all"):
         """Describe everything that determines the hidden states of a waveform, for
-        :class:`ssamba_upstream.store.HiddenStateStore`. Made of dicts, lists, strings and numbers."""
+        :class:`ssamba_upstream.store.HiddenStateStore`. Made of dicts, lists, strings and numbers.
+
+        Args:
+            time: kept frames: "all", "average" (over time) or "single frames".
+        """
         config, windowing = self.model.config, self.windowing
         return {
+            "upstream": "ssamba", "feature": "hidden_states", "time": time,
             "weights": state_hash(self.model),
             "network": {**{name: getattr(config, name) for name in inspect.signature(type(config)).parameters
                            if name != "kwargs"}, **vars(config.front_end)},
@@ -163,6 +168,19 @@ class FrameEncoder(nn.Module):
         while layers:  # free each layer's tokens as soon as its frames are computed
             states.append(tokens_to_frames(layers.pop(0), index, self.frequency_pooling))
         return BaseModelOutput(hidden_states=tuple(states[:-1]), last_hidden_state=states[-1])
+
+    def split(self, layers, wavs):
+        """Split a batch's hidden states by utterance, without the zeros past its end.
+
+        Args:
+            layers: list of (utterances, frames, width), from :meth:`forward`.
+            wavs: the batch's waveforms, list of (samples,).
+
+        Returns:
+            list of (layers, frames, width), one for each utterance.
+        """
+        counts = [self.windowing.frames(len(wav)) for wav in wavs]
+        return [torch.stack([layer[i, :count] for layer in layers]) for i, count in enumerate(counts)]
 
     def stream(self, count=1):
         """Return a :class:`ssamba_upstream.streaming.FrameStream`: the same frames as audio arrives, for ``count``

@@ -27,8 +27,6 @@ NUMERICS = 6
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DESCRIPTION = "description.json"
-ALL_FRAMES = {"upstream": "ssamba", "feature": "hidden_states", "time": "all"}
-"""Part of the description of hidden states that ``run_downstream.py --cache`` stores for this package's upstreams."""
 MOST_OPEN = 8  # environments, each of which maps as much address space as its disk has bytes
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry
 
@@ -116,7 +114,8 @@ class HiddenStateStore:
         Returns:
             dict of the hidden states that could not be stored because the store is full.
         """
-        missing = [key for key in wavs if key not in self]
+        keys = [*wavs]
+        missing = [keys[i] for i in self.missing(keys)]
         if not missing:
             return {}
         computed = dict(zip(missing, (self.round(states).cpu() for states in compute([wavs[key] for key in missing]))))
@@ -155,9 +154,10 @@ class HiddenStateStore:
                 place[:, :count], place[:, count:] = states, 0
         return stacked, frames
 
-    def __contains__(self, key):
+    def missing(self, keys):
+        """Return the indices of the keys that are not in the store."""
         with self._begin(buffers=True) as transaction:
-            return transaction.get(key) is not None
+            return [i for i, key in enumerate(keys) if transaction.get(key) is None]
 
     def write(self, states):
         """Store hidden states: all of them, or none once the limit is reached or the disk is full.

@@ -18,7 +18,7 @@ from ssamba_upstream.extraction import ExtractionError, extract
 from ssamba_upstream.files import locked
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.kept_states import KeptUpstream
-from ssamba_upstream.store import ALL_FRAMES, HiddenStateStore
+from ssamba_upstream.store import HiddenStateStore
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_hidden_states_are_read_where_s3prl_has_kept_them(tmp_path, checkpoint, 
     extract(recordings, checkpoint, tmp_path / "computed", dtype=dtype)
     upstream = UpstreamExpert(checkpoint).eval()
     wavs = [torch.from_numpy(soundfile.read(recording, dtype="float32")[0]) for recording in recordings]
-    store = HiddenStateStore(tmp_path / "kept", {**ALL_FRAMES, **upstream.description()}, dtype)
+    store = HiddenStateStore(tmp_path / "kept", upstream.description(), dtype)
     KeptUpstream(upstream, store)(wavs)
     monkeypatch.setattr(extraction, "_hidden_states", lambda *_: pytest.fail("everything is there"))
     command = ["extract", str(checkpoint), str(tmp_path / "audio"), "--out", str(tmp_path / "read"), "--dtype", dtype]

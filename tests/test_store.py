@@ -46,11 +46,11 @@ def test_reads_what_was_written_in_its_dtype_with_zeros_past_the_end(tmp_path, d
 def test_a_description_dtype_or_version_of_the_numerics_reads_its_own_only(tmp_path, monkeypatch):
     first = HiddenStateStore(tmp_path, {"upstream": "a"})
     first.write({key(0): first.round(states(0))})
-    assert key(0) in HiddenStateStore(tmp_path, {"upstream": "a"})
-    assert key(0) not in HiddenStateStore(tmp_path, {"upstream": "b"})
-    assert key(0) not in HiddenStateStore(tmp_path, {"upstream": "a"}, "float32")
+    assert HiddenStateStore(tmp_path, {"upstream": "a"}).missing([key(1), key(0)]) == [0]
+    assert HiddenStateStore(tmp_path, {"upstream": "b"}).missing([key(0)])
+    assert HiddenStateStore(tmp_path, {"upstream": "a"}, "float32").missing([key(0)])
     monkeypatch.setattr(store, "NUMERICS", store.NUMERICS + 1)
-    assert key(0) not in HiddenStateStore(tmp_path, {"upstream": "a"})
+    assert HiddenStateStore(tmp_path, {"upstream": "a"}).missing([key(0)])
     outdated = [found for found in contents(tmp_path) if found.waveforms]
     assert [found.outdated for found in outdated] == [True] and outdated[0].description["upstream"] == "a"
 
@@ -89,7 +89,7 @@ def test_a_limit_ends_keeping_and_leaves_what_is_there(tmp_path):
         written |= batch
     assert reason == "it has reached its limit of 0.00 GB" and len(written) > 5
     assert folder_bytes(tmp_path) <= 210_000
-    assert key(number) not in kept and kept.write({key(number): next(iter(written.values()))}) == reason
+    assert kept.missing([key(number)]) and kept.write({key(number): next(iter(written.values()))}) == reason
     unkept, _ = kept.read([key(number)], unkept=batch)
     assert torch.equal(unkept[:, 0], batch[key(number)])
     found, _ = HiddenStateStore(tmp_path, {}).read([*written])
@@ -137,13 +137,13 @@ def test_several_processes_write_and_one_is_killed(tmp_path):
     writers = [context.Process(target=write_many, args=(tmp_path, first)) for first in (0, 200)]
     for writer in writers:
         writer.start()
-    while key(5) not in kept and writers[0].is_alive():
+    while kept.missing([key(5)]) and writers[0].is_alive():
         time.sleep(0.001)
     os.kill(writers[0].pid, signal.SIGKILL)
     for writer in writers:
         writer.join()
     assert writers[1].exitcode == 0
-    numbers = [number for number in range(600) if key(number) in kept]
+    numbers = [number for number in range(600) if not kept.missing([key(number)])]
     assert {*range(6), *range(200, 600)} <= {*numbers}
     found, _ = kept.read([key(number) for number in numbers])
     assert torch.equal(found, torch.stack([kept.round(states(number)) for number in numbers], dim=1))

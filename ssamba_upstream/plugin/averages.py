@@ -183,8 +183,8 @@ class _Reader(Dataset):
     def __getitem__(self, index):
         wavs, others = self._crops(index)
         wavs = {waveform_key(wav): wav for wav in map(torch.FloatTensor, wavs)}
-        missing = [(key, wav) for key, wav in wavs.items() if key not in self.store]
-        return [*wavs], missing, others
+        items = [*wavs.items()]
+        return [*wavs], [items[i] for i in self.store.missing(wavs)], others
 
     def _crops(self, index):
         with _draws(self.dataset, lambda first, last: first) as ranges:

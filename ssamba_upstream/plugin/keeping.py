@@ -1,7 +1,6 @@
 """s3prl's Runner with stored hidden states: the options, and the runner."""
 
 import argparse
-import importlib.metadata
 import os
 import sys
 import time
@@ -12,9 +11,9 @@ from statistics import median
 
 from ..files import file_hash, write_json
 from ..frames import FrameEncoder
-from ..store import ALL_FRAMES, DTYPES, HiddenStateStore, state_hash
+from ..store import DTYPES, HiddenStateStore
 from .averages import DOWNSTREAMS, AveragedUpstream, sees_averages_only, use_averages
-from .kept_states import KeptUpstream
+from .kept_states import KeptUpstream, describe
 from .repairs.frames import RunError
 
 
@@ -134,25 +133,19 @@ def _kept(upstream, args, config, keeping):
     if keeping.averages:
         check_averages(args, config)
     selection = args.upstream_feature_selection
-    description = {**_describe(upstream, args), "feature": selection, "time": "average" if keeping.averages else "all"}
-    limit = None if keeping.cache_limit is None else round(keeping.cache_limit * 1e9)
-    store = HiddenStateStore(keeping.cache, description, keeping.dtype_of(keeping.averages), limit)
-    if not isinstance(upstream, FrameEncoder):
+    if isinstance(upstream, FrameEncoder):
+        description = upstream.description()
+    else:
+        files = {"checkpoint": args.upstream_ckpt, "config": args.upstream_model_config}
+        description = describe(upstream, args.upstream)
+        description |= {name: file_hash(path) for name, path in files.items() if path and Path(path).is_file()}
         print(f"--cache: frames of {args.upstream} may depend on the padding in a batch, so each utterance is computed "
               "separately.", file=sys.stderr)
+    description |= {"feature": selection, "time": "average" if keeping.averages else "all"}
+    limit = None if keeping.cache_limit is None else round(keeping.cache_limit * 1e9)
+    store = HiddenStateStore(keeping.cache, description, keeping.dtype_of(keeping.averages), limit)
     kept = AveragedUpstream if keeping.averages else KeptUpstream
     return kept(upstream, store, selection, args.upstream_layer_selection)
-
-
-def _describe(upstream, args):
-    """Return everything that determines an upstream's hidden states."""
-    if isinstance(upstream, FrameEncoder):
-        return {**ALL_FRAMES, **upstream.description()}
-    files = {name: file_hash(path)
-             for name, path in (("checkpoint", args.upstream_ckpt), ("config", args.upstream_model_config))
-             if path is not None and Path(path).is_file()}
-    return {"upstream": args.upstream, "weights": state_hash(upstream), **files,
-            "s3prl": importlib.metadata.version("s3prl")}
 
 
 def check_averages(args, config):

@@ -1,5 +1,6 @@
 """A frozen upstream whose hidden states are computed once and kept, with s3prl's unmodified runner."""
 
+import importlib.metadata
 import time
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from ..devices import send
 from ..frames import FrameEncoder
+from ..store import state_hash
 from .repairs.frames import RunError, StackedLayers
 
 
@@ -66,9 +68,7 @@ class KeptUpstream(nn.Module):
         """Return the states to keep, a list of (layers, frames, width), for a list of (samples,)."""
         began = time.perf_counter()
         if isinstance(self.module, FrameEncoder):
-            layers = self._layers(wavs)
-            counts = [self.module.windowing.frames(len(wav)) for wav in wavs]
-            states = [torch.stack([layer[i, :count] for layer in layers]) for i, count in enumerate(counts)]
+            states = self.module.split(self._layers(wavs), wavs)
         else:
             states = [torch.cat(self._layers([wav])) for wav in wavs]
         states = [self.summarise(of_wav, len(wav)) for of_wav, wav in zip(states, wavs)]
@@ -91,3 +91,8 @@ class KeptUpstream(nn.Module):
 
 class NoSuchFeature(Exception):
     """Raised if the upstream has no feature of the requested name."""
+
+
+def describe(upstream, name):
+    """Return what determines the hidden states of an s3prl upstream, given its name in s3prl's hub."""
+    return {"upstream": name, "weights": state_hash(upstream), "s3prl": importlib.metadata.version("s3prl")}

@@ -1,11 +1,9 @@
 """s3prl's upstreams as teachers for pretraining."""
 
 import importlib
-import importlib.metadata
 
 from ..pretraining.teachers import Teacher, TeacherError
-from ..store import state_hash
-from .kept_states import KeptUpstream, NoSuchFeature
+from .kept_states import KeptUpstream, NoSuchFeature, describe
 from .registry import register
 
 
@@ -27,8 +25,7 @@ class S3prlTeacher(Teacher):
         self.centre = self.hop / 2
 
     def description(self):
-        return {"upstream": self.name, "weights": state_hash(self.upstream.module),
-                "s3prl": importlib.metadata.version("s3prl")}
+        return describe(self.upstream.module, self.name)
 
     def hidden_states(self, wav):
         try:

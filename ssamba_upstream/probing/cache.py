@@ -45,7 +45,7 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
         AudioError: If a recording is missing, or it cannot be read and ``report`` is not given.
     """
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
-    store = HiddenStateStore(folder, {**_described(encoder), "time": "average"}, dtype)
+    store = HiddenStateStore(folder, encoder.description("average"), dtype)
     return _completed(store, recordings, averages_shape(encoder),
                       lambda missing: iterate_time_averages(encoder, missing, report=report))
 
@@ -68,7 +68,7 @@ def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", rep
         (features, key): (depth + 1, frames, width), and a hash that identifies them.
     """
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
-    store = HiddenStateStore(folder, {**_described(encoder), "time": "single frames"}, dtype)
+    store = HiddenStateStore(folder, encoder.description("single frames"), dtype)
     return _completed(store, frames, averages_shape(encoder),
                       lambda missing: iterate_frames(encoder, missing, report))
 
@@ -94,17 +94,12 @@ def remembered(folder, description, compute):
     return read_json(file)
 
 
-def _described(encoder):
-    return {"upstream": "ssamba", **encoder.description(), "feature": "hidden_states"}
-
-
 def _completed(store, items, shape, iterate):
     """Return the features of recordings, Excerpts or RecordingFrames; NaN for those that ``iterate`` skips."""
     keys = [_key(item) for item in items]
-    missing = [i for i, key in enumerate(keys) if key not in store]
-    if missing:
+    if store.missing(keys):
         with locked(store.path, wait=True):  # another process may be computing them
-            missing = [i for i in missing if keys[i] not in store]
+            missing = store.missing(keys)
             for batch, found in iterate([items[i] for i in missing]) if missing else ():
                 # Each item is stored as one frame: (layers, 1, width).
                 values = store.round(found).unsqueeze(2)
@@ -117,13 +112,11 @@ def _completed(store, items, shape, iterate):
 def _gathered(store, keys, shape):
     """Return (layers, items, width), mapped from a file that disappears with its last reference."""
     rows = _mapped(store.folder, (len(keys), *shape), store.dtype)
-    for start in range(0, len(keys), ROWS_AT_ONCE):
-        part = range(start, min(start + ROWS_AT_ONCE, len(keys)))
-        present = [i for i in part if keys[i] in store]
-        if present:
-            rows[present] = store.read([keys[i] for i in present])[0].squeeze(2).transpose(0, 1)
-        if absent := sorted({*part} - {*present}):
-            rows[absent] = torch.nan
+    missing = store.missing(keys)
+    rows[missing] = torch.nan
+    present = sorted({*range(len(keys))} - {*missing})
+    for part in (present[start:start + ROWS_AT_ONCE] for start in range(0, len(present), ROWS_AT_ONCE)):
+        rows[part] = store.read([keys[i] for i in part])[0].squeeze(2).transpose(0, 1)
     return rows.transpose(0, 1)
 
 
