@@ -1,4 +1,4 @@
-"""Reports on whether a corpus has the layout that s3prl 0.4.18 reads, and functions shared by all checks.
+"""Reports on whether a corpus has the layout that s3prl 0.4.18 reads, with the parts shared by all checks.
 
 If a file is missing, s3prl raises an IndexError after minutes of searching, or hours into a run. The checks, one in
 each corpus's module, follow the rules of s3prl's downstreams and report all problems at once. Audio is checked by the
@@ -91,31 +91,108 @@ class CorpusReport:
         verdict = "laid out correctly for s3prl" if self.ok else f"{len(self.problems)} problem(s)"
         lines = [f"{self.corpus} in {self.root}: {verdict}"]
         for part, counts in self.counts.items():
-            lines.append(f"  {part:9}" + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+            lines.append(f"  {f'{part} ':9}" + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
         lines += [f"  Problem: {problem}" for problem in self.problems]
         lines += [f"  Note: {note}" for note in self.notes]
         if self.ok:
             lines.append(f"  Run with: -o {shlex.quote(self.override)}")
         return "\n".join(lines)
 
+    @contextmanager
+    def checking(self, remedy: str, released: dict[str, int] | None = None, one_format: bool = False):
+        """Collect the problems of a check, then check that each split has utterances and shares none with another.
 
-@contextmanager
-def problems_reported(report: CorpusReport):
-    """Add errors after which a check cannot continue to the report as problems."""
-    try:
-        yield
-    except CorpusError as error:
-        report.problems.append(str(error))
-    except OSError as error:
-        report.problems.append(f"{error.filename} cannot be read ({error.strerror}); check its permissions.")
+        Args:
+            remedy: how to mend the splits, as a clause without a full stop.
+            released: number of utterances in each split of the released corpus, to be compared with ``counts``.
+            one_format: If True, also check that the recordings are 16 kHz mono, which s3prl needs for a corpus that it
+                neither resamples nor mixes down.
+        """
+        with self.collecting():
+            yield
+            for split, counts in self.counts.items():
+                if not counts.get("utterances", 1):
+                    self.problems.append(f"{self.root} has no utterances for {split}; {remedy}.")
+            self.check_disjoint(remedy)
+            if one_format:
+                self._check_16_khz_mono()
+            if released:
+                self.compare({split: counts["utterances"] for split, counts in self.counts.items()}, released)
 
+    @contextmanager
+    def collecting(self):
+        """Add errors after which a check cannot continue to the report as problems."""
+        try:
+            yield
+        except CorpusError as error:
+            self.problems.append(str(error))
+        except OSError as error:
+            self.problems.append(f"{error.filename} cannot be read ({error.strerror}); check its permissions.")
 
-def require_folder(report: CorpusReport):
-    """Raise CorpusError if the corpus's folder does not exist."""
-    if not os.path.isdir(report.root):
-        state = "is not a folder" if os.path.exists(report.root) else "does not exist"
-        raise CorpusError(f"{report.root} {state}; give the folder that contains "
-                          f"{report.corpus.split(' (')[0]}.")
+    def require_folder(self):
+        """Raise CorpusError if the corpus's folder does not exist."""
+        if not os.path.isdir(self.root):
+            state = "is not a folder" if os.path.exists(self.root) else "does not exist"
+            raise CorpusError(f"{self.root} {state}; give the folder that contains {self.corpus.split(' (')[0]}.")
+
+    def add_problem(self, flaw: str, examples: list, remedy: str):
+        """Add the problem "FLAW: EXAMPLES; REMEDY." if there are examples."""
+        if examples:
+            self.problems.append(f"{flaw}: {first(examples)}; {remedy}.")
+
+    def check_disjoint(self, remedy: str):
+        """Report recordings that are in two splits; the remedy is a clause without a full stop.
+
+        Two recordings are the same if they are one file, or if they have the same name and content.
+        """
+        for (one, some), (other, others) in combinations(self.recordings.items(), 2):
+            shared = [recording.name for recording in _shared(some, others)]
+            self.add_problem(f"{len(shared):,} of the {len(others):,} recordings in {other} are also in {one}", shared,
+                             remedy)
+
+    def check_speakers(self, speakers: dict[str, set[str]]):
+        """Add a note about speakers who are in two splits; in the released corpus, none is."""
+        for one, other in combinations(speakers, 2):
+            if shared := sorted(speakers[one] & speakers[other]):
+                self.notes.append(f"{one} and {other} share speakers: {first(shared)}. In the released corpus, each "
+                                  "speaker is in only one split.")
+
+    def check_exist(self, paths: list[Path], where: str, remedy: str) -> list[Path]:
+        """Return the existing recordings of a list, which ``where`` names in the report; missing ones are reported."""
+        found = [path for path in paths if os.path.isfile(path)]
+        existing = set(found)
+        missing = [path for path in paths if path not in existing]
+        self.add_problem(f"{len(missing):,} of the {len(paths):,} recordings in {where} are missing", missing, remedy)
+        return found
+
+    def read_headers(self, paths: list[Path], sampled: bool = True) -> list[tuple]:
+        """Return (path, header) for the audio files or an even sample; unreadable and empty ones are reported."""
+        headers = []
+        for path in sample(paths) if sampled else paths:
+            try:
+                headers.append((path, read_header(path)))
+            except AudioError as error:
+                problem = f"{error}; restore it from the archive."
+                self.problems += [problem] if problem not in self.problems else []
+        return headers
+
+    def compare(self, found: dict[str, int], released: dict[str, int]):
+        """Add a note on whether the counts match the released corpus."""
+        self.released = found == released
+        if self.released:
+            self.notes.append("The counts are those of the released corpus.")
+        else:
+            counts = ", ".join(f"{name} {count:,}" for name, count in released.items())
+            self.notes.append(f"This is not the whole released corpus, which has {counts} utterances.")
+
+    def _check_16_khz_mono(self):
+        for recordings in self.recordings.values():
+            for path, header in self.read_headers([recording.path for recording in recordings]):
+                if header.rate != SAMPLE_RATE or header.channels != 1:
+                    self.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), but s3prl "
+                                         "neither resamples nor mixes down this corpus; convert all of it to "
+                                         f"{SAMPLE_RATE} Hz mono.")
+                    return
 
 
 def absolute(path) -> Path:
@@ -137,16 +214,29 @@ def read_text(path: Path, advice: str = "") -> str:
         raise CorpusError(f"{problem} {advice}".rstrip()) from error
 
 
-def read_headers(paths: list[Path], report: CorpusReport, sampled: bool = True) -> list[tuple]:
-    """Return (path, header) for the audio files or an even sample; unreadable and empty ones are reported."""
-    headers = []
-    for path in sample(paths) if sampled else paths:
-        try:
-            headers.append((path, read_header(path)))
-        except AudioError as error:
-            problem = f"{error}; restore it from the archive."
-            report.problems += [problem] if problem not in report.problems else []
-    return headers
+def read_lines(path: Path, pattern: str, form: str, advice: str,
+               report: CorpusReport | None = None) -> dict[int, tuple]:
+    """Return the groups of a regular expression that every line of a file must match, by line number.
+
+    Args:
+        path: the file.
+        pattern: the regular expression.
+        form: description of a line, for the error.
+        advice: how to get a missing file, a sentence.
+        report: report to which malformed lines are added as a problem.
+
+    Raises:
+        CorpusError: If the file cannot be read, or there is no report and a line is malformed.
+    """
+    lines = dict(enumerate(read_text(path, advice).splitlines(), 1))
+    matches = {number: re.fullmatch(pattern, line) for number, line in lines.items()}
+    if malformed := [f"line {number} ({lines[number][:60]!r})" for number, match in matches.items() if not match]:
+        problem = (f"{path} has lines that are not '{form}': {first(malformed)}; correct or delete them, including "
+                   "empty ones.")
+        if report is None:
+            raise CorpusError(problem)
+        report.problems.append(problem)
+    return {number: match.groups() for number, match in matches.items() if match}
 
 
 def sample(items: list) -> list:
@@ -166,17 +256,6 @@ def recordings_of(named: dict[str, Path]) -> list[Recording]:
     return found
 
 
-def require_disjoint(report: CorpusReport, remedy: str):
-    """Report recordings that are in two splits; the remedy is a clause without a full stop.
-
-    Two recordings are the same if they are one file, or if they have the same name and content.
-    """
-    for (one, some), (other, others) in combinations(report.recordings.items(), 2):
-        if shared := _shared(some, others):
-            report.problems.append(f"{len(shared):,} of the {len(others):,} recordings in {other} are also in {one}: "
-                                   f"{first([recording.name for recording in shared])}; {remedy}.")
-
-
 def _shared(some: list[Recording], others: list[Recording]) -> list[Recording]:
     files, alike = {recording.file for recording in some}, defaultdict(list)
     for recording in some:
@@ -188,24 +267,6 @@ def _shared(some: list[Recording], others: list[Recording]) -> list[Recording]:
 
 def _name_and_size(recording: Recording):
     return recording.name.rpartition("/")[2], recording.size
-
-
-def note_shared_speakers(report: CorpusReport, speakers: dict[str, set[str]]):
-    """Add a note about speakers who are in two splits; in the released corpus, none is."""
-    for one, other in combinations(speakers, 2):
-        if shared := sorted(speakers[one] & speakers[other]):
-            report.notes.append(f"{one} and {other} share speakers: {first(shared)}. In the released corpus, each "
-                                "speaker is in only one split.")
-
-
-def compare(report: CorpusReport, found: dict[str, int], released: dict[str, int]):
-    """Add a note on whether the counts match the released corpus."""
-    report.released = found == released
-    if report.released:
-        report.notes.append("The counts are those of the released corpus.")
-    else:
-        counts = ", ".join(f"{name} {count:,}" for name, count in released.items())
-        report.notes.append(f"This is not the whole released corpus, which has {counts} utterances.")
 
 
 def override(fields: dict) -> str:
@@ -226,38 +287,6 @@ def _literal(value):
 
 def _quoted(path):
     return repr(str(path)).replace("=", r"\x3d").replace(",", r"\x2c")
-
-
-def require_files(paths: list[Path], where: str, remedy: str, report: CorpusReport) -> list[Path]:
-    """Return the existing recordings of a list, which ``where`` names in the report; missing ones are reported."""
-    there, missing = [], []
-    for path in paths:
-        (there if os.path.isfile(path) else missing).append(path)
-    if missing:
-        report.problems.append(f"{len(missing):,} of the {len(paths):,} recordings in {where} are missing: "
-                               f"{first(missing)}; {remedy}.")
-    return there
-
-
-def require_16_khz_mono(paths: list[Path], report: CorpusReport):
-    """Check an even sample for 16 kHz mono, which s3prl needs for a corpus that it neither resamples nor mixes down."""
-    for path, header in read_headers(paths, report):
-        if header.rate != SAMPLE_RATE or header.channels != 1:
-            report.problems.append(f"{path} has {header.rate} Hz and {header.channels} channel(s), but s3prl neither "
-                                   f"resamples nor mixes down this corpus; convert all of it to {SAMPLE_RATE} Hz mono.")
-            break
-
-
-def require_splits(report: CorpusReport, remedy: str):
-    """Report every split without utterances; the remedy is a clause without a full stop."""
-    for split, counts in report.counts.items():
-        if not counts["utterances"]:
-            report.problems.append(f"{report.root} has no utterances for {split}; {remedy}.")
-
-
-def compare_utterances(report: CorpusReport, released: dict[str, int]):
-    """Add a note on whether the number of utterances in each split matches the released corpus."""
-    compare(report, {split: counts["utterances"] for split, counts in report.counts.items()}, released)
 
 
 def first(items: list, count: int = 3) -> str:

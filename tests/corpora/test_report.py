@@ -5,14 +5,7 @@ import shutil
 
 import pytest
 
-from ssamba_upstream.corpora.report import (
-    SAMPLED_FILES,
-    CorpusReport,
-    note_shared_speakers,
-    recordings_of,
-    require_disjoint,
-    sample,
-)
+from ssamba_upstream.corpora.report import SAMPLED_FILES, CorpusReport, recordings_of, sample
 
 
 def write(folder, **files):
@@ -41,7 +34,7 @@ def root(tmp_path):
 
 
 def problems(report):
-    require_disjoint(report, "correct the list")
+    report.check_disjoint("correct the list")
     return report.problems
 
 
@@ -72,7 +65,7 @@ def test_missing_recordings_are_left_to_the_checks(root):
 
 def test_shared_speakers_are_noted(root):
     report = report_of(root)
-    note_shared_speakers(report, {"train": {"7", "1"}, "dev": {"2"}, "test": {"1", "7"}})
+    report.check_speakers({"train": {"7", "1"}, "dev": {"2"}, "test": {"1", "7"}})
     note, = report.notes
     assert note.startswith("train and test share speakers: 1, 7.")
 

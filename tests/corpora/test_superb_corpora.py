@@ -352,7 +352,7 @@ def test_fluent_speech_commands_reports_lists(corpus):
     test = root / "data" / "test_data.csv"
     text = test.read_text()
     test.write_text(text.replace("deactivate", "explode", 1))
-    problem("ic", root, "test_data.csv has the action explode", "which is not in train_data.csv")
+    problem("ic", root, "test_data.csv has values of action", "not in train_data.csv", ": explode;")
     test.write_text(text.replace("location", "place", 1))
     problem("ic", root, "row 2, has no location")
     test.unlink()
@@ -485,7 +485,7 @@ def test_queries_are_checked(corpus):
     (root / "dev_queries" / "quesst14_dev_0001.wav").unlink()
     problem("qbe", root, "1 of the 4 recordings in language_key_dev.lst")
     replace(root / "scoring" / "language_key_dev.lst", " nnenglish", "")
-    problem("qbe", root, "line 1: 'quesst14Database/dev_queries/quesst14_dev_0001.wav'")
+    problem("qbe", root, "line 1 ('quesst14Database/dev_queries/quesst14_dev_0001.wav')")
     path = root / "scoring" / "language_key_dev.lst"
     path.write_text("quesst14Database/dev_queries/quesst14_dev_0001.wav czech\n")
     problem("qbe", root, "no recording in nnenglish")

@@ -250,7 +250,8 @@ def test_refuses_another_corpus(corpus, runs, corpora, tmp_path):
 def test_refuses_a_damaged_split_file(runs, tmp_path):
     split_file = tmp_path / "iden_split.txt"
     split_file.write_text("3 id10001/video/00001.wav\nthree id10001/video/00002.wav\n")
-    assert f"{split_file}, line 2" in refusal(tmp_path / "out", {"sid": runs["sid"]}, {"sid": split_file})
+    said = refusal(tmp_path / "out", {"sid": runs["sid"]}, {"sid": split_file})
+    assert f"{split_file} has lines that are not" in said and "line 2 ('three id10001" in said
 
 
 def test_command(runs, corpora, tmp_path, capsys):

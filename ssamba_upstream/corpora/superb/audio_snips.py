@@ -5,21 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare_utterances,
-    first,
-    override,
-    problems_reported,
-    read_text,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_folder,
-    require_splits,
-)
+from ..report import CorpusError, CorpusReport, absolute, first, override, read_text, recordings_of
 from .utterances import Utterance, write_wav
 
 TRANSCRIPTS = "all.iob.snips.txt"
@@ -50,15 +36,12 @@ def check(root, _=None) -> CorpusReport:
     root = absolute(root)
     report = CorpusReport("Audio SNIPS (slot filling)", root,
                           override({"corpus.path": root, "text.slots_file": root / SLOTS}))
-    with problems_reported(report):
-        require_folder(report)
+    with report.checking(REMEDY, RELEASED, one_format=True):
+        report.require_folder()
         transcripts = _check_transcripts(report)
-        recordings = [path for split in FOLDERS for path in _check_split(split, transcripts, report)]
+        for split in FOLDERS:
+            _check_split(split, transcripts, report)
         report.texts = {name: root / name for name in (TRANSCRIPTS, SLOTS)}
-        require_splits(report, REMEDY)
-        require_disjoint(report, REMEDY)
-        require_16_khz_mono(recordings, report)
-        compare_utterances(report, RELEASED)
     return report
 
 
@@ -103,15 +86,14 @@ def _check_transcripts(report: CorpusReport) -> dict[str, str]:
             tags.update(tagged[1:-1])
         else:
             malformed.append(utterance)
-    if malformed:
-        report.problems.append(f"{report.root / TRANSCRIPTS} has lines that are not '<utterance> BOS <words> EOS', a "
-                               f"tab and a tag per word: {first(malformed)}; {REMEDY}.")
-    if unknown := sorted(tags - {"O", *_slots(report.root)}):
-        report.problems.append(f"{report.root / SLOTS} lacks slots of {TRANSCRIPTS}: {first(unknown)}; {REMEDY}.")
+    report.add_problem(f"{report.root / TRANSCRIPTS} has lines that are not '<utterance> BOS <words> EOS', a tab and a "
+                       "tag per word", malformed, REMEDY)
+    slots = re.split(r"\r?\n", read_text(report.root / SLOTS, ADVICE))[1:]
+    report.add_problem(f"{report.root / SLOTS} lacks slots of {TRANSCRIPTS}", sorted(tags - {"O", *slots}), REMEDY)
     return transcripts
 
 
-def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) -> list[Path]:
+def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport):
     recordings = _recordings(report.root, split)
     without = [str(path) for path in recordings if path.stem not in transcripts]
     if without:
@@ -121,7 +103,6 @@ def _check_split(split: str, transcripts: dict[str, str], report: CorpusReport) 
     speakers = {speaker for speaker in SPEAKERS[split] if any(path.stem.startswith(speaker) for path in used)}
     report.counts[split] = {"utterances": len(used), "speakers": len(speakers)}
     report.recordings[split] = recordings_of({path.relative_to(report.root).as_posix(): path for path in used})
-    return used
 
 
 def _recordings(root: Path, split: str) -> list[Path]:
@@ -131,7 +112,3 @@ def _recordings(root: Path, split: str) -> list[Path]:
 def _transcripts(root: Path) -> dict[str, str]:
     lines = read_text(root / TRANSCRIPTS, ADVICE).splitlines()
     return {utterance: text for utterance, _, text in (line.strip().partition(" ") for line in lines) if utterance}
-
-
-def _slots(root: Path) -> list[str]:
-    return re.split(r"\r?\n", read_text(root / SLOTS, ADVICE))[1:]

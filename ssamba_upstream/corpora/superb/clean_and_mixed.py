@@ -3,20 +3,7 @@
 from pathlib import Path
 
 from ...files import new_folder
-from ..report import (
-    CorpusReport,
-    absolute,
-    compare_utterances,
-    first,
-    override,
-    problems_reported,
-    read_headers,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_folder,
-    require_splits,
-)
+from ..report import CorpusReport, absolute, override, recordings_of
 from .kaldi import read_wav_scp, write_wav_scp
 
 
@@ -37,31 +24,23 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
     folders = {split: root / split for split in released}
     report = CorpusReport(corpus, root,
                           override({f"loaderrc.{split}_dir": folder for split, folder in folders.items()}))
-    with problems_reported(report):
-        _check_splits(folders, kinds, remedy, report)
-        compare_utterances(report, released)
+    with report.checking(remedy, released, one_format=True):
+        report.require_folder()
+        for split, folder in folders.items():
+            signals = {kind: read_wav_scp(folder / kind / "wav.scp", remedy, report) for kind in kinds}
+            utterances = set.intersection(*(set(recordings) for recordings in signals.values()))
+            report.counts[split] = {"utterances": len(utterances)}
+            report.recordings[split] = recordings_of({f"{kind}/{name}": path for kind, recordings in signals.items()
+                                                      for name, path in recordings.items()})
+            for kind, recordings in signals.items():
+                alone = sorted(recordings.keys() - utterances)
+                report.add_problem(f"{len(alone):,} of the {len(recordings):,} utterances in {folder / kind} are not "
+                                   f"in all of {', '.join(kinds)}", alone, remedy)
+                spaced = [path for path in recordings.values() if len(str(path).split()) > 1]
+                report.add_problem(f"{folder / kind / 'wav.scp'} has paths with spaces, which stop s3prl", spaced,
+                                   f"move the recordings, and {remedy}")
+            _check_lengths(folder, signals, utterances, report)
     return report
-
-
-def _check_splits(folders: dict[str, Path], kinds: tuple[str, ...], remedy: str, report: CorpusReport):
-    require_folder(report)
-    for split, folder in folders.items():
-        signals = {kind: read_wav_scp(folder / kind / "wav.scp", remedy, report) for kind in kinds}
-        utterances = set.intersection(*(set(recordings) for recordings in signals.values()))
-        report.counts[split] = {"utterances": len(utterances)}
-        report.recordings[split] = recordings_of({f"{kind}/{name}": path for kind, recordings in signals.items()
-                                                  for name, path in recordings.items()})
-        for kind, recordings in signals.items():
-            if alone := sorted(recordings.keys() - utterances):
-                report.problems.append(f"{len(alone):,} of the {len(recordings):,} utterances in {folder / kind} are "
-                                       f"not in all of {', '.join(kinds)}: {first(alone)}; {remedy}.")
-            if spaced := [str(path) for path in recordings.values() if len(str(path).split()) > 1]:
-                report.problems.append(f"{folder / kind / 'wav.scp'} has paths with spaces, which stop s3prl: "
-                                       f"{first(spaced, 1)}; move the recordings, and {remedy}.")
-            require_16_khz_mono([path for path in recordings.values() if path.is_file()], report)
-        _check_lengths(folder, signals, utterances, report)
-    require_splits(report, remedy)
-    require_disjoint(report, remedy)
 
 
 def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
@@ -84,11 +63,11 @@ def _check_lengths(folder, signals, utterances, report):
     """Check that mixture and sources have the same length: the loss compares their spectra frame by frame."""
     mixed, *sources = signals.values()
     names = [name for name in sorted(utterances) if all(signal[name].is_file() for signal in signals.values())]
-    lengths = {path: header.samples for path, header in read_headers([mixed[name] for name in names], report)}
+    lengths = {path: header.samples for path, header in report.read_headers([mixed[name] for name in names])}
     for name in names:
         for source in sources:
             if mixed[name] in lengths and \
-                    any(header.samples != lengths[mixed[name]] for _, header in read_headers([source[name]], report)):
+                    any(header.samples != lengths[mixed[name]] for _, header in report.read_headers([source[name]])):
                 report.problems.append(f"{source[name]} is not as long as {mixed[name]}, its mixture; recreate "
                                        f"the recordings of {folder}.")
                 return

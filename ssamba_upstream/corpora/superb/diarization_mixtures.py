@@ -11,23 +11,7 @@ import numpy as np
 
 from ...audio import SAMPLE_RATE
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare_utterances,
-    first,
-    note_shared_speakers,
-    override,
-    problems_reported,
-    read_headers,
-    read_text,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_folder,
-    require_splits,
-)
+from ..report import CorpusError, CorpusReport, absolute, override, read_text, recordings_of
 from .kaldi import read_table, read_wav_scp
 from .utterances import write_wav
 
@@ -67,21 +51,16 @@ def check(root, _=None) -> CorpusReport:
     root = absolute(root)
     report = CorpusReport("Libri2Mix (speaker diarization)", root,
                           override({f"loaderrc.{split}_dir": root / split for split in SPLITS}))
-    with problems_reported(report):
-        require_folder(report)
+    with report.checking(REMEDY, RELEASED, one_format=True):
+        report.require_folder()
         speakers = {}
         for split in SPLITS:
-            with problems_reported(report):
+            with report.collecting():
                 speakers[split] = _check_split(split, report)
-        require_splits(report, REMEDY)
-        require_disjoint(report, REMEDY)
-        note_shared_speakers(report, speakers)
-        require_16_khz_mono([recording.path for part in report.recordings.values() for recording in part], report)
+        report.check_speakers(speakers)
         if not os.path.isfile(root / "test" / "rttm"):
             report.notes.append(f"{root / 'test' / 'rttm'} is missing. dscore needs it for the diarization error rate; "
                                 "predictions for the leaderboard do not.")
-        if len(report.counts) == len(SPLITS):
-            compare_utterances(report, RELEASED)
     return report
 
 
@@ -130,31 +109,29 @@ def _check_split(split: str, report: CorpusReport) -> set[str]:
     read_table(folder / "spk2utt", 2, REMEDY)
     report.texts.update({f"{split}/{name}": folder / name for name in TEXTS})
     report.counts[split] = {"utterances": len(recordings), "speakers": len(set(speakers.values()))}
-    heard = defaultdict(set)
+    speakers_of = defaultdict(set)
     for utterance, (recording, _, _) in segments.items():
-        heard[recording].add(speakers.get(utterance))
+        speakers_of[recording].add(speakers.get(utterance))
     segment_times = [(recording, _number(start), _number(end)) for recording, start, end in segments.values()]
     flaws = {
         "no duration in reco2dur": recordings.keys() - durations.keys(),
-        "no segment": recordings.keys() - heard.keys(),
-        "a segment whose speaker utt2spk does not name": {name for name, who in heard.items() if None in who},
-        f"more than {SPEAKERS} speakers": {name for name, who in heard.items() if len(who) > SPEAKERS},
+        "no segment": recordings.keys() - speakers_of.keys(),
+        "a segment whose speaker utt2spk does not name": {name for name, who in speakers_of.items() if None in who},
+        f"more than {SPEAKERS} speakers": {name for name, who in speakers_of.items() if len(who) > SPEAKERS},
         "a duration in reco2dur that is not the recording's in seconds": _other_durations(split, durations, report),
         "a segment that does not lie in the recording, in seconds": _outside(segment_times, durations),
         "a turn in rttm that does not lie in the recording, in seconds": _outside(_read_rttm(folder / "rttm"),
                                                                                   durations),
     }
     for flaw, names in flaws.items():
-        if names:
-            report.problems.append(f"{len(names):,} mixtures in {folder} have {flaw}: {first(sorted(names))}; "
-                                   f"{REMEDY}.")
+        report.add_problem(f"{len(names):,} mixtures in {folder} have {flaw}", sorted(names), REMEDY)
     return set(speakers.values())
 
 
 def _other_durations(split: str, durations: dict[str, float], report: CorpusReport) -> set[str]:
     """Return the mixtures, from an even sample, whose duration differs from the recording's header."""
     names = {recording.path: recording.name for recording in report.recordings[split] if recording.name in durations}
-    return {names[path] for path, header in read_headers(list(names), report)
+    return {names[path] for path, header in report.read_headers(list(names))
             if header.rate == SAMPLE_RATE and not abs(durations[names[path]] - header.duration) <= TOLERANCE}
 
 

@@ -7,23 +7,7 @@ from pathlib import Path
 
 from ...files import new_folder, write_text
 from ..labelled import join_labels
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare_utterances,
-    first,
-    note_shared_speakers,
-    override,
-    problems_reported,
-    read_text,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_files,
-    require_folder,
-    require_splits,
-)
+from ..report import CorpusError, CorpusReport, absolute, override, read_text, recordings_of
 from .utterances import Utterance, write_wav
 
 NAME = "Fluent Speech Commands (intent classification)"
@@ -52,22 +36,18 @@ def check(root, _=None) -> CorpusReport:
     """
     root = absolute(root)
     report = CorpusReport(NAME, root, override({"datarc.file_path": root}))
-    with problems_reported(report):
-        require_folder(report)
+    with report.checking(REMEDY, RELEASED, one_format=True):
+        report.require_folder()
         rows = {split: read_list(root, split) for split in SPLIT_LISTS}
         for split, entries in rows.items():
             intents = {tuple(row[slot] for slot in SLOTS) for row in entries}
             report.counts[split] = {"utterances": len(entries), "intents": len(intents)}
             report.texts[SPLIT_LISTS[split]] = root / "data" / SPLIT_LISTS[split]
             report.recordings[split] = recordings_of({row["path"]: root / row["path"] for row in entries})
-        require_splits(report, REMEDY)
-        require_disjoint(report, REMEDY)
-        note_shared_speakers(report, {split: {row["speakerId"] for row in entries if row.get("speakerId")}
-                                      for split, entries in rows.items()})
+        report.check_speakers({split: {row["speakerId"] for row in entries if row.get("speakerId")}
+                               for split, entries in rows.items()})
         _check_values(rows, report)
-        paths = [root / row["path"] for entries in rows.values() for row in entries]
-        require_16_khz_mono(require_files(paths, "the lists", REMEDY, report), report)
-        compare_utterances(report, RELEASED)
+        report.check_exist([root / row["path"] for entries in rows.values() for row in entries], "the lists", REMEDY)
     return report
 
 
@@ -127,6 +107,6 @@ def _check_values(rows: dict[str, list[dict]], report: CorpusReport):
     for slot in SLOTS:
         known = {row[slot] for row in rows["train"]}
         for split in ("dev", "test"):
-            if unknown := sorted({row[slot] for row in rows[split]} - known):
-                report.problems.append(f"{SPLIT_LISTS[split]} has the {slot} {first(unknown)}, which is not in "
-                                       f"{SPLIT_LISTS['train']}, so s3prl would stop there; {REMEDY}.")
+            unknown = sorted({row[slot] for row in rows[split]} - known)
+            report.add_problem(f"{SPLIT_LISTS[split]} has values of {slot} that are not in {SPLIT_LISTS['train']}, so "
+                               "s3prl would stop there", unknown, REMEDY)

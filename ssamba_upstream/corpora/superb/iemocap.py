@@ -9,20 +9,7 @@ from pathlib import Path
 
 from ...audio import SAMPLE_RATE
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare,
-    first,
-    override,
-    problems_reported,
-    read_headers,
-    read_text,
-    recordings_of,
-    require_disjoint,
-    require_folder,
-)
+from ..report import CorpusError, CorpusReport, absolute, first, override, read_text, recordings_of
 from .utterances import Utterance, write_wav
 
 NAME = "IEMOCAP (emotion recognition)"
@@ -48,13 +35,12 @@ def check(root, metadata=None) -> CorpusReport:
     """
     root = absolute(root)
     metadata = absolute(metadata) if metadata else root / "meta_data"
-    report = CorpusReport(NAME, root, override({
-        "datarc.root": root, "datarc.meta_data": metadata}))
-    with problems_reported(report):
-        require_folder(report)
+    report = CorpusReport(NAME, root, override({"datarc.root": root, "datarc.meta_data": metadata}))
+    with report.checking("unpack all of IEMOCAP again"):
+        report.require_folder()
         turns = {}
         for session in SESSIONS:
-            with problems_reported(report):
+            with report.collecting():
                 turns[session] = labelled_turns(root, session)
         for session, entries in turns.items():
             counts = Counter(entry["label"] for entry in entries)
@@ -64,10 +50,9 @@ def check(root, metadata=None) -> CorpusReport:
                 report.problems.append(f"{root / session} has no utterance labelled {', '.join(absent)}, but "
                                        "every session is a test fold and needs all four emotions.")
         as_labelled = _check_metadata(metadata, turns, report)
-        require_disjoint(report, "unpack all of IEMOCAP again")
         _check_one_rate([root / entry["path"] for entries in turns.values() for entry in entries], report)
         total = {emotion: sum(counts[emotion] for counts in report.counts.values()) for emotion in EMOTIONS}
-        compare(report, total, RELEASED)
+        report.compare(total, RELEASED)
         report.released = report.released and as_labelled
     return report
 
@@ -242,10 +227,9 @@ def _read_metadata(path: Path, remedy: str, report: CorpusReport) -> dict | None
 def _check_fold(path: Path, session: str, wavs: set[str], remedy: str, report: CorpusReport):
     """Check that a session's test list has only its own utterances, and its train list only those of the others."""
     is_test = path.name.startswith("test")
-    if misplaced := sorted(wav for wav in wavs if (_session(wav) == session) != is_test):
-        where = f"outside {session}" if is_test else f"of {session}, its test set"
-        report.problems.append(f"{path} lists {len(misplaced):,} utterances {where}: {first(misplaced)}; {remedy} "
-                               "again.")
+    misplaced = sorted(wav for wav in wavs if (_session(wav) == session) != is_test)
+    where = f"outside {session}" if is_test else f"of {session}, its test set"
+    report.add_problem(f"{path} lists {len(misplaced):,} utterances {where}", misplaced, f"{remedy} again")
 
 
 def _session(wav: str) -> str:
@@ -258,7 +242,7 @@ def _labels(content: dict) -> set[tuple[str, str]]:
 
 def _check_one_rate(paths: list[Path], report: CorpusReport):
     examples = {}
-    for path, header in read_headers(paths, report):
+    for path, header in report.read_headers(paths):
         examples.setdefault(header.rate, path)
         if header.channels != 1:
             report.problems.append(f"{path} has {header.channels} channels, but s3prl does not mix down this "

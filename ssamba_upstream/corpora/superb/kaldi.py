@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...files import write_text
-from ..report import CorpusError, CorpusReport, read_text, require_files
+from ..report import CorpusError, CorpusReport, read_text
 
 
 def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
@@ -29,7 +29,7 @@ def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
 def read_wav_scp(path: Path, remedy: str, report: CorpusReport) -> dict[str, Path]:
     """Return the recordings in ``wav.scp`` by utterance; report missing ones."""
     recordings = {name: Path(rest[0]) for name, rest in read_table(path, 2, remedy).items()}
-    require_files(list(recordings.values()), path, f"rewrite {path.name} with their current paths", report)
+    report.check_exist(list(recordings.values()), path, f"rewrite {path.name} with their current paths")
     return recordings
 
 

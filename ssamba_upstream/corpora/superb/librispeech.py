@@ -6,27 +6,12 @@ from pathlib import Path
 
 from ...configs import configs_folder
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare_utterances,
-    first,
-    note_shared_speakers,
-    override,
-    problems_reported,
-    read_text,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_folder,
-    require_splits,
-)
+from ..report import CorpusError, CorpusReport, absolute, first, override, read_text, recordings_of
 from .utterances import Utterance, write_wav
 
 SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
 RELEASED = {"train": 28539, "dev": 2703, "test": 2620}
-SOURCE = "https://www.openslr.org/12"
+REMEDY = f"unpack {', '.join(SPLITS.values())} of https://www.openslr.org/12 there"
 LEXICONS = ("librispeech-lexicon-200k-g2p.txt", "librispeech-lexicon-allothers-g2p.txt")
 LEXICON_SOURCE = "https://huggingface.co/datasets/s3prl/g2p/tree/main/lexicon"
 
@@ -43,7 +28,7 @@ def check_speech_recognition(root, _=None) -> CorpusReport:
     """
     root = absolute(root)
     report = CorpusReport("LibriSpeech (speech recognition)", root, override({"datarc.libri_root": root}))
-    with problems_reported(report):
+    with report.checking(REMEDY, RELEASED, one_format=True):
         _check_recordings(report)
     return report
 
@@ -62,9 +47,10 @@ def check_phone_recognition(root, lexicons=None) -> CorpusReport:
     lexicons = [absolute(lexicons or root) / name for name in LEXICONS]
     report = CorpusReport("LibriSpeech (phone recognition)", root,
                           override({"corpus.path": root, "corpus.lexicon": lexicons}))
-    with problems_reported(report):
+    with report.checking(REMEDY, RELEASED, one_format=True):
         words = _check_recordings(report)
-        _check_lexicons(lexicons, words, report)
+        with report.collecting():
+            _check_lexicons(lexicons, words, report)
     return report
 
 
@@ -104,26 +90,20 @@ def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, s
 
 def _check_recordings(report: CorpusReport) -> set[str]:
     """Add counts and problems of the three splits to the report, and return the words in all transcripts."""
-    require_folder(report)
-    words, recordings, speakers = set(), [], {}
+    report.require_folder()
+    words, speakers = set(), {}
     for split, name in SPLITS.items():
         found, transcripts = _recordings(report.root / name), _transcripts(report.root / name, report)
         without = [str(path) for path in found if not transcripts.get(path.stem)]
-        if without:
-            report.problems.append(f"{len(without):,} of the {len(found):,} recordings in {name} are in no .trans.txt "
-                                   f"next to them: {first(without)}; unpack {name} again.")
+        report.add_problem(f"{len(without):,} of the {len(found):,} recordings in {name} are in no .trans.txt next to "
+                           "them", without, f"unpack {name} again")
         spoken = [word for path in found for word in transcripts.get(path.stem, "").split()]
         report.counts[split] = {"utterances": len(found), "words": len(spoken)}
         words.update(spoken)
-        recordings += found
         speakers[split] = {path.parts[-3] for path in found}
         report.recordings[split] = recordings_of({path.relative_to(report.root / name).as_posix(): path
                                                   for path in found})
-    require_splits(report, f"unpack {', '.join(SPLITS.values())} of {SOURCE} there")
-    require_disjoint(report, f"unpack {', '.join(SPLITS.values())} again")
-    note_shared_speakers(report, speakers)
-    require_16_khz_mono(recordings, report)
-    compare_utterances(report, RELEASED)
+    report.check_speakers(speakers)
     return words
 
 
@@ -138,15 +118,11 @@ def _check_lexicons(lexicons: list[Path], words: set[str], report: CorpusReport)
         for line in read_text(path).splitlines():
             word, *phones = line.split() or [""]
             pronunciations.setdefault(word, phones)
-    missing = sorted(words - pronunciations.keys())
-    if missing:
-        report.problems.append(f"{len(missing):,} words in the transcripts are in neither lexicon: {first(missing)}; "
-                               f"save both from {LEXICON_SOURCE} again.")
+    missing, remedy = sorted(words - pronunciations.keys()), f"save both lexicons from {LEXICON_SOURCE} again"
+    report.add_problem(f"{len(missing):,} words in the transcripts are in neither lexicon", missing, remedy)
     vocabulary = set(read_text(configs_folder("downstream") / "vocabularies" / "phonemes.txt").split())
     used = {phone for word in words for phone in pronunciations.get(word, ())}
-    if unknown := sorted(used - vocabulary):
-        report.problems.append(f"The lexicons have phones that the config's vocabulary lacks: {first(unknown)}; "
-                               f"save both lexicons from {LEXICON_SOURCE} again.")
+    report.add_problem("The lexicons have phones that the config's vocabulary lacks", sorted(used - vocabulary), remedy)
 
 
 def _recordings(folder: Path) -> list[Path]:
@@ -163,6 +139,5 @@ def _transcripts(folder: Path, report: CorpusReport) -> dict[str, str]:
             transcripts[utterance] = text.strip()
             if not utterance:
                 empty.append(f"{path}, line {number}")
-    if empty:
-        report.problems.append(f"Transcripts have empty lines, which stop s3prl: {first(empty)}; delete them.")
+    report.add_problem("Transcripts have empty lines, which stop s3prl", empty, "delete them")
     return transcripts

@@ -6,20 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare,
-    override,
-    problems_reported,
-    read_headers,
-    read_text,
-    recordings_of,
-    require_disjoint,
-    require_files,
-    require_folder,
-)
+from ..report import CorpusError, CorpusReport, absolute, override, read_lines, recordings_of
 from .utterances import Utterance, write_wav
 
 LISTS = {"dev": "language_key_dev.lst", "test": "language_key_eval.lst", "documents": "language_key_utterances.lst"}
@@ -43,17 +30,16 @@ def check(root, _=None) -> CorpusReport:
     """
     root = absolute(root)
     report = CorpusReport("QUESST 2014 (query by example)", root, override({"datarc.dataset_root": root}))
-    with problems_reported(report):
-        require_folder(report)
+    with report.checking(REMEDY):
+        report.require_folder()
         for part in LISTS:
-            with problems_reported(report):
+            with report.collecting():
                 _check_part(part, report)
-        require_disjoint(report, REMEDY)
         absent = [name for name in (SCORER, *GROUND_TRUTHS.values()) if not os.path.exists(root / "scoring" / name)]
         if absent:
             report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, which MediaEval's scorer needs for "
                                 f"the MTWV by which the layer is chosen; {REMEDY}.")
-        compare(report, {part: counts["recordings"] for part, counts in report.counts.items()}, RELEASED)
+        report.compare({part: counts["recordings"] for part, counts in report.counts.items()}, RELEASED)
     return report
 
 
@@ -64,12 +50,8 @@ def read_list(root: Path, part: str) -> list[Path]:
         CorpusError: If the list cannot be read, is malformed or has no English recordings.
     """
     path = root / "scoring" / LISTS[part]
-    recordings = []
-    for number, line in enumerate(read_text(path, f"To get it, {REMEDY}.").splitlines(), 1):
-        if len(line.split()) != 2:
-            raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not '<recording> <language>'; {REMEDY}.")
-        name, language = line.split()
-        recordings += [root / re.sub(r"^.*?/", "", name)] * (language == LANGUAGE)
+    lines = read_lines(path, r"\s*(\S+)\s+(\S+)\s*", "<recording> <language>", f"To get it, {REMEDY}.")
+    recordings = [root / re.sub(r"^.*?/", "", name) for name, language in lines.values() if language == LANGUAGE]
     if not recordings:
         raise CorpusError(f"{path} has no recording in {LANGUAGE}; {REMEDY}.")
     return recordings
@@ -107,4 +89,4 @@ def _check_part(part: str, report: CorpusReport):
     report.counts[part] = {"recordings": len(recordings)}
     report.recordings[part] = recordings_of({os.path.relpath(path, report.root): path for path in recordings})
     report.texts[LISTS[part]] = report.root / "scoring" / LISTS[part]
-    read_headers(require_files(recordings, LISTS[part], REMEDY, report), report)
+    report.read_headers(report.check_exist(recordings, LISTS[part], REMEDY))

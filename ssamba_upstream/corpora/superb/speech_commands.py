@@ -13,19 +13,7 @@ from ...audio import AudioError, read_header
 from ...files import new_folder
 from ..data_set import DataSet, PreparationError, audio_of_folders
 from ..labelled import Excerpt
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare,
-    first,
-    override,
-    problems_reported,
-    read_headers,
-    recordings_of,
-    require_disjoint,
-    require_folder,
-)
+from ..report import CorpusError, CorpusReport, absolute, first, override, recordings_of
 from .utterances import Utterance, write_wav
 
 NAME = "Speech Commands (keyword spotting)"
@@ -62,19 +50,18 @@ def check(root, test_root=None) -> CorpusReport:
                     if os.path.isdir(root / f"speech_commands_{version}")), None)
     train_root = root / f"speech_commands_{version}" if version else root
     test_root = absolute(test_root) if test_root else root / f"speech_commands_test_set_{version or 'v0.01'}"
-    report = CorpusReport(NAME, root,
-                          override({
-                              "datarc.speech_commands_root": train_root,
-                              "datarc.speech_commands_test_root": test_root}))
-    with problems_reported(report):
-        require_folder(report)
+    report = CorpusReport(NAME, root, override({"datarc.speech_commands_root": train_root,
+                                                "datarc.speech_commands_test_root": test_root}))
+    with report.checking("keep the files of the two archives apart, under their released names"):
+        report.require_folder()
         backgrounds = sorted((train_root / BACKGROUND_NOISE).glob("*.wav"))
-        for path, header in read_headers(backgrounds, report, sampled=False):
+        for path, header in report.read_headers(backgrounds, sampled=False):
             if header.duration < 1:
                 report.problems.append(f"{path} lasts {header.duration:.2f} s, but s3prl cuts "
                                        "one second out of every background noise and stops at shorter ones; "
                                        "delete it.")
-        paths = {**_training_words(train_root), "test": _test_set(test_root, report)}
+        words = _by_hash(path for path in train_root.glob("*/*.wav") if path.parent.name != BACKGROUND_NOISE)
+        paths = {"train": words["train"], "dev": words["dev"], "test": _test_set(test_root, report)}
         for split, files in paths.items():
             counts = Counter(map(_class_of, files))
             counts["_silence_"] += len(backgrounds) if split != "test" else 0
@@ -82,8 +69,7 @@ def check(root, test_root=None) -> CorpusReport:
         _report_absent_classes(report, train_root, test_root)
         for part, files in {**paths, BACKGROUND_NOISE: backgrounds}.items():
             report.recordings[part] = recordings_of({f"{path.parent.name}/{path.name}": path for path in files})
-        require_disjoint(report, "keep the files of the two archives apart, under their released names")
-        read_headers([path for files in paths.values() for path in files], report)
+        report.read_headers([path for files in paths.values() for path in files])
         _compare_version(report, {split: len(files) for split, files in paths.items()})
     return report
 
@@ -164,13 +150,12 @@ def write_speech_commands(out, utterances: Iterable[Utterance], backgrounds: dic
             write_wav(train / BACKGROUND_NOISE / f"{name}.wav", samples)
 
 
-def _training_words(train_root: Path) -> dict[str, list[Path]]:
-    """Return the recordings of words in train and dev, split like s3prl, without those that it discards."""
+def _by_hash(words: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return the recordings of words by :func:`hash_split`, sorted."""
     splits = {"train": [], "dev": [], "discarded": []}
-    for path in sorted(train_root.glob("*/*.wav")):
-        if path.parent.name != BACKGROUND_NOISE:
-            splits[hash_split(path.name)].append(path)
-    return {split: splits[split] for split in ("train", "dev")}
+    for path in sorted(words):
+        splits[hash_split(path.name)].append(path)
+    return splits
 
 
 def _test_set(test_root: Path, report: CorpusReport) -> list[Path]:
@@ -190,7 +175,7 @@ def _class_of(recording: Path) -> str:
 
 def _compare_version(report: CorpusReport, found: dict[str, int]):
     """Add a note on whether this is the version that SUPERB uses."""
-    compare(report, found, RELEASED["v0.01"])
+    report.compare(found, RELEASED["v0.01"])
     if found == RELEASED["v0.02"]:
         report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with others on "
                             "v0.02.")
@@ -240,14 +225,12 @@ def _read_speech_commands(root):
 
 def _split_by_hash(root, words):
     """Split by the rule that produced the two lists, but prefer a test set of the same words next to the folder."""
-    by_rule = {"train": [], "dev": [], "discarded": []}
-    for path in words:
-        by_rule[hash_split(path.name)].append(path)
+    by_rule = _by_hash(words)
     note = "There are no lists of the splits, so they were made by speaker, with the rule that produced the lists"
     test_root = root.with_name(root.name.replace("speech_commands", "speech_commands_test_set"))
     tests = audio_of_folders(test_root) if test_root != root else []
     if tests and {path.parent.name for path in tests} <= {path.parent.name for path in words}:
-        note += f". The test set is {test_root}; recordings that the rule assigns to test are left out, as in SUPERB"
+        note += f". The test set is {test_root}; recordings that the rule assigns to test are skipped, as in SUPERB"
     else:
         tests = by_rule["discarded"]
     parts = {"train": by_rule["train"], "dev": by_rule["dev"], "test": tests}

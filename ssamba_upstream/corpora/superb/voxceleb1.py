@@ -2,27 +2,12 @@
 
 import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...files import new_folder
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare,
-    find_named,
-    first,
-    override,
-    problems_reported,
-    read_text,
-    recordings_of,
-    require_16_khz_mono,
-    require_disjoint,
-    require_folder,
-)
+from ..report import CorpusError, CorpusReport, absolute, find_named, override, read_lines, recordings_of
 from .utterances import Utterance, write_wav
 
 NAME = "VoxCeleb1 (speaker identification)"
@@ -45,24 +30,23 @@ def check(root, split_file=None) -> CorpusReport:
     """
     root = absolute(root)
     split_file = absolute(split_file or find_split_file(root))
-    report = CorpusReport(NAME, root,
-                          override({"datarc.file_path": root, "datarc.meta_data": split_file}))
-    with problems_reported(report):
-        require_folder(report)
-        utterances = _check_split_file(split_file, report)
-        listed = [path for paths in utterances.values() for path in paths.values()]
-        found = _voxceleb_files(root)
-        missing = [path for path in listed if path not in found]
-        if missing:
-            report.problems.append(f"{len(missing):,} of the {len(listed):,} utterances in {split_file} are "
-                                   f"not in {root}/*/wav/: {first(missing)}; unpack the archives that contain "
-                                   "them (dev, test).")
+    report = CorpusReport(NAME, root, override({"datarc.file_path": root, "datarc.meta_data": split_file}))
+    with report.checking(f"correct {split_file}", RELEASED, one_format=True):
+        report.require_folder()
+        lines, found = _read_split_file(split_file, report), _voxceleb_files(root)
+        for digit, split in SPLITS_BY_DIGIT.items():
+            names = [name for own, name in lines.values() if own == digit]
+            report.counts[split] = {"utterances": len(names), "speakers": len({name[:7] for name in names})}
+            report.recordings[split] = recordings_of({name.replace("/", "-"): found[name] for name in names
+                                                      if name in found})
         report.texts["split file"] = split_file
-        report.recordings = {split: recordings_of({path.replace("/", "-"): found[path] for path in paths.values()
-                                                   if path in found}) for split, paths in utterances.items()}
-        require_disjoint(report, f"correct {split_file}")
-        require_16_khz_mono([found[path] for path in listed if path in found], report)
-        compare(report, {split: len(paths) for split, paths in utterances.items()}, RELEASED)
+        missing = [name for _, name in lines.values() if name not in found]
+        report.add_problem(f"{len(missing):,} of the {len(lines):,} utterances in {split_file} are not in "
+                           f"{root}/*/wav/", missing, "unpack the archives that contain them (dev, test)")
+        speakers = sorted({name[:7] for _, name in lines.values()})
+        report.add_problem(f"{split_file} has speakers outside id10001 to id{10000 + SPEAKERS}, the classes of s3prl's "
+                           "classifier", [name for name in speakers if not 1 <= int(name[2:]) - 10000 <= SPEAKERS],
+                           "rename them within that range")
     return report
 
 
@@ -71,49 +55,28 @@ def find_split_file(root: Path) -> Path:
     return find_named(root, SPLIT_FILES)
 
 
-def read_split_file(split_file: Path) -> tuple[dict[str, dict[int, str]], dict[int, str]]:
-    """Read VoxCeleb1's split file.
-
-    Returns:
-        For train, dev and test, the utterances as ``id10001/<video>/<n>.wav`` by line number; and all malformed
-        lines by line number.
-
-    Raises:
-        CorpusError: If the file cannot be read.
-    """
-    lines = read_text(split_file, "The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/"
-                                  f"iden_split.txt, which s3prl calls {SPLIT_FILES[0]}; save it in "
-                                  f"{split_file.parent} or pass its path.").splitlines()
-    utterances = {split: {} for split in SPLITS_BY_DIGIT.values()}
-    malformed = {}
-    for number, line in enumerate(lines, 1):
-        match = re.fullmatch(r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", line)
-        if match:
-            utterances[SPLITS_BY_DIGIT[match[1]]][number] = match[2]
-        else:
-            malformed[number] = line
-    return utterances, malformed
+def _read_split_file(split_file: Path, report: CorpusReport | None = None) -> dict[int, tuple[str, str]]:
+    """Return the digit of the split and ``id10001/<video>/<n>.wav`` by line number, see :func:`read_lines`."""
+    return read_lines(split_file, r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", "<1|2|3> id10001/<video>/<n>.wav",
+                      "The split file is https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt, which "
+                      f"s3prl calls {SPLIT_FILES[0]}; save it in {split_file.parent} or pass its path.", report)
 
 
 def labelled_utterances(root: Path):
     """Yield the path, speaker, split and video of every utterance in the split file."""
-    files = {name.split("/wav/", 1)[1]: root / name for name in glob.iglob("*/wav/*/*/*", root_dir=root)}
-    for line in find_split_file(root).read_text().splitlines():
-        digit, name = line.split()
+    files = _voxceleb_files(root)
+    for digit, name in _read_split_file(find_split_file(root)).values():
         yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit], name.rpartition("/")[0]
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
     """Return the locations of the test set's utterances, by s3prl's names; ``corpus`` can be the split file."""
     split_file = find_split_file(corpus) if corpus.is_dir() else corpus
-    utterances, malformed = read_split_file(split_file)
-    for number, line in malformed.items():
-        raise CorpusError(f"{split_file}, line {number}: {line[:60]!r} is not "
-                          "'<1|2|3> id10001/<video>/<n>.wav'; correct or delete it.")
-    if not utterances["test"]:
+    found = {Path(name.replace("/", "-")).stem: f"{split_file}, line {number}"
+             for number, (digit, name) in _read_split_file(split_file).items() if SPLITS_BY_DIGIT[digit] == "test"}
+    if not found:
         raise CorpusError(f"{split_file} lists no utterances for test, on lines that start with 3.")
-    return {Path(path.replace("/", "-")).stem: f"{split_file}, line {number}"
-            for number, path in utterances["test"].items()}
+    return found
 
 
 def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
@@ -135,28 +98,6 @@ def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
             name = f"{video}/{counts[video]:05d}.wav"
             write_wav(folder / "dev" / "wav" / name, utterance.samples)
             split_file.write(f"{digits[utterance.split]} {name}\n")
-
-
-def _check_split_file(split_file: Path, report: CorpusReport) -> dict[str, dict[int, str]]:
-    """Return the utterances in every split, see ``read_split_file``; add counts and problems to the report."""
-    utterances, malformed = read_split_file(split_file)
-    if malformed:
-        listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
-        report.problems.append(f"{split_file} has lines that are not '<1|2|3> id10001/<video>/<n>.wav': "
-                               f"{listing}; correct or delete them, including empty ones.")
-    speakers = {split: {path[:7] for path in paths.values()} for split, paths in utterances.items()}
-    for digit, split in SPLITS_BY_DIGIT.items():
-        report.counts[split] = {"utterances": len(utterances[split]), "speakers": len(speakers[split])}
-        if not utterances[split]:
-            report.problems.append(f"{split_file} lists no utterances for {split}, on lines that start with "
-                                   f"{digit}; s3prl needs all three splits.")
-    everyone = sorted(set().union(*speakers.values()))
-    foreign = [name for name in everyone if not 1 <= int(name[2:]) - 10000 <= SPEAKERS]
-    if foreign:
-        report.problems.append(f"{split_file} has speakers outside id10001 to id{10000 + SPEAKERS}, the "
-                               f"classes of s3prl's classifier: {first(foreign)}; rename them within that "
-                               "range.")
-    return utterances
 
 
 def _voxceleb_files(root: Path) -> dict[str, Path]:

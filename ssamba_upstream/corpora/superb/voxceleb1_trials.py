@@ -1,27 +1,11 @@
 """VoxCeleb1 with trials of two recordings: SUPERB's speaker verification."""
 
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...audio import SAMPLE_RATE
 from ...files import new_folder, write_text
-from ..report import (
-    CorpusError,
-    CorpusReport,
-    absolute,
-    compare,
-    find_named,
-    first,
-    override,
-    problems_reported,
-    read_headers,
-    read_text,
-    recordings_of,
-    require_disjoint,
-    require_folder,
-)
+from ..report import CorpusError, CorpusReport, absolute, find_named, override, read_lines, recordings_of
 from .utterances import Utterance, write_wav
 
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test2.txt", "veri_test.txt")
@@ -48,14 +32,16 @@ def check(root, trial_list=None) -> CorpusReport:
     # s3prl also opens the list of dev trials, but always evaluates that of the test set.
     report = CorpusReport("VoxCeleb1 (speaker verification)", root, override({
         "datarc.file_path": root, "datarc.dev_meta_data": trial_list, "datarc.test_meta_data": trial_list}))
-    with problems_reported(report):
-        require_folder(report)
+    with report.checking(ARCHIVES):
+        report.require_folder()
         speakers = _check_training(report)
-        trials, malformed = read_trials(trial_list)
-        _check_trials(trial_list, trials, malformed, report)
-        _check_speakers(trials, speakers, report)
-        require_disjoint(report, ARCHIVES)
-        compare(report, {"speakers for training": len(speakers), "trials": len(trials)}, RELEASED)
+        trials = _read_trials(trial_list, report)
+        _check_trials(trial_list, trials, report)
+        tested = {name.split("/")[0] for _, *pair in trials.values() for name in pair}
+        report.add_problem(f"{len(tested & speakers):,} of the {len(tested):,} speakers in the trials are in "
+                           f"{root / 'dev' / 'wav'}, on which s3prl trains", sorted(tested & speakers),
+                           "move their folders to test/wav")
+        report.compare({"speakers for training": len(speakers), "trials": len(trials)}, RELEASED)
     return report
 
 
@@ -64,29 +50,19 @@ def find_trial_list(root: Path) -> Path:
     return find_named(root, TRIAL_LISTS)
 
 
-def read_trials(path: Path) -> tuple[dict[int, tuple[str, str, str]], dict[int, str]]:
-    """Return (label, recording, recording) for every trial, and all malformed lines, both by line number.
-
-    Raises:
-        CorpusError: If the file cannot be read.
-    """
-    lines = read_text(path, f"The list of trials is {SOURCE}; save it in {path.parent} or pass its path.").splitlines()
-    recording = r"(id\d{5}/[^/\s]+/[^/\s]+\.wav)"
-    matches = {number: re.fullmatch(rf"([01])\s+{recording}\s+{recording}\s*", line)
-               for number, line in enumerate(lines, 1)}
-    trials = {number: match.groups() for number, match in matches.items() if match}
-    return trials, {number: lines[number - 1] for number, match in matches.items() if not match}
+def _read_trials(path: Path, report: CorpusReport | None = None) -> dict[int, tuple[str, str, str]]:
+    """Return (label, recording, recording) by line number, see :func:`read_lines`."""
+    recording = r"\s+(id\d{5}/[^/\s]+/[^/\s]+\.wav)"
+    return read_lines(path, rf"([01]){recording}{recording}\s*",
+                      "<0|1> id10270/<video>/<n>.wav id10271/<video>/<n>.wav",
+                      f"The list of trials is {SOURCE}; save it in {path.parent} or pass its path.", report)
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
     """Return the locations of the trials in their list, by s3prl's names for them; ``corpus`` can be the list."""
     path = find_trial_list(corpus) if corpus.is_dir() else corpus
-    trials, malformed = read_trials(path)
-    for number, line in malformed.items():
-        raise CorpusError(f"{path}, line {number}: {line[:60]!r} is not '<0|1> id10270/<video>/<n>.wav "
-                          "id10271/<video>/<n>.wav'; correct or delete it.")
     return {"_".join(recording.replace("/", "-").split(".")[0] for recording in pair): f"{path}, line {number}"
-            for number, (_, *pair) in trials.items()}
+            for number, (_, *pair) in _read_trials(path).items()}
 
 
 def write_voxceleb1_trials(out, utterances: Iterable[Utterance]) -> None:
@@ -121,42 +97,25 @@ def _check_training(report: CorpusReport) -> set[str]:
     if len(speakers) < 2 or not recordings:
         raise CorpusError(f"{folder} contains {len(speakers)} speaker(s) and {len(recordings)} recording(s) "
                           f"id10001/<video>/<n>.wav, but s3prl needs two or more speakers; {ARCHIVES}.")
-    headers = read_headers(recordings, report)
+    headers = report.read_headers(recordings)
     if headers and all(header.duration <= SHORTEST for _, header in headers):
         report.problems.append(f"None of {len(headers)} recordings in {folder} is longer than {SHORTEST:g} s, and "
                                "s3prl does not train on shorter ones; restore the released recordings.")
     return speakers
 
 
-def _check_trials(path, trials, malformed, report: CorpusReport):
+def _check_trials(path: Path, trials: dict, report: CorpusReport):
     labels = [label for label, *_ in trials.values()]
     report.counts["test"] = {"trials": len(trials), "of one speaker": labels.count("1")}
-    if malformed:
-        listing = first([f"line {number} ({line[:60]!r})" for number, line in malformed.items()])
-        report.problems.append(f"{path} has lines that are not '<0|1> id10270/<video>/<n>.wav "
-                               f"id10271/<video>/<n>.wav': {listing}; correct or delete them, including empty ones.")
     if len(set(labels)) < 2:
         report.problems.append(f"{path} needs trials of one speaker and trials of two, because the equal error rate "
                                f"compares them; save {SOURCE} again.")
     folder = report.root / "test" / "wav"
     names = sorted({name for _, *pair in trials.values() for name in pair})
-    missing = [name for name in names if not os.path.isfile(folder / name)]
-    if missing:
-        report.problems.append(f"{len(missing):,} of the {len(names):,} recordings in the trials are not in {folder}: "
-                               f"{first(missing)}; {ARCHIVES}.")
     report.texts["trials"] = path
     report.recordings["test"] = recordings_of({name.replace("/", "-"): folder / name for name in names})
-    found = [recording.path for recording in report.recordings["test"]]
-    for recording, header in read_headers(found, report):
+    found = report.check_exist([folder / name for name in names], "the trials", ARCHIVES)
+    for recording, header in report.read_headers(found):
         if header.rate != SAMPLE_RATE:
             report.notes.append(f"{recording} has {header.rate} Hz; s3prl resamples this corpus.")
             break
-
-
-def _check_speakers(trials, speakers: set[str], report: CorpusReport):
-    """Report speakers that are in both training and trials: verification must be tested on unseen speakers."""
-    tested = {name.split("/")[0] for _, *pair in trials.values() for name in pair}
-    if shared := sorted(tested & speakers):
-        report.problems.append(f"{len(shared):,} of the {len(tested):,} speakers in the trials are in "
-                               f"{report.root / 'dev' / 'wav'}, on which s3prl trains: {first(shared)}; move "
-                               "their folders to test/wav.")
