@@ -281,7 +281,7 @@ def _read_part(audio, part, wanted, crop, repeating):
 
 
 def _read(audio, start, count):
-    """Return the mean of the channels, (samples,): ``count`` samples from a start, or as many as there are."""
+    """Return the mean of the channels, (samples,): ``count`` samples from a start, or all that exist."""
     lead = _lead(audio, start)
     with _damage_told(audio):
         if audio.seekable():
@@ -304,7 +304,7 @@ def _lead(audio, start):
 
 
 def _read_on(audio, count):
-    """Return the mean of the channels, (samples,): the next ``count`` samples, or as many as there are."""
+    """Return the mean of the channels, (samples,): the next ``count`` samples, or all that remain."""
     pieces, left = [], count
     audio.reads_without_seek = audio.subtype.startswith("MPEG")  # a seek can garble MP3
     try:
@@ -339,8 +339,8 @@ def _damage_told(audio):
 
 
 def identity(path):
-    """Return what identifies an audio file and its version: a list of absolute path, size in bytes and modification
-    time in nanoseconds.
+    """Return a list that identifies an audio file and its version: absolute path, size in bytes and modification time
+    in nanoseconds.
 
     Raises:
         AudioError: If the file does not exist.

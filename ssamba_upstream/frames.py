@@ -149,7 +149,8 @@ class FrameEncoder(nn.Module):
         return config.hidden_size * (1 if self.frequency_pooling == "mean" else config.num_patch_rows)
 
     def forward(self, wavs):
-        """
+        """Compute frames of waveforms.
+
         Args:
             wavs: list of (samples,) mono waveforms in [-1, 1] at the checkpoint's sampling rate, of any lengths from
                 one sample. float64 and float16 are converted, int16 is divided by 32768.

@@ -30,8 +30,8 @@ class LogMel(nn.Module):
     window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)``, then ``(x + 4.2677393) / (2 * 4.5689974)``.
     Unlike the recipe, it does not subtract each waveform's mean, because Kaldi subtracts the mean of every frame.
 
-    It always computes in at least float32, whatever the module's dtype, torch's default dtype or autocast: with fewer
-    bits, the log-mel would differ from pretraining's.
+    It always computes in at least float32, regardless of the module's dtype, torch's default dtype and autocast: with
+    fewer bits, the log-mel would differ from pretraining's.
 
     Args:
         front_end: the :class:`FrontEnd`. Default: the published one.
@@ -58,7 +58,8 @@ class LogMel(nn.Module):
         return super()._apply(move, recurse)
 
     def forward(self, wavs):
-        """
+        """Compute the log-mel of waveforms.
+
         Args:
             wavs: list of (samples,) float32 waveforms in [-1, 1] at the front end's sampling rate, of any lengths.
 

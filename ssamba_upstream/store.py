@@ -1,4 +1,4 @@
-"""A store of hidden states on disk, computed once for each waveform and each description of how.
+"""A store of hidden states on disk, computed once for each waveform and each description of the computation.
 
 ``FOLDER/<hash>`` contains the hidden states of one description, such as a checkpoint with its options. It has a
 ``description.json`` and an LMDB environment, which several processes can read and write at once. Waveforms are
@@ -27,7 +27,7 @@ NUMERICS = 6
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DESCRIPTION = "description.json"
-MOST_OPEN = 8  # environments, each of which maps as much address space as its disk has bytes
+MOST_OPEN = 8  # environments; each maps as many bytes of address space as its disk has
 HEADER = "<qqq"  # layers, frames and width, before the values of an entry
 
 

@@ -111,7 +111,7 @@ class Windowing:
         return (fbank_frames - begins).clamp(0, self.patch_width).float() / self.patch_width
 
     def cut(self, wavs, log_mel):
-        """list of (samples,) -> each utterance's windows in order, as a list of (fbank frames, mel)."""
+        """Map a list of (samples,) to each utterance's windows in order, as a list of (fbank frames, mel)."""
         return (self._cut_published if self.padding == "published" else self._cut_running)(wavs, log_mel)
 
     def _cut_running(self, wavs, log_mel):
@@ -121,8 +121,7 @@ class Windowing:
         return [self.windows_of(fbank, count) for fbank, count in zip(log_mel(wavs), counts)]
 
     def windows_of(self, fbank, count):
-        """(any number of fbank frames, mel) -> windows of its first ``count`` columns, in order, zero-padded at the
-        end."""
+        """Split log-mel, (fbank frames, mel), into windows of its first ``count`` columns, zero-padded at the end."""
         columns = count if self.whole else self.columns
         return [self._columns_of(fbank, first, min(columns, count - first)) for first in range(0, count, columns)]
 
@@ -138,7 +137,7 @@ class Windowing:
 
 
 def _fit(fbank, length):
-    """(any number of fbank frames, mel) -> (length, mel), cut or zero-padded at the end."""
+    """Cut or zero-pad log-mel, (fbank frames, mel), at the end to (length, mel)."""
     return F.pad(fbank[:length], (0, 0, 0, max(0, length - len(fbank))))
 
 

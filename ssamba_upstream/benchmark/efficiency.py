@@ -57,9 +57,9 @@ def _build_ssast(width, frames, depth, attention):
 def bench_efficiency(device="cpu", rounds=5, size="tiny", tokens=TOKENS, depths=DEPTHS):
     """Measure the time and peak memory of all networks, side by side, for increasing numbers of tokens.
 
-    A network is skipped from the point where its memory, extrapolated from fewer tokens, would exceed MOST_MEMORY of
-    the available memory, where it fails, or after a call takes longer than MOST_SECONDS. The first number of tokens is
-    always tried. Memory is measured in the first call of each network, which is not timed.
+    A network is skipped once its memory, extrapolated from fewer tokens, would exceed MOST_MEMORY of the available
+    memory, once it fails, or once a call takes longer than MOST_SECONDS. The first number of tokens is always tried.
+    Memory is measured in the first call of each network, which is not timed.
 
     Args:
         tokens: numbers of patches; an input also has one or two class tokens.

@@ -9,7 +9,7 @@ OUT = "a new folder, or a file ending in .safetensors or .ckpt"
 
 
 def add_commands(commands):
-    init = commands.add_parser("init", help="write a checkpoint with random weights, for trying things out")
+    init = commands.add_parser("init", help="write a checkpoint with random weights, for experiments")
     add_out(init, OUT)
     shape = init.add_mutually_exclusive_group()
     shape.add_argument("--size", choices=SIZES, default="tiny", help="size of the network; default: tiny")

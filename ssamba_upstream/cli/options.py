@@ -71,7 +71,7 @@ def warn(line):
 
 
 def name_left_out(lines):
-    """Print the files that a job has skipped. Returns its exit status, 1 if there are any."""
+    """Print the files that a job has skipped. Return its exit status, 1 if there are any."""
     for line in lines:
         warn(f"skipped: {line}")
     return 1 if lines else 0

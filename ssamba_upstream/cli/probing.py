@@ -46,7 +46,7 @@ def add_commands(commands):
     probe.add_argument("--head-steps", type=int, metavar="N",
                        help="training steps of SUPERB's classifier; default: 5000, or those of the --corpus's task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
-                       help="learning rates of SUPERB's classifier, of which the best on dev is used; default: 1e-4")
+                       help="learning rates to try for SUPERB's classifier; dev chooses one; default: 1e-4")
     probe.add_argument("--layers-alone", action="store_true",
                        help="also train SUPERB's classifier on each layer separately, as s3prl's -l does")
     probe.add_argument("--seeds", type=int, choices=range(1, 11), default=5, metavar="N",
@@ -131,7 +131,7 @@ def _probe_frames(options):
 
 
 def _summarise(results, out):
-    """Print the report's summary and the skipped files. Returns the exit status."""
+    """Print the report's summary and the skipped files. Return the exit status."""
     summary = (out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
     print(f"{summary}\n\nwrote {out}")
     return name_left_out(results["unreadable"])

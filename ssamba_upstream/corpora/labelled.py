@@ -108,7 +108,7 @@ class LabelledSet:
         if unlabelled := [path for path, label in zip(self.paths, self.labels) if not label]:
             raise LabelledSetError(f"{len(unlabelled)} of {len(self.paths)} recordings have no label: "
                                    f"{first(unlabelled)}. Probes need a class for each recording: give these one, such "
-                                   "as nothing, or leave them out")
+                                   "as 'nothing', or leave them out")
         if not self.has_folds and "dev" not in self.splits:
             raise ValueError(f"no utterance in dev; probes need train, dev and test, but the splits are "
                              f"{', '.join(sorted(set(self.splits)))}")
@@ -186,8 +186,8 @@ def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
 
     Args:
         source: a CSV with the columns path and label, and optionally split and group (paths are relative to the
-            CSV's folder, and a label can be empty, see :func:`split_labels`); or a folder with a folder for each
-            class, whose name is the label, and audio files at any depth in it, see
+            CSV's folder, and a label can be empty, see :func:`split_labels`); or a folder with one subfolder per
+            class, whose name is the label, with audio files at any depth, see
             :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden files are skipped.
         seed: seed of the split, if the source has none.
 
@@ -199,7 +199,7 @@ def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"there is no labelled set {source}. Give a CSV with the columns path and label, or a "
-                                "folder with a folder for each class")
+                                "folder with one subfolder per class")
     if source.is_dir():
         root = source
         names, labels = _read_folder(source)

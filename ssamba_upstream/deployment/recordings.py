@@ -76,7 +76,7 @@ class WindowClassifier:
     Attributes:
         labels: names of the classes.
         window, every: window length and interval in seconds.
-        span: length of what is scored in seconds: a window, or, for a classifier of seconds, one second.
+        span: length of a scored part in seconds: the window length, or one second for a classifier of seconds.
         several: True if a span can have several labels, each with its own probability.
 
     Raises:

@@ -82,7 +82,7 @@ def evaluation_batches(paths, targets, batch_size, samples, rank=0, world_size=1
     """Yield batches with each recording once over all ranks, in order, with a centre crop.
 
     A rank's last batch may be short, and one rank may have one recording fewer than another. Unreadable recordings are
-    skipped; the batches' ``indices`` tell which are present. A rank with no readable recording yields one batch
+    skipped; the batches' ``indices`` list those present. A rank with no readable recording yields one batch
     without clips that lists them.
 
     Args:

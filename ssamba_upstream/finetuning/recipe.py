@@ -1,4 +1,4 @@
-"""FinetuningRecipe: everything that determines what a fine-tuning run computes."""
+"""FinetuningRecipe: the settings of a fine-tuning run."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial

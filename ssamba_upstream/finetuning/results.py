@@ -77,8 +77,8 @@ def summarise(results):
         results: dict from fold name to the content of its ``results.json``.
 
     Returns:
-        dict of ``test``, the means, and ``deviation``, each by metric name, None with too few folds; and ``folds``,
-        the results.
+        dict with ``test`` and ``deviation``, the means and deviations by metric name, None if too few folds define the
+        metric; and ``folds``, the given results.
     """
     names = metrics_of(next(iter(results.values()))["test"])
     values = {name: [of_fold["test"][name] for of_fold in results.values()] for name in names}

@@ -34,7 +34,7 @@ class SsambaClassifier(SsambaPreTrainedModel):
 
     @property
     def head(self):
-        """(layer norm, linear layer)"""
+        """The layer norm and the linear layer."""
         return getattr(self, f"{self.HEAD}_norm"), getattr(self, self.HEAD)
 
     @torch.no_grad()
@@ -44,12 +44,12 @@ class SsambaClassifier(SsambaPreTrainedModel):
             initialise_projection(module)
 
     def _logits(self, features):
-        """(..., E) -> (..., classes)"""
+        """Map (..., E) to (..., classes)."""
         norm, layer = self.head
         return apply_linear(layer, norm(features))
 
     def _encode(self, input_values, output_hidden_states):
-        """(tokens for the head, (batch, 1 + rows * columns, E); hidden states or None)"""
+        """Return the tokens for the head, (batch, 1 + rows * columns, E), and the hidden states or None."""
         if not isinstance(input_values, torch.Tensor):
             raise ValueError("input_values must be a tensor (batch, frames, mel); got "
                              f"{type(input_values).__name__}. Pad clips of unequal lengths with the "
@@ -72,7 +72,8 @@ class SsambaForAudioClassification(SsambaClassifier):
     """
 
     def forward(self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None):
-        """
+        """Classify clips or longer recordings.
+
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see
                 :class:`ssamba_upstream.feature_extraction.SsambaFeatureExtractor`; or, with ``window_lengths``,
@@ -113,7 +114,7 @@ class SsambaForAudioClassification(SsambaClassifier):
         return self._logits(features), hidden_states
 
     def _classify_windows(self, input_values, lengths):
-        """(batch, windows * frames, mel) and (batch, windows) -> (batch, classes)"""
+        """Map (batch, windows * frames, mel) and the windows' lengths, (batch, windows), to (batch, classes)."""
         if lengths.dim() != 2 or len(lengths) != len(input_values) or input_values.shape[1] % lengths.shape[1]:
             raise ValueError("window_lengths must be (batch, windows), and input_values (batch, windows * frames, mel)"
                              f"; got {tuple(lengths.shape)} and {tuple(input_values.shape)}")
@@ -148,7 +149,8 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
         self, input_values, labels=None, output_hidden_states=None, return_dict=None, window_lengths=None,
         num_items_in_batch=None,
     ):
-        """
+        """Classify each second of clips.
+
         Args:
             input_values: (batch, frames, mel), normalised log-mel. The network reads frames after the last whole
                 second, but they get no label.

@@ -75,12 +75,12 @@ def _published_cover(sides, largest, rows, columns, generator):
 
 
 def _earliest(shifted, sides):
-    """Return the minimum over the first shifted times, as many as the side of the clip's squares."""
+    """Return the minimum of the shifted times up to the side of each clip's squares."""
     return torch.stack([times.masked_fill(i >= sides, torch.inf) for i, times in enumerate(shifted)]).amin(0)
 
 
 def _lowest(cover, masked):
-    """Return a mask of the lowest ``masked`` patches among those covered once more than ``masked`` are."""
+    """Mask the ``masked`` patches of lowest index among those covered when their number first exceeds ``masked``."""
     last = cover.sort(dim=1).values[:, masked, None]
     covered = cover <= last
     return covered & (covered.cumsum(dim=1) <= masked)

@@ -33,7 +33,8 @@ class BidirectionalMamba(nn.Module):
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=False)
 
     def forward(self, tokens, time_reversed=False, offsets=None, state=None):
-        """
+        """Mix tokens along the sequence.
+
         Args:
             tokens: (batch, length, E).
             time_reversed: if True, swap the two directions, which equals mixing the reversed sequence and reversing

@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(1, config.hidden_size, self.size, self.stride)
 
     def forward(self, input_values):
-        """(batch, frames, mel) -> (batch, E, rows, columns), row 0 the lowest bands."""
+        """Map (batch, frames, mel) to (batch, E, rows, columns); row 0 has the lowest bands."""
         images = input_values.to(next(self.parameters()).dtype).transpose(1, 2)
         if not is_plain(self.proj, nn.Conv2d):  # for example an adapter, which must take effect and get gradients
             return self._convolve(images)
@@ -67,8 +67,8 @@ class PatchEmbedding(nn.Module):
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias).permute(0, 3, 1, 2)
 
     def _convolve(self, images):
-        """(batch, mel, frames) -> (batch, E, rows, columns), by calling the convolution. A one-column image is padded
-        to two columns, and the second output is dropped, so that no convolution's output is one column wide."""
+        """Map (batch, mel, frames) to (batch, E, rows, columns) by the convolution. A one-column image is padded to two
+        columns, and the second output is dropped, so that no convolution's output is one column wide."""
         lacking = self.size[1] + self.stride[1] - images.shape[2]
         if lacking <= 0:
             return self.proj(images.unsqueeze(1))
@@ -99,7 +99,7 @@ class SsambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, stream, time_reversed=False, offsets=None, state=None):
-        """(batch, length, E) -> (batch, length, E); see :meth:`BidirectionalMamba.forward`."""
+        """Map (batch, length, E) to (batch, length, E), see :meth:`BidirectionalMamba.forward`."""
         mixed = self.mixer(self.norm(stream), time_reversed, offsets, state)
         if state is None:
             return stream + self.drop_path(mixed)
@@ -248,7 +248,8 @@ class SsambaModel(SsambaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_values, output_hidden_states=None, return_dict=None, window_lengths=None):
-        """
+        """Encode log-mel.
+
         Args:
             input_values: (batch, frames, mel), normalised log-mel, see :mod:`ssamba_upstream.frontend`; or a list of
                 (frames, mel) of any lengths, which are packed without padding into one batch entry that concatenates
@@ -299,7 +300,7 @@ class SsambaModel(SsambaPreTrainedModel):
         self.patch_embed.stride = self.patch_embed.proj.stride = (self.config.frequency_stride, time_stride)
 
     def embed(self, input_values, mask=None, mask_embed=None):
-        """(batch, frames, mel) -> (batch, 1 + rows * columns, E): class token and patches, with positions.
+        """Map (batch, frames, mel) to (batch, 1 + rows * columns, E): class token and patches, with positions.
 
         ``mask_embed``, (1, 1, E), replaces the patches for which ``mask``, (batch, rows * columns) bool, is true.
         """
@@ -385,7 +386,7 @@ class SsambaModel(SsambaPreTrainedModel):
             self._check_input(window.unsqueeze(0))
         config, frames = self.config, torch.cat(windows)
         rows, columns = config.num_patch_rows, [config.columns(len(window)) for window in windows]
-        # All columns of patches form a single batch for the embedding, whatever the windows' lengths.
+        # All columns of patches form a single batch for the embedding, for windows of any lengths.
         begins = itertools.accumulate(map(len, windows), initial=0)
         starts = torch.cat([begin + config.time_stride * torch.arange(count) for begin, count in zip(begins, columns)])
         strips = frames.unfold(0, config.patch_size[1], 1)[send(starts, frames.device)].transpose(1, 2)

@@ -120,5 +120,5 @@ def _published(grid, config, rows, columns):
 
 
 def _stretched(grid, rows, columns):
-    """(1, E, any rows, any columns) -> (1, E, rows, columns)"""
+    """Interpolate (1, E, any rows, any columns) to (1, E, rows, columns)."""
     return F.interpolate(grid, size=(rows, columns), mode="bilinear")

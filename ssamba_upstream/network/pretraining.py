@@ -16,7 +16,8 @@ from .modeling import SsambaModel, SsambaPreTrainedModel, check_one_window, init
 
 @dataclass
 class SsambaForPreTrainingOutput(ModelOutput):
-    """
+    """Losses of a pretraining step, as scalars.
+
     Attributes:
         loss: ``contrastive_weight`` x contrastive loss + ``reconstruction_weight`` x reconstruction loss.
         contrastive_loss: InfoNCE among the masked patches of a clip or of the batch.
@@ -55,7 +56,8 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
                 initialise_projection(head[2])
 
     def forward(self, input_values, mask=None, reconstruction_mask=None, window_lengths=None, streams=None):
-        """
+        """Compute the losses of clips.
+
         Args:
             input_values: (batch, frames, mel), normalised log-mel.
             mask: (batch, patches) bool, frequency-major, true for masked patches; equally many in every clip.
@@ -96,7 +98,7 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         )
 
     def reconstruct(self, input_values, mask):
-        """(batch, frames, mel) and a mask -> (batch, patches, pixels): patches with the masked ones reconstructed. If
+        """Map (batch, frames, mel) and a mask to (batch, patches, pixels), with the masked patches reconstructed. If
         targets are normalised, each reconstruction is scaled by its true patch's mean and deviation."""
         patches = self.patches(input_values)
         predictions = self.reconstruction_head(self.masked_tokens(input_values, mask))
@@ -106,14 +108,14 @@ class SsambaForPreTraining(SsambaPreTrainedModel):
         return patches.masked_scatter(mask.unsqueeze(2), predictions.to(patches.dtype))
 
     def patches(self, input_values):
-        """(batch, frames, mel) -> (batch, patches, pixels): raw patches; patches and pixels are frequency-major."""
+        """Map (batch, frames, mel) to raw patches, (batch, patches, pixels), both frequency-major."""
         config = self.config
         stride = (config.frequency_stride, config.time_stride)
         image = input_values.transpose(1, 2).unsqueeze(1)
         return F.unfold(image, tuple(config.patch_size), stride=stride).transpose(1, 2)
 
     def targets(self, patches):
-        """(..., pixels) of masked patches -> the heads' targets."""
+        """Map masked patches, (..., pixels), to the heads' targets."""
         if not self.config.normalised_targets:
             return patches
         mean, deviation = _mean_and_deviation(patches)
@@ -167,7 +169,7 @@ def _mean_and_deviation(patches):
 
 
 def _select(tokens, mask):
-    """(batch, patches, width) -> (batch, masked patches, width), in patch order.
+    """Map (batch, patches, width) to (batch, masked patches, width), in patch order.
 
     The indices of a CPU mask are copied to the GPU asynchronously.
     """

@@ -203,7 +203,7 @@ def _sequence(tensor):
 def _launch(kernel, device, programs, *arguments, warps=1, **constants):
     if device.type == "cpu" and not _interpreted():
         raise RuntimeError("the Triton kernels run on a GPU; got CPU tensors. Use another backend for these")
-    # Triton launches on the current device, whatever the tensors' device. The kernels rely on fused multiply-adds,
+    # Triton launches on the current device, not on the tensors' device. The kernels rely on fused multiply-adds,
     # which newer versions of Triton generate only on request.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[programs](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)

@@ -104,8 +104,8 @@ def _softplus(x):
 def _find_sequence(slot, layout, chunk_length):
     """Return (sequence, batch entry, first position, length, first slot) for a slot's sequence.
 
-    The slots of a packed sequence s begin at offsets[s] // chunk_length + s. This needs no table and always leaves
-    enough slots, whatever the lengths. Unused slots are beyond the sequence's end.
+    The slots of a packed sequence s begin at offsets[s] // chunk_length + s. This needs no table and leaves
+    enough slots for any lengths. Unused slots are beyond the sequence's end.
     """
     if layout.offsets is None:
         slots_each = tl.maximum(tl.cdiv(layout.length, chunk_length), 1)
@@ -315,8 +315,8 @@ def _carry(
     """Return a chunk's initial state: ``carried``, the state entering the sequence, propagated through the summaries of
     the slots first, first + sign, ..., last.
 
-    Every program computes this itself. The device runs nearly all programs at once, so this reads little data, from the
-    cache, whereas a separate kernel would add a wait.
+    Every program computes this itself. The device runs nearly all programs at once, so the few summaries are read from
+    the cache. A separate kernel would add a wait.
     """
     channels = block * BLOCK + tl.arange(0, BLOCK)
     for i in range((last - first) * sign + 1):

@@ -363,7 +363,7 @@ _REPAIRS = {
     "torchaudio.load: by soundfile": _restore_load,
     "torchaudio.sox_effects: channels, rate, gain, norm, pad, trim, reverse, vad and silence": _restore_sox_effects,
     "huggingface_hub.HfFolder and Repository: the latter importable, not usable": _restore_hub_names,
-    "huggingface_hub.HfApi.login, snapshot_download(use_auth_token): the token that is there": _restore_hub_downloads,
+    "huggingface_hub.HfApi.login, snapshot_download(use_auth_token): the existing token": _restore_hub_downloads,
     "torch.load: accepts argparse.Namespace in s3prl's checkpoints": _allow_namespace_in_checkpoints,
     "catalyst.data.sampler.DistributedSamplerWrapper: our own": _restore_distributed_sampler_wrapper,
     "sox.Transformer: importable, not usable": _restore_sox_import,

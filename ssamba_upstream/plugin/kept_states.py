@@ -42,7 +42,8 @@ class KeptUpstream(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs):
-        """
+        """Return hidden states from the store, computing missing ones.
+
         Args:
             wavs: list of (samples,) at 16 kHz.
 

@@ -1,4 +1,4 @@
-"""PretrainingRecipe: everything that determines what a pretraining run computes."""
+"""PretrainingRecipe: the settings of a pretraining run."""
 
 import math
 from dataclasses import dataclass
@@ -121,8 +121,8 @@ class PretrainingRecipe(TrainingRecipe):
                               f"{width} that divides pretraining_frames, {whole}, and a stride up to {width}, the "
                               f"width of a patch; got {forms!r}")
         if self.masks:
-            raise RecipeError("clip_forms is for a teacher alone and whole clips, because masked_patches belongs to "
-                              "one form. Leave it out, or take away what needs masks")
+            raise RecipeError("clip_forms needs a teacher, whole clips and no other loss, because masked_patches "
+                              "belongs to one form. Leave it out, or remove the settings that need masks")
 
     @property
     def self_supervised(self):

@@ -21,9 +21,9 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
                  **options):
     """Probe every layer of the checkpoints at single frames; write ``results.json``, ``results.md`` and two pictures.
 
-    The frames are drawn once for all checkpoints and layers; memory and the cache hold only those. Frames are labelled
-    as in s3prl's frame-level downstreams, by the time that their number stands for; a patch wider than the hop also
-    sees what comes later. Intermediate results are cached, as by :func:`ssamba_upstream.probing.study.probe`.
+    The frames are drawn once for all checkpoints and layers; memory and the cache hold only those. As in s3prl's
+    frame-level downstreams, a frame's label is that of the time given by its index; a patch wider than the hop also
+    covers later audio. Intermediate results are cached, as by :func:`ssamba_upstream.probing.study.probe`.
 
     Args:
         aligned: an AlignedSet.

@@ -106,7 +106,7 @@ class SuperbHead(nn.Module):
 
     @property
     def layer_weights(self):
-        """(layers,): the weights of the weighted sum."""
+        """Weights of the weighted sum, (layers,)."""
         return self.weights.softmax(dim=0)
 
 
@@ -143,8 +143,8 @@ class LayerHeads(nn.Module):
 def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu"):
     """Train SUPERB's classifier with s3prl's optimiser, batches and gradient clipping.
 
-    SUPERB draws a new second of background noise, or new eight seconds of an utterance, at every step. Here utterances
-    stay fixed, see :mod:`ssamba_upstream.corpora.superb.sets`.
+    SUPERB draws another second of background noise, or another eight seconds of an utterance, at every step. Here
+    utterances stay fixed, see :mod:`ssamba_upstream.corpora.superb.sets`.
 
     Args:
         features: (layers, utterances, features), see :func:`ssamba_upstream.probing.time_averages`.

@@ -67,7 +67,7 @@ def cell_folder(cell: Cell, out) -> Path:
 
 
 def is_finished(cell: Cell, out, scorers: Scorers | None = None) -> bool:
-    """Return whether a cell has its result, including everything that its scorer, if available, can measure."""
+    """Return True if a cell has its result, including everything that its scorer, if available, can measure."""
     path = cell_folder(cell, out) / RESULT
     return path.is_file() and not _to_be_scored(cell, read_json(path), scorers or Scorers())
 

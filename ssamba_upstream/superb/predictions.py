@@ -46,7 +46,7 @@ class Lines:
         utterance: pattern of the utterance names in the released corpus.
         released: number of utterances in the released test set.
         find_test_set: function that takes a corpus's path and returns each utterance's location. Raises CorpusError.
-        flaw: function that takes a prediction and returns what is wrong with it, or None.
+        flaw: function that takes a prediction and returns a description of its fault, or None.
         form: a line's format, in words.
         pattern: pattern of a line, with groups for the utterance and the prediction.
     """

@@ -1,7 +1,7 @@
 """External scorers for metrics that s3prl does not compute: dscore, MediaEval's, and language-model decoding.
 
-None of them comes with this package, and there is no substitute: without a scorer its value stays empty, and the table
-says what is needed.
+This package includes none of them and has no substitutes. Without a scorer, its value is left empty, and the table
+lists what is missing.
 """
 
 import importlib.util
@@ -70,7 +70,7 @@ class Scorers:
                      "https://github.com/kpu/kenlm/archive/master.zip flashlight-text flashlight-sequence")
 
     def lacking(self, cell: Cell) -> str | None:
-        """Return a sentence on what a cell's scorer lacks; None if it lacks nothing."""
+        """Return a sentence that lists what a cell's scorer needs and lacks; None if it is complete."""
         if cell.scorer == "dscore":
             if self.dscore is None:
                 return f"DER needs dscore: git clone {DSCORE_SOURCE}, and give its folder with --dscore"
@@ -88,7 +88,7 @@ class Scorers:
         """Run a cell's scorer and return the values.
 
         Args:
-            cell: a cell whose scorer lacks nothing.
+            cell: a cell whose scorer is complete.
             experiment: s3prl's folder with the test predictions; the dev predictions are in "<experiment>-dev".
             run: function that evaluates again, with an override in the form of s3prl's ``-o``, and returns the output.
 

@@ -160,7 +160,7 @@ def in_batches(clips, batch_size):
 
 
 def next_pieces(clips, samples, join_short):
-    """Return the next clip in a list, or, with ``join_short``, as many clips as are needed to fill ``samples``."""
+    """Return the next clip in a list, or with ``join_short`` enough clips to fill ``samples``."""
     pieces = [next(clips)]
     while join_short and sum(map(len, pieces)) < samples:
         pieces.append(next(clips))
@@ -170,7 +170,7 @@ def next_pieces(clips, samples, join_short):
 def read_batches(dataset, workers, sampler=None):
     """Yield the items of a data set, read by ``workers`` processes; raise an item that is a ManifestError. If this
     process uses a GPU, batches are in pinned memory."""
-    # A generator of its own, because the loader would seed its workers from torch's global one and so advance it.
+    # A separate generator: the loader would seed its workers from torch's global one, and thereby advance it.
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator(),
                         worker_init_fn=_leave_process_group, pin_memory=torch.cuda.is_initialized())
     for item in loader:

@@ -33,9 +33,9 @@ KALDI_WRITERS = {"se": voicebank_demand.write_kaldi, "ss": libri2mix.write_kaldi
 def read_superb(task, root) -> LabelledSet:
     """Read a corpus in s3prl's layout.
 
-    Where s3prl draws a different part of an utterance at every step, the utterance is fixed here: speaker
-    identification uses whole utterances instead of eight seconds of them, and ``_silence_`` in keyword spotting is
-    every second of the background noises; every tenth of these is dev.
+    s3prl draws a different part of some utterances at every step; here, utterances are fixed. Speaker identification
+    uses whole utterances instead of eight seconds of them. ``_silence_`` in keyword spotting is every second of the
+    background noises; every tenth of these is dev.
 
     Args:
         task: "sid" for VoxCeleb1 by speaker; "er" for IEMOCAP by emotion, with the five sessions as splits; "ks" for

@@ -58,7 +58,7 @@ kernels, instruction_set, unavailable_reason = load()
 
 
 # The kernel's arguments are structs of 64-bit fields, so they are passed as arrays of int, in kernel.c's order. Each
-# call builds them anew, in a microsecond or two, so that they never hold the address of a freed tensor.
+# call rebuilds them, in a microsecond or two, so that they never hold the address of a freed tensor.
 
 NO_SEQUENCE = (0, 0, 0, 0, 0)
 _NO_GRADIENTS = (0, 0) + 2 * NO_SEQUENCE + 7 * (0,)
@@ -178,8 +178,8 @@ def empty_checkpoints(directions, x, offsets, states):
 
 
 def cleared(checkpoints, x, offsets):
-    """Zero the checkpoints if some places will stay unfilled, so that equal inputs give equal outputs, whatever the
-    width of the vectors."""
+    """Zero the checkpoints if some places will stay unfilled, so that equal inputs give equal outputs for any width of
+    the vectors."""
     return checkpoints.zero_() if x.shape[1] % WIDEST or offsets is not None else checkpoints
 
 

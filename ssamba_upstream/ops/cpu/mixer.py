@@ -150,7 +150,7 @@ def _gradients(grad_output, checkpoints, projections, channels_and_gate, *argume
 
 
 def _halves(channels_and_gate):
-    """(batch, length, 2 * channels) -> the convolution's input and the gate, (batch, channels, length) each."""
+    """Split (batch, length, 2 * channels) into the convolution's input and the gate, (batch, channels, length) each."""
     return channels_and_gate.transpose(1, 2).chunk(2, dim=1)
 
 

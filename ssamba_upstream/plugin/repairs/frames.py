@@ -219,7 +219,7 @@ class _CTCAlignments:
 
 
 def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
-    """Return, for each utterance (N,), whether CTC needs more frames: one per token, one more between equal tokens."""
+    """Return (N,) bool: True if CTC needs more frames, one per token and one more between equal tokens."""
     tokens, frames, lengths = tokens.cpu(), frames.cpu(), lengths.cpu()
     within = torch.arange(1, tokens.shape[1]) < lengths[:, None]
     repeats = ((tokens[:, 1:] == tokens[:, :-1]) & within).sum(dim=1)
