@@ -28,7 +28,7 @@ LEAD = 10
 """Seconds of MP3 or Vorbis that are decoded before the requested start; this takes about as long as a seek."""
 
 USUAL_DENSITY = 8
-"""Samples per byte. A header that claims more belongs to silence or the like, or is damaged."""
+"""Samples per byte. A header that claims more is damaged, or belongs to silence or a similar signal."""
 
 LOUDEST = 2.0 ** 31
 """Largest magnitude of 32-bit integers written as floats. Samples far beyond it have no spectrum in float32."""

@@ -10,7 +10,7 @@ EXTRAS = {
     "superb-all": {"asteroid", "dtw", "editdistance", "h5py", "lxml", "more_itertools", "pandas", "pesq",
                    "pkg_resources", "pystoi", "sed_eval", "sentencepiece", "sklearn", "tensorboard"},
 }
-"""By the names of the imports, without what an extra takes over from another."""
+"""Extra -> import names of its modules, without those that it inherits from another extra."""
 
 
 def extras_with(module) -> list[str]:

@@ -22,7 +22,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up. A room or file may import from its own floor or below, as long as there is no cycle."""
+"""From the bottom up. A folder or module may import from its own layer and those below, without cycles."""
 
 
 def modules():

@@ -179,10 +179,10 @@ def join_labels(classes) -> str:
 def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
     """Read a labelled set.
 
-    If there is no split, every class is split separately. Its recordings are ordered by the SHA-256 of the seed and
-    their path, as written in the CSV or relative to the folder; the first 20 % are test, the next 10 % dev (each
-    rounded, and at least one), and the rest train. The result is the same on every machine. Recordings of one speaker
-    or session may be in both train and test; a CSV with splits can keep them apart.
+    If the source has no splits, each class is split separately. Its recordings are ordered by the SHA-256 of the seed
+    and their path, as written in the CSV or relative to the folder. The first 20 % are test and the next 10 % are dev
+    (each rounded, and at least one recording); the rest are train. The split is the same on every machine. It can put
+    recordings of one speaker or session into both train and test; give a CSV with splits to keep them apart.
 
     Args:
         source: a CSV with the columns path and label, and optionally split and group (paths are relative to the

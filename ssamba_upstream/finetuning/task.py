@@ -77,7 +77,7 @@ def _whole_seconds(frames, front_end):
 
 
 def _names(path, label, recipe, seconds):
-    """Return a recording's classes, or those of its seconds up to the clip's end, "" for seconds that do not count."""
+    """Return a recording's classes, or the class of each second up to the clip's end ("" if it does not count)."""
     names = split_labels(label)
     if recipe.problem == "per_second":
         return names[:seconds]

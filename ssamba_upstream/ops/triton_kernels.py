@@ -393,9 +393,9 @@ def scan_forward(
 ):
     """Write the outputs, gated if z is given.
 
-    alone, sums: per direction the results of summarise_chunks, or None if each sequence is one chunk. Optional results,
-    per direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK), the state
-    before every TILE steps.
+    alone, sums: the results of summarise_chunks for each direction, or None if each sequence is one chunk. Optional
+    outputs for each direction: last_states (sequences, states, channels); checkpoints (tiles, blocks, STATES, BLOCK),
+    the state before every TILE steps.
     """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):
@@ -622,8 +622,8 @@ def scan_backward(
 ):
     """Write all gradients; those of parameters, B and C as parts that the caller sums.
 
-    alone, sums: per direction the results of summarise_adjoints, or None if each sequence is one chunk; boundary: per
-    direction (sequences, states, channels), the gradient of the last state, or None for zeros.
+    alone, sums: the results of summarise_adjoints for each direction, or None if each sequence is one chunk. boundary:
+    the gradient of each direction's last state, (sequences, states, channels), or None for zeros.
     """
     block, which, slot = _program(layout.blocks, DIRECTIONS)
     for i in tl.static_range(DIRECTIONS):

@@ -58,7 +58,7 @@ def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = F
 
     Raises:
         ManifestError: If no audio is readable.
-        RecipeError: If recipe or manifests differ from those of the run to resume.
+        RecipeError: If the recipe or the manifests differ from those of the run to resume.
         FileExistsError: If ``out`` is not empty and ``resume`` is False.
         BlockingIOError: If another run is writing into ``out``.
         TeacherError: If the teacher cannot be used.

@@ -90,10 +90,10 @@ class Scorers:
         Args:
             cell: a cell whose scorer is complete.
             experiment: s3prl's folder with the test predictions; the dev predictions are in "<experiment>-dev".
-            run: function that evaluates again, with an override in the form of s3prl's ``-o``, and returns the output.
+            run: function that takes an override in the form of s3prl's ``-o``, evaluates again and returns the output.
 
         Returns:
-            "test", values by metric name, and for some tasks "dev", one value; both in the table's units.
+            dict with "test", the values by metric name, and for some tasks "dev", a single value, in the table's units.
 
         Raises:
             ScorerError: If the scorer failed.

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = timedelta(hours=2)
-"""Time that processes wait for one another; the first one trains linear probes alone."""
+"""Time that processes wait for one another; only the first one trains linear probes."""
 
 
 @dataclass(frozen=True)

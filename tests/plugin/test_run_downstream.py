@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=
 
 
 SECONDS = (0.4, 0.05, 0.3, 0.0125)
-"""Lengths of recordings, one after the other: unequal ones, and two that are shorter than a frame."""
+"""Lengths of consecutive recordings: all different, and two shorter than a frame."""
 
 
 def tone(pitch, number, seconds=None):
