@@ -318,6 +318,8 @@ def test_superbs_sets(tmp_path):
         read_superb("sid", tmp_path / "VoxCeleb1")
     with pytest.raises(LabelledSetError, match="corpora check er"):
         read_superb("er", tmp_path)
+    with pytest.raises(LabelledSetError, match=r"for ks \(no utterances\).*corpora check ks"):
+        read_superb("ks", tmp_path / "VoxCeleb1")  # such as speech_commands_v0.01 instead of its parent
 
 
 def test_layer_weights_of_a_file(tmp_path, capsys):

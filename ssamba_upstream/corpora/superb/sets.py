@@ -49,7 +49,10 @@ def read_superb(task, root) -> LabelledSet:
         LabelledSetError: If the corpus is missing or incomplete.
     """
     try:
-        return LabelledSet(*map(list, zip(*CORPORA[task].labelled_utterances(Path(root)))))
+        utterances = list(CORPORA[task].labelled_utterances(Path(root)))
+        if not utterances:
+            raise ValueError("no utterances")
+        return LabelledSet(*map(list, zip(*utterances)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelledSetError(
             f"{root} is not laid out for {task} ({error}). `ssamba corpora check {task} {root}` lists what is missing"
