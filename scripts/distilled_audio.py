@@ -1,4 +1,4 @@
-"""Create the training audio of ssamba_distilled: six hours, all under free licences.
+"""Create the training audio of ssamba_distilled: six hours, all of it free to use.
 
     python scripts/distilled_audio.py AUDIO OUT
 
