@@ -540,7 +540,7 @@ def test_the_average_is_of_the_weights_at_the_ends_of_epochs(tmp_path, recipe, m
 # Augmentation
 
 def test_augmentation_is_for_training(tmp_path, recipe, monkeypatch):
-    """In a run with learning rate 0, augmentation changes the loss but not the metrics."""
+    """With a negligible learning rate, augmentation changes the loss but not the metrics."""
     for name, changes in {"plain": {}, "augmented": {"noise_and_roll": True, "time_mask": 30, "mixup": 1.0}}.items():
         finetune(recipe(epochs=1, learning_rate=1e-30, weight_decay=0, **changes), tmp_path / name)
     plain, augmented = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "augmented"))
@@ -586,7 +586,7 @@ def test_a_run_on_a_gpu(tmp_path, recipe):
 
 @pytest.mark.slow
 def test_torchrun(tmp_path, recipe, recipe_file, pretrained):
-    """With learning rate 0, one process and two get the same metrics in every fold."""
+    """With a negligible learning rate, one process and two get the same metrics in every fold."""
     still = {"data": "folds", "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0, "checkpoint": str(pretrained)}
     out = torchrun("finetune", recipe_file(**still), "--out", tmp_path / "two")
     assert out.count("test accuracy") == 1

@@ -123,7 +123,7 @@ def test_resumed_recipes_go_on_with_another_order(tmp_path, monkeypatch, given, 
 
 
 def test_the_recipes_have_what_is_repaired():
-    """Reads the installed s3prl, if the recipes' own packages are installed."""
+    """Checks the installed s3prl, if the recipes' own packages are installed."""
     pytest.importorskip("tensorboard")
     import inspect
 

@@ -34,7 +34,7 @@ PLACES = {
 }
 STEPS = "config.runner.total_steps=4,,config.runner.eval_step=2,,config.runner.save_step=2"
 
-# Its results improve with the learning rate, and it evaluates like the checkpoint's downstream.
+# The stand-in's results improve with the learning rate. It evaluates like the checkpoint's downstream.
 RUNNER = """
 import os, pathlib, shutil, sys, yaml
 control = pathlib.Path(os.environ["CONTROL"])
@@ -244,7 +244,7 @@ def test_fine_tuning_has_three_tasks(superb, capsys):
 def test_overrides_reach_the_tasks_that_have_the_field(superb, corpora, tmp_path, capsys):
     """Diarization's data set accepts no batch size, and fails if given one."""
     fields = "config.downstream_expert.loaderrc.train_batchsize=3,,config.downstream_expert.datarc.train_batch_size=5"
-    assert superb("sd", "--ic", str(corpora / PLACES["ic"]), "-o", f"{STEPS},,{fields}") == 1  # the stand-in has one
+    assert superb("sd", "--ic", str(corpora / PLACES["ic"]), "-o", f"{STEPS},,{fields}") == 1  # it runs one task
     configs = {path.parent.name.split("-")[0]: yaml.safe_load(path.read_text())["downstream_expert"]
                for path in (tmp_path / "out" / "cells").glob("*/config.yaml")}
     assert configs["sd"]["loaderrc"]["train_batchsize"] == 3 and "batch_size" not in configs["sd"]["datarc"]
