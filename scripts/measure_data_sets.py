@@ -109,7 +109,7 @@ def measure_shards(folder, shards, workers):
 
 
 def begin(sources, workers, position=None):
-    batches = training_batches(sources, BATCH, SAMPLES, seed=0, position=position, workers=workers)
+    batches = training_batches(sources, [(BATCH, SAMPLES)], seed=0, position=position, workers=workers)
     next(batches)
     return batches
 

@@ -11,20 +11,19 @@ from ..corpora.manifest import ManifestError, Paths, read_manifest
 from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches, next_pieces, read_batches
 
 
-def training_batches(sources, batch_size, samples, seed, position=None, rank=0, world_size=1, workers=0,
-                     join_short=False, sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
+def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, workers=0, join_short=False,
+                     sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
     """Yield batches indefinitely, with every file once per epoch in a seeded order.
 
-    From manifests, batch m of a rank holds ``batch_size`` clips, starting at ``(m * world_size + rank) * batch_size``
-    in the sequence of all epochs, and unreadable files are replaced by random ones. For shards, see
+    From manifests, batch m of a rank holds n clips, starting at ``(m * world_size + rank) * n`` in the sequence of all
+    epochs, and unreadable files are replaced by random ones. For shards, see
     :class:`~ssamba_upstream.pretraining.shards.ShardBatches`.
 
     Args:
         sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
-        batch_size: clips per process.
-        samples: the longest clip; longer files are cropped at random. From manifests it may be a list of pairs, clips
-            of a batch and their samples, taken in turn from batch to batch; ``batch_size`` then means nothing.
+        forms: list of (number of clips, samples) of a process's batches, taken in turn from batch to batch; only one
+            for shards. Files with more samples are cropped at random.
         seed: seed, a non-negative integer.
         position: position of the last batch used, from which the sequence resumes exactly. With manifests it is the
             number of batches used, the same for all ranks and any ``workers``. With shards it is the rank's own, and
@@ -41,7 +40,6 @@ def training_batches(sources, batch_size, samples, seed, position=None, rank=0, 
         ManifestError: If the sources or the position are invalid (raised at the call), or nothing is readable (raised
             during iteration).
     """
-    forms = [(batch_size, samples)] if isinstance(samples, int) else samples
     if _are_shards(sources):
         from .shards import ShardBatches
 
@@ -67,7 +65,8 @@ def validation_batches(sources, batch_size, samples, rank=0, world_size=1, worke
 
     Args:
         sources: manifests; shards are not supported, because their order is not reliable.
-        batch_size, samples, rank, world_size, workers, sampling_rate, keep_pieces: see :func:`training_batches`.
+        batch_size, samples: number of clips in a process's batch, and samples of the longest clip.
+        rank, world_size, workers, sampling_rate, keep_pieces: see :func:`training_batches`.
         join_short: If True, files shorter than ``samples`` are joined with the next files instead of padded, and cut
             to ``samples``.
 

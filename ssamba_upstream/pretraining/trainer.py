@@ -27,7 +27,7 @@ from ..training.distributed import start_processes
 from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
 from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
-from ..training.training_state import TrainingError
+from ..training.training_state import TrainingError, training_states
 from .batches import training_batches, validation_batches
 from .curves import draw_curves
 from .distillation import Student, Targets
@@ -58,6 +58,7 @@ def pretrain(recipe: PretrainingRecipe, out: str | os.PathLike, resume: bool = F
 
     Raises:
         ManifestError: If no audio is readable.
+        CheckpointError: If the recipe's checkpoint cannot be read.
         RecipeError: If the recipe or the manifests differ from those of the run to resume.
         FileExistsError: If ``out`` is not empty and ``resume`` is False.
         BlockingIOError: If another run is writing into ``out``.
@@ -86,7 +87,7 @@ class _Pretraining(Run):
         self.config = config = recipe.config()
         torch.manual_seed(recipe.seed)
         model = SsambaForPreTraining(config).to(processes.device)
-        if recipe.checkpoint:
+        if recipe.checkpoint and not training_states(out / "states"):
             _begin_with(model, recipe.checkpoint)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         model.ssamba.patch_embed.requires_grad_(recipe.patch_learning_rate > 0)
@@ -119,30 +120,28 @@ class _Pretraining(Run):
         forms = [(max(1, round(clips * config.pretraining_frames / frames * stride / config.time_stride)),
                   config.front_end.samples_of(frames)) for frames, stride in self.forms]
         return training_batches(
-            recipe.train, clips, forms, recipe.seed,
-            position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
-            join_short=recipe.join_short, sampling_rate=config.sampling_rate,
-            keep_pieces=self.targets is not None,
+            recipe.train, forms, recipe.seed, self.position, processes.rank, processes.world_size, recipe.workers,
+            recipe.join_short, config.sampling_rate, keep_pieces=self.targets is not None,
         )
 
     def forward(self, network, batch, generator):
-        heard = batch
+        augmented = batch
         if self.recipe.augmentation:
             waveforms = augment_waveforms(send(batch.waveforms, self.processes.device), batch.lengths,
                                           self.config.sampling_rate, self.recipe.augmentation, generator)
-            heard = replace(batch, waveforms=waveforms)
-        stride = self.forms[(batch.position - 1) % len(self.forms)][1] if self.recipe.clip_forms else None
-        return self._losses(network, self._fbank(heard), generator, self._targets(batch, stride))
+            augmented = replace(batch, waveforms=waveforms)
+        # Shards, whose positions are no numbers, have only one form.
+        form = (batch.position - 1) % len(self.forms) if len(self.forms) > 1 else 0
+        return self._losses(network, self._fbank(augmented), generator, self._targets(batch, self.forms[form][1]))
 
     def _fbank(self, batch):
         """Return the log-mel of a batch, (clips, frames, mel)."""
         return batch_to_fbank(batch, self.log_mel, self.config.front_end.frames_of(batch.waveforms.shape[1]))
 
-    def _targets(self, batch, time_stride=None):
+    def _targets(self, batch, time_stride):
         """Return the network's arguments other than the log-mel: with a teacher, the targets from the clean clips."""
         if self.targets is None:
             return {}
-        time_stride = time_stride or self.config.time_stride
         targets, counted = (send(tensor, self.processes.device) for tensor in self.targets(batch, time_stride))
         return {"targets": targets, "counted": counted, "time_stride": time_stride}
 
@@ -204,7 +203,7 @@ class _Pretraining(Run):
             if not len(batch.lengths):
                 continue
             fbank = self._fbank(batch)
-            output = self._losses(model, fbank, generator, self._targets(batch))
+            output = self._losses(model, fbank, generator, self._targets(batch, self.config.time_stride))
             values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
             totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
             if len(averages) * clips < CLIPS_OF_RANK // processes.world_size:
@@ -270,7 +269,7 @@ def _begin_with(model, checkpoint):
     """Replace a new network's random encoder by a checkpoint's.
 
     Raises:
-        RecipeError: the encoder is of another shape.
+        RecipeError: If the encoder has another shape.
     """
     try:
         model.ssamba.load_state_dict(load_model(checkpoint).state_dict())

@@ -340,9 +340,9 @@ def test_pieces_are_whole_and_come_again(audio):
     """A recording of 1.5 s has crops at four places for each length, however often it is drawn."""
     manifest = str(audio / "all.jsonl")
     options = {"join_short": True, "keep_pieces": True}
-    plain = training_batches([manifest], 4, 10480, 0)
+    plain = training_batches([manifest], [(4, 10480)], 0)
     assert next(plain).pieces is None
-    batches = training_batches([manifest], 4, 10480, 0, **options)
+    batches = training_batches([manifest], [(4, 10480)], 0, **options)
     keys, lengths = set(), set()
     for _ in range(40):
         batch = next(batches)
@@ -362,10 +362,10 @@ def test_pieces_of_shards_are_whole_and_go_on(tmp_path, audio):
         for file in sorted(audio.glob("*.wav")):
             tar.add(file, file.name)
     options = {"join_short": True, "keep_pieces": True}
-    batches = list(itertools.islice(training_batches([tmp_path / "a.tar"], 2, 10480, 0, **options), 4))
+    batches = list(itertools.islice(training_batches([tmp_path / "a.tar"], [(2, 10480)], 0, **options), 4))
     for batch in batches:
         assert batch.pieces.numel() == sum(map(sum, batch.piece_lengths)) >= batch.lengths.sum()
-    later = next(training_batches([tmp_path / "a.tar"], 2, 10480, 0, batches[2].position, **options))
+    later = next(training_batches([tmp_path / "a.tar"], [(2, 10480)], 0, batches[2].position, **options))
     assert torch.equal(later.pieces, batches[3].pieces) and later.piece_lengths == batches[3].piece_lengths
 
 

@@ -86,7 +86,7 @@ class At:
 def test_where_a_gpu_is_used_all_of_a_batch_goes_through_pinned_memory(manifest, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor)
-    batch = next(training_batches([manifest], 2, SAMPLES, seed=0))
+    batch = next(training_batches([manifest], [(2, SAMPLES)], seed=0))
     assert not pinned and batch.pin_memory().position == 1 and pinned == [(2, SAMPLES), (2,)]
 
 
@@ -193,7 +193,7 @@ def test_one_sample_is_a_clip(tmp_path):
 # Batches from manifests
 
 def test_every_epoch_reads_every_file_once_in_another_order(manifest):
-    batches = list(islice(training_batches([manifest], 7, SAMPLES, seed=0), 3))
+    batches = list(islice(training_batches([manifest], [(7, SAMPLES)], seed=0), 3))
     orders = [[file for file, _ in first_samples([batch])] for batch in batches]
     assert all(sorted(order) == list(range(1, 8)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -206,21 +206,22 @@ def test_every_epoch_reads_every_file_once_in_another_order(manifest):
 
 
 def test_the_seed_decides(manifest):
-    draw = lambda seed: first_samples(islice(training_batches([manifest], 3, SAMPLES, seed), 4))  # noqa: E731
+    draw = lambda seed: first_samples(islice(training_batches([manifest], [(3, SAMPLES)], seed), 4))  # noqa: E731
     assert draw(3) == draw(3) != draw(4)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(manifest, workers):
     state = torch.get_rng_state()
-    same(list(islice(training_batches([manifest], 3, SAMPLES, 0, workers=workers), 7)),
-         list(islice(training_batches([manifest], 3, SAMPLES, 0), 7)))
+    same(list(islice(training_batches([manifest], [(3, SAMPLES)], 0, workers=workers), 7)),
+         list(islice(training_batches([manifest], [(3, SAMPLES)], 0), 7)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_two_ranks_read_what_one_reads(manifest):
-    ranks = [list(islice(training_batches([manifest], 2, SAMPLES, 5, rank=rank, world_size=2), 6)) for rank in (0, 1)]
-    one = list(islice(training_batches([manifest], 4, SAMPLES, 5), 6))
+    ranks = [list(islice(training_batches([manifest], [(2, SAMPLES)], 5, rank=rank, world_size=2), 6))
+             for rank in (0, 1)]
+    one = list(islice(training_batches([manifest], [(4, SAMPLES)], 5), 6))
     for batch, first, second in zip(one, *ranks):
         assert torch.equal(batch.waveforms, torch.cat([first.waveforms, second.waveforms]))
         assert torch.equal(batch.lengths, torch.cat([first.lengths, second.lengths]))
@@ -230,7 +231,7 @@ def test_two_ranks_read_what_one_reads(manifest):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("join_short", [False, True])
 def test_resuming_goes_on_exactly_there(manifest, workers, join_short):
-    options = {"batch_size": 3, "samples": SAMPLES, "seed": 0, "join_short": join_short}
+    options = {"forms": [(3, SAMPLES)], "seed": 0, "join_short": join_short}
     whole = list(islice(training_batches([manifest], **options), 9))
     assert whole[3].position == 4
     resumed = training_batches([manifest], **options, position=whole[3].position, workers=workers)
@@ -239,29 +240,29 @@ def test_resuming_goes_on_exactly_there(manifest, workers, join_short):
 
 def test_forms_in_turn_are_batches_of_each_form(manifest):
     options, forms = {"seed": 0, "join_short": True}, [(2, 1200), (8, 300)]
-    in_turn = list(islice(training_batches([manifest], 2, forms, **options), 6))
-    each = [list(islice(training_batches([manifest], *form, **options), 6)) for form in forms]
+    in_turn = list(islice(training_batches([manifest], forms, **options), 6))
+    each = [list(islice(training_batches([manifest], [form], **options), 6)) for form in forms]
     same(in_turn, [each[number % 2][number] for number in range(6)])
-    same(list(islice(training_batches([manifest], 2, forms, **options, position=3, workers=2), 3)), in_turn[3:])
+    same(list(islice(training_batches([manifest], forms, **options, position=3, workers=2), 3)), in_turn[3:])
 
 
 def test_manifests_are_joined(tmp_path, files, manifest):
     other = tmp_path / "other.tsv"
     other.write_text(f"{tmp_path}\n0.wav\t300\n")
-    batch = next(training_batches([manifest, str(other)], 8, SAMPLES, 0))
+    batch = next(training_batches([manifest, str(other)], [(8, SAMPLES)], 0))
     assert sorted(file for file, _ in first_samples([batch])) == [1, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_short_files_are_joined_on_request(tmp_path, files):
     manifest = write_manifest(tmp_path / "short.jsonl", files[:1])
-    batch = next(training_batches([manifest], 2, 1000, 0, join_short=True))
+    batch = next(training_batches([manifest], [(2, 1000)], 0, join_short=True))
     assert batch.lengths.tolist() == [1000, 1000]
     assert torch.equal(batch.waveforms[0, :900].view(3, 300), batch.waveforms[0, :300].expand(3, 300))
     assert (batch.waveforms[0].diff()[[299, 599, 899]] < 0).all()
 
 
 def test_joined_files_are_drawn_at_random(manifest):
-    batches = list(islice(training_batches([manifest], 7, 2000, 0, join_short=True), 3))
+    batches = list(islice(training_batches([manifest], [(7, 2000)], 0, join_short=True), 3))
     assert all((batch.lengths == 2000).all() for batch in batches)
     followers = {tuple((clip * 2 ** 15 // 1000).unique_consecutive().tolist()[1:])
                  for batch in batches for clip in batch.waveforms}
@@ -271,7 +272,7 @@ def test_joined_files_are_drawn_at_random(manifest):
 def test_an_unreadable_file_is_replaced_and_reported(tmp_path, files, manifest):
     files[2].write_bytes(b"damaged")
     files[5].unlink()
-    batches = list(islice(training_batches([manifest], 7, SAMPLES, 0, workers=2), 6))
+    batches = list(islice(training_batches([manifest], [(7, SAMPLES)], 0, workers=2), 6))
     assert all(len(batch.lengths) == 7 for batch in batches)
     reported = {line for batch in batches for line in batch.unreadable}
     assert len(reported) == 2
@@ -281,14 +282,14 @@ def test_an_unreadable_file_is_replaced_and_reported(tmp_path, files, manifest):
     read = [file for file, _ in first_samples(batches)]
     assert 3 not in read and 6 not in read
     assert all(read.count(file) >= 6 for file in (1, 2, 4, 5, 7))
-    same(list(islice(training_batches([manifest], 7, SAMPLES, 0), 6)), batches)
+    same(list(islice(training_batches([manifest], [(7, SAMPLES)], 0), 6)), batches)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wholly_unreadable_manifest_ends_the_run_readably(tmp_path, workers):
     manifest = write_manifest(tmp_path / "gone.jsonl", [tmp_path / "gone.wav"] * 3)
     with pytest.raises(ManifestError) as error:
-        next(training_batches([manifest], 2, SAMPLES, 0, workers=workers))
+        next(training_batches([manifest], [(2, SAMPLES)], 0, workers=workers))
     assert str(error.value) == ("100 files in a row are unreadable. Check that the listed paths still exist; the "
                                 f"last: {tmp_path / 'gone.wav'}: does not exist or is not readable")
 
@@ -298,10 +299,10 @@ def test_batches_come_from_spawned_workers_too(manifest):
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        spawned = list(islice(training_batches([manifest], 3, SAMPLES, 0, workers=1), 3))
+        spawned = list(islice(training_batches([manifest], [(3, SAMPLES)], 0, workers=1), 3))
     finally:
         multiprocessing.set_start_method(method, force=True)
-    same(spawned, list(islice(training_batches([manifest], 3, SAMPLES, 0), 3)))
+    same(spawned, list(islice(training_batches([manifest], [(3, SAMPLES)], 0), 3)))
 
 
 def wait_until(condition, seconds=60):
@@ -312,7 +313,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_with_the_run(manifest):
-    batches = training_batches([manifest], 3, SAMPLES, 0, workers=2)
+    batches = training_batches([manifest], [(3, SAMPLES)], 0, workers=2)
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -323,9 +324,9 @@ def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_with_the_run(m
 
 def test_sources_that_do_not_fit_are_refused_at_once(manifest):
     with pytest.raises(ManifestError, match="cannot be mixed"):
-        training_batches([manifest, "shards-{0..3}.tar"], 2, SAMPLES, 0)
+        training_batches([manifest, "shards-{0..3}.tar"], [(2, SAMPLES)], 0)
     with pytest.raises(ManifestError, match="Give manifests or shards"):
-        training_batches([], 2, SAMPLES, 0)
+        training_batches([], [(2, SAMPLES)], 0)
     with pytest.raises(ManifestError, match="validation needs manifests"):
         validation_batches(["a.tar"], 2, SAMPLES)
 
@@ -336,7 +337,7 @@ def test_real_audio_of_two_rates(tmp_path):
     if len(files) < 10:
         pytest.skip("the real recordings are not here (../shared/audio)")
     manifest = write_manifest(tmp_path / "real.jsonl", files)
-    batch = next(training_batches([manifest], 10, 48000, 0, workers=1))
+    batch = next(training_batches([manifest], [(10, 48000)], 0, workers=1))
     assert batch.unreadable == []
     assert sorted(batch.lengths.tolist())[5:] == [48000] * 5
     for clip, length in zip(batch.waveforms, batch.lengths):
@@ -416,18 +417,18 @@ def numbers(batches):
 
 
 def test_a_pass_reads_every_file_of_all_shards_once(shards):
-    batches = list(islice(training_batches([shards], 10, SAMPLES, 0), 8))
+    batches = list(islice(training_batches([shards], [(10, SAMPLES)], 0), 8))
     passes = numbers(batches[:4]), numbers(batches[4:])
     assert all(sorted(order) == list(range(40)) for order in passes)
     assert passes[0] != passes[1]
-    assert passes[0] != numbers(islice(training_batches([shards], 10, SAMPLES, 1), 4))
+    assert passes[0] != numbers(islice(training_batches([shards], [(10, SAMPLES)], 1), 4))
     assert {length for batch in batches for length in batch.lengths.tolist()} == {300, 400}
     runs = sum(after == before + 1 for before, after in zip(passes[0], passes[0][1:]))
     assert runs < 10, "the shuffle buffer does not shuffle"
 
 
 def test_ranks_and_workers_divide_a_pass(shards):
-    read = [numbers(islice(training_batches([shards], 10, SAMPLES, 0, rank=rank, world_size=2, workers=2), 2))
+    read = [numbers(islice(training_batches([shards], [(10, SAMPLES)], 0, rank=rank, world_size=2, workers=2), 2))
             for rank in (0, 1)]
     assert sorted(read[0] + read[1]) == list(range(40))
 
@@ -436,7 +437,7 @@ def test_ranks_and_workers_divide_a_pass(shards):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("join_short", [False, True])
 def test_shards_are_gone_on_with_exactly(shards, workers, join_short):
-    options = {"batch_size": 3, "samples": SAMPLES, "seed": 0, "workers": workers, "join_short": join_short}
+    options = {"forms": [(3, SAMPLES)], "seed": 0, "workers": workers, "join_short": join_short}
     (shards.parent / "shard-1.tar").write_bytes((shards.parent / "shard-1.tar").read_bytes()[:7000])
     whole = list(islice(training_batches([shards], **options), 18))
     if join_short:
@@ -461,7 +462,7 @@ def test_a_torn_shard_and_damaged_files_are_skipped_and_reported(shards):
     with tarfile.open(folder / "shard-3.tar", "a") as tar:
         add(tar, "damaged.flac", b"no flac")
     (folder / "shard-1.tar").write_bytes(b"")
-    batches = list(islice(training_batches([shards], 23, SAMPLES, 0), 2))
+    batches = list(islice(training_batches([shards], [(23, SAMPLES)], 0), 2))
     for batch in batches:
         assert sorted(numbers([batch])) == [*range(10), *range(20, 23), *range(30, 40)]
     reported = batches[0].unreadable + batches[1].unreadable
@@ -479,7 +480,7 @@ def test_files_of_any_name_are_read(shards):
         for number, name in enumerate(names):
             add(tar, name, encode(ramp(500 * number, 300)))
         add(tar, "a.__damaged.wav", b"no wav")
-    batch = next(training_batches([shards.parent / "other.tar"], len(names), SAMPLES, 0))
+    batch = next(training_batches([shards.parent / "other.tar"], [(len(names), SAMPLES)], 0))
     assert sorted(numbers([batch])) == [*range(len(names))]
     assert all(line.startswith(f"{shards.parent / 'other.tar'}/a.__damaged.wav: ") for line in batch.unreadable)
 
@@ -488,7 +489,7 @@ def test_a_worker_without_a_readable_shard_reads_the_others(shards):
     for shard in range(3):
         (shards.parent / f"shard-{shard}.tar").write_bytes(b"torn")
     for rank in range(2):
-        batches = list(islice(training_batches([shards], 10, SAMPLES, 0, rank=rank, world_size=2, workers=2), 6))
+        batches = list(islice(training_batches([shards], [(10, SAMPLES)], 0, rank=rank, world_size=2, workers=2), 6))
         assert set(numbers(batches)) == set(range(30, 40))
 
 
@@ -496,17 +497,17 @@ def test_to_go_on_only_shards_in_the_shuffle_buffer_are_read(shards, monkeypatch
     from ssamba_upstream.pretraining import shards as reading
 
     monkeypatch.setattr(reading, "SHUFFLE_BUFFER", 3)
-    whole = list(islice(training_batches([shards], 2, SAMPLES, 0), 25))
+    whole = list(islice(training_batches([shards], [(2, SAMPLES)], 0), 25))
     read, opened = reading._audio_files, []
     monkeypatch.setattr(reading, "_audio_files", lambda url, unreadable: opened.append(url) or read(url, unreadable))
     for consumed in range(1, 22):
         del opened[:]
-        gone_on = training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position)
+        gone_on = training_batches([shards], [(2, SAMPLES)], 0, position=whole[consumed - 1].position)
         same(list(islice(gone_on, 1)), whole[consumed:consumed + 1])
         assert len(set(opened)) <= 3
     (shards.parent / opened[0]).write_bytes(b"torn")
     with pytest.raises(ManifestError, match="has changed since the run stopped"):
-        next(training_batches([shards], 2, SAMPLES, 0, position=whole[consumed - 1].position))
+        next(training_batches([shards], [(2, SAMPLES)], 0, position=whole[consumed - 1].position))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -514,36 +515,36 @@ def test_a_pass_without_a_readable_file_ends_the_run(shards, workers):
     for shard in range(4):
         (shards.parent / f"shard-{shard}.tar").write_bytes(b"torn")
     with pytest.raises(ManifestError, match="^no readable audio in 4 shards; the last: .*shard-..tar: "):
-        next(training_batches([shards], 2, SAMPLES, 0, workers=workers))
+        next(training_batches([shards], [(2, SAMPLES)], 0, workers=workers))
 
 
 def test_shards_without_audio_are_named_so(tmp_path, shards):
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         add(tar, "0.jpg", b"jpeg")
     with pytest.raises(ManifestError, match=r"no readable audio in 1 shards; they should hold \.wav"):
-        next(training_batches([tmp_path / "images.tar"], 2, SAMPLES, 0))
+        next(training_batches([tmp_path / "images.tar"], [(2, SAMPLES)], 0))
 
 
 def test_globs_and_names_with_dots_are_understood(tmp_path, shards):
     with tarfile.open(tmp_path / "extra-0.tar", "w") as tar:
         for take in range(3):
             add(tar, f"folder.d/digit.{take}.WAV", encode(ramp(500 * take, 300)))
-    batch = next(training_batches([f"{tmp_path}/extra-*.tar"], 3, SAMPLES, 0))
+    batch = next(training_batches([f"{tmp_path}/extra-*.tar"], [(3, SAMPLES)], 0))
     assert sorted(numbers([batch])) == [0, 1, 2]
 
 
 def test_shards_that_do_not_fit_are_refused_at_once(tmp_path, shards):
     with pytest.raises(ManifestError, match="4 shards for 2 processes with 3 workers each"):
-        training_batches([shards], 2, SAMPLES, 0, world_size=2, workers=3)
+        training_batches([shards], [(2, SAMPLES)], 0, world_size=2, workers=3)
     with pytest.raises(ManifestError, match=r"none-0\.tar: no such shard"):
-        training_batches([tmp_path / "none-{0..1}.tar"], 2, SAMPLES, 0)
-    position = next(training_batches([shards], 2, SAMPLES, 0, workers=2)).position
+        training_batches([tmp_path / "none-{0..1}.tar"], [(2, SAMPLES)], 0)
+    position = next(training_batches([shards], [(2, SAMPLES)], 0, workers=2)).position
     with pytest.raises(ManifestError, match="'workers': 2.*'workers': 3"):
-        training_batches([shards], 2, SAMPLES, 0, position, workers=3)
+        training_batches([shards], [(2, SAMPLES)], 0, position, workers=3)
     with pytest.raises(ManifestError, match="'rank': 0.*'rank': 1"):
-        training_batches([shards], 2, SAMPLES, 0, position, rank=1, world_size=2, workers=2)
+        training_batches([shards], [(2, SAMPLES)], 0, position, rank=1, world_size=2, workers=2)
 
 
 def test_a_url_that_answers_nothing_is_reported(shards):
     with pytest.raises(ManifestError, match="no readable audio in 1 shards; the last: http://127.0.0.1:9/a.tar: "):
-        next(training_batches(["http://127.0.0.1:9/a.tar"], 2, SAMPLES, 0))
+        next(training_batches(["http://127.0.0.1:9/a.tar"], [(2, SAMPLES)], 0))
