@@ -218,12 +218,12 @@ def write_classifier(model, feature_extractor, folder):
     """
     folder = Path(folder)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}
-    heard = {**asdict(feature_extractor.front_end), "clip_frames": feature_extractor.max_length}
+    read = {**asdict(feature_extractor.front_end), "clip_frames": feature_extractor.max_length}
     features = {**feature_extractor.to_dict(), "whole_seconds": model.labels_seconds,
                 "auto_map": _auto_map({"AutoFeatureExtractor": type(feature_extractor)})}
     write_text(CODE, folder / f"{CODE_MODULE}.py")
     write_json(features, folder / "preprocessor_config.json")
-    write_model(model, folder, **heard, auto_map=_auto_map(classes))
+    write_model(model, folder, **read, auto_map=_auto_map(classes))
 
 
 def describe_size(config):

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -83,22 +84,10 @@ def write_manifest(folders, out, processes=None):
         raise ManifestError(f"{out}: a manifest's name must end in .jsonl")
     files, unreadable = find_audio(folders)
     lines, seconds = [], 0.0
-    # Without the initializer, Ctrl-C prints a traceback for each process.
-    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    pool = ProcessPoolExecutor(processes, **ignore_interrupts)
-    try:
-        headers = pool.map(_header_or_error, files, chunksize=64)
-        for file, header in zip(files, tqdm(headers, "reading headers", len(files), unit=" files")):
-            if isinstance(header, AudioError):
-                unreadable.append(f"{file}: {header.reason}")
-            else:
-                lines.append(json.dumps({"path": file, "duration": header.duration, "rate": header.rate,
-                                         "channels": header.channels}))
-                seconds += header.duration
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if not lines:
-        raise ManifestError(f"none of {len(unreadable)} audio files can be read; the first: {unreadable[0]}")
+    for file, header in read_in_processes(read_header, files, unreadable, "reading headers", processes):
+        lines.append(json.dumps({"path": file, "duration": header.duration, "rate": header.rate,
+                                 "channels": header.channels}))
+        seconds += header.duration
     _write_lines(out, lines)
     report = out.with_name(f"{out.name}.unreadable.txt")
     report.unlink(missing_ok=True)
@@ -127,9 +116,39 @@ def find_audio(folders):
     return sorted(files), unreadable
 
 
-def _header_or_error(file):
+def read_in_processes(read, files, unreadable, title, processes=None):
+    """Yield each readable file and what a function returns for it, called in several processes.
+
+    Args:
+        read: function of a file, which may raise an AudioError.
+        files: audio files.
+        unreadable: list to which a line for each unreadable file is added.
+        title: title of the progress bar.
+        processes: number of processes. Default: the number of processors.
+
+    Raises:
+        ManifestError: If none of the files can be read.
+    """
+    found = 0
+    # Without the initializer, Ctrl-C prints a traceback for each process.
+    pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        return read_header(file)
+        results = pool.map(partial(_result_or_error, read), files, chunksize=16)
+        for file, result in zip(files, tqdm(results, title, len(files), unit=" files")):
+            if isinstance(result, AudioError):
+                unreadable.append(f"{file}: {result.reason}")
+            else:
+                found += 1
+                yield file, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not found:
+        raise ManifestError(f"none of {len(files)} audio files can be read; the first: {unreadable[0]}")
+
+
+def _result_or_error(read, file):
+    try:
+        return read(file)
     except AudioError as error:
         return error
 

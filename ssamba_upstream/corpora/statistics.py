@@ -1,15 +1,11 @@
 """Mean and deviation of a set's log-mel, for normalising a network's input."""
 
 import math
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-from tqdm import tqdm
-
-from ..audio import AudioError, read_clip
-from .manifest import ManifestError
+from ..audio import read_clip
+from .manifest import read_in_processes
 
 # torch takes seconds to import, so it is imported only to compute a log-mel, which most manifests do not need.
 
@@ -44,20 +40,8 @@ def measure_statistics(files, front_end, processes=None):
     Raises:
         ManifestError: If none of the files can be read.
     """
-    sums, unreadable = [], []
-    # Without the initializer, Ctrl-C prints a traceback for each process.
-    pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    try:
-        measured = pool.map(partial(_measure, front_end=front_end), files, chunksize=16)
-        for file, found in zip(files, tqdm(measured, "measuring", len(files), unit=" files")):
-            if isinstance(found, AudioError):
-                unreadable.append(f"{file}: {found.reason}")
-            else:
-                sums.append(found)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if not sums:
-        raise ManifestError(f"none of {len(files)} audio files can be read; the first: {unreadable[0]}")
+    unreadable, measure = [], partial(_measure, front_end=front_end)
+    sums = (found for _, found in read_in_processes(measure, files, unreadable, "measuring", processes))
     frames, total, squares = map(math.fsum, zip(*sums))
     values = frames * front_end.num_mel_bins
     mean = total / values
@@ -65,14 +49,11 @@ def measure_statistics(files, front_end, processes=None):
 
 
 def _measure(file, front_end):
-    """Return (frames, sum, sum of squares) of a file's log-mel, or the AudioError if it cannot be read."""
+    """Return (frames, sum, sum of squares) of a file's log-mel; raises AudioError."""
     import torch
 
     torch.set_num_threads(1)  # there is a process for each processor
-    try:
-        clip = read_clip(file, front_end.samples_of(LONGEST_CLIP), sampling_rate=front_end.sampling_rate)
-    except AudioError as error:
-        return error
+    clip = read_clip(file, front_end.samples_of(LONGEST_CLIP), sampling_rate=front_end.sampling_rate)
     log_mel = _raw_log_mel(front_end)
     (features,) = log_mel(log_mel.at_least_one_frame([clip]))
     features = features.double()

@@ -39,25 +39,25 @@ def read_timit(root) -> AlignedSet:
 
     Returns:
         AlignedSet. Its groups are the speakers. A sentence whose ``.PHN`` is missing or damaged is skipped and listed
-        in ``left_out``.
+        in ``skipped``.
 
     Raises:
         LabelledSetError: If there are no such files.
     """
-    segments, splits, groups, left_out = {}, {}, {}, []
+    segments, splits, groups, skipped = {}, {}, {}, []
     for path in _sentences(Path(root)):
         try:
             segments[path] = _read_phones(path)
         except (OSError, ValueError) as error:
-            left_out.append(str(error))
+            skipped.append(str(error))
             continue
         part, _, groups[path] = (folder.upper() for folder in path.parts[-4:-1])
         splits[path] = "train" if part == "TRAIN" else "test" if groups[path] in CORE_TEST_SPEAKERS else "dev"
     if not segments:
-        unusable = f": {left_out[0]}" if left_out else ""
+        unusable = f": {skipped[0]}" if skipped else ""
         raise LabelledSetError(f"{root} contains no sentences TRAIN/DR1/FCJF0/SI1027.WAV with SI1027.PHN next to them"
                                f"{unusable}. Give TIMIT's folder")
-    return AlignedSet(segments, splits, left_out, groups)
+    return AlignedSet(segments, splits, skipped, groups)
 
 
 def _sentences(root):

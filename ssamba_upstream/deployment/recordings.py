@@ -222,7 +222,7 @@ def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], 
     settings = {
         "model": content_hash(model), "every": classifier.every, "all_labels": all_labels, "format": TABLE_FORMAT,
     }
-    heard = left_out = 0
+    processed = skipped = 0
     with _open_table(Path(out), settings) as table, tqdm(unit="window", desc="classifying", disable=None) as progress:
         for recording in dict.fromkeys(recordings):
             windows = 0
@@ -238,14 +238,14 @@ def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], 
                     progress.update(count)
             except AudioError as error:
                 report(f"{recording} is skipped from window {windows} on: {error.reason}")
-                left_out += 1
+                skipped += 1
             except ClassificationError as error:
                 report(f"{recording} is skipped: {error}")
-                left_out += 1
+                skipped += 1
             else:
                 table.append({**entry, "windows": windows, "finished": True}, [])
-                heard += 1
-    return heard, left_out
+                processed += 1
+    return processed, skipped
 
 
 def _windows(path, header, samples, sampling_rate, every, first=0):

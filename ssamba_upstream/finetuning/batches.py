@@ -193,8 +193,7 @@ def _target(targets, index, clip, sampling_rate):
     """Return a recording's row of targets; labels of seconds after the clip's end are ignored."""
     target = targets[index]
     if _are_seconds(targets):
-        heard = torch.arange(len(target)) * sampling_rate < len(clip)
-        return target.where(heard, IGNORED)
+        return target.where(torch.arange(len(target)) * sampling_rate < len(clip), IGNORED)
     return target.float()
 
 

@@ -82,10 +82,10 @@ class FinetuningRecipe(TrainingRecipe):
         "loss": ("cross_entropy", "binary_cross_entropy"),
         **TrainingRecipe.CHOICES,
     }
-    POSITIVE = (*TrainingRecipe.POSITIVE, "clip_frames", "epochs", "decay_start", "decay_every")
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_numbers("clip_frames", "epochs", "decay_start", "decay_every", low=1, whole=True)
         config = self.config()
         frequency_stride, time_stride = default_strides(config)
         self.model = {"frequency_stride": frequency_stride, "time_stride": time_stride, **self.model}
@@ -100,22 +100,12 @@ class FinetuningRecipe(TrainingRecipe):
             raise RecipeError("labels of seconds cannot be mixed. Set mixup to 0")
         if self.problem == "per_second" and self.balanced:
             raise RecipeError("recordings with a label for each second cannot be balanced. Set balanced to false")
-        for name, limit in (("frequency_mask", config.num_mel_bins), ("time_mask", self.clip_frames)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 0 <= value <= limit:
-                raise RecipeError(f"{name} must be a whole number from 0 to {limit}; got {value!r}")
-        for name in ("mixup", "layer_decay", "decay"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise RecipeError(f"{name} must be a number from 0 to 1; got {value!r}")
+        self._check_numbers("frequency_mask", high=config.num_mel_bins, whole=True)
+        self._check_numbers("time_mask", high=self.clip_frames, whole=True)
+        self._check_numbers("mixup", "layer_decay", "decay", high=1)
+        self._check_numbers("head_learning_rate", *(["std"] if self.std is not None else []), above=True)
         if not isinstance(self.mean, (int, float, NoneType)):
             raise RecipeError(f"mean must be a number; got {self.mean!r}")
-        for name in ("head_learning_rate", "std"):
-            value = getattr(self, name)
-            if name == "std" and value is None:
-                continue
-            if not isinstance(value, (int, float)) or value <= 0:
-                raise RecipeError(f"{name} must be a number above 0; got {value!r}")
         if self.average_epochs is not None and not self._are_epochs(self.average_epochs):
             raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}), such as [1, 5]; "
                               f"got {self.average_epochs!r}")

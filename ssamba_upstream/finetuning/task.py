@@ -54,8 +54,7 @@ class ClassificationTask:
         if recipe.fold is not None:
             splits = ["test" if fold == recipe.fold else "train" for fold in splits]
         members = {name: [i for i, split in enumerate(splits) if split == name] for name in dict.fromkeys(splits)}
-        heard = {name for i in members["train"] for name in labels[i]}
-        if absent := sorted(set(classes) - heard):
+        if absent := sorted(set(classes) - {name for i in members["train"] for name in labels[i]}):
             raise RecipeError(f"{recipe.data}: no recording of train has the class {absent[0]!r}")
         for split, indices in members.items():
             if (targets[indices] == IGNORED).all():

@@ -1,6 +1,5 @@
 """PretrainingRecipe: the settings of a pretraining run."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +91,6 @@ class PretrainingRecipe(TrainingRecipe):
         "schedule": ("plateau", "cosine"),
         **TrainingRecipe.CHOICES,
     }
-    POSITIVE = (*TrainingRecipe.POSITIVE, "steps", "validate_every", "probe_every")
 
     def __post_init__(self):
         for name in ("train", "validation"):
@@ -101,9 +99,9 @@ class PretrainingRecipe(TrainingRecipe):
             if not getattr(self, name):
                 raise RecipeError(f"{name} lists no manifest")
         super().__post_init__()
-        if not isinstance(self.patch_learning_rate, (int, float)) or not 0 <= self.patch_learning_rate < math.inf:
-            raise RecipeError(f"patch_learning_rate must be a number from 0, such as 0.1; got "
-                              f"{self.patch_learning_rate!r}")
+        self._check_numbers("steps", "validate_every", "probe_every", low=1, whole=True)
+        self._check_numbers("patch_learning_rate")
+        self._check_numbers("distillation_weight", above=True)
         self._check_teacher()
         if self.clip_forms is not None:
             self._check_clip_forms()
@@ -146,14 +144,11 @@ class PretrainingRecipe(TrainingRecipe):
         if layers is not None and (not isinstance(layers, list) or not layers or
                                    not all(isinstance(layer, int) for layer in layers)):
             raise RecipeError(f"teacher_layers must be a list of whole numbers, such as [-1]; got {layers!r}")
-        if not isinstance(self.distillation_weight, (int, float)) or not 0 < self.distillation_weight < math.inf:
-            raise RecipeError(f"distillation_weight must be a number above 0; got {self.distillation_weight!r}")
-        block = blocks if self.student_layer is None else self.student_layer
-        if not isinstance(block, int) or not 1 <= block <= blocks:
-            raise RecipeError(f"student_layer must be a block number from 1 to {blocks}; got {block!r}")
-        if block < blocks and not self.self_supervised:
-            raise RecipeError(f"student_layer is {block}, so no loss reaches the blocks above it, up to {blocks}. "
-                              "Use a network with fewer blocks, or add a contrastive or reconstruction loss")
+        if self.student_layer is not None:
+            self._check_numbers("student_layer", low=1, high=blocks, whole=True)
+            if self.student_layer < blocks and not self.self_supervised:
+                raise RecipeError(f"student_layer {self.student_layer} leaves the blocks above it without a loss. Use "
+                                  "a network with fewer blocks, or add a contrastive or reconstruction loss")
 
     def sources(self):
         return [*self.train, *self.validation]

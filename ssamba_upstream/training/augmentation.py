@@ -88,11 +88,11 @@ def augment_waveforms(waveforms, lengths, sampling_rate, kinds, generator):
         (clips, samples), zero-padded.
     """
     lengths = send(lengths, waveforms.device).unsqueeze(1)
-    heard = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths
+    audio = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths
     for name in (name for name in WAVEFORM_CHANGES if name in kinds):
         chosen = send(torch.rand(len(waveforms), 1, generator=generator) < CHANCE, waveforms.device)
         changed = WAVEFORM_CHANGES[name](waveforms, sampling_rate, generator)
-        waveforms = torch.where(chosen & heard, changed, waveforms)
+        waveforms = torch.where(chosen & audio, changed, waveforms)
     return waveforms
 
 

@@ -72,28 +72,25 @@ class TrainingRecipe:
     CHOICES = {"precision": ("float32", "tf32", "bfloat16"), "weight_decay_of": ("all", "projections")}
     """Fields with a fixed set of values."""
 
-    POSITIVE = ("batch_size", "accumulation", "save_every", "log_every", "keep")
-    """Fields that must be whole numbers, at least 1."""
-
     def __post_init__(self):
         for name, choices in self.CHOICES.items():
             if getattr(self, name) not in choices:
                 raise RecipeError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        for name in self.POSITIVE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise RecipeError(f"{name} must be a whole number from 1; got {value!r}")
-        for name in ("warmup_steps", "workers", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise RecipeError(f"{name} must be a whole number from 0; got {value!r}")
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise RecipeError(f"{name} must be a number above 0, such as 1.0e-4; got {value!r}")
-        if not isinstance(self.weight_decay, (int, float)) or self.weight_decay < 0:
-            raise RecipeError(f"weight_decay must be a number from 0, such as 5.0e-8; got {self.weight_decay!r}")
+        self._check_numbers("batch_size", "accumulation", "save_every", "log_every", "keep", low=1, whole=True)
+        self._check_numbers("warmup_steps", "workers", "seed", whole=True)
+        self._check_numbers("learning_rate", "clip_norm", above=True)
+        self._check_numbers("weight_decay")
         self.config()
+
+    def _check_numbers(self, *names, low=0, high=math.inf, whole=False, above=False):
+        """Raise RecipeError unless fields are finite numbers from ``low``, or above it, to ``high``."""
+        kind, types = ("a whole number", int) if whole else ("a number", (int, float))
+        bounds = f"{'above' if above else 'from'} {low}" + ("" if high == math.inf else f" to {high}")
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, types) or not low <= value <= high or above and value == low or value == math.inf:
+                hint = ". YAML reads numbers such as 1e-4 as text; write 1.0e-4" if isinstance(value, str) else ""
+                raise RecipeError(f"{name} must be {kind} {bounds}; got {value!r}{hint}")
 
     def config(self):
         """Return the network's configuration."""

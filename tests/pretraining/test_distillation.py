@@ -448,8 +448,8 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"teacher": None}, "there is no loss"),
-    ({"student_layer": 3}, "student_layer must be a block number from 1 to 2; got 3"),
-    ({"student_layer": 1}, "no loss reaches the blocks above it, up to 2"),
+    ({"student_layer": 3}, "student_layer must be a whole number from 1 to 2; got 3"),
+    ({"student_layer": 1}, "student_layer 1 leaves the blocks above it without a loss"),
     ({"teacher_layers": []}, r"teacher_layers must be a list of whole numbers"),
     ({"distillation_weight": 0}, "distillation_weight must be a number above 0"),
     ({"augmentation": ["echo"]}, "augmentation must be a list of mixing"),

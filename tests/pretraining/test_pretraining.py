@@ -474,8 +474,8 @@ def test_validation_without_a_readable_file_ends_the_run_readably(tmp_path, reci
 
 @pytest.mark.parametrize("changes, message", [
     ({"steps": 0}, "steps must be a whole number from 1; got 0"),
-    ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0, such as 1.0e-4; got '1e-4'"),
-    ({"patch_learning_rate": -1}, "patch_learning_rate must be a number from 0, such as 0.1; got -1"),
+    ({"learning_rate": "1e-4"}, "learning_rate must be a number above 0; got '1e-4'. YAML reads"),
+    ({"patch_learning_rate": -1}, "patch_learning_rate must be a number from 0; got -1"),
     ({"weight_decay_of": "matrices"}, "weight_decay_of must be one of all, projections; got 'matrices'"),
     ({"masking": "random"}, "masking must be one of corrected, published; got 'random'"),
     ({"lr": 1}, "no field lr; the fields are accumulation"),
