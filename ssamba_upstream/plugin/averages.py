@@ -89,7 +89,9 @@ class AveragedDataset(Dataset):
         return np.array([number], dtype=np.float32), *others
 
     def __getattr__(self, name):
-        if name == "dataset":  # not set yet while unpickling
+        # "dataset" is not set yet while unpickling. Special methods, such as Subset's __getitems__ in emotion
+        # recognition, would return the data set's waveforms.
+        if name == "dataset" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, Subset
 
 from helpers import superb_corpora
 from helpers.s3prl_runs import run
 from ssamba_upstream import SsambaConfig, SsambaModel, audio
 from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.configs import find_config
+from ssamba_upstream.corpora.superb.iemocap import write_iemocap
 from ssamba_upstream.corpora.superb.speech_commands import write_speech_commands
 from ssamba_upstream.corpora.superb.utterances import Utterance
 from ssamba_upstream.corpora.superb.voxceleb1 import write_voxceleb1
 from ssamba_upstream.plugin import keeping
+from ssamba_upstream.plugin.averages import AveragedDataset
 from ssamba_upstream.plugin.expert import UpstreamExpert
 from ssamba_upstream.plugin.kept_states import KeptUpstream
 from ssamba_upstream.plugin.repairs.frames import RunError
@@ -154,6 +157,31 @@ def tone(pitch, number, seconds):
     samples = np.arange(int(16000 * seconds))
     noise = np.random.default_rng(number).standard_normal(len(samples))
     return 0.3 * np.sin(2 * np.pi * pitch * samples / 16000) + 0.02 * noise
+
+
+@pytest.mark.slow
+@NEEDS_S3PRL
+def test_emotions_from_averages_are_those_of_the_runner(checkpoint, tmp_path):
+    """s3prl splits ER's data set with ``random_split``."""
+    write_iemocap(tmp_path / "IEMOCAP", [
+        Utterance(tone(150 * pitch, session, 0.8 + 0.1 * session), emotion, f"Ses0{session}F", recording="impro01")
+        for session in range(1, 6) for pitch, emotion in enumerate(("neu", "hap", "ang", "sad"), start=1)])
+    values = {"datarc.root": tmp_path / "IEMOCAP", "datarc.meta_data": tmp_path / "IEMOCAP" / "meta_data",
+              "datarc.train_batch_size": 4}
+    train = ["-m", "train", "-u", "ssamba_tiny", "-k", str(checkpoint), "-d", "emotion", "-c", "emotion_recognition",
+             *overrides(values)]
+    printed, losses = run([*train, "-p", "by-runner"], [*train, *AVERAGES, "-p", "averages"], folder=tmp_path)
+    assert losses is not None, printed
+    by_runner, from_averages = np.array(losses).reshape(2, -1)
+    assert np.allclose(by_runner, from_averages, rtol=1e-4)
+    for name in ("log.log", "test_fold1_predict.txt", "dev_fold1_predict.txt"):
+        assert (tmp_path / "averages" / name).read_text() == (tmp_path / "by-runner" / name).read_text()
+
+
+def test_a_subset_is_read_as_averages_too():
+    dataset = Subset([(np.zeros(5), "a"), (np.ones(5), "b")], [1, 0])
+    (batch,) = DataLoader(AveragedDataset(dataset, [([7], "b"), ([8], "a")]), 2, collate_fn=list)
+    assert [(wav.tolist(), label) for wav, label in batch] == [([7.0], "b"), ([8.0], "a")]
 
 
 @pytest.mark.slow
