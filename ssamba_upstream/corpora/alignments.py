@@ -1,6 +1,5 @@
 """Recordings with labelled time segments, such as phones, and the frames drawn from them."""
 
-import csv
 import math
 import os
 import random
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..audio import expected_seconds
-from .labelled import GROUP, SPLITS, LabelledSetError, split_by_hash
+from .labelled import GROUP, SPLITS, LabelledSetError, read_table, split_by_hash
 from .report import first
 
 COLUMNS = ("path", "start", "end", "label")
@@ -99,21 +98,12 @@ def read_alignments(source) -> AlignedSet:
     if not source.is_file():
         raise FileNotFoundError(f"there is no table {source}. Give a CSV or TSV with the columns {', '.join(COLUMNS)}")
     segments, splits, groups = defaultdict(list), {}, {}
-    with open(source, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if source.suffix.lower() == ".tsv" else ",")
-        columns = set(reader.fieldnames or [])
-        if not set(COLUMNS) <= columns <= {*COLUMNS, "split", GROUP}:
-            raise LabelledSetError(f"{source} has the columns {', '.join(reader.fieldnames or ['(none)'])}; expected "
-                                   f"{', '.join(COLUMNS)}, and optionally split and group")
-        for row in reader:
-            where = f"{source}, line {reader.line_num}"
-            if None in row or not all(row.values()):
-                raise LabelledSetError(f"{where}: expected a value for each of {', '.join(reader.fieldnames)}")
-            segments[row["path"]].append(_segment(row["start"], row["end"], row["label"], where))
-            for column, found in (("split", splits), (GROUP, groups)):
-                if found.setdefault(row["path"], row.get(column)) != row.get(column):
-                    raise LabelledSetError(f"{where}: {row['path']} is in {found[row['path']]} and in {row[column]}")
-    if "split" not in columns:
+    for where, row in read_table(source, COLUMNS, ("split", GROUP)):
+        segments[row["path"]].append(_segment(row["start"], row["end"], row["label"], where))
+        for column, found in (("split", splits), (GROUP, groups)):
+            if found.setdefault(row["path"], row.get(column)) != row.get(column):
+                raise LabelledSetError(f"{where}: {row['path']} is in {found[row['path']]} and in {row[column]}")
+    if None in splits.values():
         splits = split_by_hash(splits, "the recordings")
     try:
         for name, found in segments.items():

@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
-from .data_set import DataSet, PreparationError, read_table
-from .labelled import join_labels
+from .data_set import DataSet, PreparationError
+from .labelled import join_labels, read_table
 from .manifest import ManifestError, find_audio
 from .report import first
 
@@ -13,7 +13,7 @@ SEGMENT_LISTS = {"train": "balanced_train_segments.csv", "test": "eval_segments.
 
 def _read_audioset(root):
     rows = read_table(root / "class_labels_indices.csv", ("mid", "display_name"))
-    names = {row["mid"]: row["display_name"] for row in rows}
+    names = {row["mid"]: row["display_name"] for _, row in rows}
     segments = {split: _read_segments(root / name, names) for split, name in SEGMENT_LISTS.items()}
     try:
         files, _ = find_audio([root])

@@ -1,6 +1,5 @@
-"""A data set that can be prepared, and functions shared by several readers."""
+"""A data set that can be prepared."""
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,21 +37,3 @@ class DataSet:
 def audio_of_folders(root):
     """Return the audio files in the root's folders, sorted, without hidden ones."""
     return [path for path in sorted(root.glob("[!.]*/[!.]*")) if path.suffix.lower() in AUDIO_EXTENSIONS]
-
-
-def read_table(file, columns):
-    """Return the rows of a CSV as dictionaries, each with a value in the given columns."""
-    if not file.is_file():
-        raise PreparationError(f"{file.name} is missing")
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        if not set(columns) <= set(reader.fieldnames or []):
-            found = ", ".join(reader.fieldnames or ["(none)"])
-            raise PreparationError(f"{file.name} has the columns {found}; they must include {', '.join(columns)}")
-        rows = []
-        for row in reader:
-            if not all(row[column] for column in columns):
-                raise PreparationError(f"{file.name}, line {reader.line_num}: expected a value for each of "
-                                       f"{', '.join(columns)}")
-            rows.append(row)
-    return rows

@@ -2,7 +2,8 @@
 
 import re
 
-from .data_set import DataSet, PreparationError, audio_of_folders, read_table
+from .data_set import DataSet, PreparationError, audio_of_folders
+from .labelled import read_table
 from .report import first
 
 
@@ -10,7 +11,7 @@ def _read_esc50(root):
     table = root / "meta" / "esc50.csv"
     if table.is_file():
         rows = read_table(table, ("filename", "fold", "category"))
-        return [(root / "audio" / row["filename"], row["category"], row["fold"]) for row in rows], []
+        return [(root / "audio" / row["filename"], row["category"], row["fold"]) for _, row in rows], []
     recordings, foreign = [], []
     for path in audio_of_folders(root):
         name = re.fullmatch(r"(\d)-\d+-[A-Z]", path.stem)

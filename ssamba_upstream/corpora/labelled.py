@@ -225,19 +225,40 @@ def _read_folder(folder):
 
 
 def _read_csv(file):
+    rows = [row for _, row in read_table(file, ("path", "label"), ("split", GROUP), empty=("label",))]
+    return [[row[name] for row in rows] if not rows or name in rows[0] else None for name in (*COLUMNS, GROUP)]
+
+
+def read_table(file, columns, optional=None, empty=()):
+    """Yield the place of each row of a CSV or tab-separated ``.tsv``, for errors, and the row as a dictionary.
+
+    Args:
+        file: path of the file.
+        columns: columns that it must have.
+        optional: other columns that it may have; each row then needs a value in each column. Default: any others,
+            which are not checked.
+        empty: columns whose values may be empty.
+
+    Raises:
+        LabelledSetError: If the file is missing or has other columns, or a row lacks a value.
+    """
+    if not file.is_file():
+        raise LabelledSetError(f"{file} is missing")
     with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns) <= {*COLUMNS, GROUP}:
-            raise LabelledSetError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path "
-                                   "and label, and optionally split and group")
-        rows, filled = [], [name for name in columns if name != "label"]
+        reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        found = reader.fieldnames or []
+        strict = optional is not None
+        if not set(columns) <= set(found) or strict and not set(found) <= {*columns, *optional}:
+            more = f", and optionally {' and '.join(optional)}" if strict else " and any others"
+            raise LabelledSetError(f"{file} has the columns {', '.join(found) or '(none)'}; expected "
+                                   f"{', '.join(columns)}{more}")
+        checked = found if strict else columns
         for row in reader:
-            if None in row or None in row.values() or not all(row[name] for name in filled):
-                raise LabelledSetError(f"{file}, line {reader.line_num}: expected a value for each of "
-                                       f"{', '.join(columns)}; got {', '.join(map(str, row.values()))}")
-            rows.append(row)
-    return [[row[name] for row in rows] if name in columns else None for name in (*COLUMNS, GROUP)]
+            where, values = f"{file}, line {reader.line_num}", [row[name] for name in checked if name not in empty]
+            if not all(values) or strict and (None in row or None in row.values()):
+                raise LabelledSetError(f"{where}: expected a value for each of {', '.join(checked)}; got "
+                                       f"{', '.join(map(str, row.values()))}")
+            yield where, row
 
 
 def _split(names, labels, seed):

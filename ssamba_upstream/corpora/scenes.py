@@ -1,5 +1,6 @@
 """One-minute scenes made of short excerpts, with a label for every second."""
 
+import contextlib
 import hashlib
 import math
 
@@ -88,14 +89,9 @@ def _read_seconds(path):
 
 
 def _write(path, samples):
-    if _is_there(path, samples):
-        return
+    """Write a scene, unless the file has the same samples already."""
+    with contextlib.suppress(AudioError):
+        if read_header(path).rate == SAMPLE_RATE and np.array_equal(read_clip(path).numpy() * 2**15, samples):
+            return
     with replacing(path) as temporary:
         soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-
-
-def _is_there(path, samples):
-    try:
-        return read_header(path).rate == SAMPLE_RATE and np.array_equal(read_clip(path).numpy() * 2**15, samples)
-    except AudioError:
-        return False

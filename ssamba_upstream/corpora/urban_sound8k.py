@@ -1,12 +1,13 @@
 """UrbanSound8K in its ten folds, for mixing into scenes with a class for every second."""
 
-from .data_set import DataSet, read_table
+from .data_set import DataSet
+from .labelled import read_table
 
 
 def _read_urban_sound(root):
     rows = read_table(root / "metadata" / "UrbanSound8K.csv", ("slice_file_name", "fold", "class"))
     return [(root / "audio" / f"fold{row['fold']}" / row["slice_file_name"], row["class"], f"fold{row['fold']}")
-            for row in rows], []
+            for _, row in rows], []
 
 
 URBAN8K_SCENES = DataSet(

@@ -33,13 +33,12 @@ def evaluate(logits, targets, problem) -> dict:
         logits, targets = _seconds(logits, targets)
     _check(logits, targets, problem)
     scores = logits if problem == "multi_label" else logits.softmax(dim=1)
-    means = {"mAP": mean_average_precision, "mAUC": mean_auc}
     metrics = {}
     for name in METRICS[problem]:
         if name == "accuracy":
             metrics[name] = accuracy(scores, targets)
         else:
-            metrics[name], metrics[f"{name}_classes_left_out"] = means[name](scores, targets)
+            metrics[name], metrics[f"{name}_classes_left_out"] = mean_over_classes(name, scores, targets)
     return metrics
 
 
@@ -58,34 +57,21 @@ def accuracy(scores, targets):
     return (scores.argmax(dim=1) == targets.argmax(dim=1)).double().mean().item()
 
 
-def mean_average_precision(scores, targets):
-    """Return the mean over classes of the average precision, the precision summed over steps of recall.
+def mean_over_classes(name, scores, targets):
+    """Return the mean over classes of the average precision, or of the area under the ROC curve.
 
     Args:
+        name: "mAP", whose precision is summed over steps of recall; or "mAUC".
         scores: ``(rows, classes)``.
         targets: ``(rows, classes)`` of 0 and 1.
 
     Returns:
-        (mean, left out): the mean over the classes that occur, or None if none does; the number that do not occur.
+        (mean, skipped): the mean over the classes that occur, and for mAUC not in all rows, or None if there are none;
+        the number of other classes.
     """
-    return _mean_over(targets.any(dim=0), average_precision_score, scores, targets)
-
-
-def mean_auc(scores, targets):
-    """Return the mean over classes of the area under the ROC curve.
-
-    Args:
-        scores: ``(rows, classes)``.
-        targets: ``(rows, classes)`` of 0 and 1.
-
-    Returns:
-        (mean, left out): the mean over the classes that occur in some rows but not all, or None if none does; the
-        number of other classes.
-    """
-    return _mean_over(targets.any(dim=0) & ~targets.all(dim=0), roc_auc_score, scores, targets)
-
-
-def _mean_over(defined, metric, scores, targets):
+    metric, defined = average_precision_score, targets.any(dim=0)
+    if name == "mAUC":
+        metric, defined = roc_auc_score, defined & ~targets.all(dim=0)
     values = [metric(truth, score) for truth, score in zip(targets.T[defined].numpy(), scores.T[defined].numpy())]
     return sum(values) / len(values) if values else None, len(defined) - len(values)
 

@@ -7,8 +7,7 @@ from huggingface_hub import EvalResult
 
 from ..checkpoint import describe_size, write_classifier
 from ..files import markdown_table, shown, write_json, write_text
-from ..training.model_card import card_header, card_recipe
-from ..training.run_folder import write_notes
+from ..training.run_folder import card_header, card_recipe, write_notes
 
 RESULTS = "results.json"
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from ..checkpoint import describe_size, write_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import markdown_table, shown, write_json
-from ..training.model_card import card_header, card_recipe
-from ..training.run_folder import write_notes
+from ..training.run_folder import card_header, card_recipe, write_notes
 
 
 def save_result(model, folder, description, step, validation):

@@ -51,7 +51,7 @@ class Run:
         self.average = average
         self.progress = {"step": 0, "best": -math.inf, "skipped": 0, "skipped_in_a_row": 0, "unreadable": 0}
         self.position, self.unreadable = None, []
-        self.meter = _Meter(self.LOSSES)
+        self.reports = []  # of the steps since the last log line
 
     def batches(self):
         """Return an endless iterator over batches, starting at ``self.position``."""
@@ -129,12 +129,12 @@ class Run:
             self.begin()
         batches = self.batches()
         for step in range(self.progress["step"] + 1, self.steps + 1):
-            self.meter.add(self.step(step, batches))
+            self.reports.append(self.step(step, batches))
             self.log.advance()
             last = step == self.steps
             if step % recipe.log_every == 0 or last:
-                self.log.record(step, "training", **self.meter.means(processes), **self._report_unreadable(step))
-                self.meter = _Meter(self.LOSSES)
+                self.log.record(step, "training", **self._means(), **self._report_unreadable(step))
+                self.reports = []
             self.after_step(step, last)
             interrupted = processes.any(stopped)  # checked last: a signal may arrive during a validation of minutes
             if step % recipe.save_every == 0 or last or interrupted:
@@ -208,7 +208,10 @@ class Run:
     def _save(self, step):
         self._report_unreadable(step)
         positions = self.processes.gather(self.position)
-        reports = self.processes.gather(self.meter.reports())
+        reports = self.processes.gather([
+            {name: value.cpu() if torch.is_tensor(value) else value for name, value in report.items()}
+            for report in self.reports
+        ])
         if self.processes.first:
             state = {**self.state(), "positions": positions, "reports": reports}
             save_training_state(self.out / "states", step, state, self.recipe.keep)
@@ -234,7 +237,7 @@ class Run:
                 f"{self.processes.world_size}"
             )
         self.position = positions[min(self.processes.rank, len(positions) - 1)]
-        self.meter = _Meter(self.LOSSES, self._own_reports(state["reports"]))
+        self.reports = self._own_reports(state["reports"])
 
     def _own_reports(self, reports):
         """Return this process's reports since the last log line; if the number of processes has changed, their mean."""
@@ -242,6 +245,19 @@ class Run:
             return reports[self.processes.rank]
         return [{**step[0], "losses": torch.stack([report["losses"] for report in step]).mean(0)}
                 for step in zip(*reports)]
+
+    def _means(self):
+        """Return the means over the steps since the last log line, for the log."""
+        losses = torch.stack([report["losses"].to(self.processes.device) for report in self.reports]).mean(0)
+        losses = self.processes.sum(losses) / self.processes.world_size
+        seconds = sum(report["seconds"] for report in self.reports)
+        return {
+            **dict(zip(self.LOSSES, losses.tolist())),
+            "gradient_norm": torch.stack([report["gradient_norm"].cpu() for report in self.reports]).mean().item(),
+            "learning_rate": self.reports[-1]["learning_rate"],
+            "clips_per_second": sum(report["clips"] for report in self.reports) / seconds,
+            "waiting_for_data": sum(report["waited"] for report in self.reports) / seconds,
+        }
 
     def _report_unreadable(self, step):
         """Log the files that any process could not read since the last call; return the total counts of unreadable
@@ -252,33 +268,6 @@ class Run:
         self.progress["unreadable"] += len(files)
         self.unreadable = []
         return {name: self.progress[name] for name in ("skipped", "unreadable")}
-
-
-class _Meter:
-    """Means over the steps since the last report."""
-
-    def __init__(self, losses, reports=()):
-        self.losses, self.steps = losses, list(reports)
-
-    def add(self, report):
-        self.steps.append(report)
-
-    def reports(self):
-        """Return the added reports, with their tensors on the CPU."""
-        return [{name: value.cpu() if torch.is_tensor(value) else value for name, value in step.items()}
-                for step in self.steps]
-
-    def means(self, processes):
-        losses = torch.stack([step["losses"].to(processes.device) for step in self.steps]).mean(0)
-        losses = processes.sum(losses) / processes.world_size
-        seconds = sum(step["seconds"] for step in self.steps)
-        return {
-            **dict(zip(self.losses, losses.tolist())),
-            "gradient_norm": torch.stack([step["gradient_norm"].cpu() for step in self.steps]).mean().item(),
-            "learning_rate": self.steps[-1]["learning_rate"],
-            "clips_per_second": sum(step["clips"] for step in self.steps) / seconds,
-            "waiting_for_data": sum(step["waited"] for step in self.steps) / seconds,
-        }
 
 
 def _decay_projections_only(groups, model):

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, and the description of recipe, data and environment stored with the weights."""
+"""A run's folder: its lock, and the description of recipe, data and environment and the card stored with weights."""
 
 import json
 import platform
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
+import yaml
+from huggingface_hub import ModelCardData
 
 from ..files import LOCK, file_hash, locked, write_json, write_text
 from .recipe import RecipeError
@@ -106,6 +108,23 @@ def write_notes(folder, description, step, scores, card):
     """
     write_json({**description, "step": step, **scores}, folder / RUN)
     write_text(card, folder / "README.md")
+
+
+def card_header(recipe, **fields):
+    """Return a model card's header for the Hugging Face hub.
+
+    Args:
+        recipe: recipe as a dict; its ``license`` applies to the weights.
+        fields: other fields of huggingface_hub's ModelCardData.
+    """
+    data = ModelCardData(library_name="transformers", license=recipe["license"], **fields)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def card_recipe(recipe, *paths):
+    """Return a recipe, given as a dict, as Markdown, without the fields that name files on the run's machine."""
+    shown = {name: value for name, value in recipe.items() if name not in paths}
+    return f"## Recipe\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"
 
 
 def _hashes(description):

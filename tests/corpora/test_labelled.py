@@ -82,7 +82,7 @@ def test_groups(folder):
     (["path,label", "cat/1.wav,cat,train"], "line 2: expected a value for each of path, label"),
     (["path,label", "cat/1.wav"], "line 2: expected a value for each of path, label"),
     (["path,label", ",cat"], "line 2: expected a value for each of path, label"),
-    (["file,label", "cat/1.wav,cat"], "columns file, label; expected path and label"),
+    (["file,label", "cat/1.wav,cat"], "columns file, label; expected path, label, and optionally split and group"),
     (["path,label,speaker", "cat/1.wav,cat,x"], "columns path, label, speaker; expected"),
     (["path,label,split", "cat/1.wav,cat,train", "dog/1.wav,dog,dev", "dog/1.wav,dog,test"],
      "more than once.*1.wav"),

@@ -130,7 +130,7 @@ def test_what_is_missing_or_damaged_is_left_out_and_named(esc50, tmp_path, capsy
 
 @pytest.mark.parametrize("columns, rows, message", [
     (ESC50_COLUMNS, [], "no recording is listed"),
-    ("filename,target", [["a.wav", 1]], "esc50.csv has the columns filename, target; they must include"),
+    ("filename,target", [["a.wav", 1]], "esc50.csv has the columns filename, target; expected filename, fold"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 1, 0, ""]], "esc50.csv, line 2: expected a value for each of filename, fold,"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 7, 0, "dog"]], "there are the splits 7; expected 1, 2, 3, 4, 5"),
     (ESC50_COLUMNS, [["1-100-A-0.wav", 1, 0, "dog"], ["2-101-A-14.wav", 2, 14, "chirping_birds"]],
@@ -338,7 +338,7 @@ def test_no_clips_of_a_split(audioset, tmp_path):
     ("eval_segments.csv", '"/m/0ngt1,/m/05zppz"', "/m/0ngt1,/m/05zppz", "line 4: expected a YouTube id, .* got _01234"),
     ("eval_segments.csv", "6.000,", "six,", "line 5: expected a YouTube id, a start and an end in seconds"),
     ("class_labels_indices.csv", "Thunder", "Thunder; rain", "the class 'Thunder; rain' has a ';' in its name"),
-    ("class_labels_indices.csv", "index,mid,display_name\n", "", "has the columns 0, /m/09x0r, Speech; they must"),
+    ("class_labels_indices.csv", "index,mid,display_name\n", "", "has the columns 0, /m/09x0r, Speech; expected mid"),
 ])
 def test_lists_of_audioset_that_do_not_fit(audioset, tmp_path, file, old, new, message):
     add_clips(audioset)

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("sklearn", reason="scikit-learn (the extra `finetuning`) is not installed")
 
-from ssamba_upstream.finetuning.metrics import accuracy, evaluate, mean_auc, mean_average_precision  # noqa: E402
+from ssamba_upstream.finetuning.metrics import accuracy, evaluate, mean_over_classes  # noqa: E402
 
 
 def slow_average_precision(scores, truth):
@@ -32,8 +32,8 @@ def test_a_ranking_worked_by_hand():
     scores = torch.tensor([[0.9], [0.8], [0.7], [0.6], [0.5]])
     targets = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
     # Precision at the three positives: 1/1, 2/3, 3/5. Pairs won: 2 + 1 + 0 of 6.
-    assert mean_average_precision(scores, targets) == (pytest.approx((1 + 2 / 3 + 3 / 5) / 3), 0)
-    assert mean_auc(scores, targets) == (pytest.approx(1 / 2), 0)
+    assert mean_over_classes("mAP", scores, targets) == (pytest.approx((1 + 2 / 3 + 3 / 5) / 3), 0)
+    assert mean_over_classes("mAUC", scores, targets) == (pytest.approx(1 / 2), 0)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -44,19 +44,19 @@ def test_means_are_those_of_the_slow_definitions(ties):
     targets = (torch.rand(60, 9) < 0.2).float()
     targets[0], targets[1] = 1, 0
     columns = list(zip(scores.T.tolist(), targets.T.tolist()))
-    precision, left_out = mean_average_precision(scores, targets)
-    assert (precision, left_out) == (pytest.approx(sum(slow_average_precision(*column) for column in columns) / 9), 0)
-    area, left_out = mean_auc(scores, targets)
-    assert (area, left_out) == (pytest.approx(sum(slow_auc(*column) for column in columns) / 9), 0)
+    precision, skipped = mean_over_classes("mAP", scores, targets)
+    assert (precision, skipped) == (pytest.approx(sum(slow_average_precision(*column) for column in columns) / 9), 0)
+    area, skipped = mean_over_classes("mAUC", scores, targets)
+    assert (area, skipped) == (pytest.approx(sum(slow_auc(*column) for column in columns) / 9), 0)
 
 
 def test_classes_that_cannot_be_judged_are_left_out_and_counted():
     scores = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.4, 0.2], [0.6, 0.1, 0.3]])
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
-    assert mean_average_precision(scores, targets) == (1.0, 1)  # the second class has no positives
-    assert mean_auc(scores, targets) == (1.0, 2)  # and the third no negatives
-    assert mean_average_precision(scores[:, :2], targets[:, :2]) == (1.0, 1)
-    assert mean_auc(scores[:, 1:], targets[:, 1:]) == (None, 2)
+    assert mean_over_classes("mAP", scores, targets) == (1.0, 1)  # the second class has no positives
+    assert mean_over_classes("mAUC", scores, targets) == (1.0, 2)  # and the third no negatives
+    assert mean_over_classes("mAP", scores[:, :2], targets[:, :2]) == (1.0, 1)
+    assert mean_over_classes("mAUC", scores[:, 1:], targets[:, 1:]) == (None, 2)
 
 
 def test_accuracy_by_hand():

@@ -1,10 +1,12 @@
 """Layout shared by speech enhancement and separation: a ``wav.scp`` of the same utterances for each kind of signal."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from ...files import new_folder
+from ...files import new_folder, write_text
 from ..report import CorpusReport, absolute, override, recordings_of
-from .kaldi import read_wav_scp, write_wav_scp
+from .kaldi import read_wav_scp
+from .utterances import write_wav
 
 
 def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str, int], remedy: str) -> CorpusReport:
@@ -43,7 +45,7 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
     return report
 
 
-def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
+def write_lists(sets: dict[str, dict[str, dict[str, Path]]], out):
     """Write ``OUT/<split>/<kind>/wav.scp``.
 
     Args:
@@ -56,7 +58,21 @@ def write_signals(sets: dict[str, dict[str, dict[str, Path]]], out):
     with new_folder(out) as folder:
         for split, signals in sets.items():
             for kind, recordings in signals.items():
-                write_wav_scp(recordings, folder / split / kind / "wav.scp")
+                lines = (f"{name} {recording}\n" for name, recording in recordings.items())
+                write_text("".join(lines), folder / split / kind / "wav.scp")
+
+
+def write_signals(corpus, out, mixtures: Iterable[tuple]):
+    """Write the wavs of a corpus in its own layout.
+
+    Args:
+        corpus: the corpus's module, with ``KINDS`` and ``folder``.
+        out: output folder.
+        mixtures: tuples of "train", "dev" or "test", an utterance's name, and the samples of each kind.
+    """
+    for split, name, *signals in mixtures:
+        for kind, samples in zip(corpus.KINDS, signals):
+            write_wav(Path(out) / corpus.folder(split, kind) / f"{name}.wav", samples)
 
 
 def _check_lengths(folder, signals, utterances, report):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ...files import write_text
 from ..report import CorpusError, CorpusReport, read_text
 
 
@@ -31,8 +30,3 @@ def read_wav_scp(path: Path, remedy: str, report: CorpusReport) -> dict[str, Pat
     recordings = {name: Path(rest[0]) for name, rest in read_table(path, 2, remedy).items()}
     report.check_exist(list(recordings.values()), path, f"rewrite {path.name} with their current paths")
     return recordings
-
-
-def write_wav_scp(recordings: dict[str, Path], path: Path):
-    """Write recordings by utterance as ``wav.scp``."""
-    write_text("".join(f"{name} {recording}\n" for name, recording in recordings.items()), path)

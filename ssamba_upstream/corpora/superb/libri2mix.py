@@ -2,14 +2,10 @@
 
 import os
 import random
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from ..report import CorpusError, CorpusReport, absolute
-from .clean_and_mixed import check_signals, write_signals
-from .utterances import write_wav
+from .clean_and_mixed import check_signals, write_lists
 
 KINDS = ("mix_clean", "s1", "s2")
 FOLDERS = {"train": "train-100", "dev": "dev", "test": "test"}
@@ -52,19 +48,12 @@ def write_kaldi(root, out) -> None:
     random.Random(7).shuffle(chosen)
     for kind, recordings in sets["dev"].items():
         sets["dev"][kind] = {name: recordings[name] for name in sorted(chosen[:RELEASED["dev"]]) if name in recordings}
-    write_signals(sets, out)
+    write_lists(sets, out)
 
 
-def write_libri2mix(out, mixtures: Iterable[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> None:
-    """Write wavs in Libri2Mix's layout.
-
-    Args:
-        out: output folder.
-        mixtures: tuples of "train", "dev" or "test", a mixture's name, its samples and those of its two speakers.
-    """
-    for split, name, *signals in mixtures:
-        for kind, samples in zip(KINDS, signals):
-            write_wav(Path(out) / "wav16k" / "min" / FOLDERS[split] / kind / f"{name}.wav", samples)
+def folder(split: str, kind: str) -> Path:
+    """Return the folder of a split's wavs of one kind, in the folder that contains ``wav16k``."""
+    return Path("wav16k", "min", FOLDERS[split], kind)
 
 
 def _recordings(folder):

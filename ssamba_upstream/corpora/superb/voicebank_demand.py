@@ -1,14 +1,9 @@
 """Voicebank-DEMAND with noisy and clean speech: SUPERB's speech enhancement."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
-
-import numpy as np
 
 from ..report import CorpusError, CorpusReport, absolute
-from .clean_and_mixed import check_signals, write_signals
-from .utterances import write_wav
+from .clean_and_mixed import check_signals, write_lists
 
 KINDS = ("noisy", "clean")
 SPLITS = ("train", "dev", "test")
@@ -45,26 +40,19 @@ def write_kaldi(root, out) -> None:
         FileExistsError: If ``out`` exists and is not empty.
     """
     root = absolute(root)
-    write_signals({split: {kind: _recordings(root, kind, split) for kind in KINDS} for split in SPLITS}, out)
+    write_lists({split: {kind: _recordings(root, kind, split) for kind in KINDS} for split in SPLITS}, out)
 
 
-def write_voicebank(out, pairs: Iterable[tuple[str, str, np.ndarray, np.ndarray]]) -> None:
-    """Write wavs in the layout of Voicebank-DEMAND at 16 kHz.
-
-    Args:
-        out: output folder.
-        pairs: tuples of "train", "dev" or "test", an utterance's name such as ``p226_001``, noisy and clean samples.
-    """
-    for split, name, *signals in pairs:
-        for kind, samples in zip(KINDS, signals):
-            write_wav(Path(out) / f"{kind}_{WAV_FOLDERS[split]}" / f"{name}.wav", samples)
+def folder(split: str, kind: str) -> str:
+    """Return the folder of a split's wavs of one kind; train and dev share one."""
+    return f"{kind}_{WAV_FOLDERS[split]}"
 
 
 def _recordings(root, kind, split):
-    folder = root / f"{kind}_{WAV_FOLDERS[split]}"
-    paths = [path for path in sorted(folder.glob("*.wav"))
+    wavs = root / folder(split, kind)
+    paths = [path for path in sorted(wavs.glob("*.wav"))
              if split == "test" or (split == "dev") == path.name.startswith(DEV_SPEAKERS)]
     if not paths:
-        state = "is missing" if not os.path.isdir(folder) else f"has no wav for {split}"
-        raise CorpusError(f"{folder} {state}; download the corpus from {SOURCE}, and convert it to 16 kHz.")
+        state = "is missing" if not os.path.isdir(wavs) else f"has no wav for {split}"
+        raise CorpusError(f"{wavs} {state}; download the corpus from {SOURCE}, and convert it to 16 kHz.")
     return {path.stem: path for path in paths}

@@ -10,6 +10,7 @@ from ...audio import SAMPLE_RATE
 from ...files import new_folder
 from ..superb import libri2mix, voicebank_demand
 from ..superb.audio_snips import SPEAKERS, write_audio_snips
+from ..superb.clean_and_mixed import write_signals
 from ..superb.diarization_mixtures import Mixture, write_diarization_mixtures
 from ..superb.fluent_speech_commands import write_fluent_speech_commands
 from ..superb.iemocap import write_iemocap
@@ -57,8 +58,8 @@ def synthesise_corpora(out, seed: int = 0) -> None:
                                      _synthetic_intents(np.random.default_rng([seed, 5])))
         write_voxceleb1_trials(folder / "VoxCeleb1_trials", _synthetic_trials(np.random.default_rng([seed, 6])))
         write_quesst14(folder / "quesst14Database", _synthetic_queries(np.random.default_rng([seed, 7])))
-        voicebank_demand.write_voicebank(folder / "Voicebank", _synthetic_noisy(np.random.default_rng([seed, 8])))
-        libri2mix.write_libri2mix(folder / "Libri2Mix", _synthetic_pairs(np.random.default_rng([seed, 9])))
+        write_signals(voicebank_demand, folder / "Voicebank", _synthetic_noisy(np.random.default_rng([seed, 8])))
+        write_signals(libri2mix, folder / "Libri2Mix", _synthetic_pairs(np.random.default_rng([seed, 9])))
     # These contain absolute paths, so they are written once everything is in its final location.
     voicebank_demand.write_kaldi(out / "Voicebank", out / "enhancement")
     libri2mix.write_kaldi(out / "Libri2Mix", out / "separation")
@@ -109,14 +110,11 @@ def _synthetic_emotions(rng: np.random.Generator) -> Iterator[Utterance]:
                                 speaker, recording=f"impro{1 + number % 2:02d}")
 
 
-def _splits() -> Iterator[tuple[str, int]]:
-    """Return the split and number of each utterance in one of the smaller corpora."""
-    return ((split, number) for split, count in UTTERANCES.items() for number in range(count))
-
-
-def _voices(rng: np.random.Generator) -> dict:
-    """Draw two voices for every split."""
-    return {split: [draw_voice(rng, high=bool(number)) for number in range(2)] for split in UTTERANCES}
+def _utterances(rng: np.random.Generator, corpus: str, unit: str = "utterance"):
+    """Return the split, the number and the split's two voices of each utterance of a smaller corpus."""
+    voices = {split: [draw_voice(rng, high=bool(number)) for number in range(2)] for split in UTTERANCES}
+    return tqdm([(split, number, voices[split]) for split, count in UTTERANCES.items() for number in range(count)],
+                desc=corpus, unit=unit)
 
 
 def _lexicon() -> dict[str, str]:
@@ -127,29 +125,26 @@ def _lexicon() -> dict[str, str]:
 
 
 def _synthetic_sentences(rng: np.random.Generator) -> Iterator[Utterance]:
-    voices = _voices(rng)
-    for split, number in tqdm(list(_splits()), desc="LibriSpeech", unit="utterance"):
+    for split, number, voices in _utterances(rng, "LibriSpeech"):
         words = _draw_words(rng)
         speaker = 10 * list(UTTERANCES).index(split) + number % 2 + 1
-        yield Utterance(_say(words, voices[split][number % 2], rng), " ".join(words).upper(), str(speaker), "7", split)
+        yield Utterance(_say(words, voices[number % 2], rng), " ".join(words).upper(), str(speaker), "7", split)
 
 
 def _synthetic_slots(rng: np.random.Generator) -> Iterator[Utterance]:
     numbers = ("two", "five", "six", "seven")
-    voices = _voices(rng)
-    for split, number in tqdm(list(_splits()), desc="Audio SNIPS", unit="utterance"):
+    for split, number, voices in _utterances(rng, "Audio SNIPS"):
         words = [str(rng.choice(KEYWORDS)), "house", str(rng.choice(numbers))]
         label = f"BOS {' '.join(words).upper()} EOS\tO keyword O number Synthetic"
-        yield Utterance(_say(words, voices[split][number % 2], rng), label, SPEAKERS[split][number % 2], split=split)
+        yield Utterance(_say(words, voices[number % 2], rng), label, SPEAKERS[split][number % 2], split=split)
 
 
 def _synthetic_intents(rng: np.random.Generator) -> Iterator[Utterance]:
     actions, places = {"on": "activate", "off": "deactivate"}, {"house": "kitchen", "bed": "bedroom"}
-    voices = _voices(rng)
-    for split, number in tqdm(list(_splits()), desc="Fluent Speech Commands", unit="utterance"):
+    for split, number, voices in _utterances(rng, "Fluent Speech Commands"):
         words = [list(actions)[number % 2], list(places)[number // 2 % 2]]
         label = f"{actions[words[0]]},lights,{places[words[1]]}"
-        yield Utterance(_say(words, voices[split][number % 2], rng), label, f"{split}{number % 2}", split=split)
+        yield Utterance(_say(words, voices[number % 2], rng), label, f"{split}{number % 2}", split=split)
 
 
 def _synthetic_trials(rng: np.random.Generator) -> Iterator[Utterance]:
@@ -172,25 +167,22 @@ def _synthetic_queries(rng: np.random.Generator) -> Iterator[Utterance]:
 
 def _synthetic_noisy(rng: np.random.Generator) -> Iterator[tuple]:
     speakers = {"train": "p228", "dev": "p226", "test": "p232"}
-    voices = _voices(rng)
-    for split, number in tqdm(list(_splits()), desc="Voicebank-DEMAND", unit="utterance"):
-        clean = _say(_draw_words(rng), voices[split][number % 2], rng)
+    for split, number, voices in _utterances(rng, "Voicebank-DEMAND"):
+        clean = _say(_draw_words(rng), voices[number % 2], rng)
         noisy = clean + np.std(clean) * 10 ** (-rng.uniform(0, 15) / 20) * noise(len(clean), 1, rng)
         yield split, f"{speakers[split]}_{number:03d}", noisy, clean
 
 
 def _synthetic_pairs(rng: np.random.Generator) -> Iterator[tuple]:
-    voices = _voices(rng)
-    for split, number in tqdm(list(_splits()), desc="Libri2Mix", unit="mixture"):
-        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices[split])
+    for split, number, voices in _utterances(rng, "Libri2Mix", "mixture"):
+        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices)
         length = min(len(one), len(other))
         yield split, f"{number:04d}_{number:04d}", one[:length] + other[:length], one[:length], other[:length]
 
 
 def _synthetic_turns(rng: np.random.Generator) -> Iterator[Mixture]:
-    voices = _voices(rng)
-    for split, _ in tqdm(list(_splits()), desc="Libri2Mix, diarization", unit="mixture"):
-        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices[split])
+    for split, _, voices in _utterances(rng, "Libri2Mix, diarization", "mixture"):
+        one, other = (_say(_draw_words(rng), voice, rng) for voice in voices)
         starts = [0, int(rng.uniform(0.5, 1) * len(one))]
         samples = 0.001 * noise(starts[1] + len(other) + len(one), 0, rng)
         turns = []
