@@ -360,7 +360,10 @@ def _read_official(state, path):
     if missing:
         raise CheckpointError(f"{path} is not a SSAMBA checkpoint: it lacks {', '.join(missing)}")
     try:
-        config = _official_config(state)
+        config = SsambaConfig(
+            **_sizes(state, "v."), num_mel_bins=int(state["p_input_fdim"]),
+            pretraining_frames=int(state["p_input_tdim"]), block_order="paired", final_norm_twice=True,
+        )
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a complete SSAMBA checkpoint: {error}") from error
     weights = {
@@ -405,16 +408,6 @@ def _our_name(name):
         if name.startswith(official):
             return ours + name.removeprefix(official)
     return name
-
-
-def _official_config(state):
-    return SsambaConfig(
-        **_sizes(state, "v."),
-        num_mel_bins=int(state["p_input_fdim"]),
-        pretraining_frames=int(state["p_input_tdim"]),
-        block_order="paired",
-        final_norm_twice=True,
-    )
 
 
 def _sizes(state, prefix):

@@ -15,7 +15,7 @@ from .devices import send
 from .frontend import LogMel, check_waveforms
 from .store import state_hash
 from .streaming import FrameStream
-from .windows import Windowing, encode, frame_index, tokens_to_frames
+from .windows import Windowing, encode, token_index, tokens_to_frames
 
 PUBLISHED_SIDE, PUBLISHED_STRIDE = 16, 10  # of downstream patches, in mel bands and fbank frames (SSAST, section 3.1)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -195,7 +195,8 @@ class FrameEncoder(nn.Module):
         windows = self.windowing.cut(wavs, self.log_mel)
         with self.autocast(device.type):
             layers, firsts = encode([window for run in windows for window in run], self.model)
-        return layers, send(frame_index(wavs, windows, firsts, self.windowing, self.model.config), device)
+        counts = [self.windowing.frames(len(wav)) for wav in wavs]
+        return layers, send(token_index(counts, windows, firsts, self.model.config), device)
 
     def autocast(self, device_type):
         """Return a context in which the network computes in the encoder's precision."""

@@ -123,11 +123,9 @@ class Windowing:
     def windows_of(self, fbank, count):
         """Split log-mel, (fbank frames, mel), into windows of its first ``count`` columns, zero-padded at the end."""
         columns = count if self.whole else self.columns
-        return [self._columns_of(fbank, first, min(columns, count - first)) for first in range(0, count, columns)]
-
-    def _columns_of(self, fbank, first, count):
-        start = first * self.time_stride
-        return _fit(fbank[start:], (count - 1) * self.time_stride + self.patch_width)
+        return [_fit(fbank[first * self.time_stride:],
+                     (min(columns, count - first) - 1) * self.time_stride + self.patch_width)
+                for first in range(0, count, columns)]
 
     def _cut_published(self, wavs, log_mel):
         parts = [wav.split(self.window_samples) for wav in wavs]
@@ -164,41 +162,25 @@ def encode(windows, model):
     return layers, [0, *itertools.accumulate(sizes)][:-1]
 
 
-def frame_index(wavs, windows, firsts, windowing, config):
-    """Return the :func:`token_index` of utterances.
-
-    Args:
-        wavs: list of (samples,).
-        windows: their windows from ``windowing.cut``.
-        firsts: index of each window's class token, see :func:`encode`.
-        windowing, config: the Windowing, and the network's SsambaConfig.
-    """
-    firsts = iter(firsts)
-    return token_index(
-        counts=[windowing.frames(len(wav)) for wav in wavs],
-        firsts=[[next(firsts) for _ in run] for run in windows],
-        columns=[[config.columns(len(window)) for window in run] for run in windows],
-        rows=config.num_patch_rows,
-    )
-
-
-def token_index(counts, firsts, columns, rows):
+def token_index(counts, windows, firsts, config):
     """Return the indices of the tokens that make up each utterance's frames.
 
     Args:
         counts: number of frames wanted for each utterance.
-        firsts: for each utterance, the index of each window's class token.
-        columns: for each utterance, the number of columns in each window.
-        rows: number of patches in a column.
+        windows: each utterance's windows, see :meth:`Windowing.cut`.
+        firsts: index of each window's class token, see :func:`encode`.
+        config: the network's SsambaConfig.
 
     Returns:
         (utterances, largest count, rows): token indices, lowest band first, -1 past the end of an utterance. If the
         windows have too few frames, the last one repeats.
     """
+    rows, firsts = config.num_patch_rows, iter(firsts)
     index = torch.full((len(counts), max(counts), rows), -1)
-    for row, count, *windows in zip(index, counts, firsts, columns, strict=True):
+    for row, count, run in zip(index, counts, windows, strict=True):
+        widths = [config.columns(len(window)) for window in run]
         frames = torch.cat([
-            first + 1 + torch.arange(width)[:, None] + torch.arange(rows) * width for first, width in zip(*windows)
+            next(firsts) + 1 + torch.arange(width)[:, None] + torch.arange(rows) * width for width in widths
         ])
         row[:count] = frames[torch.arange(count).clamp(max=len(frames) - 1)]
     return index

@@ -1,6 +1,7 @@
 """Windows and frames, compared with explicit definitions."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,9 @@ def test_frames_of_utterances(pooling):
     grids = [torch.randn(rows, columns, width) for columns in (4, 2, 3)]
     class_token = torch.full((1, width), 9.0)
     tokens = torch.cat([part for grid in grids for part in (class_token, grid.flatten(0, 1))])
-    index = token_index(counts=[6, 4], firsts=[[0, 13], [20]], columns=[[4, 2], [3]], rows=rows)
+    windows = [[torch.zeros(4), torch.zeros(2)], [torch.zeros(3)]]
+    config = SimpleNamespace(num_patch_rows=rows, columns=lambda frames: frames)
+    index = token_index([6, 4], windows, [0, 13, 20], config)
     frames = tokens_to_frames(tokens, index, pooling)
     assert index.shape == (2, 6, rows) and (index[1, 4:] == -1).all()
     columns = [[grids[0][:, c] for c in range(4)] + [grids[1][:, c] for c in range(2)],

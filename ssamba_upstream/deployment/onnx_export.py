@@ -183,13 +183,10 @@ class _Encoder:
 
     def _frames(self, batch):
         encoder = self.encoder
-        windowing, config = encoder.windowing, encoder.model.config
-        count = -(-batch.shape[1] // windowing.time_stride)
-        windows = [windowing.windows_of(features, count) for features in batch]
+        count = -(-batch.shape[1] // encoder.windowing.time_stride)
+        windows = [encoder.windowing.windows_of(features, count) for features in batch]
         layers, firsts = encode([window for run in windows for window in run], encoder.model)
-        firsts = [list(run) for run in np.split(np.array(firsts), len(batch))]
-        columns = [[config.columns(len(window)) for window in run] for run in windows]
-        index = token_index([count] * len(batch), firsts, columns, config.num_patch_rows)
+        index = token_index([count] * len(batch), windows, firsts, encoder.model.config)
         *hidden, last = [tokens_to_frames(tokens, index, encoder.frequency_pooling) for tokens in layers]
         return torch.stack(hidden), last
 

@@ -143,14 +143,11 @@ def read_recipe(source, kind, overrides=()):
     if unknown:
         raise RecipeError(f"{source}: no field {', '.join(unknown)}; the fields are "
                           f"{', '.join(sorted(item.name for item in known))}")
-    missing = [item.name for item in known if _is_required(item) and item.name not in values]
+    missing = [item.name for item in known
+               if item.default is item.default_factory is MISSING and item.name not in values]
     if missing:
         raise RecipeError(f"{source} lacks {', '.join(missing)}. Give --set {missing[0]}=VALUE")
     return kind(**values)
-
-
-def _is_required(item):
-    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _find(source, folder):

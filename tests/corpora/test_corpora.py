@@ -69,13 +69,6 @@ def iemocap(tmp_path):
     return tmp_path / "IEMOCAP"
 
 
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic") / "corpora"
-    synthesise_corpora(out)
-    return out
-
-
 def assert_problem(report, *fragments, others=0):
     """Assert that exactly one problem contains all fragments, next to ``others``, and that all are whole sentences."""
     matching = [problem for problem in report.problems if all(fragment in problem for fragment in fragments)]

@@ -15,7 +15,6 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.report import CorpusError
 from ssamba_upstream.corpora.superb import libri2mix, voicebank_demand
 from ssamba_upstream.corpora.superb.sets import CHECKS
-from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 
 pytestmark = pytest.mark.slow  # creating the corpora takes seconds
 
@@ -24,13 +23,6 @@ PLACES = {
     "asv": "VoxCeleb1_trials", "sd": "diarization", "qbe": "quesst14Database", "se": "enhancement", "ss": "separation",
 }
 ALL_PLACES = {**PLACES, "sid": "VoxCeleb1", "er": "IEMOCAP", "ks": "commands"}
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic") / "corpora"
-    synthesise_corpora(out)
-    return out
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def arrange_fsdd(recordings, out) -> list[str]:
     digits, unreadable = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})
     commands = (
-        Utterance(samples, KEYWORDS[digit], _hash(f"{digit}_{speaker}_{take}"), split=_split(take))
+        Utterance(samples, KEYWORDS[digit], hashlib.sha1(f"{digit}_{speaker}_{take}".encode()).hexdigest()[:8],
+                  split=_split(take))
         for digit, speaker, take, samples in digits)
     identities = (
         Utterance(samples, f"id{10001 + speakers.index(speaker)}", recording=f"digit{digit}", split=_split(take))
@@ -127,10 +128,6 @@ def _join(takes, speakers, slots, rng: np.random.Generator) -> Iterator[tuple[st
 
 def _split(take: int) -> str:
     return "test" if take < 5 else "dev" if take < 10 else "train"
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha1(name.encode()).hexdigest()[:8]
 
 
 def _read_fsdd(recordings: Path) -> tuple[list[tuple[int, str, int, np.ndarray]], list[str]]:

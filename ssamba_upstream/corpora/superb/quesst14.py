@@ -34,7 +34,11 @@ def check(root, _=None) -> CorpusReport:
         report.require_folder()
         for part in LISTS:
             with report.collecting():
-                _check_part(part, report)
+                recordings = read_list(root, part)
+                report.counts[part] = {"recordings": len(recordings)}
+                report.recordings[part] = recordings_of({os.path.relpath(path, root): path for path in recordings})
+                report.texts[LISTS[part]] = root / "scoring" / LISTS[part]
+                report.read_headers(report.check_exist(recordings, LISTS[part], REMEDY))
         absent = [name for name in (SCORER, *GROUND_TRUTHS.values()) if not os.path.exists(root / "scoring" / name)]
         if absent:
             report.notes.append(f"{root / 'scoring'} has no {', '.join(absent)}, which MediaEval's scorer needs for "
@@ -82,11 +86,3 @@ def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
             part.append(f"quesst14Database/{name} {utterance.label}\n")
         for part, name in LISTS.items():
             write_text("".join(lines[part]), folder / "scoring" / name)
-
-
-def _check_part(part: str, report: CorpusReport):
-    recordings = read_list(report.root, part)
-    report.counts[part] = {"recordings": len(recordings)}
-    report.recordings[part] = recordings_of({os.path.relpath(path, report.root): path for path in recordings})
-    report.texts[LISTS[part]] = report.root / "scoring" / LISTS[part]
-    report.read_headers(report.check_exist(recordings, LISTS[part], REMEDY))

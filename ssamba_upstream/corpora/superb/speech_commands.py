@@ -70,7 +70,11 @@ def check(root, test_root=None) -> CorpusReport:
         for part, files in {**paths, BACKGROUND_NOISE: backgrounds}.items():
             report.recordings[part] = recordings_of({f"{path.parent.name}/{path.name}": path for path in files})
         report.read_headers([path for files in paths.values() for path in files])
-        _compare_version(report, {split: len(files) for split, files in paths.items()})
+        found = {split: len(files) for split, files in paths.items()}
+        report.compare(found, RELEASED["v0.01"])
+        if found == RELEASED["v0.02"]:
+            report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with "
+                                "others on v0.02.")
     return report
 
 
@@ -171,14 +175,6 @@ def _test_set(test_root: Path, report: CorpusReport) -> list[Path]:
 
 def _class_of(recording: Path) -> str:
     return recording.parent.name if recording.parent.name in CLASSES else "_unknown_"
-
-
-def _compare_version(report: CorpusReport, found: dict[str, int]):
-    """Add a note on whether this is the version that SUPERB uses."""
-    report.compare(found, RELEASED["v0.01"])
-    if found == RELEASED["v0.02"]:
-        report.notes[-1] = ("This is Speech Commands v0.02. SUPERB uses v0.01; compare accuracies only with others on "
-                            "v0.02.")
 
 
 def _report_absent_classes(report: CorpusReport, train_root: Path, test_root: Path):

@@ -29,7 +29,7 @@ def check(root, split_file=None) -> CorpusReport:
         The report, with the numbers of utterances and speakers per split. Problems are reported, not raised.
     """
     root = absolute(root)
-    split_file = absolute(split_file or find_split_file(root))
+    split_file = absolute(split_file or find_named(root, SPLIT_FILES))
     report = CorpusReport(NAME, root, override({"datarc.file_path": root, "datarc.meta_data": split_file}))
     with report.checking(f"correct {split_file}", RELEASED, one_format=True):
         report.require_folder()
@@ -50,11 +50,6 @@ def check(root, split_file=None) -> CorpusReport:
     return report
 
 
-def find_split_file(root: Path) -> Path:
-    """Return the path of VoxCeleb1's split file in a folder, under either of its names; by default the first."""
-    return find_named(root, SPLIT_FILES)
-
-
 def _read_split_file(split_file: Path, report: CorpusReport | None = None) -> dict[int, tuple[str, str]]:
     """Return the digit of the split and ``id10001/<video>/<n>.wav`` by line number, see :func:`read_lines`."""
     return read_lines(split_file, r"\s*([123])\s+(id\d{5}/[^/\s]+/[^/\s]+)\s*", "<1|2|3> id10001/<video>/<n>.wav",
@@ -65,13 +60,13 @@ def _read_split_file(split_file: Path, report: CorpusReport | None = None) -> di
 def labelled_utterances(root: Path):
     """Yield the path, speaker, split and video of every utterance in the split file."""
     files = _voxceleb_files(root)
-    for digit, name in _read_split_file(find_split_file(root)).values():
+    for digit, name in _read_split_file(find_named(root, SPLIT_FILES)).values():
         yield files[name], name.split("/")[0], SPLITS_BY_DIGIT[digit], name.rpartition("/")[0]
 
 
 def find_test_set(corpus: Path) -> dict[str, str]:
     """Return the locations of the test set's utterances, by s3prl's names; ``corpus`` can be the split file."""
-    split_file = find_split_file(corpus) if corpus.is_dir() else corpus
+    split_file = find_named(corpus, SPLIT_FILES) if corpus.is_dir() else corpus
     found = {Path(name.replace("/", "-")).stem: f"{split_file}, line {number}"
              for number, (digit, name) in _read_split_file(split_file).items() if SPLITS_BY_DIGIT[digit] == "test"}
     if not found:

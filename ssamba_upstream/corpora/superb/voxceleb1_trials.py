@@ -28,7 +28,7 @@ def check(root, trial_list=None) -> CorpusReport:
         The report, with the numbers of speakers, recordings and trials. Problems are reported, not raised.
     """
     root = absolute(root)
-    trial_list = absolute(trial_list or find_trial_list(root))
+    trial_list = absolute(trial_list or find_named(root, TRIAL_LISTS))
     # s3prl also opens the list of dev trials, but always evaluates that of the test set.
     report = CorpusReport("VoxCeleb1 (speaker verification)", root, override({
         "datarc.file_path": root, "datarc.dev_meta_data": trial_list, "datarc.test_meta_data": trial_list}))
@@ -45,11 +45,6 @@ def check(root, trial_list=None) -> CorpusReport:
     return report
 
 
-def find_trial_list(root: Path) -> Path:
-    """Return the path of the trial list in a folder, under any of its names; by default the first."""
-    return find_named(root, TRIAL_LISTS)
-
-
 def _read_trials(path: Path, report: CorpusReport | None = None) -> dict[int, tuple[str, str, str]]:
     """Return (label, recording, recording) by line number, see :func:`read_lines`."""
     recording = r"\s+(id\d{5}/[^/\s]+/[^/\s]+\.wav)"
@@ -60,7 +55,7 @@ def _read_trials(path: Path, report: CorpusReport | None = None) -> dict[int, tu
 
 def find_test_set(corpus: Path) -> dict[str, str]:
     """Return the locations of the trials in their list, by s3prl's names for them; ``corpus`` can be the list."""
-    path = find_trial_list(corpus) if corpus.is_dir() else corpus
+    path = find_named(corpus, TRIAL_LISTS) if corpus.is_dir() else corpus
     return {"_".join(recording.replace("/", "-").split(".")[0] for recording in pair): f"{path}, line {number}"
             for number, (_, *pair) in _read_trials(path).items()}
 
