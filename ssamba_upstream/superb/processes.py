@@ -1,7 +1,9 @@
 """s3prl's training and evaluation in subprocesses, which end together with the process that started them."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +11,9 @@ from pathlib import Path
 
 RUNNER = (sys.executable, "-m", "ssamba_upstream", "run-downstream")
 """The command that trains and evaluates; s3prl's arguments are appended."""
+
+ENDING = ((None, 5.0), (signal.SIGINT, 5.0), (signal.SIGKILL, 5.0))
+"""Signals to end processes, and the seconds to wait after each. In a terminal, Ctrl-C has reached them already."""
 
 SHOWN = 12  # last lines of a failed cell's log
 
@@ -37,18 +42,32 @@ class Processes:
         try:
             return process.wait()
         except BaseException:
-            process.kill()
+            _interrupt([process])
             raise
         finally:
             with self._lock:
                 self._running.discard(process)
 
     def end(self) -> None:
-        """Terminate all running processes and prevent new ones from starting."""
+        """Interrupt all running processes and prevent new ones from starting."""
         with self._lock:
             self._ended = True
-            for process in self._running:
-                process.terminate()
+            running = [*self._running]
+        _interrupt(running)
+
+
+def _interrupt(processes):
+    """End processes as Ctrl-C does; kill only those that do not end.
+
+    If a process is killed, its data-loading workers may wait forever for it to read their last batch.
+    """
+    for number, seconds in ENDING:
+        for process in processes:
+            if number is not None:
+                process.send_signal(number)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
 
 
 def run_s3prl(processes: Processes, folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> str:

@@ -285,6 +285,32 @@ sys.exit(main({arguments!r}))"""
     assert rows(tmp_path)[0]["unfinished"] == 0
 
 
+@pytest.mark.parametrize("handler, seconds, status", [
+    ("signal.default_int_handler", 60, 3), ("signal.SIG_IGN", 0.1, -signal.SIGKILL)])
+def test_interrupted_processes_can_clean_up(handler, seconds, status, tmp_path, monkeypatch):
+    """Data-loading workers of a process that is killed may wait for it forever."""
+    monkeypatch.setattr(processes, "ENDING", ((None, 0), (signal.SIGINT, seconds), (signal.SIGKILL, 60)))
+    code = f"""import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, {handler})
+try:
+    pathlib.Path("ready").touch()
+    time.sleep(600)
+except KeyboardInterrupt:
+    sys.exit(3)"""
+    running, statuses = processes.Processes(), []
+    thread = threading.Thread(
+        target=lambda: statuses.append(running.run([sys.executable, "-c", code], cwd=tmp_path)))
+    thread.start()
+    while not (tmp_path / "ready").exists():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    running.end()
+    thread.join()
+    assert statuses == [status]
+    with pytest.raises(processes.CellError, match="stopped before it started"):
+        running.run([sys.executable, "-c", code])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cut_off, begins_at", [
     ("states-4.ckpt", 2), ("dev-best.ckpt", 0), ("states-*.ckpt", 0)])
