@@ -48,7 +48,7 @@ class KeptUpstream(nn.Module):
             wavs: list of (samples,) at 16 kHz.
 
         Returns:
-            dict from the feature's name to :class:`StackedLayers`, float32.
+            dict from the feature's name to :class:`StackedLayers`, in the store's dtype.
 
         Raises:
             RunError: If the upstream has no such layer.
@@ -63,7 +63,7 @@ class KeptUpstream(nn.Module):
 
     def features(self, stacked, frames, device):
         """Return the Featurizer's input for hidden states in the store's dtype, see :meth:`HiddenStateStore.read`."""
-        return {self.selection: StackedLayers(send(stacked, device).float(), frames)}
+        return {self.selection: StackedLayers(send(stacked, device), frames)}
 
     def compute(self, wavs):
         """Return the states to keep, a list of (layers, frames, width), for a list of (samples,)."""

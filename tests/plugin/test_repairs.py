@@ -17,6 +17,8 @@ from ssamba_upstream.plugin import compat, runner
 from ssamba_upstream.plugin.repairs import ctc_corpora, downstreams
 from ssamba_upstream.plugin.repairs.frames import (
     RunError,
+    StackedLayers,
+    WeightedSum,
     check_hop,
     check_split,
     report_alignments_of_downstream,
@@ -102,6 +104,34 @@ def test_frames_of_other_upstreams_are_rounded_but_never_none():
     wavs = [torch.ones(16000), torch.ones(2000), torch.ones(160)]
     frames = featurizer(Other())(wavs, Other()(wavs))
     assert [len(frame) for frame in frames] == [10, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("features", [1, WeightedSum.BLOCK, 2 * WeightedSum.BLOCK + 7])
+def test_the_weighted_sum_of_kept_layers_and_its_gradient_follow_the_definition(dtype, features):
+    layers = torch.randn(3, features).to(dtype)
+    weights, definition = (torch.tensor([0.2, 0.5, 0.3], dtype=wide, requires_grad=True)
+                           for wide in (torch.float32, torch.float64))
+    gradient = torch.randn(features)
+    result = WeightedSum.apply(weights, layers)
+    expected = (definition[:, None] * layers.double()).sum(dim=0)
+    result.backward(gradient)
+    expected.backward(gradient.double())
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weights.grad.double(), definition.grad, rtol=1e-5, atol=1e-3)
+
+
+def test_one_layer_and_normalised_layers_are_widened(encoder):
+    wavs = [torch.randn(1600), torch.randn(3200)]
+    stacked = torch.stack(encoder(wavs)["hidden_states"]).half()
+    kept = {"hidden_states": StackedLayers(stacked, [1, 2])}
+    layers = {"hidden_states": [*stacked.float()]}
+    for options in ({"layer_selection": 1}, {"normalize": True}):
+        reads = featurizer(encoder, **options)
+        for found, expected in zip(reads(wavs, kept), reads(wavs, layers)):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected)
 
 
 def test_layers_and_features_that_there_are_not(encoder):

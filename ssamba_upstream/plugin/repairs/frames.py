@@ -108,13 +108,39 @@ class StackedLayers(list):
     """Hidden states as input for s3prl's Featurizer, a list of (utterances, frames, width).
 
     Attributes:
-        stacked: (layers, utterances, frames, width), of which the list's tensors are views.
+        stacked: (layers, utterances, frames, width) in any dtype, of which the list's tensors are views.
         frames: number of frames of each utterance. Later frames are zeros.
     """
 
     def __init__(self, stacked, frames):
         super().__init__(stacked)
         self.stacked, self.frames = stacked, frames
+
+
+class WeightedSum(torch.autograd.Function):
+    """The weighted sum of kept layers, (layers,) times (layers, features) in any dtype, as (features,) float32.
+
+    On a CPU, blocks of features are widened to float32 one by one, so that they stay in the cache; gradients reach
+    only the weights.
+    """
+
+    BLOCK = 2**15  # features of all layers
+
+    @staticmethod
+    def forward(context, weights, layers):
+        context.save_for_backward(layers)
+        return torch.cat([weights @ block.float() for block in WeightedSum.blocks(layers)])
+
+    @staticmethod
+    def backward(context, gradient):
+        layers, = context.saved_tensors
+        blocks = WeightedSum.blocks(layers)
+        gradients = gradient.split(blocks[0].shape[1])
+        return sum(block.float() @ part for block, part in zip(blocks, gradients)), None
+
+    @staticmethod
+    def blocks(layers):
+        return layers.split(WeightedSum.BLOCK if layers.device.type == "cpu" else max(1, layers.shape[1]), dim=1)
 
 
 def count_frames(upstream, samples, rate):
@@ -145,9 +171,11 @@ def keep_frames(module):
     def select_existing(self, features):
         layers, layer = features.get(self.feature_selection), self.layer_selection
         if isinstance(layers, StackedLayers) and len(layers) == 1:
-            return layers[0]
+            layer = 0
         if isinstance(layers, (list, tuple)) and layer is not None and not -len(layers) <= layer < len(layers):
             raise RunError(f"-l {layer}: the upstream has layers 0 to {len(layers) - 1}")
+        if isinstance(layers, StackedLayers) and layer is not None:
+            return layers[layer].float()
         return select(self, features)
 
     def tolist(self, paired_wavs, paired_feature):
@@ -161,10 +189,12 @@ def keep_frames(module):
 
     @functools.wraps(add_up)
     def add_up_at_once(self, layers):
-        if not isinstance(layers, StackedLayers) or self.normalize:
+        if not isinstance(layers, StackedLayers):
             return add_up(self, layers)
-        stacked = layers.stacked
-        return (self.weights.softmax(dim=0) @ stacked.flatten(1)).unflatten(0, stacked.shape[1:])
+        if self.normalize:
+            return add_up(self, [layer.float() for layer in layers])
+        shape = layers.stacked.shape[1:]
+        return WeightedSum.apply(self.weights.softmax(dim=0), layers.stacked.flatten(1)).unflatten(0, shape)
 
     @functools.wraps(forward)
     def forward_known_frames(self, paired_wavs, paired_features):
