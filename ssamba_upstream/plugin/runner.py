@@ -136,9 +136,7 @@ def _hand_over(arguments, run=_run_downstream, program=None):
         register()
         run()
     except FileNotFoundError as error:
-        if explanation := _explain_missing_file(str(error.filename)):
-            raise SystemExit(explanation) from error
-        raise
+        raise SystemExit(_explain_missing_file(error)) from error
     except (CheckpointError, RunError, StoreError) as error:
         raise SystemExit(str(error)) from None
     except ModuleNotFoundError as error:
@@ -168,11 +166,12 @@ def _explain_missing_module(name) -> str:
     return f"s3prl needs {name}. Run: pip install 'ssamba-upstream[{extra}]'"
 
 
-def _explain_missing_file(missing) -> str | None:
+def _explain_missing_file(error) -> str:
+    missing = str(error.filename or "")
     if re.fullmatch(r"\./downstream/.*/config\.yaml", missing):
         return ("Give the downstream's config with -c: a file or the name of one of ssamba_upstream's configs: "
                 f"{', '.join(config_names('downstream'))}. s3prl's package does not include one ({missing}).")
     if missing.startswith("/path/to/"):
         return (f"{missing} in the config is a placeholder. Give your own path with -o, as shown in the first lines of "
                 "the config.")
-    return None
+    return f"{missing} does not exist. Correct the path." if missing else str(error)
