@@ -176,20 +176,19 @@ def join_labels(classes) -> str:
     return SEPARATOR.join(classes)
 
 
-def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
+def read_labelled(source: str | os.PathLike) -> LabelledSet:
     """Read a labelled set.
 
-    If the source has no splits, each class is split separately. Its recordings are ordered by the SHA-256 of the seed
-    and their path, as written in the CSV or relative to the folder. The first 20 % are test and the next 10 % are dev
-    (each rounded, and at least one recording); the rest are train. The split is the same on every machine. It can put
-    recordings of one speaker or session into both train and test; give a CSV with splits to keep them apart.
+    If the source has no splits, each class is split separately. Its recordings are ordered by the SHA-256 of "0 "
+    followed by their path, as written in the CSV or relative to the folder. The first 20 % are test and the next 10 %
+    are dev (each rounded, and at least one recording); the rest are train. The split is the same on every machine. It
+    can put recordings of one speaker or session into both train and test; give a CSV with splits to keep them apart.
 
     Args:
         source: a CSV with the columns path and label, and optionally split and group (paths are relative to the
             CSV's folder, and a label can be empty, see :func:`split_labels`); or a folder with one subfolder per
             class, whose name is the label, with audio files at any depth, see
             :data:`ssamba_upstream.audio.AUDIO_EXTENSIONS`. Hidden files are skipped.
-        seed: seed of the split, if the source has none.
 
     Raises:
         LabelledSetError: see :class:`LabelledSet`; also if a CSV has missing or other columns or incomplete rows,
@@ -208,7 +207,11 @@ def read_labelled(source: str | os.PathLike, seed: int = 0) -> LabelledSet:
         root = source.parent
         names, labels, splits, groups = _read_csv(source)
     if splits is None:
-        splits = _split(names, labels, seed)
+        splits = {}
+        for label in set(labels):
+            members = [name for name, other in zip(names, labels) if other == label]
+            splits.update(split_by_hash(members, f"class {label!r}"))
+        splits = [splits[name] for name in names]
     try:
         return LabelledSet([root / name for name in names], labels, splits, groups)
     except LabelledSetError as error:
@@ -261,21 +264,12 @@ def read_table(file, columns, optional=None, empty=()):
             yield where, row
 
 
-def _split(names, labels, seed):
-    splits = {}
-    for label in set(labels):
-        members = [name for name, other in zip(names, labels) if other == label]
-        splits.update(split_by_hash(members, f"class {label!r}", seed))
-    return [splits[name] for name in names]
-
-
-def split_by_hash(names, what, seed=0):
-    """Split some names in the order of the SHA-256 of seed and name, see :func:`read_labelled`.
+def split_by_hash(names, what):
+    """Split some names by their SHA-256, see :func:`read_labelled`.
 
     Args:
         names: three or more names.
         what: description of the names, for the error.
-        seed: seed of the order.
 
     Returns:
         "train", "dev" or "test" by name.
@@ -285,7 +279,7 @@ def split_by_hash(names, what, seed=0):
     """
     if len(names) < len(SPLITS):
         raise LabelledSetError(f"{what} has {len(names)} recordings; a split into train, dev and test needs three")
-    ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    ordered = sorted(names, key=lambda name: hashlib.sha256(f"0 {name}".encode()).digest())
     test, dev = max(1, round(0.2 * len(names))), max(1, round(0.1 * len(names)))
     sizes = {"test": test, "dev": dev, "train": len(names) - test - dev}
     return dict(zip(ordered, (split for split, size in sizes.items() for _ in range(size))))

@@ -96,7 +96,7 @@ def _prepare(data_set, root, out):
         counts, classes = _compare(recordings, data_set, notes)
         if data_set.scenes:
             out.unlink(missing_ok=True)  # its labels may belong to other scenes than those written now
-            recordings = mix_scenes(recordings, out.with_suffix(""), report=unreadable.append)
+            recordings = mix_scenes(recordings, out.with_suffix(""), unreadable.append)
             scenes = Counter(fold for _, _, fold in recordings)
             notes.append(f"They form {len(recordings):,} scenes of {SCENE_SECONDS} s: "
                          + ", ".join(f"{count} of {fold}" for fold, count in scenes.items()) + ".")

@@ -17,10 +17,10 @@ LARGEST_CUT = SAMPLE_RATE // 10
 """Most samples at an excerpt's end to cut rather than pad to a second; 4 s excerpts are often slightly longer."""
 
 
-def mix_scenes(excerpts, folder, seed=0, report=None):
+def mix_scenes(excerpts, folder, report):
     """Join the excerpts of each fold into one-minute scenes, and write them as 16-bit mono FLAC at 16 kHz.
 
-    A fold's excerpts are ordered by the SHA-256 of the seed and their file name. Each is padded with zeros to whole
+    A fold's excerpts are ordered by the SHA-256 of "0 " followed by their file name. Each is padded with zeros to whole
     seconds, all labelled with its class. An excess of less than a tenth of a second is cut off instead. Scenes start
     and end on a whole second, if necessary within an excerpt. The rest of a fold after its last whole minute is
     dropped, so no labelled second is silent.
@@ -30,15 +30,13 @@ def mix_scenes(excerpts, folder, seed=0, report=None):
     Args:
         excerpts: (path, class, fold) of each excerpt.
         folder: folder for the scenes, ``{fold}_{number}.flac``; the number has three or more digits.
-        seed: seed of the order.
-        report: function called with the AudioError of each unreadable excerpt, which is skipped. Default: raise it.
+        report: function called with the AudioError of each unreadable excerpt, which is skipped.
 
     Returns:
         (path, label, fold) of each scene; the label contains the classes of its seconds, see
         :func:`ssamba_upstream.corpora.labelled.split_labels`.
 
     Raises:
-        AudioError: If an excerpt cannot be read and there is no ``report``.
         ValueError: If a fold lasts less than a minute.
     """
     by_fold = {}
@@ -47,7 +45,7 @@ def mix_scenes(excerpts, folder, seed=0, report=None):
     scenes = []
     with tqdm(total=len(excerpts), desc="mixing scenes", unit=" excerpts") as progress:
         for fold, members in by_fold.items():
-            members.sort(key=lambda member: hashlib.sha256(f"{seed} {member[0].name}".encode()).digest())
+            members.sort(key=lambda member: hashlib.sha256(f"0 {member[0].name}".encode()).digest())
             before = len(scenes)
             for number, (samples, classes) in enumerate(_minutes(members, progress, report)):
                 path = folder / f"{fold}_{number:03d}.flac"
@@ -67,8 +65,6 @@ def _minutes(members, progress, report):
         try:
             found = _read_seconds(path)
         except AudioError as error:
-            if report is None:
-                raise
             report(error)
             continue
         seconds.extend(found)

@@ -13,7 +13,13 @@ from ..devices import send
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import read_json, write_json
 from ..frontend import LogMel
-from ..network.classification import IGNORED, SsambaForAudioClassification, SsambaForAudioFrameClassification
+from ..network.classification import (
+    IGNORED,
+    MULTI,
+    SINGLE,
+    SsambaForAudioClassification,
+    SsambaForAudioFrameClassification,
+)
 from ..training.augmentation import noise_and_roll, spec_augment
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
@@ -105,13 +111,12 @@ class _Finetuning(Run):
 
     def __init__(self, recipe, task, out, description, processes):
         torch.manual_seed(recipe.seed)
-        self.model_class = SsambaForAudioClassification
-        if recipe.problem == "per_second":
-            self.model_class = SsambaForAudioFrameClassification
-        problem_type = "multi_label_classification" if recipe.loss == "binary_cross_entropy" else None
+        of_seconds = recipe.problem == "per_second"
+        self.model_class = SsambaForAudioFrameClassification if of_seconds else SsambaForAudioClassification
         model = new_classifier(
             recipe.checkpoint, self.model_class, task.classes, recipe.clip_frames, recipe.size,
-            **{**recipe.model, **_statistics(recipe), "problem_type": problem_type or "single_label_classification"},
+            **{**recipe.model, **_statistics(recipe),
+               "problem_type": MULTI if recipe.loss == "binary_cross_entropy" else SINGLE},
         ).to(processes.device)
         model.ssamba.gradient_checkpointing = recipe.gradient_checkpointing
         self.task, self.description, self.results = task, description, None

@@ -202,16 +202,6 @@ def test_hash_split_is_that_of_the_released_lists():
         assert hash_split(f"{speaker}_nohash_0.wav") == "discarded"
 
 
-@pytest.mark.parametrize("check", [check_speaker_identification, check_emotion, check_keyword_spotting])
-def test_roots_that_are_no_corpus(check, tmp_path):
-    assert_problem(check(tmp_path / "absent"), str(tmp_path / "absent"), "does not exist")
-    (tmp_path / "file").write_text("")
-    assert_problem(check(tmp_path / "file"), "is not a folder")
-    (tmp_path / "empty").mkdir()
-    report = check(tmp_path / "empty")
-    assert report.problems and all(problem.endswith(".") for problem in report.problems)
-
-
 def test_input_errors_become_problems(commands, voxceleb1, iemocap, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error", "broken.wav")

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 
 from helpers.paths import SHARED_AUDIO
-from ssamba_upstream.audio import AudioError, read_clip
+from ssamba_upstream.audio import read_clip
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora import preparation
 from ssamba_upstream.corpora.labelled import read_labelled, split_labels
@@ -427,7 +428,7 @@ def test_every_second_of_a_scene_sounds_as_it_is_labelled(urban, tmp_path):
 def test_every_excerpt_is_there_once_and_whole(urban, tmp_path):
     """Only the end of the last scene cuts an excerpt. An excerpt of 0.05 s fills a second, and 4.03 s fill four."""
     excerpts = {path.stem: path for path in (urban / "audio" / "fold1").glob("*.wav")}
-    scenes = mix_scenes([(path, stem, "fold1") for stem, path in excerpts.items()], tmp_path / "scenes")
+    scenes = mix_scenes([(path, stem, "fold1") for stem, path in excerpts.items()], tmp_path / "scenes", pytest.fail)
     samples = np.concatenate([soundfile.read(path)[0] for path, _, _ in scenes])
     runs = [(stem, len([*run])) for stem, run in itertools.groupby(
         stem for _, label, _ in scenes for stem in split_labels(label))]
@@ -440,13 +441,12 @@ def test_every_excerpt_is_there_once_and_whole(urban, tmp_path):
         assert np.abs(piece[:len(clip)] - clip).max() <= 0.51 / 2**15 and not piece[len(clip):].any()
 
 
-def test_the_mix_is_the_same_whatever_the_order_and_changes_with_the_seed(urban, tmp_path):
+def test_the_mix_is_the_same_whatever_the_order(urban, tmp_path):
     excerpts = [(path, path.stem, "fold2") for path in sorted((urban / "audio" / "fold2").glob("*.wav"))]
-    first = mix_scenes(excerpts, tmp_path / "a")
-    again = mix_scenes(excerpts[::-1], tmp_path / "b")
+    first = mix_scenes(excerpts, tmp_path / "a", pytest.fail)
+    again = mix_scenes(excerpts[::-1], tmp_path / "b", pytest.fail)
     assert [label for _, label, _ in first] == [label for _, label, _ in again]
     assert [path.read_bytes() for path, _, _ in first] == [path.read_bytes() for path, _, _ in again]
-    assert first[0][1] != mix_scenes(excerpts, tmp_path / "c", seed=1)[0][1]
 
 
 @pytest.mark.slow
@@ -504,9 +504,8 @@ def test_damaged_excerpts_are_in_no_scene(urban, tmp_path):
         str(missing), str(damaged)]
     without = [(path, label, fold) for path, label, fold in SETS["urban8k_scenes"].read(root)[0]
                if path not in (damaged, missing)]
-    expected = mix_scenes(without, tmp_path / "expected")
+    expected = mix_scenes(without, tmp_path / "expected", pytest.fail)
     data = read_labelled(tmp_path / "out.csv")
     assert data.labels == [label for _, label, _ in expected]
     assert [p.read_bytes() for p in data.paths] == [p.read_bytes() for p, _, _ in expected]
-    with pytest.raises(AudioError, match="1000-0-0-0.wav cannot be read as audio: .* not finite"):
-        mix_scenes([(damaged, "siren", "fold1")], tmp_path / "scenes")
+    assert re.search("1000-0-0-0.wav cannot be read as audio: .* not finite", report.unreadable[1])
