@@ -11,7 +11,7 @@ from ssamba_upstream.ops import cpu
 
 if not Path(ssamba_upstream.__file__).is_relative_to(sys.prefix):
     sys.exit(f"{ssamba_upstream.__file__} does not come from a wheel. Install the wheel first")
-if not cpu.is_available():
+if cpu.unavailable_reason() is not None:
     sys.exit(f"The wheel's kernel is not used: {cpu.unavailable_reason()}")
 encoder = FrameEncoder.from_checkpoint("ssamba_starter").eval()
 with torch.no_grad():

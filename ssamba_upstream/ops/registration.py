@@ -5,14 +5,13 @@ written out because older versions of torch cannot infer them from current type 
 """
 
 import itertools
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-_SCAN_INPUTS = (
-    "Tensor[] u, Tensor[] delta, Tensor[] A, Tensor[] B, Tensor[] C, Tensor[] D, Tensor[] delta_bias, "
-    "Tensor[] initial_state, Tensor? z, Tensor? offsets, bool[] reverse"
-)
-_SCAN_LISTS = _SCAN_INPUTS.count("Tensor[]")
+_SCAN_LISTS = "u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state"
+_SCAN_INPUTS = ", ".join([*(f"Tensor[] {name}" for name in _SCAN_LISTS), "Tensor? z, Tensor? offsets, bool[] reverse"])
 _CONVOLUTION_INPUTS = "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? offsets, bool[] reverse"
 _MIXER_PARAMETERS = (
     "convolution", "convolution_bias", "input_weight", "step_weight", "step_bias", "A_log", "D",
@@ -22,32 +21,83 @@ _MIXER_INPUTS = "Tensor channels_and_gate, {}, Tensor? offsets, bool[] reverse".
 )
 
 
-def register_scan(name, kernels, device_types, forward, backward, unpack, options="bool delta_softplus"):
+class Scan(NamedTuple):
+    """Inputs of a scan operator, see :func:`ssamba_upstream.ops.selective_scan_mean`."""
+
+    u: list[Tensor]
+    delta: list[Tensor]
+    A: list[Tensor]
+    B: list[Tensor]
+    C: list[Tensor]
+    D: list[Tensor]
+    delta_bias: list[Tensor]
+    initial_state: list[Tensor]
+    z: Tensor | None
+    offsets: Tensor | None
+    reverse: list[bool]
+    delta_softplus: bool
+
+    @classmethod
+    def of(cls, directions, z, delta_softplus, offsets):
+        """Return the inputs given as in :func:`ssamba_upstream.ops.selective_scan_mean`."""
+        lists = ([scan[name] for scan in directions if scan.get(name) is not None] for name in _SCAN_LISTS)
+        return cls(*lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus))
+
+    @property
+    def tensors(self):
+        """List of all tensors but the offsets."""
+        return [*itertools.chain(*self[:len(_SCAN_LISTS)]), *([] if self.z is None else [self.z])]
+
+
+def one_direction(scan_all):
+    """Return a backend's ``selective_scan`` from its scan of several directions.
+
+    Args:
+        scan_all: function from (directions, z, delta_softplus, offsets, return_last_state) to the output and the last
+            state of each direction.
+    """
+    def selective_scan(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
+        return_last_state=False, initial_state=None, offsets=None,
+    ):
+        """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once."""
+        scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
+                "initial_state": initial_state, "reverse": reverse}
+        output, last_states = scan_all([scan], z, delta_softplus, offsets, return_last_state)
+        return (output, last_states[0]) if return_last_state else output
+
+    return selective_scan
+
+
+def register_scan(name, kernels, device_types, forward, backward, unpack, options=""):
     """Register a scan as ``ssamba_upstream::name``, and its backward pass as ``name_backward``.
 
     Args:
         name: name of the operator.
         kernels: name of the kernels in messages, such as "the Triton kernels".
         device_types: see ``torch.library.custom_op``.
-        forward: (function, fake function that only allocates the results).
-        backward: a pair of such functions for the gradients; the gradient of z comes last.
+        forward: (function, fake function that only allocates the results), called with a :class:`Scan`, its options,
+            return_last_state and keep_checkpoints; return the output, the last states and the checkpoints.
+        backward: a pair of such functions, called with grad_output, grad_last_state, checkpoints, the Scan and its
+            options; return the gradients, that of z last.
         unpack: function that splits the list of the other gradients into lists by kind, given each kind's length.
-        options: schema of the scan's options, for both passes.
+        options: schema of further options of the scan, such as ", bool logarithmic".
 
     Returns:
         The operator.
     """
+    options, count = f"bool delta_softplus{options}", len(_SCAN_LISTS)
     operator = _operator(
-        name, device_types, *forward,
+        name, device_types, *(_with_scan(function, 0) for function in forward),
         f"({_SCAN_INPUTS}, {options}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
     )
     backward_operator = _operator(
-        f"{name}_backward", device_types, *backward,
+        f"{name}_backward", device_types, *(_with_scan(function, 3) for function in backward),
         f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}, {options}) -> Tensor[]",
     )
 
     def save(ctx, inputs, output):
-        lists, (z, offsets, *options, return_last_state, _) = inputs[:_SCAN_LISTS], inputs[_SCAN_LISTS:]
+        lists, (z, offsets, *options, return_last_state, _) = inputs[:count], inputs[count:]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[2], z, offsets, *(tensor for tensors in lists for tensor in tensors))
         ctx.lengths = [len(tensors) for tensors in lists]
@@ -134,6 +184,12 @@ def split(tensors, lengths):
     """Split tensors into consecutive lists of these lengths."""
     tensors = iter(tensors)
     return [list(itertools.islice(tensors, length)) for length in lengths]
+
+
+def _with_scan(function, place):
+    """Return a function that gathers the inputs of a scan, the arguments from a place on, for another function."""
+    end = place + len(Scan._fields)
+    return lambda *inputs: function(*inputs[:place], Scan(*inputs[place:end]), *inputs[end:])
 
 
 def _operator(name, device_types, function, fake, schema):

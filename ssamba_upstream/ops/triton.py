@@ -23,7 +23,7 @@ import os
 
 import torch
 
-from .registration import register_convolution, register_scan
+from .registration import Scan, one_direction, register_convolution, register_scan
 
 OLDEST_TRITON = (3, 3)  # the first version whose kernels accept tuples
 OLDEST_CAPABILITY = (8, 0)
@@ -64,43 +64,22 @@ def unavailable_reason():
     return None
 
 
-def is_available() -> bool:
-    """Return True if the Triton kernels can run, on CUDA tensors or, with TRITON_INTERPRET=1, on CPU tensors."""
-    return unavailable_reason() is None
-
-
 def _interpreted():
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def selective_scan_triton(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
-    return_last_state=False, initial_state=None, offsets=None,
-):
-    """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None, logarithmic=False):
+    """Implement :func:`ssamba_upstream.ops.selective_scan_mean` for one or two directions. Differentiable once.
 
     Each input may be bfloat16, float16 or float32, with any strides; channels that are contiguous in memory are read
     fastest. The state is float32.
 
     Args:
         offsets: boundaries of a ragged batch, int32 or int64, see :func:`ssamba_upstream.ops.selective_scan_mean`.
+        logarithmic: If True, each A is given as the logarithm of -A.
 
     Raises:
         ValueError: If an input is float64, or offsets do not match the batch.
-    """
-    scan = {
-        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
-        "initial_state": initial_state, "reverse": reverse,
-    }
-    output, last_states = _scan([scan], z, delta_softplus, offsets, return_last_state)
-    return (output, last_states[0].transpose(1, 2)) if return_last_state else output
-
-
-def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None, logarithmic=False):
-    """Implement :func:`ssamba_upstream.ops.selective_scan_mean` for one or two directions. Differentiable once.
-
-    With ``logarithmic``, each A is given as the logarithm of -A. For dtypes, strides, ``offsets`` and errors see
-    :func:`selective_scan_triton`.
     """
     return _scan(directions, z, delta_softplus, offsets, False, logarithmic)[0]
 
@@ -108,24 +87,21 @@ def selective_scan_mean_triton(directions, z, delta_softplus, offsets=None, loga
 def causal_convolutions_triton(x, weights, biases, reverse, offsets=None):
     """Implement :func:`ssamba_upstream.ops.causal_convolutions`. Differentiable once.
 
-    For dtypes, strides, ``offsets`` and errors see :func:`selective_scan_triton`.
+    For dtypes, strides, ``offsets`` and errors see :func:`selective_scan_mean_triton`.
     """
     _check(x, (x, *weights, *biases), offsets)
     return convolution_operator(x, list(weights), list(biases), offsets, [bool(r) for r in reverse])
 
 
 def _scan(directions, z, delta_softplus, offsets, return_last_state, logarithmic=False):
-    lists = [
-        [scan[name] for scan in directions if scan.get(name) is not None]
-        for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
-    ]
-    tensors = [tensor for tensors in lists for tensor in tensors] + ([] if z is None else [z])
-    _check(directions[0]["u"], tensors, offsets)
-    output, last_states, _ = scan_operator(
-        *lists, z, offsets, [bool(scan["reverse"]) for scan in directions], bool(delta_softplus),
-        logarithmic, return_last_state, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
-    )
-    return output, last_states
+    scan = Scan.of(directions, z, delta_softplus, offsets)
+    _check(scan.u[0], scan.tensors, offsets)
+    keep_checkpoints = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scan.tensors)
+    output, last_states, _ = scan_operator(*scan, logarithmic, return_last_state, keep_checkpoints)
+    return output, [states.transpose(1, 2) for states in last_states]
+
+
+selective_scan_triton = one_direction(_scan)
 
 
 def _check(x, tensors, offsets):
@@ -212,12 +188,10 @@ def _launch(kernel, device, programs, *arguments, warps=1, **constants):
 class _Division:
     """A scan divided into programs for its kernels."""
 
-    def __init__(
-        self, u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic,
-        warps_each,
-    ):
-        kernels, count, absent = _kernels(), len(u), [None] * len(u)
-        columns = zip(u, delta, A, B, C, D or absent, delta_bias or absent, initial_state or absent, reverse)
+    def __init__(self, scan, logarithmic, warps_each):
+        kernels, count, absent = _kernels(), len(scan.u), [None] * len(scan.u)
+        columns = zip(scan.u, scan.delta, scan.A, scan.B, scan.C, scan.D or absent, scan.delta_bias or absent,
+                      scan.initial_state or absent, scan.reverse)
         self.directions = tuple(
             kernels.Direction(
                 _sequence(u), _sequence(delta), A.contiguous(), _sequence(B), _sequence(C),
@@ -226,15 +200,14 @@ class _Division:
             )
             for u, delta, A, B, C, D, bias, initial, reverse in columns
         )
-        _, channels, length = u[0].shape
-        states = A[0].shape[1]
-        self.u = u[0]
-        self.chunk_length = _chunk_length(u[0], offsets, count, warps_each)
-        self.sequences, self.slots = _sequences(u[0], offsets), _slots(u[0], offsets, self.chunk_length)
+        self.u, offsets, states = scan.u[0], scan.offsets, scan.A[0].shape[1]
+        _, channels, length = self.u.shape
+        self.chunk_length = _chunk_length(self.u, offsets, count, warps_each)
+        self.sequences, self.slots = _sequences(self.u, offsets), _slots(self.u, offsets, self.chunk_length)
         blocks = -(-channels // BLOCK)
         self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, blocks)
         self.tiles_shape = count, self.slots, *_tile_shape(channels, states)
-        self.switches = {"SOFTPLUS": bool(delta_softplus), "LOGARITHMIC": bool(logarithmic)}
+        self.switches = {"SOFTPLUS": scan.delta_softplus, "LOGARITHMIC": bool(logarithmic)}
         self.nothing = (None,) * count
 
     def walk(self, kernel, *arguments, **constants):
@@ -257,30 +230,22 @@ class _Division:
         return alone, sums
 
 
-# Implementation of the operators. Tensors come in lists with one entry per direction; D and delta_bias may be empty.
+# Implementation of the operators
 
 
-def _scan_forward(
-    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
-    return_last_state, keep_checkpoints,
-):
+def _scan_forward(scan, logarithmic, return_last_state, keep_checkpoints):
     """Return (output, last states (directions, sequences, states, channels), checkpoints (directions, tiles, blocks,
     STATES, BLOCK) for the backward pass). The last two are empty unless requested."""
-    output, last_states, checkpoints = _scan_outputs(
-        u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
-        return_last_state, keep_checkpoints,
-    )
+    output, last_states, checkpoints = _scan_outputs(scan, logarithmic, return_last_state, keep_checkpoints)
     if output.numel() == 0:
         last_states.zero_()
-        if return_last_state and initial_state:
-            last_states.copy_(torch.stack(initial_state).transpose(2, 3))
+        if return_last_state and scan.initial_state:
+            last_states.copy_(torch.stack(scan.initial_state).transpose(2, 3))
         return output, last_states, checkpoints.zero_()
-    division = _Division(
-        u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, FORWARD_WARPS
-    )
-    one, kernels = len(u) == 1, _kernels()
-    outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in u]
-    gate = None if z is None else _sequence(z)
+    division = _Division(scan, logarithmic, FORWARD_WARPS)
+    one, kernels = len(scan.u) == 1, _kernels()
+    outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in scan.u]
+    gate = None if scan.z is None else _sequence(scan.z)
     division.walk(
         kernels.scan_forward, gate if one else None, *division.summaries(kernels.summarise_chunks),
         tuple(map(_sequence, outputs)), last_states.unbind() if return_last_state else division.nothing,
@@ -297,36 +262,26 @@ def _scan_forward(
     return output, last_states, checkpoints
 
 
-def _scan_outputs(
-    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, logarithmic,
-    return_last_state, keep_checkpoints,
-):
-    directions, channels, states = len(u), u[0].shape[1], A[0].shape[1]
-    last = (directions, _sequences(u[0], offsets), states, channels) if return_last_state else (0,)
-    tiles = (directions, _slots(u[0], offsets, TILE), *_tile_shape(channels, states))
+def _scan_outputs(scan, logarithmic, return_last_state, keep_checkpoints):
+    u, directions, channels, states = scan.u[0], len(scan.u), scan.u[0].shape[1], scan.A[0].shape[1]
+    last = (directions, _sequences(u, scan.offsets), states, channels) if return_last_state else (0,)
+    tiles = (directions, _slots(u, scan.offsets, TILE), *_tile_shape(channels, states))
     kept = tiles if keep_checkpoints else (0,)
-    new_state = functools.partial(u[0].new_empty, dtype=torch.float32)
-    return _empty_sequence(u[0]), new_state(last), new_state(kept)
+    new_state = functools.partial(u.new_empty, dtype=torch.float32)
+    return _empty_sequence(u), new_state(last), new_state(kept)
 
 
-def _scan_backward(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
-    delta_softplus, logarithmic,
-):
+def _scan_backward(grad_output, grad_last_states, checkpoints, scan, logarithmic):
     """Return the gradients of u, delta, A, B, C, D, delta_bias and initial_state, stacked by direction; then of z."""
-    empty = _scan_gradients(
-        grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets,
-        reverse, delta_softplus, logarithmic,
-    )
+    u, _, A, B, C, D, delta_bias, initial_state, z, *_ = scan
+    empty = _scan_gradients(grad_output, grad_last_states, checkpoints, scan, logarithmic)
     if grad_output.numel() == 0:
         gradients = [gradient.zero_() for gradient in empty]
         if initial_state and grad_last_states is not None:
             gradients[5 + bool(D) + bool(delta_bias)].copy_(grad_last_states.transpose(2, 3))
         return gradients
     kernels, count = _kernels(), len(u)
-    division = _Division(
-        u, delta, A, B, C, D, delta_bias, initial_state, offsets, reverse, delta_softplus, logarithmic, BACKWARD_WARPS
-    )
+    division = _Division(scan, logarithmic, BACKWARD_WARPS)
     batch, channels, length = u[0].shape
     slots, states = division.slots, A[0].shape[1]
 
@@ -371,10 +326,8 @@ def _scan_backward(
     return results
 
 
-def _scan_gradients(
-    grad_output, grad_last_states, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
-    delta_softplus, logarithmic,
-):
+def _scan_gradients(grad_output, grad_last_states, checkpoints, scan, logarithmic):
+    u, delta, A, B, C, D, delta_bias, initial_state, z, *_ = scan
     batch, channels, length = u[0].shape
     states = A[0].shape[1]
 
@@ -462,7 +415,7 @@ def _unstack(gradients, lengths):
 
 scan_operator = register_scan(
     "selective_scan_triton", "the Triton kernels", None, (_scan_forward, _scan_outputs),
-    (_scan_backward, _scan_gradients), _unstack, "bool delta_softplus, bool logarithmic",
+    (_scan_backward, _scan_gradients), _unstack, ", bool logarithmic",
 )
 convolution_operator = register_convolution(
     "causal_convolutions_triton", "the Triton kernels", None, (_convolution, _convolution_outputs),

@@ -92,7 +92,7 @@ def test_packed_windows_equal_each_by_itself(directions):
         torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not ops.cpu.is_available(), reason="the compiled kernels are not there")
+@pytest.mark.skipif(bool(ops.cpu.unavailable_reason()), reason="the compiled kernels are not there")
 def test_ragged_scans_of_one_direction_take_the_compiled_kernels(monkeypatch):
     monkeypatch.setattr(ops, "_each_sequence", lambda *_: pytest.fail("each sequence by itself"))
     inputs = {"u": torch.rand(1, 4, 12), "delta": torch.rand(1, 4, 12), "B": torch.rand(1, 3, 12),

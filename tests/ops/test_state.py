@@ -27,7 +27,7 @@ def scan(request, monkeypatch):
         monkeypatch.setattr(triton, "_chunk_length", lambda *_: 4)
         monkeypatch.setattr(triton, "TILE", 4)
         return triton.selective_scan_triton
-    if request.param == "cpu" and not cpu.is_available():
+    if request.param == "cpu" and cpu.unavailable_reason() is not None:
         pytest.skip(cpu.unavailable_reason())
     return functools.partial(ops.selective_scan, backend=request.param)
 

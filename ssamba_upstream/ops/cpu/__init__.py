@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ragged import check_offsets
+from ..registration import Scan, one_direction
 from . import library
 from .convolution import convolution_operator, convolve
 from .library import instruction_set  # noqa: F401 (part of the public interface)
@@ -23,33 +24,17 @@ from .mixer import mix_forward, mixer_operator
 from .scan import scan_forward, scan_operator
 
 
-def is_available() -> bool:
-    """Return True if the compiled kernels are available."""
-    return library.kernels is not None
-
-
 def unavailable_reason():
     """Return why the compiled kernels are not available, or None if they are."""
     return library.unavailable_reason
 
 
-def selective_scan_cpu(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False,
-    return_last_state=False, initial_state=None, offsets=None,
-):
-    """Implement :func:`ssamba_upstream.ops.selective_scan`. Differentiable once.
+def selective_scan_mean_cpu(directions, z, delta_softplus, offsets=None):
+    """Implement :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once.
 
     Raises:
         ValueError: If the offsets do not match the batch.
     """
-    scan = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias,
-            "initial_state": initial_state, "reverse": reverse}
-    output, last_state = _scan([scan], z, delta_softplus, offsets, return_last_state)
-    return (output, last_state[0]) if return_last_state else output
-
-
-def selective_scan_mean_cpu(directions, z, delta_softplus, offsets=None):
-    """Implement :func:`ssamba_upstream.ops.selective_scan_mean`. Differentiable once."""
     return _scan(directions, z, delta_softplus, offsets, False)[0]
 
 
@@ -93,24 +78,21 @@ def exponential2(x, out=None):
 
 
 def _scan(directions, z, delta_softplus, offsets, return_last_state):
-    lists = [
-        [read(scan[name]) for scan in directions if scan.get(name) is not None]
-        for name, read in _SCAN_INPUTS.items()
-    ]
-    reverse = [scan["reverse"] for scan in directions]
-    tensors = [tensor for tensors in lists for tensor in tensors]
-    if z is not None:
-        z = _readable(z)
-        tensors.append(z)
+    given = Scan.of(directions, None if z is None else _readable(z), delta_softplus, offsets)
+    scan = given._replace(**{name: [*map(read, getattr(given, name))] for name, read in _SCAN_INPUTS.items()})
+    tensors = scan.tensors
     if offsets is not None:
-        check_offsets(directions[0]["u"], offsets)
+        check_offsets(given.u[0], offsets)
         tensors.append(offsets)
-    direct = _call_directly(tensors)
-    keep_checkpoints = not direct and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    operator = scan_forward if direct else scan_operator
-    options = reverse, delta_softplus, return_last_state, keep_checkpoints
-    output, last_state, _ = operator(*lists, z, offsets, *options)
-    return output.to(directions[0]["u"].dtype), last_state
+    if _call_directly(tensors):
+        output, last_states, _ = scan_forward(scan, return_last_state, False)
+    else:
+        keep_checkpoints = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        output, last_states, _ = scan_operator(*scan, return_last_state, keep_checkpoints)
+    return output.to(given.u[0].dtype), last_states
+
+
+selective_scan_cpu = one_direction(_scan)
 
 
 def _readable(tensor):

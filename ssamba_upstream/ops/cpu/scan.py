@@ -1,7 +1,6 @@
 """The compiled selective scan as a torch operator, for one or two directions at once.
 
-Tensors come in lists with one entry per direction; D, delta_bias and initial_state may be empty lists. Sequences are
-float32 or bfloat16, all other tensors float32.
+Sequences are float32 or bfloat16, all other tensors float32.
 """
 
 from ..registration import register_scan, split
@@ -21,15 +20,10 @@ from .library import (
 )
 
 
-def scan_forward(
-    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
-    keep_checkpoints,
-):
+def scan_forward(scan, return_last_state, keep_checkpoints):
     """Return (output, last states, checkpoints for the backward pass). The last two are empty unless requested."""
-    output, last_state, checkpoints = _outputs(
-        u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
-        keep_checkpoints,
-    )
+    output, last_state, checkpoints = _outputs(scan, return_last_state, keep_checkpoints)
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus = scan
     if keep_checkpoints:
         cleared(checkpoints, u[0], offsets)
     A, D, delta_bias, initial_state = (_contiguous(tensors, len(u)) for tensors in (A, D, delta_bias, initial_state))
@@ -47,22 +41,17 @@ def scan_forward(
     return output, last_state, checkpoints
 
 
-def _outputs(
-    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus, return_last_state,
-    keep_checkpoints,
-):
-    x, states = u[0], A[0].shape[1]
-    last_state = (len(u), count_sequences(x, offsets), x.shape[1], states) if return_last_state else (0,)
-    checkpoints = empty_checkpoints(len(u), x, offsets, states) if keep_checkpoints else empty(x, 0)
+def _outputs(scan, return_last_state, keep_checkpoints):
+    count, x, offsets, states = len(scan.u), scan.u[0], scan.offsets, scan.A[0].shape[1]
+    last_state = (count, count_sequences(x, offsets), x.shape[1], states) if return_last_state else (0,)
+    checkpoints = empty_checkpoints(count, x, offsets, states) if keep_checkpoints else empty(x, 0)
     return empty_sequence(x), empty(x, *last_state), checkpoints
 
 
-def _scan_backward(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
-    delta_softplus,
-):
+def _scan_backward(grad_output, grad_last_state, checkpoints, scan):
     """Return the gradients of u, delta, A, B, C, D, delta_bias and initial_state, grouped by kind, then by direction;
     the gradient of z comes last."""
+    u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse, delta_softplus = scan
     count, x, states = len(u), u[0], A[0].shape[1]
     sequences, groups = count_sequences(x, offsets), -(-x.shape[1] // GROUP)
     grad_u, grad_delta = [empty_sequence(t) for t in u], [empty_sequence(t) for t in delta]
@@ -99,10 +88,8 @@ def _scan_backward(
     return gradients if z is None else [*gradients, grad_z]
 
 
-def _gradients(
-    grad_output, grad_last_state, checkpoints, u, delta, A, B, C, D, delta_bias, initial_state, z, offsets, reverse,
-    delta_softplus,
-):
+def _gradients(grad_output, grad_last_state, checkpoints, scan):
+    u, delta, A, B, C, D, delta_bias, initial_state, z, *_ = scan
     gradients = [empty_sequence(tensor) for tensor in (*u, *delta)]
     gradients += [tensor.new_empty(tensor.shape) for tensor in A]
     gradients += [empty_sequence(tensor) for tensor in (*B, *C)]
