@@ -28,10 +28,10 @@ __all__ = [*_MODULES, "__version__", "register"]
 
 
 def register() -> None:
-    """Add the SSAMBA entries to ``s3prl.hub``, see :func:`ssamba_upstream.plugin.registry.register`."""
-    from .plugin import registry
+    """Add the SSAMBA entries to ``s3prl.hub``, see :func:`ssamba_upstream.plugin.compat.register`."""
+    from .plugin import compat
 
-    registry.register()
+    compat.register()
 
 
 def __getattr__(name):

@@ -51,18 +51,43 @@ def apply() -> list[str]:
     return list(_repairs_made)
 
 
+def register() -> None:
+    """Add SSAMBA's entries to ``s3prl.hub``, after making s3prl run on current versions of its libraries.
+
+    Afterwards ``s3prl.nn.S3PRLUpstream("ssamba_local", path_or_url=...)`` and ``s3prl.run_downstream`` work in this
+    process and in the worker processes it starts. It can be called any number of times.
+    """
+    apply()
+    importlib.import_module("s3prl.hub")
+
+
+# Anything
+
+
+def _add_missing(owner, **values) -> bool:
+    """Add the attributes that an object lacks. Return True if it lacked any."""
+    missing = {name: value for name, value in values.items() if not hasattr(owner, name)}
+    for name, value in missing.items():
+        setattr(owner, name, value)
+    return bool(missing)
+
+
+class _Unusable:
+    """An importable stand-in for a missing object; it raises an error with the message when it is called."""
+
+    def __init__(self, message):
+        self._message = message
+
+    def __call__(self, *args, **kwargs):
+        raise RuntimeError(self._message)
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return self
+
+
 # torchaudio
-
-
-def _restore_set_audio_backend() -> bool:
-    if hasattr(torchaudio, "set_audio_backend"):
-        return False
-    torchaudio.set_audio_backend = _set_audio_backend
-    return True
-
-
-def _set_audio_backend(backend):
-    """Accept and ignore a backend: since torchaudio 2.9 there is only one."""
 
 
 class AudioMetaData(NamedTuple):
@@ -73,13 +98,6 @@ class AudioMetaData(NamedTuple):
     num_channels: int
     bits_per_sample: int  # 0 if samples have no fixed width
     encoding: str
-
-
-def _restore_info() -> bool:
-    if hasattr(torchaudio, "info"):
-        return False
-    torchaudio.info = _info
-    return True
 
 
 _ENCODINGS = {
@@ -147,22 +165,6 @@ def _apply_effects_file(path, effects, normalize=True, channels_first=True,
 # huggingface_hub
 
 
-class _RemovedFromHub:
-    """An importable stand-in for a removed object; raises an error when used."""
-
-    def __init__(self, name):
-        self._name = name
-
-    def __call__(self, *args, **kwargs):
-        raise RuntimeError(f"This function of s3prl uses huggingface_hub.{self._name}, which huggingface_hub 1.0 "
-                           "removed. Install huggingface_hub < 1.")
-
-    def __getattr__(self, attribute):
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        return self
-
-
 class _HubToken:
     """``huggingface_hub.HfFolder``, removed in 1.0: access to the token of ``hf auth login`` or HF_TOKEN."""
 
@@ -171,13 +173,6 @@ class _HubToken:
     @staticmethod
     def save_token(token):
         """Do nothing: the token stays where it came from."""
-
-
-def _restore_hub_names() -> bool:
-    found = {"HfFolder": _HubToken, "Repository": _RemovedFromHub("Repository")}
-    missing = {name: value for name, value in found.items() if not hasattr(huggingface_hub, name)}
-    vars(huggingface_hub).update(missing)
-    return bool(missing)
 
 
 def _restore_hub_downloads() -> bool:
@@ -258,15 +253,9 @@ def _restore_distributed_sampler_wrapper() -> bool:
 def _restore_sox_import() -> bool:
     if _imports("sox"):
         return False
-    _new_module("sox").Transformer = _UnusedTransformer
+    # s3prl's speaker verification imports it and never uses it.
+    _new_module("sox").Transformer = _Unusable("The sox package is not installed. Run: pip install sox")
     return True
-
-
-class _UnusedTransformer:
-    """s3prl's speaker verification imports ``sox.Transformer`` and never uses it."""
-
-    def __init__(self, *args, **kwargs):
-        raise RuntimeError("The sox package is not installed. Run: pip install sox")
 
 
 # s3prl's own bugs, with any version of its libraries
@@ -316,22 +305,17 @@ def _keep_isinstance(module):
     module.hack_isinstance = lambda: None
 
 
-def _in_repairs(file, name):
-    """Return a repair that is imported on use, because ``plugin.repairs`` imports the network and this must not."""
+def _later(path, *arguments):
+    """Return a repair of this package that is imported on use, because it imports the network and this must not.
+
+    Args:
+        path: the repair's place in ``plugin``, such as "repairs.frames.keep_frames".
+        arguments: its arguments after the module of s3prl.
+    """
+    file, _, name = path.rpartition(".")
 
     def mend(module):
-        getattr(importlib.import_module(f"{__package__}.repairs.{file}"), name)(module)
-
-    return mend
-
-
-def _stays_on_cpu(*methods):
-    """Return a repair of each ``Class.method`` that calls ``.cuda()`` on any device."""
-
-    def mend(module):
-        downstreams = importlib.import_module(f"{__package__}.repairs.downstreams")
-        for method in methods:
-            downstreams.stays_on_cpu(*method.split("."))(module)
+        getattr(importlib.import_module(f"{__package__}.{file}"), name)(module, *arguments)
 
     return mend
 
@@ -344,25 +328,16 @@ def _both(*mends):
     return mend
 
 
-def _check_overrides(module):
-    from .overrides import check_overrides
-
-    check_overrides(module)
-
-
-def _add_entries(module):
-    """Add SSAMBA's entries to the hub in every process that imports it, including spawned ones."""
-    from .hubconf import ENTRIES
-
-    vars(module).update(ENTRIES)
-
-
 _REPAIRS = {
-    "torchaudio.set_audio_backend: accepted, without effect": _restore_set_audio_backend,
-    "torchaudio.info: by soundfile": _restore_info,
+    "torchaudio.set_audio_backend: accepted, without effect":
+        lambda: _add_missing(torchaudio, set_audio_backend=lambda backend: None),
+    "torchaudio.info: by soundfile": lambda: _add_missing(torchaudio, info=_info),
     "torchaudio.load: by soundfile": _restore_load,
     "torchaudio.sox_effects: channels, rate, gain, norm, pad, trim, reverse, vad and silence": _restore_sox_effects,
-    "huggingface_hub.HfFolder and Repository: the latter importable, not usable": _restore_hub_names,
+    "huggingface_hub.HfFolder and Repository: the latter importable, not usable":
+        lambda: _add_missing(huggingface_hub, HfFolder=_HubToken, Repository=_Unusable(
+            "This function of s3prl uses huggingface_hub.Repository, which huggingface_hub 1.0 removed. Install "
+            "huggingface_hub < 1.")),
     "huggingface_hub.HfApi.login, snapshot_download(use_auth_token): the existing token": _restore_hub_downloads,
     "torch.load: accepts argparse.Namespace in s3prl's checkpoints": _allow_namespace_in_checkpoints,
     "catalyst.data.sampler.DistributedSamplerWrapper: our own": _restore_distributed_sampler_wrapper,
@@ -370,34 +345,36 @@ _REPAIRS = {
 }
 
 _MENDED_MODULES = {
-    "s3prl.hub": _add_entries,
-    "s3prl.upstream.interfaces": _in_repairs("frames", "keep_frames"),
-    "s3prl.downstream.runner": _both(_pass_records_through_distributed_training, _in_repairs("frames", "check_runs"),
-                                     _in_repairs("downstreams", "write_whole_files"),
-                                     _in_repairs("resuming", "seed_resumed_runs")),
-    "s3prl.problem.base": _in_repairs("resuming", "seed_resumed_recipes"),
+    "s3prl.hub": _later("hubconf.add_entries"),
+    "s3prl.upstream.interfaces": _later("repairs.frames.keep_frames"),
+    "s3prl.downstream.runner": _both(
+        _pass_records_through_distributed_training, _later("repairs.frames.check_runs"),
+        _later("repairs.downstreams.write_whole_files"), _later("repairs.resuming.seed_resumed_runs")),
+    "s3prl.problem.base": _later("repairs.resuming.seed_resumed_recipes"),
     "s3prl.utility.helper": _keep_isinstance,
-    "s3prl.run_downstream": _both(_keep_isinstance, _check_overrides),
+    "s3prl.run_downstream": _both(_keep_isinstance, _later("overrides.check_overrides")),
     "s3prl.downstream.voxceleb1.dataset": _forget_file_lists,
-    "s3prl.downstream.ctc.data": _in_repairs("downstreams", "keep_corpus_config"),
-    "s3prl.downstream.ctc.expert": _in_repairs("frames", "report_alignments_of_downstream"),
-    "s3prl.downstream.ctc.text": _in_repairs("downstreams", "find_text_vocabularies"),
-    "s3prl.downstream.asr.expert": _in_repairs("frames", "report_alignments_of_downstream"),
-    "s3prl.downstream.asr.dictionary": _in_repairs("downstreams", "find_dictionaries"),
-    "s3prl.downstream.asr.dataset": _in_repairs("downstreams", "measure_lengths"),
-    "s3prl.task.speech2text_ctc_task": _in_repairs("frames", "report_alignments_of_task"),
-    "s3prl.downstream.sv_voxceleb1.dataset": _in_repairs("downstreams", "keep_lengths_by_corpus"),
-    "s3prl.downstream.sv_voxceleb1.expert": _both(_stays_on_cpu("DownstreamExpert.forward"),
-                                                  _in_repairs("downstreams", "lengthen_for_x_vectors")),
-    "s3prl.downstream.diarization.dataset": _in_repairs("downstreams", "leave_out_frameless"),
-    "s3prl.nn.speaker_model": _in_repairs("downstreams", "lengthen_for_superb_x_vectors"),
-    "s3prl.downstream.sws2013.sws2013_dataset": _in_repairs("downstreams", "sample_sets"),
-    "s3prl.dataio.corpus.base": _in_repairs("downstreams", "restore_iteritems"),
-    **{f"s3prl.downstream.{name}.expert": _stays_on_cpu("DownstreamExpert.forward")
+    "s3prl.downstream.ctc.data": _later("repairs.downstreams.keep_corpus_config"),
+    **{f"s3prl.downstream.{name}.expert": _later(
+        "repairs.frames.report_alignments", "DownstreamExpert", "objective", "log_records") for name in ("ctc", "asr")},
+    "s3prl.downstream.ctc.text": _later("repairs.downstreams.find_text_vocabularies"),
+    "s3prl.downstream.asr.dictionary": _later("repairs.downstreams.find_dictionaries"),
+    "s3prl.downstream.asr.dataset": _later("repairs.downstreams.measure_lengths"),
+    "s3prl.task.speech2text_ctc_task": _later(
+        "repairs.frames.report_alignments", "Speech2TextCTCTask", "criterion", "reduction"),
+    "s3prl.downstream.sv_voxceleb1.dataset": _later("repairs.downstreams.keep_lengths_by_corpus"),
+    "s3prl.downstream.sv_voxceleb1.expert": _both(
+        _later("repairs.downstreams.stay_on_cpu", "DownstreamExpert", "forward"),
+        _later("repairs.downstreams.lengthen_for_x_vectors")),
+    "s3prl.downstream.diarization.dataset": _later("repairs.downstreams.skip_frameless"),
+    "s3prl.nn.speaker_model": _later("repairs.downstreams.lengthen_for_superb_x_vectors"),
+    "s3prl.downstream.sws2013.sws2013_dataset": _later("repairs.downstreams.sample_sets"),
+    "s3prl.dataio.corpus.base": _later("repairs.downstreams.restore_iteritems"),
+    **{f"s3prl.downstream.{name}.expert": _later("repairs.downstreams.stay_on_cpu", "DownstreamExpert", "forward")
        for name in ("audio_snips", "atis", "voxceleb2_ge2e", "voxceleb2_amsoftmax_segment_eval")},
-    **{f"s3prl.downstream.{name}.expert": _stays_on_cpu("DownstreamExpert.log_records")
+    **{f"s3prl.downstream.{name}.expert": _later("repairs.downstreams.stay_on_cpu", "DownstreamExpert", "log_records")
        for name in ("sws2013", "quesst14_embedding")},
-    **{f"s3prl.downstream.{name}.loss": _stays_on_cpu("SISDRLoss.__init__")
+    **{f"s3prl.downstream.{name}.loss": _later("repairs.downstreams.stay_on_cpu", "SISDRLoss", "__init__")
        for name in ("separation_stft", "separation_stft2", "enhancement_stft", "enhancement_stft2")},
 }
 

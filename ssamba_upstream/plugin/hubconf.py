@@ -30,3 +30,8 @@ ENTRIES = {
     "ssamba_url": partial(_given, "the URL of a checkpoint file"),
     "ssamba_hub": partial(_given, "the name of a repository on the Hugging Face hub"),
 }
+
+
+def add_entries(hub):
+    """Add the entries to ``s3prl.hub``, in every process that imports it, including spawned ones."""
+    vars(hub).update(ENTRIES)

@@ -16,8 +16,8 @@ from ..checkpoint import CheckpointError
 from ..configs import config_names, find_config
 from ..extras import extras_with
 from ..store import StoreError
+from .compat import register
 from .keeping import keeping_runner, parse_keeping
-from .registry import register
 from .repairs.frames import RunError
 
 
@@ -129,7 +129,7 @@ def _run_downstream(keeping):
         run_downstream.Runner = runner
 
 
-def _hand_over(arguments, run=_run_downstream, program=None):
+def _hand_over(arguments, run, program=None):
     command_line = sys.argv
     sys.argv = [program or command_line[0], *arguments]
     try:

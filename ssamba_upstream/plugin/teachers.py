@@ -3,8 +3,8 @@
 import importlib
 
 from ..pretraining.teachers import Teacher, TeacherError
+from .compat import register
 from .kept_states import KeptUpstream, NoSuchFeature, describe
-from .registry import register
 
 
 class S3prlTeacher(Teacher):

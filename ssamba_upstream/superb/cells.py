@@ -22,10 +22,10 @@ from ..corpora.report import CorpusError, CorpusReport, recordings_of
 from ..corpora.superb.sets import CHECKS
 from ..files import file_hash, json_hash, to_json
 from ..plugin.averages import sees_averages_only
+from ..plugin.compat import register
 from ..plugin.hubconf import ENTRIES
 from ..plugin.keeping import Keeping
 from ..plugin.overrides import check_field, did_you_mean, fields_of
-from ..plugin.registry import register
 from .tasks import TASKS, SuperbTask, task_named
 
 LARGEST_TEXT = 2**20

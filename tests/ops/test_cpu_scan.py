@@ -14,7 +14,7 @@ from ssamba_upstream import SsambaConfig, ops
 from ssamba_upstream.network.mixer import BidirectionalMamba
 from ssamba_upstream.ops import cpu
 
-pytestmark = pytest.mark.skipif(bool(cpu.unavailable_reason()), reason=f"no compiled kernels: {cpu.unavailable_reason()}")
+pytestmark = pytest.mark.skipif(bool(cpu.unavailable_reason()), reason=f"no kernels: {cpu.unavailable_reason()}")
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])
 def instruction_set(request):

@@ -21,7 +21,7 @@ from ssamba_upstream.plugin.repairs.frames import (
     WeightedSum,
     check_hop,
     check_split,
-    report_alignments_of_downstream,
+    report_alignments,
     scale_time_masks,
 )
 
@@ -166,7 +166,7 @@ def recogniser():
     class Owner(Recogniser):
         __init__, log_records = Recogniser.__init__, Recogniser.log_records
 
-    report_alignments_of_downstream(types.SimpleNamespace(DownstreamExpert=Owner))
+    report_alignments(types.SimpleNamespace(DownstreamExpert=Owner), "DownstreamExpert", "objective", "log_records")
     return Owner()
 
 
@@ -314,15 +314,16 @@ def test_tensors_stay_where_they_are_without_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     original, tensor = torch.Tensor.cuda, torch.ones(2)
-    downstreams.stays_on_cpu("Expert", "forward")(types.SimpleNamespace(Expert=Expert))
+    downstreams.stay_on_cpu(types.SimpleNamespace(Expert=Expert), "Expert", "forward")
     assert Expert().forward(tensor) is tensor
     assert torch.Tensor.cuda is original
 
 
 def test_sets_are_sampled_alike():
-    sets = downstreams._RandomOfSets()
-    sets.seed(0)
-    first = sets.sample({"a", "b", "c"}, 2)
+    module = types.SimpleNamespace()
+    downstreams.sample_sets(module)
+    module.random.seed(0)
+    first = module.random.sample({"a", "b", "c"}, 2)
     random.seed(0)
     assert first == random.sample(["a", "b", "c"], 2)
 

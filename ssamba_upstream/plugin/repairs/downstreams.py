@@ -90,21 +90,24 @@ def _write_lengths(libri_root, name, table):
 # Caches in the installation folder
 
 
-class _WholeFiles:
-    """The ``torch`` module with an atomic ``save``."""
+class _ModuleWith:
+    """A module with some functions replaced."""
+
+    def __init__(self, module, **replaced):
+        vars(self).update(replaced, _module=module)
 
     def __getattr__(self, name):
-        return getattr(torch, name)
-
-    @staticmethod
-    def save(content, path, *others, **named):
-        with replacing(path) as temporary:
-            torch.save(content, temporary, *others, **named)
+        return getattr(self._module, name)
 
 
 def write_whole_files(module):
     """Make s3prl save atomically: it saves in place, so a killed process would leave half a file."""
-    module.torch = _WholeFiles()
+
+    def save(content, path, *others, **named):
+        with replacing(path) as temporary:
+            torch.save(content, temporary, *others, **named)
+
+    module.torch = _ModuleWith(torch, save=save)
 
 
 def keep_lengths_by_corpus(module):
@@ -183,7 +186,7 @@ def lengthen_for_superb_x_vectors(module):
     module.SuperbXvector.forward = forward_of_long_enough
 
 
-def leave_out_frameless(module):
+def skip_frameless(module):
     """Skip recordings shorter than a label frame, which would abort diarization's evaluation."""
     build = module.DiarizationDataset.__init__
 
@@ -212,23 +215,17 @@ def _tensors_stay():
         torch.Tensor.cuda = original
 
 
-def stays_on_cpu(class_name, method_name):
+def stay_on_cpu(module, class_name, method_name):
     """Repair a method that calls ``.cuda()`` on any device: without a GPU, tensors stay where they are."""
+    owner = getattr(module, class_name)
+    method = getattr(owner, method_name)
 
-    def mend(module):
-        owner = getattr(module, class_name)
-        method = getattr(owner, method_name)
+    @functools.wraps(method)
+    def method_on_any_device(*args, **kwargs):
+        with contextlib.nullcontext() if torch.cuda.is_available() else _tensors_stay():
+            return method(*args, **kwargs)
 
-        @functools.wraps(method)
-        def method_on_any_device(*args, **kwargs):
-            if torch.cuda.is_available():
-                return method(*args, **kwargs)
-            with _tensors_stay():
-                return method(*args, **kwargs)
-
-        setattr(owner, method_name, method_on_any_device)
-
-    return mend
+    setattr(owner, method_name, method_on_any_device)
 
 
 # Names that libraries removed
@@ -241,16 +238,10 @@ def restore_iteritems(module):
         series.iteritems = series.items
 
 
-class _RandomOfSets:
-    """The ``random`` module with ``sample`` for sets, removed in Python 3.11; sorted, so that a seed determines it."""
+def sample_sets(module):
+    """Restore ``random.sample`` for sets, removed in Python 3.11; sorted, so that a seed determines it."""
 
-    def __getattr__(self, name):
-        return getattr(random, name)
-
-    @staticmethod
     def sample(population, k):
         return random.sample(sorted(population) if isinstance(population, (set, frozenset)) else population, k)
 
-
-def sample_sets(module):
-    module.random = _RandomOfSets()
+    module.random = _ModuleWith(random, sample=sample)

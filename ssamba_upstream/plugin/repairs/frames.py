@@ -256,8 +256,16 @@ def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
     return frames < lengths + repeats
 
 
-def _report_alignments(owner, objective, report_name):
-    """Make ``owner`` count utterances for its loss, the attribute ``objective``, and report them with its metrics."""
+def report_alignments(module, owner, objective, report_name):
+    """Report utterances with more tokens than frames; raise RunError if training has no others.
+
+    Args:
+        module: the module to repair.
+        owner: name of the class that computes the loss.
+        objective: name of its attribute that is the loss.
+        report_name: name of its method that reports metrics.
+    """
+    owner = getattr(module, owner)
     build, report = owner.__init__, getattr(owner, report_name)
 
     @functools.wraps(build)
@@ -272,14 +280,3 @@ def _report_alignments(owner, objective, report_name):
 
     owner.__init__ = build_and_count
     setattr(owner, report_name, report_both)
-
-
-def report_alignments_of_downstream(module):
-    """Report utterances with more tokens than frames in ``ctc`` and ``asr``; if there are no others, raise RunError."""
-    _report_alignments(module.DownstreamExpert, "objective", "log_records")
-
-
-def report_alignments_of_task(module):
-    """Report utterances with more tokens than frames in s3prl's newer recipes; if there are no others, raise RunError.
-    """
-    _report_alignments(module.Speech2TextCTCTask, "criterion", "reduction")
