@@ -47,10 +47,6 @@ def add_commands(commands):
                        help="training steps of SUPERB's classifier; default: 5000, or those of the --corpus's task")
     probe.add_argument("--head-learning-rates", type=float, nargs="+", default=[1e-4], metavar="RATE",
                        help="learning rates to try for SUPERB's classifier; dev chooses one; default: 1e-4")
-    probe.add_argument("--layers-alone", action="store_true",
-                       help="also train SUPERB's classifier on each layer separately, as s3prl's -l does")
-    probe.add_argument("--seeds", type=int, choices=range(1, 11), default=5, metavar="N",
-                       help="random seeds that --layers-alone averages over, at most 10; default: 5")
     probe.set_defaults(run=_probe)
 
     frames = commands.add_parser("probe-frames", help="train linear probes on frames, with labels such as phones")
@@ -108,8 +104,8 @@ def _probe(options):
     if options.head_steps is not None:
         schedule = schedule.of_steps(options.head_steps)
     results = probe(
-        data, options.checkpoints, options.out, schedule, source=source, seeds=options.seeds,
-        head_learning_rates=options.head_learning_rates, cache=options.cache, layers_alone=options.layers_alone,
+        data, options.checkpoints, options.out, schedule, source=source,
+        head_learning_rates=options.head_learning_rates, cache=options.cache,
         device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
     return _summarise(results, options.out)

@@ -5,8 +5,6 @@ import math
 from ..figures import load_pyplot, save_figure
 from ..files import markdown_table, to_json, write_text
 
-ALONE = " Alone: SUPERB's classifier on a single layer, averaged over the random starts."
-
 
 def write_report(results, out):
     """Write ``results.json``, ``results.md``, ``layers.png`` and, if a model is a network, ``cka.png``.
@@ -31,8 +29,7 @@ def markdown(results):
     lines = [
         f"# Probes of {results['set'] or 'a labelled set'}", "",
         f"{results['classes']} classes, the most frequent {results['most_frequent_class']:.2%} of the "
-        f"{results['unit']} ({counts}). {_explanation(results)}"
-        + (ALONE if "Alone" in dict(columns) else ""), "",
+        f"{results['unit']} ({counts}). {_explanation(results)}", "",
         _table(summary, results["models"]),
     ]
     for model in results["models"]:
@@ -97,8 +94,6 @@ def _columns(results):
     ]
     if _has_heads(results):
         columns.insert(-1, ("Weight", lambda layer: f"{layer['weight']:.4f}"))
-    if results["options"].get("layers_alone"):
-        columns.append(("Alone", lambda layer: f"{layer['alone'] * 100:.2f}"))
     return columns
 
 

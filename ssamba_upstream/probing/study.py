@@ -17,14 +17,14 @@ from .cache import cached_log_mel_averages, cached_time_averages, remembered
 from .geometry import linear_cka, norms
 from .linear import CrossValidation, ProbeResults, accuracy_intervals, train_probes
 from .report import write_report
-from .superb_head import HeadSchedule, splits_for_fold, train_head, train_layer_heads
+from .superb_head import HeadSchedule, splits_for_fold, train_head
 
 LOG_MEL = "log-mel"  # given in place of a checkpoint
 
 
 def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str | os.PathLike, schedule: HeadSchedule,
-          source: str = "", seeds: int = 5, head_learning_rates: Sequence[float] = (1e-4,), layers_alone: bool = False,
-          device: str = "cpu", cache: str | os.PathLike | None = None, **options) -> dict:
+          source: str = "", head_learning_rates: Sequence[float] = (1e-4,), device: str = "cpu",
+          cache: str | os.PathLike | None = None, **options) -> dict:
     """Probe every layer of the checkpoints, and write ``results.json``, ``results.md`` and two pictures.
 
     Intermediate results are cached: an interrupted call can be repeated to continue, and a call with one more
@@ -36,9 +36,7 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
         out: folder for the results.
         schedule: the HeadSchedule of SUPERB's classifier.
         source: name of the labelled set, for the report.
-        seeds: number of random starts of the classifiers that ``layers_alone`` trains.
         head_learning_rates: learning rates of SUPERB's classifier; one is chosen on dev.
-        layers_alone: If True, also train SUPERB's classifier on each single layer.
         device: device for all computation.
         cache: folder of the cache. Default: ``cache`` in out.
         options: other arguments of :func:`ssamba_upstream.probing.cache.cached_time_averages`.
@@ -57,8 +55,7 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
     results = {
         "set": source,
         "unit": "recordings",
-        "options": {**options, "seeds": seeds, "head": asdict(schedule), "head_learning_rates": [*head_learning_rates],
-                    "layers_alone": layers_alone},
+        "options": {**options, "head": asdict(schedule), "head_learning_rates": [*head_learning_rates]},
         "models": [],
     }
     unreadable = {}
@@ -82,12 +79,10 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
         rotations = [*rotate_folds(readable.splits)] if readable.has_folds else [("test", readable.splits)]
         groups = readable.groups or [*map(os.fspath, readable.paths)]
         found = probe_layers(features, task, rotations, groups, cache, device, seconds)
-        head, alone = _probe_heads(features, task, rotations, schedule, [*head_learning_rates],
-                                   seeds if layers_alone else 0, cache, device, seconds)
-        for layer, weight, *accuracies in zip(found["layers"], head["layer_weights"], *alone):
+        with timed(seconds, "head"):
+            head = _probe_head(features, task, rotations, schedule, [*head_learning_rates], cache, device)
+        for layer, weight in zip(found["layers"], head["layer_weights"]):
             layer["weight"] = weight
-            if accuracies:
-                layer["alone"] = mean(accuracies)
         results["models"].append({
             "name": name, "checkpoint": str(checkpoint), **found, "superb_head": head, "seconds": seconds})
     data = data.without(unreadable)
@@ -153,12 +148,8 @@ def probe_layers(features, task, rotations, groups, cache, device, seconds, samp
     return by_layer(probes, rotations, groups, geometry)
 
 
-def _probe_heads(features, task, rotations, schedule, learning_rates, seeds, cache, device, seconds):
-    """Train SUPERB's classifier, caching the results.
-
-    Returns:
-        its results, averaged over the folds; and for each seed the test accuracies on each layer alone.
-    """
+def _probe_head(features, task, rotations, schedule, learning_rates, cache, device):
+    """Train SUPERB's classifier, caching the results; return them averaged over the folds, and by fold."""
     labels, rotations = task["labels"], dict(rotations)
     if len(rotations) > 1:
         rotations = {fold: splits_for_fold(task["splits"], fold) for fold in rotations}
@@ -172,16 +163,7 @@ def _probe_heads(features, task, rotations, schedule, learning_rates, seeds, cac
             "folds": folds,
         }
 
-    def train_alone(seed):
-        folds = [train_layer_heads(features, labels, splits, schedule, learning_rates, seed, device)
-                 for splits in rotations.values()]
-        return [mean(accuracies) for accuracies in zip(*folds)]
-
-    with timed(seconds, "head"):
-        settings = [asdict(schedule), learning_rates]
-        head = remembered(cache, {**task, "head": settings}, train)
-        return head, [remembered(cache, {**task, "layers alone": [*settings, seed]}, partial(train_alone, seed))
-                      for seed in range(seeds)]
+    return remembered(cache, {**task, "head": [asdict(schedule), learning_rates]}, train)
 
 
 def by_layer(probes, rotations, groups, geometry):

@@ -100,44 +100,10 @@ class SuperbHead(nn.Module):
         summed = torch.tensordot(self.layer_weights, averages, dims=1)
         return self.linear(self.projector(summed))
 
-    def clip_gradients(self):
-        """Clip the gradient as s3prl's runner does; return its norm before clipping."""
-        return nn.utils.clip_grad_norm_(self.parameters(), GRADIENT_CLIPPING)
-
     @property
     def layer_weights(self):
         """Weights of the weighted sum, (layers,)."""
         return self.weights.softmax(dim=0)
-
-
-class LayerHeads(nn.Module):
-    """One classifier for each single layer, all trained at once; s3prl's ``-l`` trains one per run.
-
-    Args:
-        layers, size, classes: see :class:`SuperbHead`; every layer has the same initial weights.
-    """
-
-    def __init__(self, layers, size, classes):
-        super().__init__()
-        start = SuperbHead(1, size, classes)
-        self.slots = start.slots
-        for name, linear in (("projector", start.projector), ("linear", start.linear)):
-            weight, bias = linear.weight.detach().T, linear.bias.detach()
-            self.register_parameter(f"{name}_weight", nn.Parameter(weight.repeat(layers, 1, 1)))
-            self.register_parameter(f"{name}_bias", nn.Parameter(bias.repeat(layers, 1, 1)))
-
-    def forward(self, averages):
-        """Map (layers, utterances, features) to logits (layers, utterances, classes)."""
-        projected = torch.baddbmm(self.projector_bias, averages, self.projector_weight)
-        return torch.baddbmm(self.linear_bias, projected, self.linear_weight)
-
-    def clip_gradients(self):
-        """Clip each layer's gradient separately; return the norms before clipping, (layers,)."""
-        gradients = [parameter.grad for parameter in self.parameters()]
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-        for gradient in gradients:
-            gradient.mul_((GRADIENT_CLIPPING / (norms + 1e-6)).clamp(max=1)[:, None, None])
-        return norms
 
 
 def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu"):
@@ -163,43 +129,14 @@ def train_head(features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rat
     return max(results, key=lambda result: result.dev_accuracy)
 
 
-def train_layer_heads(
-    features, labels, splits, schedule=DEFAULT_SCHEDULE, learning_rates=(1e-4,), seed=0, device="cpu",
-):
-    """Train SUPERB's classifier on each single layer; every layer sees the same batches.
-
-    The arguments are those of :func:`train_head`. Learning rate and step are chosen on dev for each layer.
-
-    Returns:
-        the layers' test accuracies, as a list.
-    """
-    task = _task(labels, splits, schedule)
-    best_dev, best_test = torch.full((2, len(features)), -1.0, dtype=torch.float64)
-    for learning_rate in learning_rates:
-        heads = _start(LayerHeads, features, task, seed, device)
-        for _ in _training(heads, features, task, schedule, learning_rate, seed):
-            dev = _accuracy(heads, features, task, "dev", schedule.balanced)
-            test = _accuracy(heads, features, task, "test")
-            best_test = torch.where(dev > best_dev, test, best_test)
-            best_dev = torch.maximum(dev, best_dev)
-    return best_test.tolist()
-
-
 def training_step(head, optimizer, averages, targets):
     """Take one step of s3prl's runner on (layers, utterances, features) and class indices, (utterances,) or
-    (utterances, slots).
-
-    The gradient is clipped, separately for each layer with LayerHeads; the step is skipped if it is NaN.
-    """
+    (utterances, slots). The gradient is clipped; the step is skipped if it is NaN."""
     optimizer.zero_grad()
-    logits = head(averages)
-    targets = targets.view(len(targets), -1)
-    losses = [
-        F.cross_entropy(of_slot.flatten(0, -2), expected.expand(of_slot.shape[:-1]).flatten(), reduction="sum")
-        for of_slot, expected in zip(logits.split(head.slots, dim=-1), targets.T)
-    ]
+    slots = zip(head(averages).split(head.slots, dim=-1), targets.view(len(targets), -1).T)
+    losses = [F.cross_entropy(logits, expected, reduction="sum") for logits, expected in slots]
     (sum(losses) / len(targets)).backward()
-    if not head.clip_gradients().isnan().any():
+    if not nn.utils.clip_grad_norm_(head.parameters(), GRADIENT_CLIPPING).isnan():
         optimizer.step()
 
 
@@ -265,21 +202,16 @@ def _task(labels, splits, schedule):
 
 
 def _train(features, task, schedule, learning_rate, seed, device):
-    head = _start(SuperbHead, features, task, seed, device)
-    best = None
-    for step in _training(head, features, task, schedule, learning_rate, seed):
-        dev_accuracy = _accuracy(head, features, task, "dev", schedule.balanced).item()
-        if best is None or dev_accuracy > best.dev_accuracy:
-            test_accuracy = _accuracy(head, features, task, "test").item()
-            weights = head.layer_weights.tolist()
-            best = HeadResults(dev_accuracy, test_accuracy, weights, learning_rate, step)
-    return best
-
-
-def _start(head_class, features, task, seed, device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return head_class(features.shape[0], features.shape[2], (task.slots.amax(dim=0) + 1).tolist()).to(device)
+        head = SuperbHead(features.shape[0], features.shape[2], (task.slots.amax(dim=0) + 1).tolist()).to(device)
+    best = None
+    for step in _training(head, features, task, schedule, learning_rate, seed):
+        dev_accuracy = _accuracy(head, features, task, "dev", schedule.balanced)
+        if best is None or dev_accuracy > best.dev_accuracy:
+            test_accuracy = _accuracy(head, features, task, "test")
+            best = HeadResults(dev_accuracy, test_accuracy, head.layer_weights.tolist(), learning_rate, step)
+    return best
 
 
 def _training(head, features, task, schedule, learning_rate, seed):
@@ -312,17 +244,14 @@ def _batches(targets, balanced, generator):
 
 @torch.no_grad()
 def _accuracy(head, features, task, split, balanced=False):
-    """Return the accuracy on a split: a scalar for a SuperbHead, (layers,) for LayerHeads."""
+    """Return the accuracy on a split, averaged over the classes if ``balanced``."""
     device, members = next(head.parameters()).device, task.parts[split]
-    parts = members.split(UTTERANCES_AT_ONCE)
-    found = torch.cat([_classes(head, features[:, part].float().to(device)) for part in parts], dim=-2)
+    found = []
+    for part in members.split(UTTERANCES_AT_ONCE):
+        slots = head(features[:, part].float().to(device)).split(head.slots, dim=-1)
+        found.append(torch.stack([logits.argmax(dim=-1) for logits in slots], dim=-1).cpu())
     expected = task.targets[members]
-    right = (found == task.slots[expected]).all(dim=-1).double()
+    right = (torch.cat(found) == task.slots[expected]).all(dim=-1).double()
     if balanced:
-        return torch.stack([right[..., expected == label].mean(-1) for label in expected.unique()]).mean(0)
-    return right.mean(-1)
-
-
-def _classes(head, averages):
-    """Return the predicted class in each slot, (..., utterances, slots) on the CPU."""
-    return torch.stack([logits.argmax(dim=-1) for logits in head(averages).split(head.slots, dim=-1)], dim=-1).cpu()
+        right = torch.stack([right[expected == label].mean() for label in expected.unique()])
+    return right.mean().item()

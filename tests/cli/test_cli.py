@@ -128,7 +128,7 @@ def test_corpora_check_of_nothing(tmp_path, capsys, task):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["--version"], ["pretrain", "--help"], ["nonsense"], ["probe", "--seeds", "0", "set", "checkpoint"],
+    ["--help"], ["--version"], ["pretrain", "--help"], ["nonsense"], ["probe", "--frames", "0", "set"],
     *(["corpora", "check", task, "nowhere"] for task in options.SUPERB_CORPORA), ["submit", "--out", "nowhere"],
     ["manifest", "nowhere", "--out", "m.jsonl"],
 ], ids=" ".join)
