@@ -1,4 +1,8 @@
-"""The extras of this package, and what each of them installs."""
+"""The extras of this package, what each of them installs, and the versions of installed packages."""
+
+import importlib.metadata
+
+NOT_INSTALLED = "not installed"
 
 EXTRAS = {
     "pretraining": {"tensorboardX", "matplotlib", "webdataset"},
@@ -11,6 +15,14 @@ EXTRAS = {
                    "pkg_resources", "pystoi", "sed_eval", "sentencepiece", "sklearn", "tensorboard"},
 }
 """Extra -> import names of its modules, without those that it inherits from another extra."""
+
+
+def installed_version(package) -> str:
+    """Return a package's version, or "not installed"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return NOT_INSTALLED
 
 
 def extras_with(module) -> list[str]:

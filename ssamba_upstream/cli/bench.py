@@ -25,35 +25,25 @@ def add_commands(commands):
         subject.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                              help="device to compute on; default: cpu")
         add_out(subject, "folder for the results", default=Path("result/bench"))
-    scan.set_defaults(run=_bench_scan)
-    model.set_defaults(run=_bench_model)
-    pretraining.set_defaults(run=_bench_pretraining)
+    for subject in (scan, model, pretraining):
+        subject.set_defaults(run=_bench)
     efficiency.set_defaults(run=_bench_efficiency)
 
 
-def _bench_scan(options):
-    from ..benchmark.scan import bench_scan
-
-    _write(bench_scan(options.device, options.rounds), options)
-
-
-def _bench_model(options):
-    from ..benchmark.model import bench_model
-
-    _write(bench_model(options.device, options.rounds, options.size or SIZES), options)
-
-
-def _bench_pretraining(options):
-    from ..benchmark.pretraining import bench_pretraining
-
-    _write(bench_pretraining(options.device, options.rounds, options.size or SIZES), options)
-
-
-def _write(rows, options):
+def _bench(options):
     import torch
 
+    from ..benchmark.model import bench_model
+    from ..benchmark.pretraining import bench_pretraining
+    from ..benchmark.scan import bench_scan
     from ..benchmark.timing import write_table
 
+    measured = options.device, options.rounds
+    if options.subject == "scan":
+        rows = bench_scan(*measured)
+    else:
+        bench = bench_model if options.subject == "model" else bench_pretraining
+        rows = bench(*measured, options.size or SIZES)
     path = options.out / f"{options.subject}.csv"
     print(write_table(rows, path))
     print(f"\n{options.rounds} rounds, medians, {counted(torch.get_num_threads(), 'thread')}; wrote {path}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..extras import installed_version
 from .options import SIZES, add_checkpoint, add_out, add_upstream_config, counted
 
 PACKAGES = ("ssamba-upstream", "torch", "torchaudio", "transformers", "s3prl")
@@ -180,7 +181,7 @@ def _print_system():
     from .. import ops
 
     for package in PACKAGES:
-        print(f"{package:16} {_version(package)}")
+        print(f"{package:16} {installed_version(package)}")
     print(f"{counted(torch.get_num_threads(), 'thread')}, compiled CPU kernels for "
           f"{ops.cpu.instruction_set or 'no instruction set'}")
     library, why = ops.product.choice()
@@ -190,15 +191,6 @@ def _print_system():
         print(f"scan on {device} ({name}): {ops.choose_backend(torch.empty(0, device=device))}")
         for backend in ops.BACKENDS:
             print(f"  {backend:10} {ops.unavailable_reason(backend, device) or 'available'}")
-
-
-def _version(package):
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _count(model):

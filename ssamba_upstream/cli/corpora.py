@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .options import SUPERB_CORPORA, add_out, counted, name_left_out
+from .options import SUPERB_CORPORA, add_out, counted, name_skipped
 
 DATA_SETS = ("audioset20k", "esc50", "speech_commands_v1", "speech_commands_v2", "urban8k_scenes")
 
@@ -37,16 +37,15 @@ def add_commands(commands):
     synthesise.add_argument("--seed", type=int, default=0, help="seed of the recordings; default: 0")
     synthesise.set_defaults(run=_synthesise, needs_network=False)
 
-    fsdd = actions.add_parser("fsdd", help="arrange the Free Spoken Digit Dataset as Speech Commands and VoxCeleb1")
-    fsdd.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
-    add_out(fsdd, "a new folder")
-    fsdd.set_defaults(run=_arrange_fsdd)
-
-    joined = actions.add_parser("fsdd-joined", help="join the Free Spoken Digit Dataset's digits, three at a time, as "
-                                                    "Fluent Speech Commands and LibriSpeech")
-    joined.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
-    add_out(joined, "a new folder")
-    joined.set_defaults(run=_join_fsdd)
+    for name, what in (
+        ("fsdd", "arrange the Free Spoken Digit Dataset as Speech Commands and VoxCeleb1"),
+        ("fsdd-joined", "join the Free Spoken Digit Dataset's digits, three at a time, as Fluent Speech Commands and "
+                        "LibriSpeech"),
+    ):
+        fsdd = actions.add_parser(name, help=what)
+        fsdd.add_argument("recordings", type=Path, help="the dataset's folder of wav files")
+        add_out(fsdd, "a new folder")
+        fsdd.set_defaults(run=_write_fsdd)
 
     manifest = commands.add_parser("manifest", help="list the audio files in folders, for pretraining")
     manifest.add_argument("folders", type=Path, nargs="+", metavar="FOLDER",
@@ -94,20 +93,13 @@ def _synthesise(options):
     print(f"wrote {options.out}")
 
 
-def _arrange_fsdd(options):
-    from ..corpora.superb.fsdd import arrange_fsdd
+def _write_fsdd(options):
+    from ..corpora.superb.fsdd import arrange_fsdd, join_fsdd
 
-    unreadable = arrange_fsdd(options.recordings, options.out)
+    write = arrange_fsdd if options.action == "fsdd" else join_fsdd
+    unreadable = write(options.recordings, options.out)
     print(f"wrote {options.out}")
-    return name_left_out(unreadable)
-
-
-def _join_fsdd(options):
-    from ..corpora.superb.fsdd import join_fsdd
-
-    unreadable = join_fsdd(options.recordings, options.out)
-    print(f"wrote {options.out}")
-    return name_left_out(unreadable)
+    return name_skipped(unreadable)
 
 
 def _manifest(options):
@@ -127,7 +119,7 @@ def _manifest(options):
         measured = measure_statistics(read_manifest(options.out), front_end)
         print(f"log-mel of {measured.frames} frames: log_mel_mean={measured.mean:.7g} "
               f"log_mel_std={measured.deviation:.7g}")
-        status |= name_left_out(measured.unreadable)
+        status |= name_skipped(measured.unreadable)
     return status
 
 
@@ -151,4 +143,4 @@ def _prepare(options):
     report = prepare(options.set, options.root, options.out)
     print(report)
     print(f"wrote {options.out}")
-    return name_left_out(report.unreadable)
+    return name_skipped(report.unreadable)

@@ -13,6 +13,7 @@ from .options import (
     add_upstream_config,
     counted,
     find_recordings,
+    summarise,
     upstream_options,
     warn,
 )
@@ -79,13 +80,10 @@ def _classify(options):
     from ..training.distributed import choose_device
 
     recordings, unreadable_folders = find_recordings(options.recordings)
-    written, left_out = classify(options.model, recordings, options.out, options.every, options.all_labels,
-                                 choose_device(options.device), report=warn)
-    print(f"wrote {options.out}: {counted(written, 'recording')}; already there: "
-          f"{len(recordings) - written - left_out}, skipped: {left_out}")
-    for line in unreadable_folders:
-        warn(f"cannot be searched: {line}")
-    return 1 if left_out or unreadable_folders else 0
+    written, skipped = classify(options.model, recordings, options.out, options.every, options.all_labels,
+                                choose_device(options.device), report=warn)
+    return summarise(f"wrote {options.out}: {counted(written, 'recording')}", len(recordings), written, skipped,
+                     unreadable_folders)
 
 
 def _listen(options):

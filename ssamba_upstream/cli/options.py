@@ -70,11 +70,28 @@ def warn(line):
     print(line, file=sys.stderr)
 
 
-def name_left_out(lines):
+def name_skipped(lines):
     """Print the files that a job has skipped. Return its exit status, 1 if there are any."""
     for line in lines:
         warn(f"skipped: {line}")
     return 1 if lines else 0
+
+
+def summarise(done, found, written, skipped, unreadable_folders):
+    """Print what became of recordings.
+
+    Args:
+        done: sentence on what was written.
+        found, written, skipped: number of recordings found, written now, and skipped.
+        unreadable_folders: a sentence for each folder that cannot be searched.
+
+    Returns:
+        the exit status, 1 if anything was skipped.
+    """
+    print(f"{done}; already there: {found - written - skipped}, skipped: {skipped}")
+    for line in unreadable_folders:
+        warn(f"cannot be searched: {line}")
+    return 1 if skipped or unreadable_folders else 0
 
 
 def find_recordings(sources):

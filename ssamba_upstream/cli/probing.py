@@ -10,7 +10,8 @@ from .options import (
     add_upstream_config,
     counted,
     find_recordings,
-    name_left_out,
+    name_skipped,
+    summarise,
     upstream_options,
     warn,
 )
@@ -80,15 +81,12 @@ def _extract(options):
     from ..training.distributed import choose_device
 
     recordings, unreadable_folders = find_recordings(options.recordings)
-    written, left_out = extract(
+    written, skipped = extract(
         recordings, options.checkpoint, options.out, options.layers, options.dtype, options.format, options.batch_secs,
         choose_device(options.device), report=warn, cache=options.cache, **upstream_options(options),
     )
-    print(f"wrote {counted(written, 'file')} below {options.out}; already there: "
-          f"{len(recordings) - written - left_out}, skipped: {left_out}")
-    for line in unreadable_folders:
-        warn(f"cannot be searched: {line}")
-    return 1 if left_out or unreadable_folders else 0
+    return summarise(f"wrote {counted(written, 'file')} below {options.out}", len(recordings), written, skipped,
+                     unreadable_folders)
 
 
 def _probe(options):
@@ -108,7 +106,7 @@ def _probe(options):
         head_learning_rates=options.head_learning_rates, cache=options.cache,
         device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
-    return _summarise(results, options.out)
+    return _print_report(results, options.out)
 
 
 def _probe_frames(options):
@@ -123,14 +121,14 @@ def _probe_frames(options):
         most_frames=options.frames,
         cache=options.cache, device=choose_device(options.device), dtype=options.dtype, **upstream_options(options),
     )
-    return _summarise(results, options.out)
+    return _print_report(results, options.out)
 
 
-def _summarise(results, out):
+def _print_report(results, out):
     """Print the report's summary and the skipped files. Return the exit status."""
     summary = (out / "results.md").read_text(encoding="utf-8").split("\n\n## ")[0].strip()
     print(f"{summary}\n\nwrote {out}")
-    return name_left_out(results["unreadable"])
+    return name_skipped(results["unreadable"])
 
 
 def _layer_weights(options):

@@ -4,7 +4,6 @@ import ast
 import copy
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import operator
 import os
@@ -20,6 +19,7 @@ from ..checkpoint import content_hash, find_checkpoint, load_config, load_model
 from ..configs import config_names, find_config
 from ..corpora.report import CorpusError, CorpusReport, recordings_of
 from ..corpora.superb.sets import CHECKS
+from ..extras import installed_version
 from ..files import file_hash, json_hash, to_json
 from ..plugin.averages import sees_averages_only
 from ..plugin.compat import register
@@ -163,20 +163,14 @@ def find_upstream(checkpoint, name=None, options=None) -> Upstream:
             return Upstream(name, options=options)
     name, path = name or "ssamba_local", find_checkpoint(checkpoint)
     if name in ENTRIES:
-        _check_checkpoint(path)
+        load_model(path)  # raises a CheckpointError if it is not one
     return Upstream(name, str(path.resolve()), content_hash(path), options)
-
-
-def _check_checkpoint(path):
-    """Raise CheckpointError unless a path holds one of this package's checkpoints."""
-    load_model(path)
 
 
 def count_layers(upstream: Upstream) -> int:
     """Return an upstream's number of hidden states, from its configuration or by encoding one second of silence."""
     if upstream.name in ENTRIES:
         return load_config(upstream.checkpoint).num_hidden_layers + 1
-    import torch
     from s3prl import hub
 
     model = getattr(hub, upstream.name)(**({"ckpt": upstream.checkpoint} if upstream.checkpoint else {}))
@@ -256,10 +250,7 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of this package, s3prl and torch, which also affect the results."""
     import s3prl
 
-    try:
-        ours = importlib.metadata.version("ssamba-upstream")
-    except importlib.metadata.PackageNotFoundError:
-        ours = "not installed"
+    ours = installed_version("ssamba-upstream")
     return {"ssamba-upstream": ours, "s3prl": s3prl.__version__, "torch": torch.__version__}
 
 

@@ -1,7 +1,6 @@
 """The folder for SUPERB's hidden-set track: a checkpoint and an ``expert.py`` that loads it."""
 
 import functools
-import importlib.metadata
 import itertools
 import math
 from dataclasses import asdict, fields, replace
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import describe_size, load_model, save_model
+from ..extras import NOT_INSTALLED, installed_version
 from ..files import new_folder, write_text
 from ..frames import FrameEncoder, UpstreamOptions
 from ..plugin.expert import UpstreamExpert
@@ -206,7 +206,10 @@ def export_hidden_set(checkpoint, out, options=None) -> None:
         RunError: If, with these options, the frames are too far apart for a task.
         ValueError: If this package is not installed and so has no version to require, or if an option is out of range.
     """
-    requirement = f"{PACKAGE}=={_version()}\n"
+    version = installed_version(PACKAGE)
+    if version == NOT_INSTALLED:
+        raise ValueError(f"{PACKAGE} is not installed, so requirements.txt cannot name its version. Run "
+                         "`pip install .` in its checkout.")
     options = options or UpstreamOptions()
     changed = {field.name: value for field in fields(options)
                if (value := getattr(options, field.name)) != field.default}
@@ -214,16 +217,8 @@ def export_hidden_set(checkpoint, out, options=None) -> None:
         save_model(load_model(checkpoint), folder / "model.ckpt")
         (folder / "model.ckpt").rename(folder / "model.pt")
         write_text(EXPERT.format(options=changed), folder / "expert.py")
-        write_text(requirement, folder / "requirements.txt")
+        write_text(f"{PACKAGE}=={version}\n", folder / "requirements.txt")
         write_text(_describe(HiddenSetExpert(folder / "model.pt", **changed)), folder / "README.md")
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise ValueError(f"{PACKAGE} is not installed, so requirements.txt cannot name its version. "
-                         "Run `pip install .` in its checkout.") from None
 
 
 def _describe(expert: HiddenSetExpert) -> str:

@@ -79,8 +79,7 @@ class Lines:
         if len(predictions) != self.released:
             warnings.insert(0, _unlike_released(name, "utterances", self.released, corpus, len(predictions)))
         if corpus is None:
-            check = ("Format, number and labels are correct. Not checked against the official test set, "
-                     f"which needs {corpus_option(name)}.")
+            check = f"Format, number and labels are correct. {_unchecked(name)}"
         else:
             check = f"They match the test set of {corpus}, each utterance once."
         return Checked({self.target: content}, len(predictions), check, tuple(warnings))
@@ -190,8 +189,7 @@ class DetectedTerms:
             raise SubmissionError(f"{path}: expected a stdlist of detected_termlists, found a {root.tag} without them")
         if corpus is None:
             documents = [term.get("file") for term in next(iter(queries.values())).iter("term")]
-            check = ("Every query has a score for every document. Not checked against the official test set, "
-                     f"which needs {corpus_option(name)}.")
+            check = f"Every query has a score for every document. {_unchecked(name)}"
             problems = [f"{path}: {query} is a dev query; evaluate with -t test" for query in queries
                         if "_dev_" in str(query)]
         else:
@@ -239,8 +237,7 @@ class SpeakerActivities:
             if len(found) != self.released:
                 problems.append(f"{folder}: contains {len(found):,} mixtures, but the released test set has "
                                 f"{self.released:,}; add {corpus_option(name)} to see which are missing")
-            check = ("Format and number are correct. Not checked against the official test set, which "
-                     f"needs {corpus_option(name)}.")
+            check = f"Format and number are correct. {_unchecked(name)}"
         refuse(folder, problems)
         files = {f"scoring/predictions/{path.name}": path.read_bytes() for path in paths}
         warnings = ()
@@ -356,6 +353,10 @@ def _differences(path, what, found, expected) -> list[str]:
     if missing := sorted(expected - set(found)):
         problems.append(f"{path}: {len(missing):,} of {len(expected):,} are missing as a {what}: {first(missing)}")
     return problems
+
+
+def _unchecked(name) -> str:
+    return f"Not checked against the official test set, which needs {corpus_option(name)}."
 
 
 def _unlike_released(name, what, released, corpus, found) -> str:

@@ -50,7 +50,7 @@ class Submission:
 def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Submission:
     """Check the predictions of s3prl's runs and write them in the leaderboard's layout.
 
-    A run is the folder of an s3prl experiment, or the prediction file in it. Tasks without a run are left out; the
+    A run is the folder of an s3prl experiment, or the prediction file in it. Tasks without a run are skipped; the
     leaderboard scores the tasks that are included.
 
     If a corpus is given, the predictions must contain every utterance of its test set exactly once, and no others.
