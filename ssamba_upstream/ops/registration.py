@@ -87,12 +87,10 @@ def register_scan(name, kernels, device_types, forward, backward, unpack, option
         The operator.
     """
     options, count = f"bool delta_softplus{options}", len(_SCAN_LISTS)
-    operator = _operator(
-        name, device_types, *(_with_scan(function, 0) for function in forward),
+    operator, backward_operator = _operators(
+        name, kernels, device_types, [_with_scan(function, 0) for function in forward],
         f"({_SCAN_INPUTS}, {options}, bool return_last_state, bool keep_checkpoints) -> (Tensor, Tensor, Tensor)",
-    )
-    backward_operator = _operator(
-        f"{name}_backward", device_types, *(_with_scan(function, 3) for function in backward),
+        [_with_scan(function, 3) for function in backward],
         f"(Tensor grad_output, Tensor? grad_last_state, Tensor checkpoints, {_SCAN_INPUTS}, {options}) -> Tensor[]",
     )
 
@@ -110,25 +108,23 @@ def register_scan(name, kernels, device_types, forward, backward, unpack, option
             grad_output = torch.zeros_like(lists[0][0])
         if not ctx.return_last_state:  # torch.compile passes a gradient for the empty tensor in its place
             grad_last_state = None
-        gradients = backward_operator(
-            grad_output, grad_last_state, checkpoints, *lists, z, offsets, *ctx.options
-        )
+        gradients = backward_operator(grad_output, grad_last_state, checkpoints, *lists, z, offsets, *ctx.options)
         grad_z = None if z is None else gradients.pop()
         return *unpack(gradients, ctx.lengths), grad_z, None, *(None for _ in ctx.options), None, None
 
     operator.register_autograd(differentiate, setup_context=save)
-    backward_operator.register_autograd(_refusal(kernels))
     return operator
 
 
 def register_convolution(name, kernels, device_types, forward, backward):
     """Register causal convolutions as ``ssamba_upstream::name``; see :func:`register_scan`.
 
-    Gradients are in the order of x, weights, biases.
+    ``forward`` and ``backward`` are single functions. They return the outputs, and the gradients in the order of x,
+    weights, biases, as :func:`convolution_outputs` and :func:`convolution_gradients` allocate them.
     """
-    operator = _operator(name, device_types, *forward, f"({_CONVOLUTION_INPUTS}) -> Tensor[]")
-    backward_operator = _operator(
-        f"{name}_backward", device_types, *backward, f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]"
+    operator, backward_operator = _operators(
+        name, kernels, device_types, (forward, convolution_outputs), f"({_CONVOLUTION_INPUTS}) -> Tensor[]",
+        (backward, convolution_gradients), f"(Tensor[] grad_outputs, {_CONVOLUTION_INPUTS}) -> Tensor[]",
     )
 
     def save(ctx, inputs, output):
@@ -143,7 +139,6 @@ def register_convolution(name, kernels, device_types, forward, backward):
         return grad_x, *split(gradients, lengths), None, None
 
     operator.register_autograd(differentiate, setup_context=save)
-    backward_operator.register_autograd(_refusal(kernels))
     return operator
 
 
@@ -152,9 +147,8 @@ def register_mixer(name, kernels, device_types, forward, backward):
 
     The results are the output, checkpoints and each direction's projections. Gradients are in the order of the inputs.
     """
-    operator = _operator(name, device_types, *forward, f"({_MIXER_INPUTS}, bool keep) -> Tensor[]")
-    backward_operator = _operator(
-        f"{name}_backward", device_types, *backward,
+    operator, backward_operator = _operators(
+        name, kernels, device_types, forward, f"({_MIXER_INPUTS}, bool keep) -> Tensor[]", backward,
         f"(Tensor grad_output, Tensor checkpoints, Tensor[] projections, {_MIXER_INPUTS}) -> Tensor[]",
     )
 
@@ -176,8 +170,28 @@ def register_mixer(name, kernels, device_types, forward, backward):
         return grad_input, *split(gradients, lengths[1:]), None, None, None
 
     operator.register_autograd(differentiate, setup_context=save)
-    backward_operator.register_autograd(_refusal(kernels))
     return operator
+
+
+def convolution_outputs(x, weights, biases, offsets, reverse):
+    """Return an empty output for each direction."""
+    return [empty_sequence(x) for _ in weights]
+
+
+def convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
+    """Return empty gradients of x, each weight and each bias."""
+    return [empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
+
+
+def empty_sequence(like, dtype=None):
+    """Return an empty tensor shaped like (batch, channels, length), with channels contiguous in memory."""
+    batch, channels, length = like.shape
+    return like.new_empty(batch, length, channels, dtype=dtype).transpose(1, 2)
+
+
+def count_sequences(x, offsets):
+    """Return the number of sequences in a batch (entries, channels, length), ragged or not."""
+    return x.shape[0] if offsets is None else offsets.shape[0] - 1
 
 
 def split(tensors, lengths):
@@ -192,16 +206,18 @@ def _with_scan(function, place):
     return lambda *inputs: function(*inputs[:place], Scan(*inputs[place:end]), *inputs[end:])
 
 
-def _operator(name, device_types, function, fake, schema):
-    operator = torch.library.custom_op(
-        f"ssamba_upstream::{name}", function, mutates_args=(), device_types=device_types, schema=schema
-    )
-    operator.register_fake(fake)
-    return operator
-
-
-def _refusal(kernels):
+def _operators(name, kernels, device_types, forward, schema, backward, backward_schema):
+    """Register an operator, and that of its backward pass, which has no derivative."""
     def refuse(ctx, *gradients):
         raise RuntimeError(f"{kernels} have first derivatives only. For second derivatives use backend='reference'")
 
-    return refuse
+    operator, backward_operator = (
+        torch.library.custom_op(
+            f"ssamba_upstream::{name}", function, mutates_args=(), device_types=device_types, schema=schema,
+        )
+        for name, (function, _), schema in ((name, forward, schema), (f"{name}_backward", backward, backward_schema))
+    )
+    operator.register_fake(forward[1])
+    backward_operator.register_fake(backward[1])
+    backward_operator.register_autograd(refuse)
+    return operator, backward_operator

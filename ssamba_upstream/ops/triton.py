@@ -23,7 +23,16 @@ import os
 
 import torch
 
-from .registration import Scan, one_direction, register_convolution, register_scan
+from .registration import (
+    Scan,
+    convolution_gradients,
+    convolution_outputs,
+    count_sequences,
+    empty_sequence,
+    one_direction,
+    register_convolution,
+    register_scan,
+)
 
 OLDEST_TRITON = (3, 3)  # the first version whose kernels accept tuples
 OLDEST_CAPABILITY = (8, 0)
@@ -130,15 +139,11 @@ def _slots(x, offsets, steps):
     return length // steps + offsets.shape[0] - 1
 
 
-def _sequences(x, offsets):
-    return x.shape[0] if offsets is None else offsets.shape[0] - 1
-
-
 def _chunk_length(x, offsets, directions, warps_each):
     """Return the steps in a chunk, given the warps wanted on each multiprocessor: at least the length if whole
     sequences already fill the device."""
     batch, channels, length = x.shape
-    sequences = _sequences(x, offsets)
+    sequences = count_sequences(x, offsets)
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     warps = sequences * directions * -(-channels // BLOCK)
     chunks = multiprocessors * warps_each // max(warps, 1)
@@ -158,12 +163,6 @@ def _power_of_two(count):
 def _tile_shape(channels, states):
     """Shape of the state of all channels in the kernels' layout: (blocks, STATES, BLOCK)."""
     return -(-channels // BLOCK), _power_of_two(states), BLOCK
-
-
-def _empty_sequence(like, dtype=None):
-    """Return an empty tensor shaped like (batch, channels, length), with channels contiguous in memory."""
-    batch, channels, length = like.shape
-    return like.new_empty(batch, length, channels, dtype=dtype).transpose(1, 2)
 
 
 def _kernels():
@@ -203,7 +202,7 @@ class _Division:
         self.u, offsets, states = scan.u[0], scan.offsets, scan.A[0].shape[1]
         _, channels, length = self.u.shape
         self.chunk_length = _chunk_length(self.u, offsets, count, warps_each)
-        self.sequences, self.slots = _sequences(self.u, offsets), _slots(self.u, offsets, self.chunk_length)
+        self.sequences, self.slots = count_sequences(self.u, offsets), _slots(self.u, offsets, self.chunk_length)
         blocks = -(-channels // BLOCK)
         self.layout = kernels.Layout(offsets, self.sequences, length, channels, states, blocks)
         self.tiles_shape = count, self.slots, *_tile_shape(channels, states)
@@ -244,7 +243,7 @@ def _scan_forward(scan, logarithmic, return_last_state, keep_checkpoints):
         return output, last_states, checkpoints.zero_()
     division = _Division(scan, logarithmic, FORWARD_WARPS)
     one, kernels = len(scan.u) == 1, _kernels()
-    outputs = [output] if one else [_empty_sequence(output, torch.float32) for _ in scan.u]
+    outputs = [output] if one else [empty_sequence(output, torch.float32) for _ in scan.u]
     gate = None if scan.z is None else _sequence(scan.z)
     division.walk(
         kernels.scan_forward, gate if one else None, *division.summaries(kernels.summarise_chunks),
@@ -264,11 +263,11 @@ def _scan_forward(scan, logarithmic, return_last_state, keep_checkpoints):
 
 def _scan_outputs(scan, logarithmic, return_last_state, keep_checkpoints):
     u, directions, channels, states = scan.u[0], len(scan.u), scan.u[0].shape[1], scan.A[0].shape[1]
-    last = (directions, _sequences(u, scan.offsets), states, channels) if return_last_state else (0,)
+    last = (directions, count_sequences(u, scan.offsets), states, channels) if return_last_state else (0,)
     tiles = (directions, _slots(u, scan.offsets, TILE), *_tile_shape(channels, states))
     kept = tiles if keep_checkpoints else (0,)
     new_state = functools.partial(u.new_empty, dtype=torch.float32)
-    return _empty_sequence(u), new_state(last), new_state(kept)
+    return empty_sequence(u), new_state(last), new_state(kept)
 
 
 def _scan_backward(grad_output, grad_last_states, checkpoints, scan, logarithmic):
@@ -295,7 +294,7 @@ def _scan_backward(grad_output, grad_last_states, checkpoints, scan, logarithmic
     grad_initial = new(count, division.sequences, states, channels) if initial_state else None
     parts_z = None
     if z is not None:
-        parts_z = [empty[-1]] if count == 1 else [_empty_sequence(z, torch.float32) for _ in u]
+        parts_z = [empty[-1]] if count == 1 else [empty_sequence(z, torch.float32) for _ in u]
     gradients = tuple(
         kernels.Gradients(
             _sequence(grad_u[i]), _sequence(grad_delta[i]), parts_z and _sequence(parts_z[i]), parts_A[i],
@@ -339,7 +338,7 @@ def _scan_gradients(grad_output, grad_last_states, checkpoints, scan, logarithmi
     gradients += [stacked(like, batch, length, states).transpose(2, 3) for like in (B, C)]
     gradients += [stacked(like, channels) for like in (D, delta_bias) if like]
     gradients += [stacked(initial_state, *initial_state[0].shape)] if initial_state else []
-    return gradients if z is None else [*gradients, _empty_sequence(z)]
+    return gradients if z is None else [*gradients, empty_sequence(z)]
 
 
 def _add_up(parts, like):
@@ -350,7 +349,7 @@ def _convolution_layout(x, offsets):
     """Return (layout, slots, programs)."""
     _, channels, length = x.shape
     slots, blocks = _slots(x, offsets, CONVOLUTION_ROWS), -(-channels // BLOCK)
-    layout = _kernels().Layout(offsets, _sequences(x, offsets), length, channels, 0, blocks)
+    layout = _kernels().Layout(offsets, count_sequences(x, offsets), length, channels, 0, blocks)
     return layout, slots, (slots * blocks,)
 
 
@@ -366,7 +365,7 @@ def _contiguous(tensors):
 
 
 def _convolution(x, weights, biases, offsets, reverse):
-    outputs = _convolution_outputs(x, weights, biases, offsets, reverse)
+    outputs = convolution_outputs(x, weights, biases, offsets, reverse)
     if x.numel() > 0:
         layout, _, programs = _convolution_layout(x, offsets)
         _launch(
@@ -377,13 +376,9 @@ def _convolution(x, weights, biases, offsets, reverse):
     return outputs
 
 
-def _convolution_outputs(x, weights, biases, offsets, reverse):
-    return [_empty_sequence(x) for _ in weights]
-
-
 def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
     """Return the gradients of x, every weight and every bias."""
-    gradients = _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse)
+    gradients = convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse)
     if x.numel() == 0:
         return [gradient.zero_() for gradient in gradients]
     layout, slots, programs = _convolution_layout(x, offsets)
@@ -403,10 +398,6 @@ def _convolution_backward(grad_outputs, x, weights, biases, offsets, reverse):
     return gradients
 
 
-def _convolution_gradients(grad_outputs, x, weights, biases, offsets, reverse):
-    return [_empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
-
-
 def _unstack(gradients, lengths):
     """Split the kernels' gradients, one stack of directions for each kind present, into lists by kind."""
     stacks = iter(gradients)
@@ -418,6 +409,4 @@ scan_operator = register_scan(
     (_scan_backward, _scan_gradients), _unstack, ", bool logarithmic",
 )
 convolution_operator = register_convolution(
-    "causal_convolutions_triton", "the Triton kernels", None, (_convolution, _convolution_outputs),
-    (_convolution_backward, _convolution_gradients),
-)
+    "causal_convolutions_triton", "the Triton kernels", None, _convolution, _convolution_backward)

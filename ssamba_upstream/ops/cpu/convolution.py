@@ -1,21 +1,12 @@
 """The compiled causal convolutions as a torch operator: one or two directions of the same x, float32 or bfloat16."""
 
-from ..registration import register_convolution
-from .library import (
-    add_up,
-    convolution_taps,
-    count_sequences,
-    empty,
-    empty_sequence,
-    places,
-    run_convolution,
-    sequence,
-)
+from ..registration import convolution_outputs, count_sequences, empty_sequence, register_convolution
+from .library import add_up, convolution_taps, empty, places, run_convolution, sequence
 
 
 def convolve(x, weights, biases, offsets, reverse):
     """Implement :func:`ssamba_upstream.ops.causal_convolutions`, without derivatives."""
-    outputs = _outputs(x, weights, biases, offsets, reverse)
+    outputs = convolution_outputs(x, weights, biases, offsets, reverse)
     weights, biases = _contiguous(weights), _contiguous(biases)
     taps = [convolution_taps(*parameters) for parameters in zip(weights, biases, reverse, map(sequence, outputs))]
     run_convolution(False, taps, x.shape, places(x.shape[2], offsets), weights[0].shape[-1], sequence(x))
@@ -39,18 +30,10 @@ def convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x
     return [add_up(part) for part in parts_weight], [add_up(part) for part in parts_bias]
 
 
-def _outputs(x, weights, biases, offsets, reverse):
-    return [empty_sequence(x) for _ in weights]
-
-
 def _backward(grad_outputs, x, weights, biases, offsets, reverse):
     grad_x = empty_sequence(x)
     grad_weights, grad_biases = convolve_backward(grad_outputs, x, weights, biases, offsets, reverse, grad_x)
     return [grad_x, *grad_weights, *grad_biases]
-
-
-def _gradients(grad_outputs, x, weights, biases, offsets, reverse):
-    return [empty_sequence(x), *(tensor.new_empty(tensor.shape) for tensor in (*weights, *biases))]
 
 
 def _contiguous(tensors):
@@ -58,5 +41,4 @@ def _contiguous(tensors):
 
 
 convolution_operator = register_convolution(
-    "causal_convolutions", "the compiled CPU kernels", "cpu", (convolve, _outputs), (_backward, _gradients),
-)
+    "causal_convolutions", "the compiled CPU kernels", "cpu", convolve, _backward)

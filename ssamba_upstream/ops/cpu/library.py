@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..ragged import boundaries
+from ..registration import count_sequences
 
 TILE, GROUP, WIDEST = 32, 64, 16  # as in kernel.c
 LAYOUT = [124, 38]  # number of fields in its structs Scan and Convolution
@@ -157,17 +158,6 @@ def places(length, offsets):
     ]
     found.sort(key=lambda place: place[3], reverse=True)
     return array.array("q", itertools.chain.from_iterable(found))
-
-
-def count_sequences(x, offsets):
-    """Return the number of sequences in a batch (entries, channels, length), ragged or not."""
-    return x.shape[0] if offsets is None else offsets.shape[0] - 1
-
-
-def empty_sequence(like):
-    """Return an empty tensor shaped like (batch, channels, length), with channels contiguous in memory."""
-    batch, channels, length = like.shape
-    return like.new_empty(batch, length, channels).transpose(1, 2)
 
 
 def empty_checkpoints(directions, x, offsets, states):

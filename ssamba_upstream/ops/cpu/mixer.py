@@ -10,7 +10,7 @@ import torch
 
 from ..product import multiply
 from ..ragged import join_inputs
-from ..registration import register_mixer
+from ..registration import count_sequences, empty_sequence, register_mixer
 from .convolution import convolve, convolve_backward
 from .library import (
     GROUP,
@@ -19,10 +19,8 @@ from .library import (
     cleared,
     columns,
     convolution_taps,
-    count_sequences,
     empty,
     empty_checkpoints,
-    empty_sequence,
     places,
     run_convolution,
     run_scan,

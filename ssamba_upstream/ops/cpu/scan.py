@@ -3,15 +3,13 @@
 Sequences are float32 or bfloat16, all other tensors float32.
 """
 
-from ..registration import register_scan, split
+from ..registration import count_sequences, empty_sequence, register_scan, split
 from .library import (
     GROUP,
     add_up,
     cleared,
-    count_sequences,
     empty,
     empty_checkpoints,
-    empty_sequence,
     places,
     run_scan,
     scan_direction,
