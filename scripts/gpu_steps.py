@@ -180,8 +180,7 @@ def scan_pass(options):
 
 def efficiency(options):
     """Run `ssamba bench efficiency`; on a CPU, with networks of two blocks."""
-    from ssamba_upstream.benchmark.efficiency import DEPTHS
-    from ssamba_upstream.benchmark.efficiency_report import write_study
+    from ssamba_upstream.benchmark.efficiency import DEPTHS, write_study
 
     rounds, depths = (3, DEPTHS) if options.device == "cuda" else (1, (2, 2))
     print(write_study(options.out / "bench", options.device, rounds, "tiny", options.tokens, depths))

@@ -50,8 +50,7 @@ def _bench(options):
 
 
 def _bench_efficiency(options):
-    from ..benchmark.efficiency import TOKENS
-    from ..benchmark.efficiency_report import write_study
+    from ..benchmark.efficiency import TOKENS, write_study
 
     try:
         print(write_study(options.out, options.device, options.rounds, options.size, options.tokens or TOKENS))

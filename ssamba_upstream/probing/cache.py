@@ -13,8 +13,13 @@ from ..audio import identity
 from ..files import json_hash, locked, read_json, to_json, write_text
 from ..frames import FrameEncoder, UpstreamOptions
 from ..store import NUMERICS, HiddenStateStore, StoreError
-from .features import averages_shape, iterate_log_mel_averages, iterate_time_averages
-from .frame_features import iterate_frames, iterate_log_mel_frames
+from .features import (
+    averages_shape,
+    iterate_frames,
+    iterate_log_mel_averages,
+    iterate_log_mel_frames,
+    iterate_time_averages,
+)
 
 ROWS_AT_ONCE = 64
 LOG_MEL = {"upstream": "log-mel", "weights": "none", "feature": "log-mel"}

@@ -1,5 +1,6 @@
 """``ssamba probe``: linear probes of every layer, SUPERB's classifier and the layers' geometry."""
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -97,17 +98,12 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
     return results
 
 
-class timed:
-    """A context that records how many seconds its block took."""
-
-    def __init__(self, seconds, name):
-        self.seconds, self.name = seconds, name
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
+@contextlib.contextmanager
+def timed(seconds, name):
+    """Record in a dict how many seconds the context took."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def probe_layers(features, task, rotations, groups, cache, device, seconds, sample=None):

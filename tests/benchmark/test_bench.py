@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssamba_upstream import SsambaConfig, ops
-from ssamba_upstream.benchmark import efficiency, efficiency_report, model, pretraining, scan, timing
+from ssamba_upstream.benchmark import efficiency, model, pretraining, scan, timing
 from ssamba_upstream.cli import main
 
 
@@ -66,8 +66,8 @@ def test_peak_memory():
 @pytest.mark.slow
 def test_efficiency(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    shallow = functools.partial(efficiency_report.write_study, depths=(2, 2))
-    monkeypatch.setattr(efficiency_report, "write_study", shallow)
+    shallow = functools.partial(efficiency.write_study, depths=(2, 2))
+    monkeypatch.setattr(efficiency, "write_study", shallow)
     assert main(["bench", "efficiency", "--tokens", "16", "8", "--rounds", "1", "--out", str(tmp_path)]) == 0
     with (tmp_path / "efficiency_tiny.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -75,7 +75,7 @@ def test_efficiency(monkeypatch, tmp_path, capsys):
         (tokens, batch, mode) for tokens in ("8", "16") for batch in ("1", "4") for mode in efficiency.MODES]
     for network in ("SSAMBA", "SSAST", "SSAST eager"):
         assert all(float(row[f"{network} ms"]) > 0 and float(row[f"{network} MiB"]) > 0 for row in rows)
-    assert not any(row["left out"] for row in rows)
+    assert not any(row["skipped"] for row in rows)
     text = (tmp_path / "efficiency_tiny.md").read_text()
     assert text in capsys.readouterr().out
     assert "| training step | 4 | 16 |" in text and "- batch 4, against SSAST: not measured" in text
@@ -133,7 +133,7 @@ def test_efficiency_failure_of_one_keeps_the_others(monkeypatch):
         fails = row["mode"] == "inference" and row["tokens"] > 8
         assert row["SSAMBA ms"] > 0
         assert (row["SSAST ms"] == row["SSAST MiB"] == "") == fails
-        assert row["left out"] == (f"SSAST: {failed}; SSAST eager: {failed}" if fails else "")
+        assert row["skipped"] == (f"SSAST: {failed}; SSAST eager: {failed}" if fails else "")
 
 
 def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
@@ -153,9 +153,9 @@ def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
     monkeypatch.setattr(efficiency, "available_memory", lambda device: 1)
     first, second = [row for row in efficiency.bench_efficiency(rounds=1, tokens=(8, 16), depths=(1, 1))
                      if (row["batch"], row["mode"]) == (1, "inference")]
-    assert not first["left out"]
+    assert not first["skipped"]
     assert second["SSAMBA ms"] == second["SSAST ms"] == ""
-    assert second["left out"].count("GiB expected") == 3
+    assert second["skipped"].count("GiB expected") == 3
 
 
 @pytest.mark.slow
@@ -163,17 +163,19 @@ def test_efficiency_leaves_out_what_takes_too_long(monkeypatch):
     monkeypatch.setattr(efficiency, "MOST_SECONDS", 0)
     rows = list(efficiency.bench_efficiency(rounds=1, tokens=(8, 16), depths=(1, 1)))
     assert all((row["SSAMBA ms"] == "") == (row["tokens"] == 16) for row in rows)
-    assert "SSAMBA: a call took 0 s at 8 tokens" in rows[-1]["left out"]
+    assert "SSAMBA: a call took 0 s at 8 tokens" in rows[-1]["skipped"]
 
 
 @pytest.mark.slow
 def test_efficiency_interrupted_keeps_what_was_measured(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
+    bench = efficiency.bench_efficiency
+
     def interrupted(*arguments):
-        yield next(efficiency.bench_efficiency(rounds=1, tokens=(8,), depths=(1, 1)))
+        yield next(bench(rounds=1, tokens=(8,), depths=(1, 1)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(efficiency_report, "bench_efficiency", interrupted)
+    monkeypatch.setattr(efficiency, "bench_efficiency", interrupted)
     assert main(["bench", "efficiency", "--out", str(tmp_path)]) == 130
     assert {path.name for path in tmp_path.iterdir()} == {f"efficiency_tiny.{kind}" for kind in ("csv", "md", "png")}
     with (tmp_path / "efficiency_tiny.csv").open() as file:
@@ -188,7 +190,7 @@ def test_efficiency_interrupted_keeps_what_was_measured(monkeypatch, tmp_path):
     ([2, 2, 2, 2], [1, 1, 1, 2], None),
 ])
 def test_crossover(ours, theirs, expected):
-    assert efficiency_report.crossover([100, 200, 400, 800], ours, theirs) == (
+    assert efficiency.crossover([100, 200, 400, 800], ours, theirs) == (
         None if expected is None else pytest.approx(expected, rel=1e-3))
 
 
@@ -199,12 +201,12 @@ def test_crossovers_and_claim_in_words():
         return {"mode": "inference", "batch": batch, "tokens": tokens} | dict(zip(names, values))
 
     rows = [row(1, 512, 2, 1, 1, 3, 4, 8), row(1, 22528, 1, 10, "", 30, 20, "")]
-    first, second, third, *_ = efficiency_report.crossovers(rows)
+    first, second, third, *_ = efficiency.crossovers(rows)
     assert first["against"] == "SSAST" and 512 < int(first["time"]) < 22528
     assert first["memory"] == "none up to 22528"
     assert (second["time"], second["memory"]) == ("none up to 512", "512, the fewest measured")
     assert third["time"] == third["memory"] == "not measured"
-    assert efficiency_report.compare_claim(rows).splitlines()[:2] == [
+    assert efficiency.compare_claim(rows).splitlines()[:2] == [
         "- batch 1: 90.0 % less time and 50.0 % more memory than SSAST",
         "- batch 1, against SSAST eager: not measured"]
 

@@ -15,9 +15,9 @@ from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.alignments import RecordingFrame
 from ssamba_upstream.frames import FrameEncoder, UpstreamOptions
 from ssamba_upstream.frontend import LogMel
-from ssamba_upstream.probing import frame_features, study
+from ssamba_upstream.probing import features, study
 from ssamba_upstream.probing.cache import cached_frames
-from ssamba_upstream.probing.frame_features import iterate_frames, iterate_log_mel_frames
+from ssamba_upstream.probing.features import iterate_frames, iterate_log_mel_frames
 
 PITCHES = {"low": 250, "middle": 700, "high": 2000}
 QUICK = ["-g", "hop_20ms", "--frames", "900", "--device", "cpu"]
@@ -166,7 +166,7 @@ def test_nothing_is_computed_twice(checkpoint, tmp_path, monkeypatch):
     command = ["probe-frames", write_table(tmp_path, write_tones(tmp_path)), checkpoint, "--out", str(tmp_path), *QUICK]
     main(command)
     first = results_of(tmp_path)
-    monkeypatch.setattr(frame_features, "iterate_waveforms", None)
+    monkeypatch.setattr(features, "iterate_waveforms", None)
     main(command)
     again = results_of(tmp_path)
     assert len(trained) == 3
