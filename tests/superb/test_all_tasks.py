@@ -18,7 +18,6 @@ from ssamba_upstream.checkpoint import save_model
 from ssamba_upstream.cli import main
 from ssamba_upstream.configs import config_names, find_config
 from ssamba_upstream.corpora.superb.sets import CHECKS
-from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.plugin.keeping import Trial
 from ssamba_upstream.superb import plan, processes
 from ssamba_upstream.superb.cells import Cell, Corpus, Upstream, find_upstream, make_cells
@@ -87,13 +86,6 @@ EXPECTED = {  # results at the better learning rate: dev, test
     "se": (1.5, {"PESQ": 1.0, "STOI": 50, "SI-SDRi": 5}), "ss": (7.5, {"SI-SDRi": 5, "PESQ": 1.0, "STOI": 50}),
     "er": (75, {"accuracy": 50}), "ks": (75, {"accuracy": 50}),
 }
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic") / "corpora"
-    synthesise_corpora(out)
-    return out
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 
 from ssamba_upstream.cli import main
 from ssamba_upstream.corpora.superb.iemocap import RELEASED, RELEASED_SESSIONS
-from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import ER_FOLDS, write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS
@@ -17,13 +16,6 @@ pytestmark = pytest.mark.slow  # creating the corpora takes seconds, as does imp
 class NoLogger:
     def add_scalar(self, *args, **kwargs):
         pass
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic") / "corpora"
-    synthesise_corpora(out)
-    return out
 
 
 @pytest.fixture(scope="module")

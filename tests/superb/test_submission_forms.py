@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ssamba_upstream.cli import main
-from ssamba_upstream.corpora.synthetic.corpora import synthesise_corpora
 from ssamba_upstream.superb.predictions import SubmissionError
 from ssamba_upstream.superb.submission import write_submission
 from ssamba_upstream.superb.tasks import PREDICTIONS
@@ -32,13 +31,6 @@ PREDICTED = {
     "ic": "{},change language,none,washroom", "asv": "{} -0.25",
 }
 METRICS = "si_sdr 8.5\nstoi 0.93\npesq 2.5\n"
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    out = tmp_path_factory.mktemp("synthetic") / "corpora"
-    synthesise_corpora(out)
-    return out
 
 
 @pytest.fixture
