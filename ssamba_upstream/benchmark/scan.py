@@ -29,14 +29,15 @@ def bench_scan(device="cpu", rounds=5):
         of the loops over time are not measured.
     """
     machine = measure_machine(device)
-    rows = []
-    on_cpu = device == "cpu"
-    shapes, dtypes = (SCAN_SHAPES, [torch.float32]) if on_cpu else (SCAN_SHAPES + SHAPES_ON_A_GPU, DTYPES_ON_A_GPU)
+    rows, shapes, dtypes = [], SCAN_SHAPES, [torch.float32]
+    if device != "cpu":
+        shapes, dtypes = SCAN_SHAPES + SHAPES_ON_A_GPU, DTYPES_ON_A_GPU
     modes = ("forward", False), ("forward + backward", True)
     trials = [*itertools.product(shapes, dtypes, modes)]
     for shape, dtype, (mode, gradients) in tqdm(trials, desc="scan", unit="trial"):
         inputs = _scan_inputs(*shape, device, dtype)
-        candidates = _candidates(device)
+        available = [name for name in ops.BACKENDS if ops.unavailable_reason(name, device) is None]
+        candidates = {name: _backend(name) for name in available} | _peers()
         if shape in SHAPES_ON_A_GPU or dtype != torch.float32:
             candidates = {name: scan for name, scan in candidates.items() if name in COMPILED}
         calls = {name: _scan_call(scan, inputs, gradients) for name, scan in candidates.items()}
@@ -103,11 +104,6 @@ def _scan_inputs(batch, channels, length, device, dtype=torch.float32):
         "C": sequence(STATES), "D": torch.ones(channels, device=device), "z": sequence(channels),
         "delta_bias": torch.randn(channels, device=device) - 4,
     }
-
-
-def _candidates(device):
-    candidates = {name: _backend(name) for name in ops.BACKENDS if ops.unavailable_reason(name, device) is None}
-    return candidates | _peers()
 
 
 def _backend(name):

@@ -136,13 +136,12 @@ def _goes_to_onednn(x, weight, bias):
         return False
     if torch.jit.is_tracing() or not _is_large(x, weight):
         return False
-    if not all(_is_plain_float32(tensor) for tensor in (x, weight, bias) if tensor is not None):
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    if not {Tensor, nn.Parameter}.issuperset(map(type, tensors)):
+        return False
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
         return False
     return not torch.is_autocast_enabled("cpu") and torch._C._functorch.maybe_current_level() is None
-
-
-def _is_plain_float32(tensor):
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 class _Linear(torch.autograd.Function):

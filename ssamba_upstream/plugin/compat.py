@@ -178,14 +178,10 @@ class _HubToken:
 def _restore_hub_downloads() -> bool:
     if hasattr(huggingface_hub.HfApi, "login"):
         return False
-    huggingface_hub.HfApi.login = _login
+    # The hub no longer accepts passwords, so the existing token is used.
+    huggingface_hub.HfApi.login = lambda self, username=None, password=None: huggingface_hub.get_token()
     huggingface_hub.snapshot_download = _accept_old_arguments(huggingface_hub.snapshot_download)
     return True
-
-
-def _login(self, username=None, password=None):
-    """Return the existing token: the hub no longer accepts passwords."""
-    return huggingface_hub.get_token()
 
 
 def _accept_old_arguments(download):

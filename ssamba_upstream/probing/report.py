@@ -35,13 +35,10 @@ def markdown(results):
     for model in results["models"]:
         if len(model["layers"]) == 1:
             continue
-        lines += ["", f"## {model['name']}", "", _table([_number_column(model), *columns], model["layers"])]
+        best = _best(model)
+        number = "Layer", lambda layer, best=best: f"**{layer['layer']}**" if layer["layer"] in best else layer["layer"]
+        lines += ["", f"## {model['name']}", "", _table([number, *columns], model["layers"])]
     return "\n".join(lines) + "\n"
-
-
-def _number_column(model):
-    best = _best(model)
-    return "Layer", lambda layer: f"**{layer['layer']}**" if layer["layer"] in best else layer["layer"]
 
 
 def _table(columns, of):

@@ -3,7 +3,6 @@
 import dataclasses
 import tempfile
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,36 +43,29 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
         rows += [f"{cell.task}: {note}" for note in cell.corpus.notes]
         if lacking := (scorers or Scorers()).lacking(cell):
             rows.append(f"{cell.task}: {lacking}")
-    total = Estimate()
+    totals = [0.0, 0.0]  # seconds as planned, and if every step computed its hidden states
     for cell in {cell.series: cell for cell in waiting}.values():
         if cell.layer is not None:
             rows.append(f"{cell.task}: no estimate, because the task has no training")
             continue
         same = [other for other in waiting if other.series == cell.series]
         try:
-            sentence, estimate = _estimate(cell, len(same), out, device, compare)
+            sentence, *estimate = _estimate(cell, len(same), out, device, compare)
         except CellError as error:
             return "\n".join([*rows, f"No estimate, because the trial of {cell.task} failed: {error}"])
         rows.append(sentence)
-        total = Estimate(total.planned + estimate.planned, total.computing_always + estimate.computing_always)
+        totals = [sum(seconds) for seconds in zip(totals, estimate)]
     at_once = min(jobs, max(1, len(waiting)))
-    planned, computing_always = (timedelta(seconds=round(seconds / at_once)) for seconds in dataclasses.astuple(total))
+    planned, computing_always = (timedelta(seconds=round(seconds / at_once)) for seconds in totals)
     rows.append(f"{len(waiting)} of {len(cells)} cells to run, {sum(cell.steps for cell in waiting)} steps, {jobs} at "
                 f"a time: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
                                             if compare and any(cell.kept for cell in waiting) else ""))
     return "\n".join(rows)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Time that cells take, in seconds: as planned, and if every step computed its hidden states."""
-
-    planned: float = 0.0
-    computing_always: float = 0.0
-
-
 def _estimate(cell, count, out, device, compare):
-    """Return a sentence about a cell's trials, and the Estimate for ``count`` such cells."""
+    """Return a sentence about a cell's trials, and the seconds that ``count`` such cells take: as planned, and if every
+    step computed its hidden states."""
     averages = cell.kept is not None and cell.kept.startswith("averages")
     steps, utterances = cell.steps + _evaluations_in_steps(cell), sum(_utterances(cell).values())
     sentence = f"{cell.task}:"
@@ -83,7 +75,7 @@ def _estimate(cell, count, out, device, compare):
         sentence += (f" {_milliseconds(trial.step)} a step from averages, after {_milliseconds(trial.utterance)} for "
                      f"each of {utterances} utterances")
         if not compare:
-            return f"{sentence}; {start:.0f} s to start", Estimate(planned, planned)
+            return f"{sentence}; {start:.0f} s to start", planned, planned
     start, trial = measure(cell, out, device, None if cell.mode == "fine-tuned" else "frames float16")
     computing_always = count * (2 * start + steps * trial.step)
     once_kept, first_pass = trial.step - trial.computing, trial.computing * utterances / _utterances_of_step(cell)
@@ -98,7 +90,7 @@ def _estimate(cell, count, out, device, compare):
         sentence += f" {_milliseconds(trial.step)} a step"
         if cell.mode == "frozen":
             sentence += f", {_milliseconds(once_kept)} if they were kept (--cache FOLDER)"
-    return f"{sentence}; {start:.0f} s to start", Estimate(planned, computing_always)
+    return f"{sentence}; {start:.0f} s to start", planned, computing_always
 
 
 def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Trial]:

@@ -57,7 +57,8 @@ def _row(cells: list[tuple[Cell, dict | None]], scorers):
               if all(results.get(fold) and results[fold]["dev"] is not None for fold in task.folds)}
     best = better(task.chosen_by)(scores, key=scores.get, default=None)
     chosen = [] if best is None else [search[best][fold] for fold in task.folds]
-    test = {metric.name: _mean([result["test"][metric.name] for result in chosen]) for metric in task.metrics}
+    measured = {metric.name: [result["test"][metric.name] for result in chosen] for metric in task.metrics}
+    test = {name: fmean(values) if values and None not in values else None for name, values in measured.items()}
     return {
         "task": first.task, "mode": first.mode, "series": first.series,
         "upstream": first.upstream.name, "checkpoint": first.upstream.checkpoint,
@@ -71,10 +72,6 @@ def _row(cells: list[tuple[Cell, dict | None]], scorers):
         "unfinished": sum(result is None for _, result in cells),
         "lacking": scorers.lacking(first) if None in test.values() else None,
     }
-
-
-def _mean(values):
-    return fmean(values) if values and None not in values else None
 
 
 def markdown(rows: list[dict]) -> str:

@@ -90,7 +90,9 @@ def write_submission(out, runs: Mapping, corpora: Mapping | None = None) -> Subm
         submission.warnings += checked.warnings
     if problems:
         raise SubmissionError("\n".join(["nothing was written, because there are problems:", *problems]))
-    _write_zip(contents, submission.path)
+    with replacing(submission.path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
     return submission
 
 
@@ -104,9 +106,3 @@ def _check_completeness(runs: Mapping):
     if missing and len(missing) < len(ER_FOLDS):
         raise SubmissionError(f"ER is scored only with all five folds; missing: {', '.join(missing)}. "
                               "Give the runs of all five, or none to submit without ER.")
-
-
-def _write_zip(contents: dict[str, bytes], path: Path):
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)

@@ -60,7 +60,10 @@ def seed_resumed_recipes(module):
         given = signature.bind(*args, **kwargs).arguments
         if step := _step_of_recipe(given["train"], given["train_dir"]):
             given["train"] = {**given["train"], "seed": given["train"].get("seed", 0) + step}
-            _shift_epochs(given["train_batch_sampler"], step)
+            sampler = given["train_batch_sampler"]
+            if hasattr(sampler, "set_epoch"):
+                set_epoch = sampler.set_epoch
+                sampler.set_epoch = lambda epoch: set_epoch(epoch + step)
         return train(**given)
 
     module.Problem.train = train_from_its_step
@@ -75,9 +78,3 @@ def _step_of_recipe(options, folder):
     if chosen is None or not Path(chosen).is_dir():
         return None
     return yaml.safe_load((Path(chosen) / "training_stats.yaml").read_text(encoding="utf-8"))["global_step"]
-
-
-def _shift_epochs(sampler, step):
-    if hasattr(sampler, "set_epoch"):
-        set_epoch = sampler.set_epoch
-        sampler.set_epoch = lambda epoch: set_epoch(epoch + step)
