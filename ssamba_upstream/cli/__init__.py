@@ -40,10 +40,8 @@ def main(arguments=None):
 
 
 def _run(arguments):
-    if arguments[:1] == ["run-downstream"]:
-        return superb.run_downstream(arguments[1:])
-    if arguments[:1] == ["s3prl"]:
-        return superb.run_s3prl(arguments[1:])
+    if arguments and arguments[0] in ("run-downstream", "s3prl"):
+        return superb.run_s3prl(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.needs_network:

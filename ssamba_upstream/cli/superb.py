@@ -89,20 +89,12 @@ def add_commands(commands):
     export.set_defaults(run=_export_hidden_set)
 
 
-def run_downstream(arguments):
-    """Run s3prl's own command with its arguments unchanged."""
+def run_s3prl(command, arguments):
+    """Run s3prl's runner ("run-downstream") or recipes ("s3prl") with their own arguments."""
     from .. import auto_classes  # noqa: F401  (also makes torchaudio importable)
-    from ..plugin.runner import main
+    from ..plugin.runner import main, run_s3prl_main
 
-    return main(arguments, "ssamba run-downstream")
-
-
-def run_s3prl(arguments):
-    """Run s3prl's recipes with their arguments unchanged."""
-    from .. import auto_classes  # noqa: F401  (also makes torchaudio importable)
-    from ..plugin.runner import run_s3prl_main
-
-    return run_s3prl_main(arguments, "ssamba s3prl")
+    return (main if command == "run-downstream" else run_s3prl_main)(arguments, f"ssamba {command}")
 
 
 def _superb(options):

@@ -22,7 +22,8 @@ from .features import (
 )
 
 ROWS_AT_ONCE = 64
-LOG_MEL = {"upstream": "log-mel", "weights": "none", "feature": "log-mel"}
+LOG_MEL = "log-mel"
+"""Name of the baseline, given in place of a checkpoint."""
 
 
 def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device="cpu", report=None, **options):
@@ -32,7 +33,8 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
     identified by path, size and modification time, so cached ones are not read again.
 
     Args:
-        checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`.
+        checkpoint: path, see :func:`ssamba_upstream.checkpoint.load_model`; or "log-mel", the baseline of
+            :func:`log_mel_averages`, in float32 and without options.
         recordings: paths of audio files, or Excerpts of them.
         folder: folder of the cache.
         dtype: storage dtype: "float32", "float16" or "bfloat16".
@@ -49,40 +51,34 @@ def cached_time_averages(checkpoint, recordings, folder, dtype="float32", device
         CheckpointError: see :func:`ssamba_upstream.checkpoint.load_model`.
         AudioError: If a recording is missing, or it cannot be read and ``report`` is not given.
     """
+    if checkpoint == LOG_MEL:
+        store = HiddenStateStore(folder, _describe_log_mel("average"), "float32")
+        return _completed(store, recordings, (1, 256), lambda missing: iterate_log_mel_averages(missing, report))
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
     store = HiddenStateStore(folder, encoder.description("average"), dtype)
     return _completed(store, recordings, averages_shape(encoder),
                       lambda missing: iterate_time_averages(encoder, missing, report=report))
 
 
-def cached_log_mel_averages(recordings, folder, report=None):
-    """Return :func:`log_mel_averages`, cached as by :func:`cached_time_averages`."""
-    store = HiddenStateStore(folder, {**LOG_MEL, "time": "average"}, "float32")
-    return _completed(store, recordings, (1, 256),
-                      lambda missing: iterate_log_mel_averages(missing, report))
-
-
 def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", report=None, **options):
     """Return the hidden states of single frames, cached as by :func:`cached_time_averages`.
 
     Args:
+        checkpoint: path; or "log-mel", the baseline of :func:`iterate_log_mel_frames`, which needs ``time_stride``.
         frames: list of RecordingFrame, at the options' hop. Each recording is read once for all of its frames. Frames
             past the end of their recording are NaN.
 
     Returns:
         (features, key): (depth + 1, frames, width), and a hash that identifies them.
     """
+    if checkpoint == LOG_MEL:
+        stride = options["time_stride"]
+        store = HiddenStateStore(folder, {**_describe_log_mel("single frames"), "time_stride": stride}, "float32")
+        return _completed(store, frames, (1, 128), lambda missing: iterate_log_mel_frames(missing, stride, report))
     encoder = FrameEncoder.from_checkpoint(checkpoint, UpstreamOptions(**options)).to(device)
     store = HiddenStateStore(folder, encoder.description("single frames"), dtype)
     return _completed(store, frames, averages_shape(encoder),
                       lambda missing: iterate_frames(encoder, missing, report))
-
-
-def cached_log_mel_frames(frames, time_stride, folder, report=None):
-    """Return the log-mel of single frames, (1, frames, 128), cached as by :func:`cached_frames`."""
-    store = HiddenStateStore(folder, {**LOG_MEL, "time": "single frames", "time_stride": time_stride}, "float32")
-    return _completed(store, frames, (1, 128),
-                      lambda missing: iterate_log_mel_frames(missing, time_stride, report))
 
 
 def remembered(folder, description, compute):
@@ -97,6 +93,10 @@ def remembered(folder, description, compute):
     if not file.is_file():
         write_text(to_json(compute()), file)
     return read_json(file)
+
+
+def _describe_log_mel(time):
+    return {"upstream": LOG_MEL, "weights": "none", "feature": LOG_MEL, "time": time}
 
 
 def _completed(store, items, shape, iterate):

@@ -8,10 +8,10 @@ from ..checkpoint import load_config
 from ..corpora.alignments import draw_frames
 from ..frames import PUBLISHED_STRIDE, UpstreamOptions, default_strides
 from ..network.configuration import PUBLISHED_FRONT_END
-from .cache import cached_frames, cached_log_mel_frames
+from .cache import LOG_MEL, cached_frames
 from .geometry import MOST_UTTERANCES
 from .report import write_report
-from .study import LOG_MEL, check_names, probe_layers, short_names, timed
+from .study import check_names, probe_layers, short_names, timed
 
 LONGEST_HOP = 0.04  # seconds; a phone lasts 80 ms on average, a stop much less
 UNUSABLE = "unusable"  # the split of frames that belong to no other
@@ -66,10 +66,7 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
 
     for name, checkpoint in zip(short_names(checkpoints), checkpoints):
         with timed(seconds := {}, "hidden states"):
-            if checkpoint == LOG_MEL:
-                features, key = cached_log_mel_frames(drawn.frames, stride, cache, note)
-            else:
-                features, key = cached_frames(checkpoint, drawn.frames, cache, dtype, device, note, **options)
+            features, key = cached_frames(checkpoint, drawn.frames, cache, dtype, device, note, **options)
         splits = _usable_splits(drawn, features)
         usable = [i for i, split in enumerate(splits) if split != UNUSABLE]
         # The features stay in their file: probes read one layer at a time, and the geometry needs only some frames.

@@ -14,13 +14,11 @@ from tqdm import tqdm
 
 from ..corpora.labelled import LabelledSet, members_of_splits, rotate_folds
 from ..files import json_hash
-from .cache import cached_log_mel_averages, cached_time_averages, remembered
+from .cache import LOG_MEL, cached_time_averages, remembered
 from .geometry import linear_cka, norms
 from .linear import CrossValidation, ProbeResults, accuracy_intervals, train_probes
 from .report import write_report
 from .superb_head import HeadSchedule, splits_for_fold, train_head
-
-LOG_MEL = "log-mel"  # given in place of a checkpoint
 
 
 def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str | os.PathLike, schedule: HeadSchedule,
@@ -66,11 +64,8 @@ def probe(data: LabelledSet, checkpoints: Sequence[str | os.PathLike], out: str 
 
     for name, checkpoint in zip(short_names(checkpoints), checkpoints):
         with timed(seconds := {}, "hidden states"):
-            if checkpoint == LOG_MEL:
-                features, key = cached_log_mel_averages(data.paths, cache, note)
-            else:
-                features, key = cached_time_averages(
-                    checkpoint, data.paths, cache, device=device, report=note, **options)
+            features, key = cached_time_averages(
+                checkpoint, data.paths, cache, device=device, report=note, **options)
         readable = data
         if unreadable:
             kept = [i for i, path in enumerate(data.paths) if path not in unreadable]

@@ -18,7 +18,7 @@ from ssamba_upstream.audio import AudioError
 from ssamba_upstream.checkpoint import load_model, save_model
 from ssamba_upstream.corpora.labelled import Excerpt
 from ssamba_upstream.probing import cache, features
-from ssamba_upstream.probing.cache import cached_log_mel_averages, cached_time_averages, remembered
+from ssamba_upstream.probing.cache import cached_time_averages, remembered
 from ssamba_upstream.probing.features import log_mel_averages, time_averages
 from ssamba_upstream.probing.geometry import effective_rank, linear_cka, norms
 from ssamba_upstream.store import HiddenStateStore, StoreError
@@ -72,7 +72,7 @@ def test_the_cache_holds_what_is_computed(checkpoint, recordings, computed, tmp_
     assert half.dtype == torch.float16 and other != key
     assert torch.equal(half, found.half())
 
-    fbank, _ = cached_log_mel_averages(recordings, tmp_path / "cache")
+    fbank, _ = cached_time_averages("log-mel", recordings, tmp_path / "cache")
     assert torch.equal(fbank, log_mel_averages(recordings))
 
 
