@@ -76,7 +76,7 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
     usable = [label for label, split in zip(drawn.labels, splits) if split != UNUSABLE]
     results.update({
         "frames": dict(Counter(split for split in splits if split != UNUSABLE)),
-        "frames_left_out": splits.count(UNUSABLE),
+        "frames_skipped": splits.count(UNUSABLE),
         "unreadable": sorted([*aligned.left_out, *map(str, unreadable.values())]),
         "classes": len(set(usable)),
         "most_frequent_class": max(Counter(usable).values()) / len(usable),
@@ -114,7 +114,7 @@ def _hop(checkpoints, configs, stride):
 
 def _usable_splits(drawn, features):
     """Return the frames' splits, UNUSABLE if a frame has no features or its class is missing from train."""
-    there = features[0].isfinite().all(dim=1).tolist()
-    known = {label for label, split, found in zip(drawn.labels, drawn.splits, there) if split == "train" and found}
+    finite = features[0].isfinite().all(dim=1).tolist()
+    known = {label for label, split, found in zip(drawn.labels, drawn.splits, finite) if split == "train" and found}
     return [split if found and label in known else UNUSABLE
-            for label, split, found in zip(drawn.labels, drawn.splits, there)]
+            for label, split, found in zip(drawn.labels, drawn.splits, finite)]

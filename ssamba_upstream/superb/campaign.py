@@ -94,17 +94,17 @@ def run_cells(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Score
             slots.put(gpu)
 
     failures = {}
-    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
+    unfinished = [cell for cell in cells if not is_finished(cell, out, scorers)]
     pool = ThreadPoolExecutor(jobs)
     try:
-        running = {pool.submit(run, cell): cell for cell in waiting}
+        running = {pool.submit(run, cell): cell for cell in unfinished}
         for number, future in enumerate(as_completed(running), 1):
             cell = running[future]
             try:
                 outcome = f"dev {value(task_named(cell.task).chosen_by, future.result()['dev'])}"
             except Exception as error:  # of any kind: the other cells continue
                 failures[cell.name] = outcome = f"FAILED: {type(error).__name__}: {error}"
-            print(f"{number}/{len(waiting)} {cell.name}: {outcome}", flush=True)
+            print(f"{number}/{len(unfinished)} {cell.name}: {outcome}", flush=True)
     except BaseException:
         processes.end()
         raise

@@ -32,10 +32,10 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
         scorers: see :class:`ssamba_upstream.superb.scorers.Scorers`. Default: none.
         compare: If True, also time tasks that train on averages with waveforms instead, and estimate the total.
     """
-    waiting = [cell for cell in cells if not is_finished(cell, out, scorers)]
+    unfinished = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
     for number, cell in enumerate(cells):
-        state = "" if cell in waiting else "finished"
+        state = "" if cell in unfinished else "finished"
         searched = f"{cell.learning_rate:g}" if cell.layer is None else cell.choice
         rows.append(f"{number:4}  {cell.task:16} {cell.mode:10} {cell.fold or '':5} {searched:>7} "
                     f"{cell.steps:7}  {state}".rstrip())
@@ -44,22 +44,22 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
         if lacking := (scorers or Scorers()).lacking(cell):
             rows.append(f"{cell.task}: {lacking}")
     totals = [0.0, 0.0]  # seconds as planned, and if every step computed its hidden states
-    for cell in {cell.series: cell for cell in waiting}.values():
+    for cell in {cell.series: cell for cell in unfinished}.values():
         if cell.layer is not None:
             rows.append(f"{cell.task}: no estimate, because the task has no training")
             continue
-        same = [other for other in waiting if other.series == cell.series]
+        same = [other for other in unfinished if other.series == cell.series]
         try:
             sentence, *estimate = _estimate(cell, len(same), out, device, compare)
         except CellError as error:
             return "\n".join([*rows, f"No estimate, because the trial of {cell.task} failed: {error}"])
         rows.append(sentence)
         totals = [sum(seconds) for seconds in zip(totals, estimate)]
-    at_once = min(jobs, max(1, len(waiting)))
+    at_once = min(jobs, max(1, len(unfinished)))
     planned, computing_always = (timedelta(seconds=round(seconds / at_once)) for seconds in totals)
-    rows.append(f"{len(waiting)} of {len(cells)} cells to run, {sum(cell.steps for cell in waiting)} steps, {jobs} at "
-                f"a time: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
-                                            if compare and any(cell.kept for cell in waiting) else ""))
+    rows.append(f"{len(unfinished)} of {len(cells)} cells to run, {sum(cell.steps for cell in unfinished)} steps, "
+                f"{jobs} at a time: about {planned}" + (f"; {computing_always} if every step computed its hidden states"
+                                            if compare and any(cell.kept for cell in unfinished) else ""))
     return "\n".join(rows)
 
 

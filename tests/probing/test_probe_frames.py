@@ -66,7 +66,7 @@ def test_tones_are_read_from_the_layers_and_the_log_mel(checkpoint, tmp_path, ca
     out = tmp_path / "out"
     assert main(["probe-frames", table, checkpoint, "log-mel", "--out", str(out), *QUICK]) == 0
     results = results_of(out)
-    assert results["classes"] == 3 and sum(results["frames"].values()) == 900 and not results["frames_left_out"]
+    assert results["classes"] == 3 and sum(results["frames"].values()) == 900 and not results["frames_skipped"]
     assert [len(model["layers"]) for model in results["models"]] == [3, 1]
     assert all(accuracy > 0.9 for accuracy in best_accuracies(out)), best_accuracies(out)
     for model in results["models"]:
@@ -131,7 +131,7 @@ def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsy
     assert said.count("skipped: ") == 1 and "torn.wav cannot be read as audio: " in said
     results = results_of(out)
     unheard = sum(rows[-3][1] <= (number + 0.5) * 0.02 < rows[-3][2] for number in range(500))
-    assert results["frames_left_out"] == 50 + unheard and results["classes"] == 3
+    assert results["frames_skipped"] == 50 + unheard and results["classes"] == 3
     assert all(accuracy > 0.9 for accuracy in best_accuracies(out)), best_accuracies(out)
 
 
