@@ -46,7 +46,9 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
     """
     check_names(checkpoints)
     configs = {checkpoint: load_config(checkpoint) for checkpoint in checkpoints if checkpoint != LOG_MEL}
-    stride = UpstreamOptions(**options).time_stride or _default_stride(configs)
+    strides = {checkpoint: default_strides(config)[1] for checkpoint, config in configs.items()}
+    stride = UpstreamOptions(**options).time_stride or _common(
+        strides, "default time strides", str, "Give one for all, as in -g hop_20ms") or PUBLISHED_STRIDE
     options["time_stride"] = stride
     out = Path(out)
     cache = Path(cache or out / "cache")
@@ -85,31 +87,25 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
     return results
 
 
-def _default_stride(configs):
-    """Return the checkpoints' common default time stride; raise ValueError if they differ."""
-    strides = {checkpoint: default_strides(config)[1] for checkpoint, config in configs.items()}
-    if len(set(strides.values())) > 1:
-        found = ", ".join(f"{stride} of {checkpoint}" for checkpoint, stride in strides.items())
-        raise ValueError("checkpoints are compared at the same frames, but their default time strides differ: "
-                         f"{found}. Give one for all, as in -g hop_20ms")
-    return next(iter(strides.values()), PUBLISHED_STRIDE)
-
-
 def _hop(checkpoints, configs, stride):
     """Return the checkpoints' common hop in seconds; raise ValueError if they differ or the hop skips phones."""
     hops = {}
     for checkpoint in checkpoints:
         front_end = configs[checkpoint].front_end if checkpoint in configs else PUBLISHED_FRONT_END
         hops[checkpoint] = front_end.seconds_of(stride)
-    if len(set(hops.values())) > 1:
-        found = ", ".join(f"{1000 * hop:g} ms of {checkpoint}" for checkpoint, hop in hops.items())
-        raise ValueError(f"checkpoints are compared at the same frames, but their hops differ: {found}. Probe those "
-                         "with another hop separately")
-    (hop,) = set(hops.values())
+    hop = _common(hops, "hops", lambda hop: f"{1000 * hop:g} ms", "Probe those with another hop separately")
     if hop > LONGEST_HOP:
         raise ValueError(f"a hop of {1000 * hop:g} ms skips phones; expected {1000 * LONGEST_HOP:g} ms or less. Use "
                          "the upstream config hop_20ms, as in -g hop_20ms")
     return hop
+
+
+def _common(values, what, show, advice):
+    """Return the value that all checkpoints share, None without checkpoints; raise ValueError if they differ."""
+    if len(set(values.values())) > 1:
+        found = ", ".join(f"{show(value)} of {checkpoint}" for checkpoint, value in values.items())
+        raise ValueError(f"checkpoints are compared at the same frames, but their {what} differ: {found}. {advice}")
+    return next(iter(values.values()), None)
 
 
 def _usable_splits(drawn, features):

@@ -22,15 +22,8 @@ def plan(cells: list[Cell], out, device: str, jobs: int = 1, scorers: Scorers | 
 
     Each task with cells to run gets a short trial. The estimate counts an evaluation as the training steps that its
     utterances would fill, which is too much for a fine-tuned upstream. Tasks without training are not included. The
-    plan also lists the notes from the corpus checks and anything that a scorer lacks.
-
-    Args:
-        cells: cells to plan.
-        out: the campaign's folder.
-        device: "cpu" or "cuda".
-        jobs: number of cells that run at the same time.
-        scorers: see :class:`ssamba_upstream.superb.scorers.Scorers`. Default: none.
-        compare: If True, also time tasks that train on averages with waveforms instead, and estimate the total.
+    plan also lists the notes from the corpus checks and anything that a scorer lacks. With ``compare``, tasks that
+    train on averages are also timed with waveforms instead, and the total is estimated for both.
     """
     unfinished = [cell for cell in cells if not is_finished(cell, out, scorers)]
     rows = [f"{'cell':>4}  {'task':16} {'mode':10} {'fold':5} {'search':>7} {'steps':>7}"]
@@ -94,13 +87,8 @@ def _estimate(cell, count, out, device, compare):
 
 
 def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Trial]:
-    """Time a few training steps of a cell; the measurements are kept in ``OUT/trials``.
-
-    Args:
-        cell: cell to time.
-        out: the campaign's folder.
-        device: "cpu" or "cuda".
-        kept: see :class:`Cell`. The trial uses a temporary store.
+    """Time a few training steps of a cell that keeps hidden states as ``kept`` says, see :class:`Cell`, in a temporary
+    store. The measurements are kept in ``OUT/trials``.
 
     Returns:
         start-up time in seconds, and the :class:`ssamba_upstream.plugin.keeping.Trial`.
