@@ -136,7 +136,7 @@ def test_efficiency_failure_of_one_keeps_the_others(monkeypatch):
         assert row["skipped"] == (f"SSAST: {failed}; SSAST eager: {failed}" if fails else "")
 
 
-def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
+def test_efficiency_skips_what_would_not_fit(monkeypatch):
     series = efficiency._Series("SSAST eager")
     series.check_memory(512, 1)
     assert series.reason is None  # nothing has been measured yet
@@ -159,7 +159,7 @@ def test_efficiency_leaves_out_what_would_not_fit(monkeypatch):
 
 
 @pytest.mark.slow
-def test_efficiency_leaves_out_what_takes_too_long(monkeypatch):
+def test_efficiency_skips_what_takes_too_long(monkeypatch):
     monkeypatch.setattr(efficiency, "MOST_SECONDS", 0)
     rows = list(efficiency.bench_efficiency(rounds=1, tokens=(8, 16), depths=(1, 1)))
     assert all((row["SSAMBA ms"] == "") == (row["tokens"] == 16) for row in rows)

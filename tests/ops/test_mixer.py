@@ -140,7 +140,7 @@ CALLS = [(False, None), (True, None), (False, OFFSETS), (True, OFFSETS)]  # time
 
 
 @pytest.mark.parametrize("names", [*([name] for name in MODULES), CONVOLUTIONS], ids=" ".join)
-def test_an_adapter_is_heard_and_learns(names):
+def test_an_adapter_takes_effect_and_learns(names):
     """An adapter equals a layer whose weight is changed by the same amount."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     merged = copy.deepcopy(module)
@@ -211,7 +211,7 @@ def test_pruning_follows_the_weights(arguments):
     lambda modules, hook: [module.register_forward_hook(hook) for module in modules],
     lambda modules, hook: [register_module_forward_hook(hook)],
 ], ids=["each", "all"])
-def test_hooks_are_called_once_and_heard(register):
+def test_hooks_are_called_once_and_take_effect(register):
     module, tokens, called = mixer(), torch.randn(1, 120, 48), []
     modules, plain = {getattr(module, name): name for name in MODULES}, module(tokens, False, OFFSETS)
 
@@ -259,7 +259,7 @@ class Operations(TorchDispatchMode):
 
 @needs_kernels
 @pytest.mark.parametrize("offsets", [None, OFFSETS])
-def test_beside_the_products_torch_only_allocates(offsets):
+def test_besides_the_products_torch_only_allocates(offsets):
     """One torch operation takes as long as scanning a few steps."""
     module, tokens = mixer(), torch.randn(1, 120, 48)
     with torch.no_grad():

@@ -83,7 +83,7 @@ def test_a_set_without_dev_is_refused_before_anything_is_computed(tones, checkpo
 
 
 @pytest.mark.slow
-def test_a_recording_that_cannot_be_read_is_left_out_and_named(tones, checkpoints, tmp_path, capsys):
+def test_a_recording_that_cannot_be_read_is_skipped_and_named(tones, checkpoints, tmp_path, capsys):
     shutil.copytree(tones, tmp_path / "tones")
     (tmp_path / "tones" / "500 Hz" / "torn.wav").write_bytes(b"RIFF")
     loud = tmp_path / "tones" / "200 Hz" / "loud.wav"
@@ -120,7 +120,7 @@ def test_nothing_is_computed_twice(tones, checkpoints, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_while_probing_it_goes_on(tones, checkpoints, tmp_path):
+def test_killed_while_probing_it_continues(tones, checkpoints, tmp_path):
     code = """
 import os, signal, sys
 from ssamba_upstream.probing import study as probe

@@ -123,15 +123,15 @@ def test_recordings_and_segments_that_cannot_be_used(checkpoint, tmp_path, capsy
     rows = write_tones(tmp_path, rate=22050, channels=2)
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     rows += [["torn.wav", 0, 1, "low", "train"], ["11.wav", 60, 61, "low", "test"]]
-    rows[-3][3] = "unheard"
+    rows[-3][3] = "untrained"
     out = tmp_path / "out"
     command = ["probe-frames", write_table(tmp_path, rows), checkpoint, "log-mel", "--out", str(out), *QUICK]
     assert main([*command, "--frames", "100000"]) == 1
     said = capsys.readouterr().err
     assert said.count("skipped: ") == 1 and "torn.wav cannot be read as audio: " in said
     results = results_of(out)
-    unheard = sum(rows[-3][1] <= (number + 0.5) * 0.02 < rows[-3][2] for number in range(500))
-    assert results["frames_skipped"] == 50 + unheard and results["classes"] == 3
+    untrained = sum(rows[-3][1] <= (number + 0.5) * 0.02 < rows[-3][2] for number in range(500))
+    assert results["frames_skipped"] == 50 + untrained and results["classes"] == 3
     assert all(accuracy > 0.9 for accuracy in best_accuracies(out)), best_accuracies(out)
 
 

@@ -340,7 +340,7 @@ def test_audio_that_cannot_be_used(averages, tmp_path):
 
 
 @pytest.mark.parametrize("averages", [log_mel_averages, lambda paths, **to: time_averages(network(), paths, **to)])
-def test_audio_that_cannot_be_used_is_left_out_on_request(averages, recordings, tmp_path):
+def test_audio_that_cannot_be_used_is_skipped_on_request(averages, recordings, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "loud.wav", np.full(9000, 1e30, np.float32), 16000, subtype="FLOAT")
     damaged, errors = [tmp_path / "text.wav", tmp_path / "loud.wav"], []

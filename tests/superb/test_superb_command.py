@@ -244,7 +244,7 @@ def test_a_failed_cell_does_not_stop_the_others(control, superb, tmp_path, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_goes_on_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
+def test_continues_after_interruption(how, control, superb, checkpoint, corpora, tmp_path):
     (control / "hang-0.001").touch()
     arguments = ["superb", str(checkpoint), "--out", str(tmp_path / "out"), "--ks", str(corpora["ks"]),
                  "-o", STEPS + BATCH["ks"], "--device", "cpu", "--learning-rates", "1e-2", "1e-3"]
@@ -483,7 +483,7 @@ def test_other_corpora_than_superbs_are_in_a_table_of_their_own(control, superb,
     assert f"| released ({row['corpus_sha256'][:8]}) |" in table
 
 
-def test_cells_of_an_earlier_version_are_left_out_and_named(control, superb, tmp_path, capsys):
+def test_cells_of_an_earlier_version_are_skipped_and_named(control, superb, tmp_path, capsys):
     for name, content in (("ks-frozen-lr0.01-0123456789", {"task": "ks", "corpus": {}, "series": "0"}),
                           ("ks-frozen-lr0.1-0123456789", [])):
         folder = tmp_path / "out" / "cells" / name
