@@ -26,7 +26,7 @@ from ..plugin.compat import register
 from ..plugin.hubconf import ENTRIES
 from ..plugin.keeping import Keeping
 from ..plugin.overrides import check_field, did_you_mean, fields_of
-from .tasks import TASKS, SuperbTask, task_named
+from .tasks import TASKS, task_named
 
 LARGEST_TEXT = 2**20
 """Largest non-audio file, in bytes, whose content is hashed in a folder that a config names."""
@@ -204,7 +204,18 @@ def make_cells(
     """
     mode = "fine-tuned" if fine_tune else "frozen"
     rates = tuple(dict.fromkeys(learning_rates or LEARNING_RATES[mode]))
-    versions, cells = installed_versions(), []
+    versions, cells, keeping = installed_versions(), [], keeping or Keeping()
+
+    def add(name, task, config, applied, corpus):
+        averages = not by_runner and sees_averages_only(task.downstream, config)
+        keeps = not fine_tune and (averages or keeping.cache is not None)
+        kept = f"{'averages' if averages else 'frames'} {keeping.dtype_of(averages)}" if keeps else None
+        cell = Cell(name, task.downstream, mode, upstream, config, applied, corpus, versions, None, kept=kept)
+        choices = [{"learning_rate": rate} for rate in rates]
+        if task.searched == "layer":
+            choices = [{"layer": layer} for layer in range(count_layers(upstream))]
+        cells.extend(dataclasses.replace(cell, fold=fold, **choice) for fold in task.folds for choice in choices)
+
     for name, root in corpora.items():
         task = TASKS[name]
         report = CHECKS[name](root)
@@ -218,17 +229,11 @@ def make_cells(
         content = json_hash([report.content_hash, _hashes_of_files(config)])
         corpus = Corpus(content, report.counts, report.released, report.override, report.notes)
         _override(config, report.override)
-        kept = _kept(task.downstream, config, mode, keeping or Keeping(), by_runner)
-        cell = Cell(name, task.downstream, mode, upstream, config, applied, corpus, versions, None, kept=kept)
-        cells += [dataclasses.replace(cell, fold=fold, **choice)
-                  for fold in task.folds for choice in _choices(task, rates, upstream)]
+        add(name, task, config, applied, corpus)
     for downstream, path in downstreams:
         config = _read_yaml(path, "downstream")
         applied = _complete(config, overrides, downstream)
-        corpus = Corpus(json_hash(_hashes_of_files(config)))
-        kept = _kept(downstream, config, mode, keeping or Keeping(), by_runner)
-        cells += [Cell(downstream, downstream, mode, upstream, config, applied, corpus, versions, rate, kept=kept)
-                  for rate in rates]
+        add(downstream, task_named(downstream), config, applied, Corpus(json_hash(_hashes_of_files(config))))
     if not cells:
         raise ValueError("there is nothing to run. Give the corpus of at least one task: "
                          f"{', '.join(f'--{name}' for name in TASKS)}")
@@ -237,13 +242,6 @@ def make_cells(
         raise ValueError(f"-o {nowhere[0]}: no task's config has this field."
                          f"{did_you_mean(_field(nowhere[0]), [cell.config for cell in cells])}")
     return cells
-
-
-def _kept(downstream, config, mode, keeping, by_runner):
-    averages = not by_runner and sees_averages_only(downstream, config)
-    if mode == "fine-tuned" or not averages and keeping.cache is None:
-        return None
-    return f"{'averages' if averages else 'frames'} {keeping.dtype_of(averages)}"
 
 
 def installed_versions() -> dict[str, str]:
@@ -294,13 +292,6 @@ def _config_name(name, fine_tune):
         raise ValueError(f"--finetune: there is no config for fine-tuning on {name}. Give one with --downstream "
                          f"{TASKS[name].downstream} CONFIG.yaml, or leave out {name}.")
     return f"{stem}_finetune"
-
-
-def _choices(task: SuperbTask, rates, upstream) -> list[dict]:
-    """Return the values to search, as fields of a cell."""
-    if task.searched == "layer":
-        return [{"layer": layer} for layer in range(count_layers(upstream))]
-    return [{"learning_rate": rate} for rate in rates]
 
 
 def _complete(config, overrides, name) -> str:
