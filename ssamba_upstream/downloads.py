@@ -59,10 +59,7 @@ def find_named(name: str, refresh: bool = False) -> Path:
         name: "ssamba_starter", "ssamba_distilled" or "ssamba_stream", which are included in the package; a published
             checkpoint such as "ssamba_tiny" or "ssamba_tiny_400", see :func:`find_published`; "user/repository" on the
             Hugging Face hub; or a URL.
-        refresh: if True, download again.
-
-    Returns:
-        The Path of a file or folder.
+        refresh: see :func:`find_checkpoint`.
 
     Raises:
         CheckpointError: If there is no checkpoint of that name, or it cannot be downloaded.

@@ -54,12 +54,10 @@ def training_batches(paths, targets, batch_size, samples, seed, position=None, r
             the start, and ``samples`` must be ``sampling_rate * seconds``.
         seed: seed, a non-negative integer.
         position: position of the last batch used, i.e. the number of batches used; the sequence resumes exactly there.
-        rank, world_size: rank of this process, and number of processes.
-        workers: number of reader processes; 0 reads in this process.
+        rank, world_size, workers, sampling_rate: see :func:`ssamba_upstream.pretraining.batches.training_batches`.
         mixup: share of the clips that are mixed, from 0 to 1.
         weights: ``(recordings,)``, non-negative: recordings are drawn with replacement, with probability proportional
             to their weight, see :func:`balancing_weights`. Default: each recording once per epoch.
-        sampling_rate: sampling rate of the clips in Hz.
 
     Raises:
         ValueError: If the arguments are inconsistent (raised at the call).

@@ -21,7 +21,7 @@ def evaluate(logits, targets, problem) -> dict:
 
     Returns:
         dict of the metrics, None if undefined, and the numbers of classes that ``mAP`` and ``mAUC`` exclude,
-        ``mAP_classes_left_out`` and ``mAUC_classes_left_out``.
+        ``mAP_classes_skipped`` and ``mAUC_classes_skipped``.
 
     Raises:
         ValueError: If shapes or values do not match, there are no clips, or logits are not finite.
@@ -38,7 +38,7 @@ def evaluate(logits, targets, problem) -> dict:
         if name == "accuracy":
             metrics[name] = accuracy(scores, targets)
         else:
-            metrics[name], metrics[f"{name}_classes_left_out"] = mean_over_classes(name, scores, targets)
+            metrics[name], metrics[f"{name}_classes_skipped"] = mean_over_classes(name, scores, targets)
     return metrics
 
 

@@ -106,7 +106,10 @@ class FinetuningRecipe(TrainingRecipe):
         self._check_numbers("head_learning_rate", *(["std"] if self.std is not None else []), above=True)
         if not isinstance(self.mean, (int, float, NoneType)):
             raise RecipeError(f"mean must be a number; got {self.mean!r}")
-        if self.average_epochs is not None and not self._are_epochs(self.average_epochs):
+        epochs = self.average_epochs
+        if epochs is not None and not (isinstance(epochs, list) and len(epochs) == 2
+                                       and all(isinstance(epoch, int) for epoch in epochs)
+                                       and 1 <= epochs[0] <= epochs[1] <= self.epochs):
             raise RecipeError(f"average_epochs must be two numbers from 1 to epochs ({self.epochs}), such as [1, 5]; "
                               f"got {self.average_epochs!r}")
 
@@ -119,11 +122,6 @@ class FinetuningRecipe(TrainingRecipe):
     @cached_property
     def _checkpoint_config(self):
         return load_config(self.checkpoint)  # cached, since a single-file checkpoint is read whole for it
-
-    def _are_epochs(self, values):
-        if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, int) for value in values):
-            return False
-        return 1 <= values[0] <= values[1] <= self.epochs
 
     def _only_loss(self):
         return "binary_cross_entropy" if self.problem == "multi_label" else "cross_entropy"

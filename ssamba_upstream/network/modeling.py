@@ -24,22 +24,9 @@ from .mixer import BidirectionalMamba
 from .positions import packed_positions, position_embedding
 
 
-class RMSNorm(nn.Module):
-    """Root mean square norm (arXiv 1910.07467) over the last dimension, with a learned scale."""
-
-    def __init__(self, size, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 def _norm(config):
-    if config.norm == "rms_norm":
-        return RMSNorm(config.hidden_size, config.norm_epsilon)
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
+    norm = nn.RMSNorm if config.norm == "rms_norm" else nn.LayerNorm
+    return norm(config.hidden_size, eps=config.norm_epsilon)
 
 
 class PatchEmbedding(nn.Module):
@@ -207,7 +194,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, BidirectionalMamba):
             module.initialise()
-        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             nn.init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)

@@ -106,7 +106,7 @@ def test_a_folder_of_something_else_gets_instructions(tmp_path, capsys, name):
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_what_is_missing_or_damaged_is_left_out_and_named(esc50, tmp_path, capsys):
+def test_what_is_missing_or_damaged_is_skipped_and_named(esc50, tmp_path, capsys):
     damaged = [esc50 / "audio" / name for name in ("1-100-A-0.wav", "2-100-A-0.wav", "5-100-A-0.wav")]
     damaged[0].unlink()
     damaged[1].write_bytes(b"RIFF, but nothing of the kind")
@@ -319,7 +319,7 @@ def test_clips_of_another_part_of_a_video_are_not_taken(audioset, tmp_path):
     assert "1 of the 3 clips in balanced_train_segments.csv were found." in report.notes
 
 
-def test_damaged_clips_are_left_out_and_reported(audioset, tmp_path):
+def test_damaged_clips_are_skipped_and_reported(audioset, tmp_path):
     add_clips(audioset)
     (audioset / "audio" / "eval" / "4-abcdefghi.wav").write_bytes(b"<html>This video is private</html>")
     report = prepare("audioset20k", audioset, tmp_path / "out.csv")

@@ -252,7 +252,7 @@ def test_a_fold_of_one_class_counts_where_a_metric_is_defined(tmp_path, recipe, 
                                                           for path, label, fold in rows], "folds"))
     results = finetune(run, tmp_path / "run")
     areas = [of_fold["test"]["mAUC"] for of_fold in results["folds"].values()]
-    assert areas[2] is None and results["folds"]["3"]["test"]["mAUC_classes_left_out"] == 3
+    assert areas[2] is None and results["folds"]["3"]["test"]["mAUC_classes_skipped"] == 3
     assert results["test"]["mAUC"] == pytest.approx(statistics.mean(areas[:2]))
     assert results["deviation"]["mAUC"] == pytest.approx(statistics.stdev(areas[:2]))
     assert results["test"]["accuracy"] == pytest.approx(
@@ -439,7 +439,7 @@ def test_what_cannot_be_resumed(tmp_path, recipe, changed_set, pretrained):
         finetune(recipe(data=data, epochs=1), out, resume=True)
 
 
-def test_recordings_that_cannot_be_read_are_left_out_of_the_metrics(tmp_path, recipe, changed_set):
+def test_recordings_that_cannot_be_read_are_skipped_in_the_metrics(tmp_path, recipe, changed_set):
     loud = tmp_path / "loud.wav"
     soundfile.write(loud, np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
     data = changed_set(lambda rows: [*rows, (str(loud), "low", "test")])

@@ -50,7 +50,7 @@ def test_means_are_those_of_the_slow_definitions(ties):
     assert (area, skipped) == (pytest.approx(sum(slow_auc(*column) for column in columns) / 9), 0)
 
 
-def test_classes_that_cannot_be_judged_are_left_out_and_counted():
+def test_classes_that_cannot_be_judged_are_skipped_and_counted():
     scores = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.4, 0.2], [0.6, 0.1, 0.3]])
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
     assert mean_over_classes("mAP", scores, targets) == (1.0, 1)  # the second class has no positives
@@ -69,7 +69,7 @@ def test_single_labels_are_judged_by_probabilities():
     logits = torch.tensor([[1.0, -5.0, -5.0], [2.0, 4.0, -5.0], [0.0, 3.0, -5.0]])
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
     assert evaluate(logits, targets, "single_label") == {
-        "accuracy": 1.0, "mAP": 1.0, "mAP_classes_left_out": 1, "mAUC": 1.0, "mAUC_classes_left_out": 1}
+        "accuracy": 1.0, "mAP": 1.0, "mAP_classes_skipped": 1, "mAUC": 1.0, "mAUC_classes_skipped": 1}
     assert evaluate(logits, targets, "multi_label")["mAP"] == pytest.approx((1 / 2 + 1) / 2)
 
 
@@ -80,8 +80,8 @@ def test_many_labels_have_no_accuracy():
     columns = list(zip(zip(*(row for row, _ in columns)), zip(*(row for _, row in columns))))
     assert metrics == {
         "mAP": pytest.approx(sum(slow_average_precision(*column) for column in columns) / 6),
-        "mAP_classes_left_out": 0,
-        "mAUC": pytest.approx(sum(slow_auc(*column) for column in columns) / 6), "mAUC_classes_left_out": 0}
+        "mAP_classes_skipped": 0,
+        "mAUC": pytest.approx(sum(slow_auc(*column) for column in columns) / 6), "mAUC_classes_skipped": 0}
 
 
 def test_seconds_without_a_label_do_not_count():
@@ -97,7 +97,7 @@ def test_seconds_without_a_label_do_not_count():
     precisions = [slow_average_precision([scores[number] for scores, _ in rows], [label == number for _, label in rows])
                   for number in range(3)]
     assert metrics == {"accuracy": pytest.approx(right / 21), "mAP": pytest.approx(sum(precisions) / 3, abs=1e-6),
-                       "mAP_classes_left_out": 0}
+                       "mAP_classes_skipped": 0}
 
 
 def test_what_cannot_be_judged_is_refused():
@@ -123,4 +123,4 @@ def test_what_cannot_be_judged_is_refused():
 
 def test_without_a_second_that_counts_nothing_is_defined():
     metrics = evaluate(torch.zeros(2, 5, 3), torch.full((2, 5), -100), "per_second")
-    assert metrics == {"accuracy": None, "mAP": None, "mAP_classes_left_out": 3}
+    assert metrics == {"accuracy": None, "mAP": None, "mAP_classes_skipped": 3}

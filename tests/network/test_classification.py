@@ -257,7 +257,7 @@ def test_seconds_by_their_definition(frequency_stride, time_stride, frames):
     torch.testing.assert_close(output.loss, plain_single(expected.flatten(0, 1), labels.flatten()))
 
 
-def test_seconds_without_a_label_are_left_out():
+def test_seconds_without_a_label_are_skipped():
     model, fbank = classifier(SECONDS, 300), torch.randn(1, 300, 128)
     labels = torch.tensor([[-100, 1, -100]])
     output = model(fbank, labels=labels)
