@@ -109,9 +109,8 @@ class LabelledSet:
             raise LabelledSetError(f"{len(unlabelled)} of {len(self.paths)} recordings have no label: "
                                    f"{first(unlabelled)}. Probes need a class for each recording: give these one, such "
                                    "as 'nothing', or leave them out")
-        if not self.has_folds and "dev" not in self.splits:
-            raise ValueError(f"no utterance in dev; probes need train, dev and test, but the splits are "
-                             f"{', '.join(sorted(set(self.splits)))}")
+        if not self.has_folds:
+            members_of_splits(self.splits)
 
     @property
     def content_hash(self):
@@ -147,7 +146,7 @@ def members_of_splits(splits):
     Raises:
         ValueError: If one of them is empty.
     """
-    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in ("train", "dev", "test")}
+    parts = {name: [i for i, other in enumerate(splits) if other == name] for name in SPLITS}
     for name, members in parts.items():
         if not members:
             raise ValueError(f"no utterance in {name}; probes need train, dev and test, but the splits are "
