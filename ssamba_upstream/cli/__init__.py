@@ -12,7 +12,7 @@ import textwrap
 from ..extras import extras_with
 from ..training import TrainingError
 from . import bench, checkpoints, corpora, deployment, probing, superb, training
-from .options import OUTPUT_CLOSED
+from .options import INTERRUPTED, OUTPUT_CLOSED
 
 GROUPS = {
     "checkpoints": checkpoints, "data": corpora, "training": training, "probing": probing, "SUPERB": superb,
@@ -49,6 +49,9 @@ def _run(arguments):
         return options.run(options) or 0
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
     except (OSError, ValueError, TrainingError, ModuleNotFoundError) as error:
         print(f"ssamba: {_explain(error)}", file=sys.stderr)
     return 1

@@ -94,6 +94,15 @@ def test_another_broken_pipe_is_an_error(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "ssamba: [Errno 32] Broken pipe: 'a program that reads no more'\n"
 
 
+def test_an_interruption_prints_no_traceback(capsys, monkeypatch):
+    def check(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpora, "_check", check)
+    assert main(["corpora", "check", "ks", "nowhere"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
 def test_every_argument_is_explained():
     """Each help line is a full description by itself."""
     def check(parser):
