@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from .audio import AudioError, batches_by_length, expected_seconds, identity, read_clip
 from .checkpoint import content_hash
@@ -104,22 +103,22 @@ def _missing(targets, output, report):
 def _write_missing(missing, output, encoder, compute, layers, dtype, batch_secs, report):
     """Write the hidden states of the readable recordings; return their number."""
     recordings, written = list(missing), 0
-    with tqdm(total=len(recordings), desc="extracting", unit="file", disable=None) as progress:
-        batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
-        read = partial(read_clip, sampling_rate=encoder.sampling_rate)
-        for found in read_ahead(read, ([recordings[i] for i in batch] for batch in batches)):
-            wavs = dict(_readable(found, report))
-            for recording, states in zip(wavs, compute([*wavs.values()]) if wavs else ()):
-                states = states[layers]
-                kept = states.to(DTYPES[dtype])
-                if kept.isfinite().all():
-                    output.write(kept, *missing[recording])
-                    written += 1
-                else:
-                    report(f"{recording} is skipped: its hidden states "
-                           + (f"exceed the range of {dtype}; extract float32" if states.isfinite().all() else
-                              "are NaN or infinite; check the checkpoint's weights"))
-            progress.update(len(found))
+    batches = batches_by_length(read_all(expected_seconds, recordings), batch_secs)
+    for wavs in read_ahead(
+        partial(read_clip, sampling_rate=encoder.sampling_rate), ([recordings[i] for i in batch] for batch in batches),
+        lambda error: report(f"{error.file} is skipped: {error.reason}"),
+        total=len(recordings), desc="extracting", unit="file",
+    ):
+        for recording, states in zip(wavs, compute([*wavs.values()])):
+            states = states[layers]
+            kept = states.to(DTYPES[dtype])
+            if kept.isfinite().all():
+                output.write(kept, *missing[recording])
+                written += 1
+            else:
+                report(f"{recording} is skipped: its hidden states "
+                       + (f"exceed the range of {dtype}; extract float32" if states.isfinite().all() else
+                          "are NaN or infinite; check the checkpoint's weights"))
     return written
 
 
@@ -131,11 +130,8 @@ class _Output:
         self.sources = {entry["file"]: entry["source"] for entry in journal.entries}
 
     def holds(self, target, source):
-        """Return True if a file exists and was made from the recording with this identity.
-
-        Raises:
-            ExtractionError: If the file was made from another recording.
-        """
+        """Return True if a file exists and was made from the recording with this identity; raise an ExtractionError if
+        it was made from another one."""
         if not target.exists():
             return False
         made_from = self.sources.get(self._name(target), ["an unknown recording"])
@@ -195,14 +191,6 @@ def _check_settings(out, settings):
                                   "folder")
         return
     write_json(settings, file)
-
-
-def _readable(found, report):
-    """Return (recording, waveform) of each readable recording; report the others."""
-    for recording, wav in found.items():
-        if isinstance(wav, AudioError):
-            report(f"{recording} is skipped: {wav.reason}")
-    return [(recording, wav) for recording, wav in found.items() if not isinstance(wav, AudioError)]
 
 
 def _write(states, target, file_format):

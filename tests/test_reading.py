@@ -8,15 +8,18 @@ from ssamba_upstream.audio import AudioError
 from ssamba_upstream.reading import read_ahead, read_all
 
 
-def test_batches_come_in_order_with_their_errors():
+def test_batches_come_in_order_without_unreadable_entries():
     def read(name):
         if name == "torn":
             raise AudioError(name, "is torn")
         return name.upper()
 
-    found = list(read_ahead(read, [["a", "torn"], [], ["b", "c"]]))
-    assert [[*batch] for batch in found] == [["a", "torn"], [], ["b", "c"]]
-    assert found[0]["a"] == "A" and found[0]["torn"].reason == "is torn" and found[2] == {"b": "B", "c": "C"}
+    errors = []
+    found = list(read_ahead(read, [["a", "torn"], ["torn"], ["b", "c"]], errors.append))
+    assert found == [{"a": "A"}, {"b": "B", "c": "C"}] and [[*batch] for batch in found] == [["a"], ["b", "c"]]
+    assert [error.reason for error in errors] == ["is torn", "is torn"]
+    with pytest.raises(AudioError, match="is torn"):
+        list(read_ahead(read, [["torn"]]))
     assert list(read_ahead(read, [])) == [] and read_all(str.upper, "ab") == ["A", "B"]
 
 

@@ -32,7 +32,7 @@ class AlignedSet:
     Attributes:
         segments: each recording's segments by its path; parts between segments have no label.
         splits: "train", "dev" or "test" for each recording, by its path.
-        left_out: a sentence for each recording that has no usable segments.
+        skipped: a sentence for each recording that has no usable segments.
         groups: each recording's group, such as its speaker, by its path; empty if unknown.
 
     Raises:
@@ -41,7 +41,7 @@ class AlignedSet:
 
     segments: dict[Path, list[Segment]]
     splits: dict[Path, str]
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     groups: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self):

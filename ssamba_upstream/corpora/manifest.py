@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..audio import AUDIO_EXTENSIONS, AudioError, read_header
 from ..files import write_text
+from ..reading import read_or_error
 
 HOW_TO_WRITE = "`ssamba manifest FOLDER... --out OUT.jsonl` writes a manifest"
 
@@ -133,7 +134,7 @@ def read_in_processes(read, files, unreadable, title, processes=None):
     # Without the initializer, Ctrl-C prints a traceback for each process.
     pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        results = pool.map(partial(_result_or_error, read), files, chunksize=16)
+        results = pool.map(partial(read_or_error, read), files, chunksize=16)
         for file, result in zip(files, tqdm(results, title, len(files), unit=" files")):
             if isinstance(result, AudioError):
                 unreadable.append(f"{file}: {result.reason}")
@@ -144,13 +145,6 @@ def read_in_processes(read, files, unreadable, title, processes=None):
         pool.shutdown(cancel_futures=True)
     if not found:
         raise ManifestError(f"none of {len(files)} audio files can be read; the first: {unreadable[0]}")
-
-
-def _result_or_error(read, file):
-    try:
-        return read(file)
-    except AudioError as error:
-        return error
 
 
 def _write_lines(path, lines):

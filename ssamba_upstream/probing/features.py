@@ -2,9 +2,8 @@
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from ..audio import SAMPLE_RATE, AudioError, batches_by_length, expected_seconds, read_clip
+from ..audio import SAMPLE_RATE, batches_by_length, expected_seconds, read_clip
 from ..corpora.labelled import Excerpt
 from ..devices import send
 from ..frames import FrameEncoder
@@ -81,13 +80,10 @@ def iterate_waveforms(encoder, recordings, batch_secs, report=None):
     model, training = encoder.model, encoder.model.training
     model.eval()
     try:
-        with tqdm(total=len(recordings), desc="hidden states", leave=False, disable=None) as progress:
-            batches = batches_by_length(lengths, batch_secs)
-            for found in read_ahead(lambda i: read_waveform(recordings[i], encoder.sampling_rate), batches):
-                wavs = _readable(found, report)
-                if wavs:
-                    yield {i: send(wav, model.device) for i, wav in wavs.items()}
-                progress.update(len(found))
+        for wavs in read_ahead(lambda i: read_waveform(recordings[i], encoder.sampling_rate),
+                               batches_by_length(lengths, batch_secs), report, total=len(recordings),
+                               desc="hidden states", leave=False):
+            yield {i: send(wav, model.device) for i, wav in wavs.items()}
     finally:
         model.train(training)
 
@@ -172,10 +168,9 @@ def iterate_log_mel_frames(frames, time_stride, report=None):
 def iterate_single_waveforms(recordings, report=None):
     """Yield the index and waveform, (samples,) at 16 kHz, of each readable recording."""
     each = pack([1] * len(recordings), LOG_MELS_AT_ONCE)
-    with tqdm(total=len(recordings), desc="log-mel", leave=False, disable=None) as progress:
-        for found in read_ahead(lambda i: read_waveform(recordings[i]), each):
-            yield from _readable(found, report).items()
-            progress.update(len(found))
+    for wavs in read_ahead(lambda i: read_waveform(recordings[i]), each, report, total=len(recordings), desc="log-mel",
+                           leave=False):
+        yield from wavs.items()
 
 
 def log_mel_of(wav, log_mel):
@@ -189,16 +184,6 @@ def read_waveform(recording, sampling_rate=SAMPLE_RATE):
     excerpt = _excerpt(recording)
     wav = read_clip(recording, start=excerpt.start, stop=excerpt.stop, sampling_rate=sampling_rate)
     return (wav * 10 ** (excerpt.gain / 20)).clamp(-1, 1) if excerpt.gain else wav
-
-
-def _readable(found, report):
-    """Return the entries that are waveforms; report, or raise, those that are AudioErrors."""
-    for wav in found.values():
-        if isinstance(wav, AudioError):
-            if report is None:
-                raise wav
-            report(wav)
-    return {key: wav for key, wav in found.items() if not isinstance(wav, AudioError)}
 
 
 def _excerpt(recording):

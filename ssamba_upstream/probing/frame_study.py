@@ -79,7 +79,7 @@ def probe_frames(aligned, checkpoints, out, source="", most_frames=10_000, devic
     results.update({
         "frames": dict(Counter(split for split in splits if split != UNUSABLE)),
         "frames_skipped": splits.count(UNUSABLE),
-        "unreadable": sorted([*aligned.left_out, *map(str, unreadable.values())]),
+        "unreadable": sorted([*aligned.skipped, *map(str, unreadable.values())]),
         "classes": len(set(usable)),
         "most_frequent_class": max(Counter(usable).values()) / len(usable),
     })

@@ -149,7 +149,7 @@ def write_timit(root, wav=".WAV", phn=".PHN", case=str.upper):
 def test_timit(tmp_path, wav, phn, case):
     write_timit(tmp_path, wav, phn, case)
     found = read_timit(tmp_path)
-    assert len(found.segments) == 6 and not found.left_out
+    assert len(found.segments) == 6 and not found.skipped
     splits = {(path.parent.name.upper(), path.name[:2].upper()): split for path, split in found.splits.items()}
     assert splits == {(speaker, kind): split for kind in ("SI", "SX")
                       for speaker, split in (("FCJF0", "train"), ("FAKS0", "dev"), ("MDAB0", "test"))}
@@ -169,17 +169,17 @@ def test_timit_in_two_formats_counts_once(tmp_path):
 def test_timit_with_sentences_that_have_no_phones(tmp_path):
     damaged = write_timit(tmp_path) / "SX217.PHN"
     damaged.unlink()
-    (sentence,) = read_timit(tmp_path).left_out
+    (sentence,) = read_timit(tmp_path).skipped
     assert str(damaged) in sentence
     damaged.write_text("0 3200 h#\n3200 4800\n")
     found = read_timit(tmp_path)
     assert len(found.segments) == 5
-    assert found.left_out == [f"{damaged}, line 2: expected a start, an end and a phone, such as '2260 4149 sh'; "
+    assert found.skipped == [f"{damaged}, line 2: expected a start, an end and a phone, such as '2260 4149 sh'; "
                               "got '3200 4800'"]
     for content, reason in (("", "lists no phones"), ("0 100 xx\n", "got '0 100 xx'"), ("100 100 sh\n", "got '100"),
                             ("0 3200 sh\n1600 4800 iy\n", "overlap")):
         damaged.write_text(content)
-        (sentence,) = read_timit(tmp_path).left_out
+        (sentence,) = read_timit(tmp_path).skipped
         assert reason in sentence
 
 
