@@ -78,20 +78,11 @@ def find_named(name: str, refresh: bool = False) -> Path:
 
 
 def find_published(name, refresh=False):
-    """Find a published checkpoint.
+    """Find a published checkpoint by a name in ``PUBLISHED``; without a number of masked patches, 400 is meant.
 
     Search order: ``<name>/``, ``<name>.safetensors``, ``<name>.ckpt`` and ``<name>.pth`` in the folder given by the
-    environment variable SSAMBA_CHECKPOINTS; the local cache of the Hugging Face hub; the hub.
-
-    Args:
-        name: one of ``PUBLISHED``. A name without a number of masked patches means 400.
-        refresh: if True, download again.
-
-    Returns:
-        The Path of a file or folder.
-
-    Raises:
-        CheckpointError: If it is not found or the hub cannot be reached. The message lists the places searched.
+    environment variable SSAMBA_CHECKPOINTS; the local cache of the Hugging Face hub, unless ``refresh``; the hub. If
+    none has it, a CheckpointError lists the places searched.
     """
     name = PUBLISHED[name]
     folder = os.environ.get(CHECKPOINT_FOLDER_VARIABLE)
@@ -117,12 +108,7 @@ def find_published(name, refresh=False):
 
 
 def download_repository(repository, refresh=False):
-    """Download a checkpoint folder in this package's format from the Hugging Face hub.
-
-    Args:
-        repository: name of the repository, such as "user/ssamba-tiny".
-        refresh: if True, download again.
-    """
+    """Download a checkpoint folder in this package's format from the Hugging Face hub, such as "user/ssamba-tiny"."""
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"], force_download=refresh))
     except (OSError, HfHubHTTPError, ValueError) as error:

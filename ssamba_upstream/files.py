@@ -145,12 +145,8 @@ def read_json(path):
 
 
 def markdown_table(columns, rows):
-    """Return a Markdown table without a final newline; numeric columns are right-aligned.
-
-    Args:
-        columns: column names.
-        rows: lists of cells, converted by ``str``.
-    """
+    """Return a Markdown table of column names and rows of cells, which ``str`` converts, without a final newline;
+    numeric columns are right-aligned."""
     rows = [[str(cell) for cell in row] for row in rows]
     edges = ["---:" if all(map(_is_number, cells)) else "---" for cells in zip(*rows)] or ["---"] * len(columns)
     return "\n".join(f"| {' | '.join(line)} |" for line in [columns, edges, *rows])

@@ -98,22 +98,15 @@ class HiddenStateStore:
             compute: function from a list of waveforms to a list of their hidden states, (layers, frames, width).
             layer: see :meth:`read`.
 
-        Returns:
-            see :meth:`read`. Both stored and computed values are rounded to the store's dtype.
-
-        Raises:
-            IndexError: see :meth:`read`.
-            StoreError: see :meth:`round`.
+        For results and errors see :meth:`read` and :meth:`round`. Stored and computed values are both rounded to the
+        store's dtype.
         """
         keys = [waveform_key(wav) for wav in wavs]
         return self.read(keys, layer, self.keep_missing(dict(zip(keys, wavs)), compute))
 
     def keep_missing(self, wavs, compute):
-        """Compute and store the missing hidden states of waveforms, a dict by key.
-
-        Returns:
-            dict of the hidden states that could not be stored because the store is full.
-        """
+        """Compute and store the missing hidden states of waveforms, a dict by key. Return a dict of those that could
+        not be stored because the store is full."""
         keys = [*wavs]
         missing = [keys[i] for i in self.missing(keys)]
         if not missing:
@@ -216,21 +209,14 @@ def state_hash(module):
 
 
 def contents(folder):
-    """List the contents of a store's folder, most recently used first.
-
-    Returns:
-        list of :class:`StoredStates`.
-    """
+    """Return a store's contents as a list of :class:`StoredStates`, most recently used first."""
     found = [_stored_states(path.parent) for path in Path(folder).glob(f"*/{DESCRIPTION}")]
     return sorted(found, key=lambda states: states.used, reverse=True)
 
 
 def remove_unused(folder, days):
-    """Remove hidden states that have not been used for some days, and those of other versions of the numerics.
-
-    Returns:
-        list of the removed :class:`StoredStates`.
-    """
+    """Remove hidden states that have not been used for some days, and those of other versions of the numerics. Return
+    a list of their :class:`StoredStates`."""
     oldest = time.time() - 86400 * days
     removed = [states for states in contents(folder) if states.outdated or states.used <= oldest]
     for states in removed:

@@ -22,14 +22,7 @@ GROUPS = {
 
 
 def main(arguments=None):
-    """Run one ``ssamba`` command.
-
-    Args:
-        arguments: list of arguments, without the program's name. Default: those of the command line.
-
-    Returns:
-        The exit status.
-    """
+    """Run one ``ssamba`` command, by default the command line's, and return the exit status."""
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)

@@ -78,16 +78,8 @@ def name_skipped(lines):
 
 
 def summarise(done, found, written, skipped, unreadable_folders):
-    """Print what became of recordings.
-
-    Args:
-        done: sentence on what was written.
-        found, written, skipped: number of recordings found, written now, and skipped.
-        unreadable_folders: a sentence for each folder that cannot be searched.
-
-    Returns:
-        the exit status, 1 if anything was skipped.
-    """
+    """Print what became of recordings: a sentence on what was done, their numbers, and a sentence for each folder that
+    cannot be searched. Return the exit status, 1 if anything was skipped."""
     print(f"{done}; already there: {found - written - skipped}, skipped: {skipped}")
     for line in unreadable_folders:
         warn(f"cannot be searched: {line}")

@@ -80,11 +80,7 @@ class LabelledSet:
                                    f"{first(missing)}")
 
     def without(self, paths):
-        """Return the set without some of its recordings.
-
-        Raises:
-            LabelledSetError: If the rest is not a valid labelled set.
-        """
+        """Return the set without some of its recordings; raise a LabelledSetError if the rest is invalid."""
         columns = [column for column in (self.paths, self.labels, self.splits, self.groups) if column]
         kept = [row for row in zip(*columns) if row[0] not in paths]
         return LabelledSet(*map(list, zip(*kept))) if kept else LabelledSet([], [], [])
@@ -100,11 +96,8 @@ class LabelledSet:
         return not set(self.splits) <= set(SPLITS)
 
     def check_probes(self):
-        """Check that probes can be trained on the set: every recording has a class, and there is a dev set or folds.
-
-        Raises:
-            ValueError: If a recording has an empty label, or if there is neither a dev set nor folds.
-        """
+        """Raise a ValueError if probes cannot be trained on the set, because a recording has an empty label or there is
+        neither a dev set nor folds."""
         if unlabelled := [path for path, label in zip(self.paths, self.labels) if not label]:
             raise LabelledSetError(f"{len(unlabelled)} of {len(self.paths)} recordings have no label: "
                                    f"{first(unlabelled)}. Probes need a class for each recording: give these one, such "
@@ -124,14 +117,8 @@ class LabelledSet:
 def rotate_folds(folds):
     """Use each fold as test once, the next one (in sorted order) as dev, and the others as train.
 
-    Args:
-        folds: name of each utterance's fold; three or more folds.
-
-    Yields:
-        the name of the test fold, and "train", "dev" or "test" for each utterance.
-
-    Raises:
-        ValueError: If there are fewer than three folds.
+    Yield the name of the test fold, and "train", "dev" or "test" for each utterance, given the name of its fold. Fewer
+    than three folds raise a ValueError.
     """
     names = sorted(set(folds))
     if len(names) < 3:
@@ -141,11 +128,7 @@ def rotate_folds(folds):
 
 
 def members_of_splits(splits):
-    """Return the indices of the utterances in train, dev and test.
-
-    Raises:
-        ValueError: If one of them is empty.
-    """
+    """Return the indices of the utterances in train, dev and test; raise a ValueError if a split is empty."""
     parts = {name: [i for i, other in enumerate(splits) if other == name] for name in SPLITS}
     for name, members in parts.items():
         if not members:
@@ -163,11 +146,7 @@ def split_labels(label) -> list[str]:
 
 
 def join_labels(classes) -> str:
-    """Join several classes into one label, see :func:`split_labels`.
-
-    Raises:
-        LabelledSetError: If a class has a semicolon in its name.
-    """
+    """Join several classes into one label, see :func:`split_labels`; a semicolon in a name raises an error."""
     for name in classes:
         if SEPARATOR in name:
             raise LabelledSetError(f"the class {name!r} has a {SEPARATOR!r} in its name, but that separates a "
@@ -264,17 +243,9 @@ def read_table(file, columns, optional=None, empty=()):
 
 
 def split_by_hash(names, what):
-    """Split some names by their SHA-256, see :func:`read_labelled`.
+    """Return "train", "dev" or "test" by name, from the names' SHA-256, see :func:`read_labelled`.
 
-    Args:
-        names: three or more names.
-        what: description of the names, for the error.
-
-    Returns:
-        "train", "dev" or "test" by name.
-
-    Raises:
-        LabelledSetError: If there are fewer than three names.
+    Fewer than three names raise a LabelledSetError, which describes them by ``what``.
     """
     if len(names) < len(SPLITS):
         raise LabelledSetError(f"{what} has {len(names)} recordings; a split into train, dev and test needs three")

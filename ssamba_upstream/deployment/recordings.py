@@ -21,11 +21,7 @@ from ..audio import AudioError, identity, read_header, read_windows
 from ..checkpoint import CheckpointError, content_hash, find_checkpoint, load_model
 from ..feature_extraction import SsambaFeatureExtractor
 from ..files import Journal, locked
-from ..network.classification import (
-    MULTI,
-    WINDOWS_AT_ONCE,
-    SsambaClassifier,
-)
+from ..network.classification import MULTI, WINDOWS_AT_ONCE, SsambaClassifier
 
 COLUMNS = ("file", "start", "end", "label", "score")
 TABLE_FORMAT = 2  # of the journal; raise it when older journals cannot be continued
@@ -38,13 +34,10 @@ class ClassificationError(ValueError):
 
 
 def window_starts(samples, window, every, first=0):
-    """Yield the samples at which windows start.
+    """Yield the samples at which windows start, from window number ``first``.
 
-    Args:
-        samples: length of the recording in samples, above 0.
-        window: window length in samples.
-        every: interval between window starts in samples, possibly fractional.
-        first: number of the first window to yield. Default: 0.
+    The lengths of the recording, of a window, and of the interval between starts are in samples; the latter may be
+    fractional.
     """
     for number in itertools.count(first):
         start = round(number * every)
@@ -249,13 +242,8 @@ def classify(model: str | os.PathLike, recordings: Iterable[str | os.PathLike], 
 
 
 def _windows(path, header, samples, sampling_rate, every, first=0):
-    """Return an iterator over an audio file's windows: each one's first sample in the file, and its waveform.
-
-    Args:
-        samples: window length in samples at the sampling rate.
-        every: interval between window starts in seconds.
-        first: number of the first window.
-    """
+    """Return an iterator over an audio file's windows from number ``first``: each one's first sample in the file, and
+    its waveform. Windows have ``samples`` at the sampling rate, and one starts every ``every`` seconds."""
     window = math.ceil(samples * header.rate / sampling_rate)  # window length in the file's own samples
     starts = list(window_starts(header.samples, window, every * header.rate, first))
     return zip(starts, read_windows(path, starts, samples, sampling_rate))
@@ -298,16 +286,7 @@ def _open_table(path, settings):
 
 
 class _Table:
-    """A growing CSV, and a journal of its contents: the settings, then an entry for every batch of windows.
-
-    Args:
-        file: the CSV, open for reading and appending.
-        journal: its Journal.
-        settings: settings that the lines are made with.
-
-    Raises:
-        ClassificationError: If the table was made with other settings, or has lost lines.
-    """
+    """A growing CSV, and a journal of its contents: the settings, then an entry for every batch of windows."""
 
     def __init__(self, file, journal, settings):
         if not journal.entries:
@@ -327,11 +306,7 @@ class _Table:
         self.names = {entry["recording"]: entry["source"][0] for entry in entries}
 
     def entry(self, recording, source):
-        """Return a recording's last entry, or a first one.
-
-        Raises:
-            ClassificationError: If the table has another recording with that name, or this one before it changed.
-        """
+        """Return a recording's last entry, or a first one."""
         path = self.names.get(recording, source[0])
         if path != source[0]:
             raise ClassificationError(f"the table has {path} under this name. Give the absolute path")

@@ -43,14 +43,9 @@ def evaluate(logits, targets, problem) -> dict:
 
 
 def accuracy(scores, targets):
-    """Return the share of rows whose highest score is that of their class.
+    """Return the share of rows whose highest score is that of their class; None if there are no rows.
 
-    Args:
-        scores: ``(rows, classes)``.
-        targets: ``(rows, classes)``, 1 for the class of each row, otherwise 0.
-
-    Returns:
-        a float; None if there are no rows.
+    Scores and targets are (rows, classes). A target is 1 for the row's class, otherwise 0.
     """
     if not len(scores):
         return None

@@ -205,18 +205,7 @@ class _Finetuning(Run):
 
     @torch.no_grad()
     def _metrics(self, model, split):
-        """Return a network's metrics on a split's readable recordings, gathered from all processes.
-
-        Args:
-            model: a classifier with logits (clips, classes) or (clips, seconds, classes).
-            split: "dev" or "test".
-
-        Returns:
-            dict of ``recordings``, the number of readable recordings, and the metrics from :func:`evaluate`.
-
-        Raises:
-            TrainingError: If no recording can be read.
-        """
+        """Return the number of a split's readable recordings in all processes, and a network's metrics on them."""
         recipe, processes, task = self.recipe, self.processes, self.task
         model.eval()
         found = []

@@ -181,11 +181,7 @@ class SsambaForAudioFrameClassification(SsambaClassifier):
 
 
 def columns_of_seconds(config, frames):
-    """Count the columns of patches centred in each whole second of a clip.
-
-    Args:
-        config: the network's SsambaConfig.
-        frames: length of the clip in fbank frames.
+    """Count the columns of patches centred in each whole second of a clip, whose length is in fbank frames.
 
     Raises:
         ValueError: If the clip is shorter than a second, or a second has no column.

@@ -99,11 +99,7 @@ class AveragedDataset(Dataset):
 def use_averages(expert, upstream, device, trial=False):
     """Make an s3prl expert read averages; each split's are computed when the runner first requests its data.
 
-    Args:
-        expert: a DownstreamExpert of one of DOWNSTREAMS.
-        upstream: an AveragedUpstream.
-        device: the network's device.
-        trial: If True, use only TRIAL_ITEMS items of each split.
+    The expert is a DownstreamExpert of one of DOWNSTREAMS. A trial uses only TRIAL_ITEMS items of each split.
     """
     expert.model.pooling.forward = _take_only_frame
     get_dataloader = expert.get_dataloader
@@ -127,18 +123,11 @@ def use_averages(expert, upstream, device, trial=False):
 
 
 def average(dataset, upstream, split, device, workers=0, places=None):
-    """Compute and store the averages of a data set's waveforms.
+    """Compute and store the averages of an s3prl data set's waveforms, and return an AveragedDataset.
 
     Args:
-        dataset: an s3prl data set whose items are a waveform, (samples,), and its labels.
-        upstream: an AveragedUpstream.
-        split: the split's name, for the progress bar.
-        device: the network's device.
         workers: number of reading processes. Default: read in this process.
         places: indices of the items. Default: all items.
-
-    Returns:
-        AveragedDataset.
 
     Raises:
         RunError: If the store is full.

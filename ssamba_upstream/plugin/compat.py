@@ -302,12 +302,8 @@ def _keep_isinstance(module):
 
 
 def _later(path, *arguments):
-    """Return a repair of this package that is imported on use, because it imports the network and this must not.
-
-    Args:
-        path: the repair's place in ``plugin``, such as "repairs.frames.keep_frames".
-        arguments: its arguments after the module of s3prl.
-    """
+    """Return a repair in ``plugin``, such as "repairs.frames.keep_frames", that is imported on use, because it imports
+    the network and this module must not. ``arguments`` follow the module of s3prl."""
     file, _, name = path.rpartition(".")
 
     def mend(module):

@@ -149,11 +149,7 @@ def _kept(upstream, args, config, keeping):
 
 
 def check_averages(args, config):
-    """Check that a run, given s3prl's arguments and config, can use averages.
-
-    Raises:
-        RunError: If it cannot.
-    """
+    """Raise a RunError if a run with these arguments and config of s3prl cannot use averages."""
     if not sees_averages_only(args.downstream, config):
         raise RunError(f"--averages: the head of -d {args.downstream} uses more of an utterance than its average. "
                        f"Remove --averages; it works for {', '.join(DOWNSTREAMS)} with UtteranceLevel and "

@@ -17,12 +17,7 @@ PANELS = {
 
 
 def draw_curves(log, out):
-    """Draw the curves of a pretraining run, one panel for each logged quantity.
-
-    Args:
-        log: path of the run's ``log.jsonl``.
-        out: path of the picture, .png, .pdf or .svg.
-    """
+    """Draw the curves in a run's ``log.jsonl``, one panel for each quantity, as a .png, .pdf or .svg."""
     curves = {}
     for line in map(json.loads, log.read_text().splitlines()):
         for name in PANELS.keys() & line.keys():

@@ -48,16 +48,8 @@ class Targets:
         self.mean = self.deviation = None
 
     def __call__(self, batch, time_stride):
-        """Return the targets of a batch.
-
-        Args:
-            batch: a Batch with its pieces.
-            time_stride: frames from patch to patch.
-
-        Returns:
-            targets, (clips, columns, layers, width) float32, and a mask of the columns that have a target, (clips,
-            columns) bool; both on the CPU.
-        """
+        """Return a batch's targets, (clips, columns, layers, width) float32, and a mask of the columns that have one,
+        (clips, columns) bool; both on the CPU. The batch has its pieces; patches are ``time_stride`` frames apart."""
         targets, counted = self._raw(batch, time_stride)
         return (targets - self.mean) / self.deviation, counted
 
@@ -118,15 +110,8 @@ def _centres(config, samples, time_stride):
 
 
 def interpolate(frames, places):
-    """Interpolate linearly between frames.
-
-    Args:
-        frames: (frames, ...).
-        places: (points,), positions in frames, counted from the first frame's centre.
-
-    Returns:
-        (points, ...).
-    """
+    """Interpolate linearly between frames, (frames, ...), at places in frames from the first one's centre, (points,).
+    Return (points, ...)."""
     places = places.clamp(0, len(frames) - 1)
     before = places.floor().long()
     after = (before + 1).clamp(max=len(frames) - 1)

@@ -113,17 +113,10 @@ def _expand(source):
 
 
 def _shuffled(share, sizes, passed, draw, unreadable):
-    """Yield name and content of each audio file in the shards, shuffled.
+    """Yield name and content of each audio file in the shards, shuffled by ``draw``, after the first ``passed``.
 
-    Args:
-        share: the shards.
-        sizes: number of files taken so far from each of the first shards; updated.
-        passed: number of files that were yielded before and are skipped.
-        draw: random.Random for the shuffling.
-        unreadable: list to which unreadable files are added.
-
-    Raises:
-        ManifestError: If a shard has changed since its files were counted.
+    ``sizes``, the number of files taken so far from each of the first shards, is updated, and unreadable files are
+    added to ``unreadable``.
     """
     taken = sum(sizes)
     files = itertools.chain(range(taken), _count(share, sizes, unreadable))

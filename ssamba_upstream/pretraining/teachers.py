@@ -54,22 +54,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, wavs):
-        """Return the hidden states of waveforms.
-
-        Args:
-            wavs: list of (samples,) float32 at 16 kHz.
-
-        Returns:
-            list of (layers, frames, width) float32 on the CPU. A waveform's frames do not depend on the others.
-        """
+        """Map a list of waveforms, (samples,) float32 at 16 kHz, to a list of (layers, frames, width) float32 on the
+        CPU. A waveform's frames do not depend on the others."""
         return [self.hidden_states(F.pad(wav, (0, max(0, SHORTEST - len(wav))))).float().cpu() for wav in wavs]
 
     def measure(self):
-        """Determine ``layers`` and ``width``, and check the hop, on one second of silence.
-
-        Raises:
-            TeacherError: If the hidden states are not frames at that hop.
-        """
+        """Determine ``layers`` and ``width``, and check the hop, on one second of silence."""
         self.layers, frames, self.width = self([torch.zeros(SAMPLE_RATE)])[0].shape
         if abs(frames - SAMPLE_RATE / self.hop) > 2:
             raise TeacherError(f"{self.name} gives {frames} frames for a second, but its hop is {self.hop} samples. "

@@ -266,11 +266,7 @@ class _Pretraining(Run):
 
 
 def _begin_with(model, checkpoint):
-    """Replace a new network's random encoder by a checkpoint's.
-
-    Raises:
-        RecipeError: If the encoder has another shape.
-    """
+    """Replace a new network's random encoder by a checkpoint's."""
     try:
         model.ssamba.load_state_dict(load_model(checkpoint).state_dict())
     except RuntimeError as error:

@@ -274,11 +274,8 @@ def _step(states):
 
 
 def gpus(device: str) -> list[str]:
-    """Return a value of CUDA_VISIBLE_DEVICES for each GPU; for the CPU, one value that hides all GPUs.
-
-    Raises:
-        ValueError: If torch finds no GPU.
-    """
+    """Return a value of CUDA_VISIBLE_DEVICES for each GPU; for the CPU, one value that hides all GPUs. If torch finds
+    no GPU, raise a ValueError."""
     if device == "cpu":
         return [""]
     named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]

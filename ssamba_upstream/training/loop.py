@@ -94,14 +94,8 @@ class Run:
         """Update the average after each optimizer step, if there is one."""
 
     def train(self, stopped):
-        """Train for the remaining steps.
-
-        Args:
-            stopped: see :func:`signals`.
-
-        Returns:
-            True if all steps are done, False if a signal stopped the run after saving its state.
-        """
+        """Train for the remaining steps. Return True if all are done, False if a signal, see :func:`signals`, stopped
+        the run after saving its state."""
         self._restore_newest_state()
         with closing(self.log), _tf32(self.recipe.precision == "tf32"):
             return self._train(stopped)

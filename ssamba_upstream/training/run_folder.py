@@ -23,14 +23,9 @@ RUN = "run.json"
 def lock_run(out, processes):
     """Keep other runs out of a run's folder until the end of the context.
 
-    If a new run fails before its first step, the folder is removed, so that the corrected command can use it.
-
-    Args:
-        out: the folder, created if missing.
-        processes: see :func:`ssamba_upstream.training.distributed.start_processes`; the first one holds the lock.
-
-    Raises:
-        BlockingIOError: If another run is writing into the folder.
+    The folder is created if missing, and the first process holds the lock. If another run holds it, a BlockingIOError
+    is raised. If a new run fails before its first step, the folder is removed, so that the corrected command can use
+    it.
     """
     if not processes.first:
         yield
@@ -56,13 +51,8 @@ def _has_begun(out):
 def describe_run(recipe, **hashes):
     """Return everything that determines a run's result, as JSON-compatible values.
 
-    Args:
-        recipe: a TrainingRecipe.
-        hashes: named hashes of other inputs, such as a checkpoint; they are included unchanged.
-
-    Returns:
-        dict of ``recipe``, its fields; ``manifests``, the SHA-256 of each of the recipe's source files; the given
-        hashes; and ``environment``, versions and device.
+    These are ``recipe``, its fields; ``manifests``, the SHA-256 of each of its source files; ``environment``, versions
+    and device; and the given hashes of other inputs, such as a checkpoint.
     """
     return {
         "recipe": recipe.to_dict(),
@@ -97,26 +87,13 @@ def check_continuation(out, description, recipe, resume):
 
 
 def write_notes(folder, description, step, scores, card):
-    """Write a run's description and a model card into a checkpoint's folder.
-
-    Args:
-        folder: folder of the checkpoint.
-        description: see :func:`describe_run`.
-        step: step at which the checkpoint was saved.
-        scores: the checkpoint's scores, as JSON-compatible values.
-        card: the model card in Markdown.
-    """
+    """Write a run's description, with the step and scores of the checkpoint in a folder, and a model card into it."""
     write_json({**description, "step": step, **scores}, folder / RUN)
     write_text(card, folder / "README.md")
 
 
 def card_header(recipe, **fields):
-    """Return a model card's header for the Hugging Face hub.
-
-    Args:
-        recipe: recipe as a dict; its ``license`` applies to the weights.
-        fields: other fields of huggingface_hub's ModelCardData.
-    """
+    """Return a model card's header for the Hugging Face hub, with a recipe's license and other fields."""
     data = ModelCardData(library_name="transformers", license=recipe["license"], **fields)
     return f"---\n{data.to_yaml()}\n---"
 

@@ -20,11 +20,8 @@ NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def save_training_state(folder, step, state, keep):
-    """Write the state after a step, and remove all but the newest ``keep`` states.
-
-    Args:
-        folder: folder of the states.
-        state: tensors, numbers and strings, and dicts and lists of them.
+    """Write the state after a step, made of tensors, numbers, strings, dicts and lists, into the folder of states, and
+    remove all but the newest ``keep``.
 
     Raises:
         TrainingError: If it cannot be written, for example on a full disk; earlier states are kept.
@@ -46,13 +43,9 @@ def save_training_state(folder, step, state, keep):
 
 
 def load_training_state(folder, report=print):
-    """Return the newest readable state; None if there are no states.
+    """Return the newest readable state, or None if there are no states. Raise a TrainingError if none is readable.
 
-    Args:
-        report: called with a sentence about each damaged state that is skipped.
-
-    Raises:
-        TrainingError: If there are states but none is readable.
+    ``report`` is called with a sentence about each damaged state.
     """
     states = training_states(folder)
     for file in states:

@@ -29,9 +29,6 @@ def check(root, _=None) -> CorpusReport:
         root: folder with ``train``, ``valid`` and ``test``, each with ``<speaker>-....wav``; ``all.iob.snips.txt``,
             whose lines are "<utterance> BOS <words> EOS", a tab and a tag for each of these; and ``slots.txt``, with
             one slot per line after the first.
-
-    Returns:
-        The report, with the numbers of utterances and speakers in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("Audio SNIPS (slot filling)", root,
@@ -59,12 +56,9 @@ def write_audio_snips(out, utterances: Iterable[Utterance], slots: list[str]) ->
     """Write Audio SNIPS: wavs, transcripts and slots.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances by the split's speakers, with transcript lines, without the utterance's name, as labels.
         slots: names of the slots.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     lines = []
     with new_folder(out) as folder:

@@ -18,9 +18,6 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
         kinds: the kinds of signals: first the mixture, then its sources.
         released: number of utterances in the released corpus by split.
         remedy: how to get the files, as a clause without a full stop.
-
-    Returns:
-        The report, with the numbers of utterances in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     folders = {split: root / split for split in released}
@@ -50,10 +47,7 @@ def write_lists(sets: dict[str, dict[str, dict[str, Path]]], out):
 
     Args:
         sets: recordings by split, kind and utterance.
-        out: a folder that does not exist yet or is empty.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
     """
     with new_folder(out) as folder:
         for split, signals in sets.items():

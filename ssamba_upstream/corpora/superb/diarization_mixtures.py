@@ -44,9 +44,6 @@ def check(root, _=None) -> CorpusReport:
     Args:
         root: folder with ``train``, ``dev`` and ``test``, each with ``wav.scp``, ``segments``, ``utt2spk``,
             ``spk2utt`` and ``reco2dur``; ``test`` also has dscore's reference, ``rttm``.
-
-    Returns:
-        The report, with the numbers of mixtures and speakers in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("Libri2Mix (speaker diarization)", root,

@@ -30,9 +30,6 @@ def check(root, _=None) -> CorpusReport:
     Args:
         root: folder with ``data/train_data.csv``, ``valid_data.csv`` and ``test_data.csv``. s3prl reads their columns
             ``path`` (relative to root), ``action``, ``object`` and ``location``.
-
-    Returns:
-        The report, with the numbers of utterances and intents in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport(NAME, root, override({"datarc.file_path": root}))
@@ -86,11 +83,8 @@ def write_fluent_speech_commands(out, utterances: Iterable[Utterance]) -> None:
     """Write Fluent Speech Commands: wavs and the three lists.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with "<action>,<object>,<location>" as labels.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     rows = {split: [] for split in SPLIT_LISTS}
     with new_folder(out) as folder:

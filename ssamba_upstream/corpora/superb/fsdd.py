@@ -47,7 +47,7 @@ def arrange_fsdd(recordings, out) -> list[str]:
 
     Args:
         recordings: the dataset's folder with files ``{digit}_{speaker}_{take}.wav``.
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
 
     Returns:
         a sentence for each unreadable recording, which is skipped.
@@ -55,7 +55,6 @@ def arrange_fsdd(recordings, out) -> list[str]:
     Raises:
         FileNotFoundError: If ``recordings`` contains no such file.
         CorpusError: If none of the files can be read.
-        FileExistsError: If ``out`` exists and is not empty.
     """
     digits, unreadable = _read_fsdd(Path(recordings))
     speakers = sorted({speaker for _, speaker, _, _ in digits})
@@ -83,7 +82,7 @@ def join_fsdd(recordings, out) -> list[str]:
 
     Args:
         recordings: see :func:`arrange_fsdd`.
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
 
     Returns:
         a sentence for each unreadable recording, which is skipped.
@@ -91,7 +90,6 @@ def join_fsdd(recordings, out) -> list[str]:
     Raises:
         FileNotFoundError: If ``recordings`` contains no recordings of the dataset.
         CorpusError: If none of the recordings can be read, or a speaker lacks a digit in one of the splits.
-        FileExistsError: If ``out`` exists and is not empty.
     """
     digits, unreadable = _read_fsdd(Path(recordings))
     takes = {}

@@ -29,9 +29,6 @@ def check(root, metadata=None) -> CorpusReport:
             ``dialog/EmoEvaluation/<dialog>.txt``.
         metadata: folder with ``Session1/train_meta_data.json``, ``Session1/test_meta_data.json`` and so on, written by
             ``build_emotion_metadata``. Default: ``meta_data`` in root.
-
-    Returns:
-        The report, with the numbers of utterances per session and emotion. Problems are reported, not raised.
     """
     root = absolute(root)
     metadata = absolute(metadata) if metadata else root / "meta_data"
@@ -142,13 +139,12 @@ def write_iemocap(out, utterances: Iterable[Utterance]) -> None:
     """Write IEMOCAP's wavs and emotion labels, and the metadata that s3prl needs in ``OUT/meta_data``.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with IEMOCAP's emotions (``neu``, ``hap``, ``exc``, ``ang``, ``sad`` or others) as
             labels, speakers such as ``Ses01F`` and scenes such as ``impro01``.
 
     Raises:
         CorpusError: If a session has no utterances, because five folds are needed.
-        FileExistsError: If ``out`` exists and is not empty.
     """
     turns = defaultdict(list)
     with new_folder(out) as folder:

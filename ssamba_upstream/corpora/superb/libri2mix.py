@@ -20,9 +20,6 @@ def check(root, _=None) -> CorpusReport:
     Args:
         root: folder with ``train``, ``dev`` and ``test``, each with ``mix_clean/wav.scp``, ``s1/wav.scp`` and
             ``s2/wav.scp``, written by :func:`write_kaldi`.
-
-    Returns:
-        The report, with the numbers of mixtures in each split. Problems are reported, not raised.
     """
     return check_signals("Libri2Mix (speech separation)", root, KINDS, RELEASED, REMEDY)
 
@@ -35,11 +32,10 @@ def write_kaldi(root, out) -> None:
     Args:
         root: Libri2Mix's folder for one rate and mode, ``wav16k/min``, with ``train-100``, ``dev`` and ``test``; or a
             folder that contains ``wav16k/min``.
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
 
     Raises:
         CorpusError: If a split lacks wavs of one kind.
-        FileExistsError: If ``out`` exists and is not empty.
     """
     root = absolute(root)
     root = next((folder for folder in (root / "wav16k" / "min", root) if os.path.isdir(folder)), root)

@@ -22,9 +22,6 @@ def check_speech_recognition(root, _=None) -> CorpusReport:
     Args:
         root: folder with ``train-clean-100``, ``dev-clean`` and ``test-clean``, each with
             ``<speaker>/<chapter>/<utterance>.flac`` and ``<speaker>-<chapter>.trans.txt`` next to them.
-
-    Returns:
-        The report, with the numbers of utterances and words in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("LibriSpeech (speech recognition)", root, override({"datarc.libri_root": root}))
@@ -39,9 +36,6 @@ def check_phone_recognition(root, lexicons=None) -> CorpusReport:
     Args:
         root: see :func:`check_speech_recognition`.
         lexicons: folder of SUPERB's two lexicons, see ``LEXICONS``. Default: root.
-
-    Returns:
-        The report, with the numbers of utterances and words in each split. Problems are reported, not raised.
     """
     root = absolute(root)
     lexicons = [absolute(lexicons or root) / name for name in LEXICONS]
@@ -66,13 +60,10 @@ def write_librispeech(out, utterances: Iterable[Utterance], lexicon: dict[str, s
     """Write LibriSpeech's flacs and transcripts, and the two lexicons next to the splits.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with transcripts in capitals as labels; ``speaker`` and ``recording``, the chapter, are
             digits.
         lexicon: phones by word, separated by spaces; all entries go into the first of the two files.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     transcripts = {}
     with new_folder(out) as folder:

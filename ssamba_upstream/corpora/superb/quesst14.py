@@ -24,9 +24,6 @@ def check(root, _=None) -> CorpusReport:
         root: ``quesst14Database``, with ``scoring/language_key_dev.lst``, ``language_key_eval.lst`` and
             ``language_key_utterances.lst``, whose lines are "quesst14Database/<path in root> <language>". s3prl uses
             the English recordings.
-
-    Returns:
-        The report, with the numbers of queries and documents. Problems are reported, not raised.
     """
     root = absolute(root)
     report = CorpusReport("QUESST 2014 (query by example)", root, override({"datarc.dataset_root": root}))
@@ -70,11 +67,8 @@ def write_quesst14(out, utterances: Iterable[Utterance]) -> None:
     """Write QUESST 2014's recordings and lists.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with "dev", "test" or "documents" as split, and the language as label.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     lines = {part: [] for part in LISTS}
     folders = {"dev": "dev_queries/quesst14_dev", "test": "eval_queries/quesst14_eval", "documents": "Audio/quesst14"}

@@ -25,7 +25,8 @@ CHECKS = {
     "sd": diarization_mixtures.check, "qbe": quesst14.check, "se": voicebank_demand.check, "ss": libri2mix.check,
     "er": iemocap.check, "ks": speech_commands.check,
 }
-"""Checks of a task's corpus. Arguments: its folder and, for some, a second path, or None for the default."""
+"""Checks of a task's corpus. Arguments: its folder and, for some, a second path, or None for the default. They return a
+:class:`ssamba_upstream.corpora.report.CorpusReport`, which also lists the problems; none is raised."""
 
 KALDI_WRITERS = {"se": voicebank_demand.write_kaldi, "ss": libri2mix.write_kaldi}
 

@@ -41,9 +41,6 @@ def check(root, test_root=None) -> CorpusReport:
         root: folder with ``speech_commands_v0.01`` (SUPERB's choice) or ``speech_commands_v0.02``, and with
             ``speech_commands_test_set_v0.01`` or ``_v0.02``; or, with test_root, the training folder itself.
         test_root: folder of the test set, with one folder per class.
-
-    Returns:
-        The report, with the numbers of utterances per split and class. Problems are reported, not raised.
     """
     root = absolute(root)
     version = next((version for version in RELEASED

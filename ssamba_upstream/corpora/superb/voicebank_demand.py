@@ -20,9 +20,6 @@ def check(root, _=None) -> CorpusReport:
     Args:
         root: folder with ``train``, ``dev`` and ``test``, each with ``noisy/wav.scp`` and ``clean/wav.scp``, written by
             :func:`write_kaldi`.
-
-    Returns:
-        The report, with the numbers of utterances in each split. Problems are reported, not raised.
     """
     return check_signals("Voicebank-DEMAND (speech enhancement)", root, KINDS, RELEASED, REMEDY)
 
@@ -33,11 +30,10 @@ def write_kaldi(root, out) -> None:
     Args:
         root: folder with ``noisy_trainset_28spk_wav_16k``, ``clean_trainset_28spk_wav_16k``,
             ``noisy_testset_wav_16k`` and ``clean_testset_wav_16k``.
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
 
     Raises:
         CorpusError: If one of the four contains no wav.
-        FileExistsError: If ``out`` exists and is not empty.
     """
     root = absolute(root)
     write_lists({split: {kind: _recordings(root, kind, split) for kind in KINDS} for split in SPLITS}, out)

@@ -24,9 +24,6 @@ def check(root, split_file=None) -> CorpusReport:
         root: folder with ``dev/wav/id10001/<video>/<n>.wav`` and so on; the first level can have any names.
         split_file: text file with lines ``<1|2|3> id10001/<video>/<n>.wav`` for train, dev and test: VoxCeleb's
             ``iden_split.txt``, which s3prl calls ``veri_test_class.txt``. Default: a file with either name in root.
-
-    Returns:
-        The report, with the numbers of utterances and speakers per split. Problems are reported, not raised.
     """
     root = absolute(root)
     split_file = absolute(split_file or find_named(root, SPLIT_FILES))
@@ -78,11 +75,8 @@ def write_voxceleb1(out, utterances: Iterable[Utterance]) -> None:
     """Write VoxCeleb1: ``OUT/dev/wav/<speaker>/<video>/<n>.wav`` and the split file ``OUT/veri_test_class.txt``.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with speakers ``id10001`` to ``id11251`` as labels.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     digits = {split: digit for digit, split in SPLITS_BY_DIGIT.items()}
     counts = Counter()

@@ -23,9 +23,6 @@ def check(root, trial_list=None) -> CorpusReport:
             ``test/wav`` for the trials.
         trial_list: text file with lines ``<0|1> id10270/<video>/<n>.wav id10271/<video>/<n>.wav``; 1 means the same
             speaker. Default: a file in root with one of the names in ``TRIAL_LISTS``.
-
-    Returns:
-        The report, with the numbers of speakers, recordings and trials. Problems are reported, not raised.
     """
     root = absolute(root)
     trial_list = absolute(trial_list or find_named(root, TRIAL_LISTS))
@@ -64,11 +61,8 @@ def write_voxceleb1_trials(out, utterances: Iterable[Utterance]) -> None:
     """Write VoxCeleb1 for verification: ``dev/wav``, ``test/wav`` and the trials of all pairs of test recordings.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         utterances: utterances with split "train" or "test", and speakers ``id10001`` and so on as labels.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     tests = []
     with new_folder(out) as folder:

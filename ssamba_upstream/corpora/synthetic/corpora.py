@@ -38,11 +38,8 @@ def synthesise_corpora(out, seed: int = 0) -> None:
     ``OUT/enhancement`` and ``OUT/separation``, and ``OUT/diarization``. The last three have lists of absolute paths.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a new or empty folder; for any other, a FileExistsError is raised.
         seed: random seed. On one machine, the same seed gives the same files, apart from these paths.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
     """
     out = Path(out)
     with new_folder(out) as folder:

@@ -33,15 +33,8 @@ class RunError(ValueError):
 
 
 def check_hop(downstream, hop):
-    """Check that frames are close enough together for a downstream.
-
-    Args:
-        downstream: the downstream's name, s3prl's ``-d``.
-        hop: hop in samples at 16 kHz.
-
-    Raises:
-        RunError: If they are too far apart; names the preset to use.
-    """
+    """Raise a RunError, which names the preset to use, if frames every ``hop`` samples at 16 kHz are too far apart for
+    a downstream (s3prl's ``-d``)."""
     longest = LONGEST_HOPS.get(downstream, math.inf)
     if hop > longest:
         reason = REASONS.get(downstream, "the windows of its STFT, 512 samples, would not overlap")
@@ -213,11 +206,7 @@ def keep_frames(module):
 
 
 class _CTCAlignments:
-    """A counter of utterances that a CTC loss cannot align, and for which the loss is 0 (``zero_infinity``).
-
-    Args:
-        objective: the loss; counting starts at once.
-    """
+    """A counter of utterances that a CTC loss cannot align, and for which the loss is 0 (``zero_infinity``)."""
 
     def __init__(self, objective):
         self._counts = {"train": [0, 0], "evaluation": [0, 0]}  # utterances with too few frames, all utterances
@@ -230,11 +219,8 @@ class _CTCAlignments:
         counts[1] += len(lengths)
 
     def report(self, split):
-        """Print the number of such utterances since the last report, if any.
-
-        Raises:
-            RunError: If all utterances in training were of this kind.
-        """
+        """Print the number of such utterances since the last report, if any; if they were all of the training, raise a
+        RunError."""
         counts = self._counts["train" if split == "train" else "evaluation"]
         short, total = counts
         counts[:] = 0, 0
