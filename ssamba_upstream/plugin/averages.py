@@ -7,7 +7,6 @@ s3prl's runner numbers instead of waveforms, and :class:`AveragedUpstream` retur
 """
 
 import contextlib
-import functools
 import os
 import random
 import sys
@@ -22,6 +21,7 @@ from ..audio import SAMPLE_RATE, crop_starts
 from ..files import locked
 from ..store import waveform_key
 from .kept_states import KeptUpstream
+from .repairs import wrap
 from .repairs.frames import RunError, count_frames
 
 DOWNSTREAMS = ("voxceleb1", "emotion", "speech_commands", "fluent_commands")
@@ -102,10 +102,9 @@ def use_averages(expert, upstream, device, trial=False):
     The expert is a DownstreamExpert of one of DOWNSTREAMS. A trial uses only TRIAL_ITEMS items of each split.
     """
     expert.model.pooling.forward = _take_only_frame
-    get_dataloader = expert.get_dataloader
 
-    @functools.wraps(get_dataloader)
-    def get_dataloader_of_averages(split, **others):
+    @wrap(expert, "get_dataloader")
+    def get_dataloader_of_averages(get_dataloader, split, **others):
         name = f"{split}_dataset"
         dataset = getattr(expert, name)
         if not isinstance(dataset, AveragedDataset):
@@ -118,8 +117,6 @@ def use_averages(expert, upstream, device, trial=False):
             return get_dataloader(split, **others)
         finally:
             expert.datarc["num_workers"] = workers
-
-    expert.get_dataloader = get_dataloader_of_averages
 
 
 def average(dataset, upstream, split, device, workers=0, places=None):

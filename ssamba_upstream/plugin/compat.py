@@ -29,6 +29,7 @@ import torch
 import torchaudio
 from torch.utils.data import DistributedSampler
 
+from .repairs import wrap
 from .repairs.sox import apply_effects_tensor
 
 _repairs_made: list[str] | None = None
@@ -262,15 +263,12 @@ def _forget_file_lists(module):
 
     The cache is keyed by split, not by corpus, so one corpus could get the files of another.
     """
-    build = module.SpeakerClassifiDataset.__init__
 
-    @functools.wraps(build)
-    def build_without_cache(self, *args, **kwargs):
+    @wrap(module.SpeakerClassifiDataset, "__init__")
+    def build_without_cache(build, self, *args, **kwargs):
         with tempfile.TemporaryDirectory() as folder:
             module.CACHE_PATH = folder
             build(self, *args, **kwargs)
-
-    module.SpeakerClassifiDataset.__init__ = build_without_cache
 
 
 class _Records(collections.UserDict):

@@ -6,6 +6,7 @@ import inspect
 
 import torch
 
+from .repairs import wrap
 from .repairs.frames import RunError
 
 RUNNER = ("total_steps", "gradient_clipping", "gradient_accumulate_steps", "log_step", "eval_step", "save_step",
@@ -65,15 +66,12 @@ def _advice(place, name, names):
 
 def check_overrides(module):
     """Make ``run_downstream`` raise an error for an ``-o`` that cannot have an effect."""
-    override = module.override
 
-    @functools.wraps(override)
-    def override_known(string, args, config):
+    @wrap(module, "override")
+    def override_known(override, string, args, config):
         for option in string.split(",,"):
             _check_option(option.strip(), args, config)
         override(string, args, config)
-
-    module.override = override_known
 
 
 def _check_option(option, args, config):

@@ -1,7 +1,6 @@
 """Repairs of s3prl's downstreams: files missing from its package, and failures with current libraries or on a CPU."""
 
 import contextlib
-import functools
 import hashlib
 import os
 import pickle
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...configs import configs_folder
 from ...files import locked, replacing
-from . import ctc_corpora
+from . import ctc_corpora, wrap
 
 # Corpora and vocabularies missing from the wheel
 
@@ -65,18 +64,15 @@ def measure_lengths(module):
     the tables of s3prl's ``generate_len_for_bucket.py``, so s3prl halves every batch with a recording of more than
     2000 samples: SUPERB trains ASR on 16 utterances per step.
     """
-    build = module.SequenceDataset.__init__
 
-    @functools.wraps(build)
-    def build_with_tables(self, split, bucket_size, dictionary, libri_root, bucket_file, **others):
+    @wrap(module.SequenceDataset, "__init__")
+    def build_with_tables(build, self, split, bucket_size, dictionary, libri_root, bucket_file, **others):
         with tempfile.TemporaryDirectory() as folder:
             if bucket_file is None:
                 bucket_file = folder
                 for name in others[split]:
                     _write_lengths(Path(libri_root), name, Path(folder) / f"{name}.csv")
             build(self, split, bucket_size, dictionary, libri_root, bucket_file, **others)
-
-    module.SequenceDataset.__init__ = build_with_tables
 
 
 def _write_lengths(libri_root, name, table):
@@ -117,10 +113,9 @@ def keep_lengths_by_corpus(module):
     measures a corpus, and others wait for it. A cache that cannot be read is measured again.
     """
     write_whole_files(module)
-    build = module.SpeakerVerifi_train.__init__
 
-    @functools.wraps(build)
-    def build_with_own_cache(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
+    @wrap(module.SpeakerVerifi_train, "__init__")
+    def build_with_own_cache(build, self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
         folder = Path(torch.hub.get_dir()) / "ssamba_upstream" / "lengths" / _fingerprint(file_path)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait=True):
@@ -130,8 +125,6 @@ def keep_lengths_by_corpus(module):
                 build(self, vad_config, key_list, file_path, meta_data, max_timestep, min(n_jobs, os.cpu_count()))
             finally:
                 module.__file__ = original
-
-    module.SpeakerVerifi_train.__init__ = build_with_own_cache
 
 
 def _remove_unreadable(folder):
@@ -162,44 +155,35 @@ def _lengthen(frames: torch.Tensor) -> torch.Tensor:
 
 def lengthen_for_x_vectors(module):
     """Repeat utterances that are shorter than the context of ``sv_voxceleb1``'s x-vector, for which it fails."""
-    forward = module.DownstreamExpert.forward
 
-    @functools.wraps(forward)
-    def forward_of_long_enough(self, mode, features, *others, **named):
+    @wrap(module.DownstreamExpert, "forward")
+    def forward_of_long_enough(forward, self, mode, features, *others, **named):
         if self.modelrc["module"] == "XVector":
             features = [_lengthen(feature) for feature in features]
         return forward(self, mode, features, *others, **named)
 
-    module.DownstreamExpert.forward = forward_of_long_enough
-
 
 def lengthen_for_superb_x_vectors(module):
     """Repeat short utterances in s3prl's newer recipe, SuperbASV, see :func:`lengthen_for_x_vectors`."""
-    forward = module.SuperbXvector.forward
 
-    @functools.wraps(forward)
-    def forward_of_long_enough(self, x, x_len):
+    @wrap(module.SuperbXvector, "forward")
+    def forward_of_long_enough(forward, self, x, x_len):
         utterances = [_lengthen(frames[:length]) for frames, length in zip(x, x_len, strict=True)]
         lengths = torch.tensor([len(frames) for frames in utterances])
         return forward(self, pad_sequence(utterances, batch_first=True), lengths)
 
-    module.SuperbXvector.forward = forward_of_long_enough
-
 
 def skip_frameless(module):
     """Skip recordings shorter than a label frame, which would abort diarization's evaluation."""
-    build = module.DiarizationDataset.__init__
 
-    @functools.wraps(build)
-    def build_with_frames(self, *args, **kwargs):
+    @wrap(module.DiarizationDataset, "__init__")
+    def build_with_frames(build, self, *args, **kwargs):
         build(self, *args, **kwargs)
         if self.mode != "test":
             return
         self.rec_list = [name for name, chunks in self.chunk_indices.items() if chunks]
         if frameless := sorted(self.chunk_indices.keys() - self.rec_list):
             print(f"skipped {len(frameless)} recordings that are shorter than a frame: {', '.join(frameless[:5])}")
-
-    module.DiarizationDataset.__init__ = build_with_frames
 
 
 # Code for a GPU, run on a CPU
@@ -217,15 +201,11 @@ def _tensors_stay():
 
 def stay_on_cpu(module, class_name, method_name):
     """Repair a method that calls ``.cuda()`` on any device: without a GPU, tensors stay where they are."""
-    owner = getattr(module, class_name)
-    method = getattr(owner, method_name)
 
-    @functools.wraps(method)
-    def method_on_any_device(*args, **kwargs):
+    @wrap(getattr(module, class_name), method_name)
+    def method_on_any_device(method, *args, **kwargs):
         with contextlib.nullcontext() if torch.cuda.is_available() else _tensors_stay():
             return method(*args, **kwargs)
-
-    setattr(owner, method_name, method_on_any_device)
 
 
 # Names that libraries removed

@@ -6,6 +6,7 @@ import math
 import torch
 
 from ...frames import FrameEncoder
+from . import wrap
 
 LONGEST_HOPS = {
     "asr": 640, "ctc": 640, "sv_voxceleb1": 640, "diarization": 640, "quesst14_dtw": 640,
@@ -64,11 +65,7 @@ def scale_time_masks(config, hop):
 
 
 def check_split(downstream, config, split):
-    """Check that a downstream has a split.
-
-    Raises:
-        RunError: If it does not; names the splits that it has.
-    """
+    """Raise a RunError, which names the splits that a downstream has, if it lacks one."""
     if downstream == "asr":
         splits = [name for name, value in config["downstream_expert"]["datarc"].items()
                   if isinstance(value, list)]
@@ -82,10 +79,9 @@ def check_split(downstream, config, split):
 
 def check_runs(module):
     """Make s3prl's runner check the hop and split before it trains or evaluates, and fit time masks to the frames."""
-    get_downstream = module.Runner._get_downstream
 
-    @functools.wraps(get_downstream)
-    def get_checked_downstream(self):
+    @wrap(module.Runner, "_get_downstream")
+    def get_checked_downstream(get_downstream, self):
         hop = self.featurizer.model.downsample_rate
         check_hop(self.args.downstream, hop)
         if self.args.mode == "train":
@@ -93,8 +89,6 @@ def check_runs(module):
         if self.args.mode == "evaluate":
             check_split(self.args.downstream, self.config, self.args.evaluate_split)
         return get_downstream(self)
-
-    module.Runner._get_downstream = get_checked_downstream
 
 
 class StackedLayers(list):
@@ -149,19 +143,17 @@ def keep_frames(module):
     unchanged, but at least one. A missing feature or layer raises a RunError instead of being replaced or raising an
     IndexError.
     """
-    build, select = module.Featurizer.__init__, module.Featurizer._select_feature
-    add_up, forward = module.Featurizer._weighted_sum, module.Featurizer.forward
 
-    @functools.wraps(build)
-    def build_and_check(self, upstream, feature_selection="hidden_states", *others, **named):
+    @wrap(module.Featurizer, "__init__")
+    def build_and_check(build, self, upstream, feature_selection="hidden_states", *others, **named):
         build(self, upstream, feature_selection, *others, **named)
         if self.feature_selection != feature_selection:
             raise RunError(f"-s {feature_selection}: the upstream has no such feature. Use hidden_states or "
                            "last_hidden_state.")
         self._count = functools.partial(count_frames, upstream)
 
-    @functools.wraps(select)
-    def select_existing(self, features):
+    @wrap(module.Featurizer, "_select_feature")
+    def select_existing(select, self, features):
         layers, layer = features.get(self.feature_selection), self.layer_selection
         if isinstance(layers, StackedLayers) and len(layers) == 1:
             layer = 0
@@ -180,8 +172,8 @@ def keep_frames(module):
             lengths = map(min, lengths, self._frames)
         return [feature[:length] for feature, length in zip(paired_feature, lengths)]
 
-    @functools.wraps(add_up)
-    def add_up_at_once(self, layers):
+    @wrap(module.Featurizer, "_weighted_sum")
+    def add_up_at_once(add_up, self, layers):
         if not isinstance(layers, StackedLayers):
             return add_up(self, layers)
         if self.normalize:
@@ -189,16 +181,12 @@ def keep_frames(module):
         shape = layers.stacked.shape[1:]
         return WeightedSum.apply(self.weights.softmax(dim=0), layers.stacked.flatten(1)).unflatten(0, shape)
 
-    @functools.wraps(forward)
-    def forward_known_frames(self, paired_wavs, paired_features):
+    @wrap(module.Featurizer, "forward")
+    def forward_known_frames(forward, self, paired_wavs, paired_features):
         layers = paired_features.get(self.feature_selection)
         self._frames = layers.frames if isinstance(layers, StackedLayers) else None
         return forward(self, paired_wavs, paired_features)
 
-    module.Featurizer.__init__ = build_and_check
-    module.Featurizer._weighted_sum = add_up_at_once
-    module.Featurizer.forward = forward_known_frames
-    module.Featurizer._select_feature = select_existing
     module.Featurizer.tolist = tolist
 
 
@@ -252,17 +240,13 @@ def report_alignments(module, owner, objective, report_name):
         report_name: name of its method that reports metrics.
     """
     owner = getattr(module, owner)
-    build, report = owner.__init__, getattr(owner, report_name)
 
-    @functools.wraps(build)
-    def build_and_count(self, *args, **kwargs):
+    @wrap(owner, "__init__")
+    def build_and_count(build, self, *args, **kwargs):
         build(self, *args, **kwargs)
         self._alignments = _CTCAlignments(getattr(self, objective))
 
-    @functools.wraps(report)
-    def report_both(self, split, *args, **kwargs):
+    @wrap(owner, report_name)
+    def report_both(report, self, split, *args, **kwargs):
         self._alignments.report(split)
         return report(self, split, *args, **kwargs)
-
-    owner.__init__ = build_and_count
-    setattr(owner, report_name, report_both)

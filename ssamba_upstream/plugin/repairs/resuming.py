@@ -6,7 +6,6 @@ random is seeded by k, so the order is new, but the same whenever a run is resum
 are bit-identical to s3prl's.
 """
 
-import functools
 import inspect
 import random
 from pathlib import Path
@@ -16,19 +15,18 @@ import torch
 import yaml
 from torch.utils.data import DistributedSampler
 
+from . import wrap
+
 
 def seed_resumed_runs(module):
     """Seed a resumed run of ``run_downstream`` by its step."""
-    train = module.Runner.train
 
-    @functools.wraps(train)
-    def train_from_its_step(self):
+    @wrap(module.Runner, "train")
+    def train_from_its_step(train, self):
         if step := self.init_ckpt.get("Step"):
             _seed(self.args.seed + step)
             _shift_samplers(self.downstream.model, step)
         train(self)
-
-    module.Runner.train = train_from_its_step
 
 
 def _seed(seed):
@@ -39,25 +37,21 @@ def _seed(seed):
 
 def _shift_samplers(downstream, step):
     """Shift the seeds of distributed samplers, which draw by their own seed and the epoch."""
-    get_dataloader = downstream.get_dataloader
 
-    def get_shifted(*split, **named):
+    @wrap(downstream, "get_dataloader")
+    def get_shifted(get_dataloader, *split, **named):
         loader = get_dataloader(*split, **named)
         if isinstance(getattr(loader, "sampler", None), DistributedSampler):
             loader.sampler.seed += step
         return loader
 
-    downstream.get_dataloader = get_shifted
-
 
 def seed_resumed_recipes(module):
     """Seed a resumed run of ``s3prl.main``, s3prl's newer recipes, and the order of its epochs by its step."""
-    train = module.Problem.train
-    signature = inspect.signature(train)
 
-    @functools.wraps(train)
-    def train_from_its_step(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
+    @wrap(module.Problem, "train")
+    def train_from_its_step(train, *args, **kwargs):
+        given = inspect.signature(train).bind(*args, **kwargs).arguments
         if step := _step_of_recipe(given["train"], given["train_dir"]):
             given["train"] = {**given["train"], "seed": given["train"].get("seed", 0) + step}
             sampler = given["train_batch_sampler"]
@@ -65,8 +59,6 @@ def seed_resumed_recipes(module):
                 set_epoch = sampler.set_epoch
                 sampler.set_epoch = lambda epoch: set_epoch(epoch + step)
         return train(**given)
-
-    module.Problem.train = train_from_its_step
 
 
 def _step_of_recipe(options, folder):
