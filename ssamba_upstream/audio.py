@@ -340,11 +340,7 @@ def _damage_told(audio):
 
 def identity(path):
     """Return a list that identifies an audio file and its version: absolute path, size in bytes and modification time
-    in nanoseconds.
-
-    Raises:
-        AudioError: If the file does not exist.
-    """
+    in nanoseconds. If there is no such file, raise an AudioError."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -353,12 +349,8 @@ def identity(path):
 
 
 def expected_seconds(path, start=0, stop=None):
-    """Return the duration in seconds of an audio file or a part of it, from its header; infinite if unreadable.
-
-    Args:
-        path: path of the file.
-        start, stop: see :func:`read_clip`.
-    """
+    """Return the duration in seconds of an audio file, or of a part as in :func:`read_clip`, from its header; infinite
+    if unreadable."""
     try:
         header = read_header(path)
     except AudioError:
@@ -367,12 +359,8 @@ def expected_seconds(path, start=0, stop=None):
 
 
 def batches_by_length(lengths, seconds):
-    """Yield lists of indices of recordings, longest first, with a limited total length or a single recording.
-
-    Args:
-        lengths: lengths of the recordings in seconds.
-        seconds: largest total length of a list in seconds.
-    """
+    """Yield lists of indices of recordings, longest first, given their lengths in seconds. A list lasts at most
+    ``seconds``, or has a single recording."""
     return pack(lengths, seconds, sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
 
 

@@ -143,13 +143,8 @@ def save_model(model: PreTrainedModel, path: str | os.PathLike) -> None:
 
 
 def write_model(model, folder, **fields):
-    """Write ``config.json`` and ``model.safetensors`` into a folder; each replaces an earlier file atomically.
-
-    Args:
-        model: a SsambaModel, or one of the classes with heads.
-        folder: folder to write to, created if missing.
-        fields: fields of the configuration, written instead of the model's.
-    """
+    """Write a model's ``config.json``, with some fields changed, and ``model.safetensors`` into a folder; each replaces
+    an earlier file atomically."""
     folder = Path(folder)
     write_json({**_fields(model), "architectures": [type(model).__name__], **fields}, folder / "config.json")
     _write_safetensors(model, folder / "model.safetensors", "format", "pt")  # required by transformers < 5
@@ -211,10 +206,7 @@ def write_classifier(model, feature_extractor, folder):
     ``config.json`` and ``preprocessor_config.json`` names ``ssamba.py``, which imports the classes from the installed
     package.
 
-    Args:
-        model: a SsambaForAudioClassification or SsambaForAudioFrameClassification.
-        feature_extractor: its SsambaFeatureExtractor, whose front end and clip length the configuration adopts.
-        folder: folder to write to, created if missing.
+    The configuration adopts the front end and the clip length of the feature extractor.
     """
     folder = Path(folder)
     classes = {"AutoConfig": SsambaConfig, "AutoModel": SsambaModel, AUTO_CLASSES[type(model)]: type(model)}

@@ -10,11 +10,8 @@ def configs_folder(kind) -> Path:
 
 
 def find_config(name, kind) -> Path:
-    """Find a YAML file by its path or, if there is no such file, one of the package's configs by its stem.
-
-    Raises:
-        ValueError: If there is neither.
-    """
+    """Find a YAML file by its path or, if there is no such file, one of the package's configs by its stem. If there is
+    neither, raise a ValueError."""
     if Path(name).is_file():
         return Path(name)
     if name not in config_names(kind):

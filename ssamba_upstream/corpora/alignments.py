@@ -140,11 +140,7 @@ def draw_frames(aligned, hop, most, seed=0) -> LabelledFrames:
     A frame has the label of the segment that contains its middle, at (number + 1/2) * hop. Any part of a segment past
     the end of its recording is ignored.
 
-    Args:
-        aligned: an AlignedSet.
-        hop: hop in seconds.
-        most: maximum number of frames.
-        seed: seed of the draw.
+    The hop is in seconds.
 
     Raises:
         LabelledSetError: If most of the labelled time lies past the end of the recordings.

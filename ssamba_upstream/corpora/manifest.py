@@ -118,17 +118,10 @@ def find_audio(folders):
 
 
 def read_in_processes(read, files, unreadable, title, processes=None):
-    """Yield each readable file and what a function returns for it, called in several processes.
+    """Yield each readable file and what ``read``, which may raise an AudioError, returns for it in another process.
 
-    Args:
-        read: function of a file, which may raise an AudioError.
-        files: audio files.
-        unreadable: list to which a line for each unreadable file is added.
-        title: title of the progress bar.
-        processes: number of processes. Default: the number of processors.
-
-    Raises:
-        ManifestError: If none of the files can be read.
+    A line for each unreadable file is added to ``unreadable``. If no file can be read, a ManifestError is raised. The
+    default number of processes is that of processors.
     """
     found = 0
     # Without the initializer, Ctrl-C prints a traceback for each process.

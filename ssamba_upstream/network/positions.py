@@ -30,14 +30,11 @@ def packed_positions(embedding, config, rows, columns):
     """Return the concatenated positions of windows of different lengths.
 
     Args:
-        embedding, config, rows: see :func:`position_embedding`.
+        embedding, config, rows: see :func:`position_embedding`, also for errors.
         columns: list of each window's number of columns.
 
     Returns:
         (total tokens, E), the class token's position first in each window.
-
-    Raises:
-        ValueError: See :func:`position_embedding`.
     """
     # A physical position depends only on its own place, so the largest grid contains the positions of all others.
     grids = {count: max(columns) if config.positions == "physical" else count for count in columns}

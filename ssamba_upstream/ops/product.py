@@ -72,12 +72,9 @@ def is_plain(module, kind):
 
 
 def multiply(x, weight, bias=None):
-    """Compute x W^T + b with :func:`choice`'s library, without derivatives.
+    """Compute :func:`linear` with :func:`choice`'s library, without derivatives.
 
-    Args:
-        x: (..., inputs), float32 for oneDNN, with any strides.
-        weight: (outputs, inputs), with any strides.
-        bias: (outputs,). Default: none.
+    x, which must be float32 for oneDNN, and the weight may have any strides.
     """
     if choice()[0] == "onednn" and _is_large(x, weight) and x.dtype == weight.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -44,9 +44,7 @@ class Keeping:
     def arguments(self, kept, default):
         """Return the arguments of ``run-downstream`` that keep hidden states for a cell of ``ssamba superb``.
 
-        Args:
-            kept: see :class:`ssamba_upstream.superb.cells.Cell`.
-            default: folder of the store if ``cache`` is None.
+        For ``kept`` see :class:`ssamba_upstream.superb.cells.Cell`. ``default`` replaces a ``cache`` of None.
         """
         trial = [] if self.trial is None else ["--trial", os.path.abspath(self.trial)]
         if kept is None:

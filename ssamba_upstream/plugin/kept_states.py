@@ -42,13 +42,8 @@ class KeptUpstream(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs):
-        """Return hidden states from the store, computing missing ones.
-
-        Args:
-            wavs: list of (samples,) at 16 kHz.
-
-        Returns:
-            dict from the feature's name to :class:`StackedLayers`, in the store's dtype.
+        """Map a list of (samples,) at 16 kHz to a dict from the feature's name to :class:`StackedLayers`, in the
+        store's dtype.
 
         Raises:
             RunError: If the upstream has no such layer.

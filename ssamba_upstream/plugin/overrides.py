@@ -39,17 +39,8 @@ def fields_of(config: dict) -> set[str]:
 
 
 def check_field(config: dict, field: str) -> None:
-    """Check that s3prl reads a field, or that the config has it.
-
-    Every field under ``downstream_expert`` is accepted, because each downstream reads different ones.
-
-    Args:
-        config: s3prl's config.
-        field: a field such as "runner.total_steps".
-
-    Raises:
-        RunError: If neither is true; suggests the most similar field.
-    """
+    """Raise a RunError, which suggests the most similar field, if neither s3prl nor the config has a field, such as
+    "runner.total_steps". Under ``downstream_expert`` every field is accepted, because each downstream reads others."""
     if field.split(".")[0] != "downstream_expert" and field not in _optional() | fields_of(config):
         raise RunError(f"-o config.{field}: s3prl reads no such field.{did_you_mean(field, [config])}")
 

@@ -101,12 +101,8 @@ def _preset_of(given) -> str | None:
 def run_s3prl_main(arguments: Sequence[str], program: str | None = None) -> None:
     """Run ``s3prl.main``, the newer recipes such as SuperbSID, with ssamba_upstream's entries and repairs.
 
-    Args:
-        arguments: s3prl's arguments: a recipe and options, such as ``SuperbSID --build_upstream.name ssamba_tiny``.
-        program: program name in s3prl's help. Default: the command line's.
-
-    Raises:
-        SystemExit: If a package or file is missing, or if s3prl ended the run.
+    The arguments are a recipe and options, such as ``SuperbSID --build_upstream.name ssamba_tiny``. If a package or
+    file is missing, or s3prl ends the run, a SystemExit is raised.
     """
 
     def run():

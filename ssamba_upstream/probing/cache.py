@@ -84,10 +84,7 @@ def cached_frames(checkpoint, frames, folder, dtype="float32", device="cpu", rep
 def remembered(folder, description, compute):
     """Return the result of ``compute()``, or the saved result of an earlier call with the same description.
 
-    Args:
-        folder: folder of the saved results, one file each.
-        description: everything that the result depends on, as dicts, lists, strings and numbers.
-        compute: function that returns a result made of the same types.
+    The result, and the description of everything that it depends on, are dicts, lists, strings and numbers.
     """
     file = Path(folder) / f"{json_hash({**description, 'numerics': NUMERICS})[:32]}.json"
     if not file.is_file():

@@ -121,10 +121,7 @@ def iterate_log_mel_averages(recordings, report=None):
 def iterate_frames(encoder, frames, report=None):
     """Yield the hidden states of single frames. Each recording is read once, and only the requested frames are kept.
 
-    Args:
-        encoder: a FrameEncoder.
-        frames: list of RecordingFrame, numbered at the encoder's hop.
-        report: called with the AudioError of each unreadable recording. Default: raise it.
+    The frames are a list of RecordingFrame, numbered at the encoder's hop. For ``report`` see :func:`time_averages`.
 
     Yields:
         the indices of a batch's existing frames, and their hidden states, (indices, depth + 1, width).
@@ -145,9 +142,7 @@ def iterate_frames(encoder, frames, report=None):
 def iterate_log_mel_frames(frames, time_stride, report=None):
     """Yield the normalised log-mel nearest to the middle of single frames, an untrained baseline.
 
-    Args:
-        frames: list of RecordingFrame, numbered at the hop of ``time_stride`` fbank frames.
-        report: see :func:`iterate_frames`.
+    The frames are a list of RecordingFrame, numbered at the hop of ``time_stride`` fbank frames.
 
     Yields:
         the indices of a recording's frames, and their log-mel, (indices, 1, 128).

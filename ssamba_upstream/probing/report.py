@@ -9,10 +9,7 @@ from ..files import markdown_table, to_json, write_text
 def write_report(results, out):
     """Write ``results.json``, ``results.md``, ``layers.png`` and, if a model is a network, ``cka.png``.
 
-    Args:
-        results: see :func:`ssamba_upstream.probing.study.probe` and
-            :func:`ssamba_upstream.probing.frame_study.probe_frames`, whose models have no ``superb_head``.
-        out: output folder, created if missing.
+    Only the results of :func:`ssamba_upstream.probing.study.probe` have models with a ``superb_head``.
     """
     write_text(to_json(results, indent=1), out / "results.json")
     write_text(markdown(results), out / "results.md")

@@ -160,10 +160,7 @@ def _probe_head(features, task, rotations, schedule, learning_rates, cache, devi
 def by_layer(probes, rotations, groups, geometry):
     """Return the report's entries for each layer, and for the layer chosen on dev or on each fold's own dev part.
 
-    Args:
-        probes: CrossValidation, with the single fold "test" if there are no folds.
-        rotations, groups: see :func:`probe_layers`.
-        geometry: the layers' norms, and their linear CKA, None if undefined.
+    The probes are a CrossValidation, with the single fold "test" if there are no folds.
     """
     folds = [*probes.folds.values()]
     tested = [(name, i) for name, splits in rotations for i in members_of_splits(splits)["test"]]
@@ -189,11 +186,7 @@ def by_layer(probes, rotations, groups, geometry):
 
 
 def check_names(checkpoints):
-    """Refuse "fbank", the former name of "log-mel" and the name of another baseline in s3prl.
-
-    Raises:
-        ValueError: If "fbank" is given in place of a checkpoint.
-    """
+    """Raise a ValueError for "fbank", the former name of "log-mel" and the name of another baseline in s3prl."""
     if "fbank" in checkpoints and not os.path.exists("fbank"):
         raise ValueError(f"probes do not support s3prl's fbank. Use their own baseline {LOG_MEL}, or measure fbank "
                          "with `ssamba superb fbank`")

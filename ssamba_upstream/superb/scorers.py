@@ -112,11 +112,7 @@ class Scorers:
 
 
 def diarization_error_rate(experiment: Path, reference: Path, dscore: Path) -> float:
-    """Return the DER in percent, the lowest over s3prl's medians and thresholds, as SUPERB reports it.
-
-    Raises:
-        ScorerError: If s3prl's make_rttm.py or dscore failed.
-    """
+    """Return the DER in percent, the lowest over s3prl's medians and thresholds, as SUPERB reports it."""
     script = Path(importlib.util.find_spec("s3prl").origin).parent / "downstream" / "diarization" / "make_rttm.py"
     scoring, hop = experiment / "scoring", (experiment / "frame_shift").read_text().strip()
     predictions = scoring / "file_list"
@@ -133,11 +129,7 @@ def diarization_error_rate(experiment: Path, reference: Path, dscore: Path) -> f
 
 
 def term_weighted_value(experiment: Path, scoring: Path, ground_truth: str) -> float:
-    """Return the MTWV in percent, measured by the script that comes with QUESST 2014.
-
-    Raises:
-        ScorerError: If the script failed.
-    """
+    """Return the MTWV in percent, measured by the script that comes with QUESST 2014."""
     printed = _run([scoring / SCORER, experiment.resolve(), ground_truth, "-10"], cwd=scoring)
     written = experiment / "score.out"
     text = written.read_text(errors="replace") if written.is_file() else printed

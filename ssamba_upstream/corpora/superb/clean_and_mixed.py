@@ -13,8 +13,6 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
     """Check ``<root>/<split>/<kind>/wav.scp`` of every split and kind.
 
     Args:
-        corpus: name of the corpus and its task.
-        root: folder with the splits.
         kinds: the kinds of signals: first the mixture, then its sources.
         released: number of utterances in the released corpus by split.
         remedy: how to get the files, as a clause without a full stop.
@@ -43,12 +41,7 @@ def check_signals(corpus: str, root, kinds: tuple[str, ...], released: dict[str,
 
 
 def write_lists(sets: dict[str, dict[str, dict[str, Path]]], out):
-    """Write ``OUT/<split>/<kind>/wav.scp``.
-
-    Args:
-        sets: recordings by split, kind and utterance.
-        out: a new or empty folder; for any other, a FileExistsError is raised.
-    """
+    """Write ``<out>/<split>/<kind>/wav.scp`` for recordings by split, kind and utterance, see :func:`new_folder`."""
     with new_folder(out) as folder:
         for split, signals in sets.items():
             for kind, recordings in signals.items():
@@ -57,13 +50,8 @@ def write_lists(sets: dict[str, dict[str, dict[str, Path]]], out):
 
 
 def write_signals(corpus, out, mixtures: Iterable[tuple]):
-    """Write the wavs of a corpus in its own layout.
-
-    Args:
-        corpus: the corpus's module, with ``KINDS`` and ``folder``.
-        out: output folder.
-        mixtures: tuples of "train", "dev" or "test", an utterance's name, and the samples of each kind.
-    """
+    """Write the wavs of a corpus, given by its module, in its own layout; a mixture is a tuple of "train", "dev" or
+    "test", an utterance's name, and the samples of each of the module's ``KINDS``."""
     for split, name, *signals in mixtures:
         for kind, samples in zip(corpus.KINDS, signals):
             write_wav(Path(out) / corpus.folder(split, kind) / f"{name}.wav", samples)

@@ -71,11 +71,7 @@ def find_test_set(corpus: Path) -> dict[str, str]:
 
 
 def write_diarization_mixtures(out, mixtures: Iterable[Mixture]) -> None:
-    """Write mixtures in Kaldi's format, with the wavs in a folder for each split.
-
-    Raises:
-        FileExistsError: If ``out`` exists and is not empty.
-    """
+    """Write mixtures in Kaldi's format, with the wavs in a folder for each split, see :func:`new_folder`."""
     out = absolute(out)
     files = defaultdict(list)
     with new_folder(out) as folder:

@@ -61,11 +61,7 @@ def labelled_utterances(root: Path):
 
 
 def read_list(root: Path, split: str) -> list[dict[str, str]]:
-    """Return the rows of a split's list, by column.
-
-    Raises:
-        CorpusError: If the list cannot be read, or if a column or value is missing.
-    """
+    """Return the rows of a split's list, by column; raise a CorpusError if a column or value is missing."""
     path = root / "data" / SPLIT_LISTS[split]
     rows = list(csv.DictReader(io.StringIO(read_text(path, f"To get it, {REMEDY}."), newline="")))
     for number, row in enumerate(rows, 2):

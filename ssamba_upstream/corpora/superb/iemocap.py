@@ -80,14 +80,8 @@ def build_emotion_metadata(root, out) -> None:
 
 
 def labelled_turns(root: Path, session: str) -> list[dict]:
-    """Return a session's utterances with the four emotions, in the order of its sorted label files.
-
-    Args:
-        root: IEMOCAP's folder.
-        session: ``Session1`` to ``Session5``.
-
-    Returns:
-        Their entries for the metadata: path relative to root, label and speaker.
+    """Return the metadata's entries for a session's utterances with the four emotions: path relative to root, label and
+    speaker, in the order of the sorted label files.
 
     Raises:
         CorpusError: If wavs or labels are missing or unreadable, or there are no such utterances.

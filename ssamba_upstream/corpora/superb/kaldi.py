@@ -8,13 +8,8 @@ from ..report import CorpusError, CorpusReport, read_text
 def read_table(path: Path, fields: int, remedy: str) -> dict[str, list[str]]:
     """Return the lines of a file by their first field; the last field can contain spaces.
 
-    Args:
-        path: the file.
-        fields: number of fields per line.
-        remedy: how to get a missing file, as a clause without a full stop.
-
     Raises:
-        CorpusError: If the file cannot be read, or a line has a different number of fields.
+        CorpusError: If the file cannot be read, or a line has another number of fields. It ends with the remedy.
     """
     table = {}
     for number, line in enumerate(read_text(path, f"To get it, {remedy}.").splitlines(), 1):

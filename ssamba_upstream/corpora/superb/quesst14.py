@@ -45,11 +45,8 @@ def check(root, _=None) -> CorpusReport:
 
 
 def read_list(root: Path, part: str) -> list[Path]:
-    """Return the English recordings of the dev queries, the test queries or the documents.
-
-    Raises:
-        CorpusError: If the list cannot be read, is malformed or has no English recordings.
-    """
+    """Return the English recordings of the dev queries, the test queries or the documents; if there are none or the
+    list is malformed, raise a CorpusError."""
     path = root / "scoring" / LISTS[part]
     lines = read_lines(path, r"\s*(\S+)\s+(\S+)\s*", "<recording> <language>", f"To get it, {REMEDY}.")
     recordings = [root / re.sub(r"^.*?/", "", name) for name, language in lines.values() if language == LANGUAGE]

@@ -48,11 +48,7 @@ def scale_time_masks(config, hop):
 
     ``specaug_hop`` in a config is the hop in samples for which the widths are meant: 320 for SUPERB's. Frames that are
     closer together keep the widths, as ``fbank`` does in SUPERB. A resumed run finds its own hop in the config, so it
-    keeps the widths.
-
-    Args:
-        config: s3prl's config; changed in place.
-        hop: hop in samples at 16 kHz.
+    keeps the widths. The config is changed in place; the hop is in samples at 16 kHz.
     """
     meant_for = config.get("specaug_hop")
     if not config.get("specaug") or not meant_for or hop <= meant_for:
@@ -233,11 +229,7 @@ def _have_too_few_frames(tokens, frames, lengths) -> torch.Tensor:
 def report_alignments(module, owner, objective, report_name):
     """Report utterances with more tokens than frames; raise RunError if training has no others.
 
-    Args:
-        module: the module to repair.
-        owner: name of the class that computes the loss.
-        objective: name of its attribute that is the loss.
-        report_name: name of its method that reports metrics.
+    ``owner`` names the class that computes the loss, and the other names its loss and its method that reports metrics.
     """
     owner = getattr(module, owner)
 
