@@ -87,15 +87,8 @@ def _estimate(cell, count, out, device, compare):
 
 
 def measure(cell: Cell, out, device: str, kept: str | None) -> tuple[float, Trial]:
-    """Time a few training steps of a cell that keeps hidden states as ``kept`` says, see :class:`Cell`, in a temporary
-    store. The measurements are kept in ``OUT/trials``.
-
-    Returns:
-        start-up time in seconds, and the :class:`ssamba_upstream.plugin.keeping.Trial`.
-
-    Raises:
-        CellError: If the trial failed, as the cell itself would.
-    """
+    """Return the start-up time in seconds of a cell that keeps hidden states as ``kept`` says, see :class:`Cell`, and a
+    Trial of a few of its steps in a temporary store. The measurements are kept in ``OUT/trials``."""
     kind = "runner" if kept is None else kept.replace(" ", "-")
     record = Path(out) / "trials" / f"{cell.task}-{cell.series}-{kind}-{device}.json"
     if not record.is_file():

@@ -296,11 +296,8 @@ def finite(score: str) -> str | None:
 
 
 def find_file(run: Path, source: str) -> Path:
-    """Return a run's prediction file; the run may be the file itself.
-
-    Raises:
-        SubmissionError: If the run's folder has no such file.
-    """
+    """Return a run's prediction file, or the run if it is a file; raise a SubmissionError if its folder has no such
+    file."""
     if not run.is_dir():
         return run
     path = run / source

@@ -29,11 +29,8 @@ class Processes:
         self._lock, self._running, self._ended = threading.Lock(), set(), False
 
     def run(self, command, **options) -> int:
-        """Run a command, see ``subprocess.Popen``, and return its exit status; if interrupted, kill it.
-
-        Raises:
-            CellError: If :meth:`end` was called earlier.
-        """
+        """Run a command, see ``subprocess.Popen``, and return its exit status; if interrupted, kill it. After
+        :meth:`end`, raise a CellError."""
         with self._lock:
             if self._ended:
                 raise CellError("stopped before it started")
@@ -71,13 +68,9 @@ def _interrupt(processes):
 
 
 def run_s3prl(processes: Processes, folder: Path, arguments: list[str], gpu: str, lock: int | None = None) -> str:
-    """Run s3prl in a cell's folder with relative paths, so that OUT can be moved between runs.
+    """Run s3prl in a cell's folder and return its output; raise a CellError if the exit status is not 0.
 
-    Returns:
-        The output of s3prl.
-
-    Raises:
-        CellError: If the exit status is not 0.
+    Paths are relative, so that OUT can be moved between runs.
     """
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, path))
