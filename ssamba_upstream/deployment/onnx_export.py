@@ -232,6 +232,7 @@ class _Classifier:
 
     def __init__(self, model, reads, extractor):
         self.reads, self.model, self.extractor, self.states = reads, model, extractor, {}
+        self.log_mel = LogMel(extractor.front_end)
         self.input_name, self.input_shape = _input(reads, model.config)
         if reads == "log_mel" and (model.labels_seconds or model.config.positions == "published"):
             raise ExportError('seconds, and positions="published", depend on the length of the log-mel, which is not '
@@ -249,7 +250,7 @@ class _Classifier:
 
         frames, model = self.extractor.max_length, self.model
         if self.reads == "waveform":
-            value = onnx_graph.clips(graph, value, self._log_mel(), self.extractor.clip_samples, frames)
+            value = onnx_graph.clips(graph, value, self.log_mel, self.extractor.clip_samples, frames)
         network = onnx_graph.Network(graph, model.ssamba, model.config.columns(frames))
         tokens = network(value)[-1]
         if model.config.final_norm_twice:
@@ -279,10 +280,7 @@ class _Classifier:
 
     def _fixed_length(self, wavs):
         """Return the log-mel of (batch, samples), (batch, frames, mel)."""
-        return self._log_mel().fixed_length(list(wavs[:, : self.extractor.clip_samples]), self.extractor.max_length)
-
-    def _log_mel(self):
-        return LogMel(self.extractor.front_end)
+        return self.log_mel.fixed_length(list(wavs[:, : self.extractor.clip_samples]), self.extractor.max_length)
 
     def _seconds(self):
         """Return (seconds, patches), the weight of each patch of a clip in the mean of each second."""

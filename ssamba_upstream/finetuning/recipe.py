@@ -94,8 +94,9 @@ class FinetuningRecipe(TrainingRecipe):
         if self.metric not in METRICS[self.problem]:
             raise RecipeError(f"metric must be one of {', '.join(METRICS[self.problem])} with {self.problem}; got "
                               f"{self.metric!r}")
-        if self.problem != "single_label" and self.loss != self._only_loss():
-            raise RecipeError(f"{self.problem} needs the loss {self._only_loss()}; got {self.loss!r}")
+        only_loss = "binary_cross_entropy" if self.problem == "multi_label" else "cross_entropy"
+        if self.problem != "single_label" and self.loss != only_loss:
+            raise RecipeError(f"{self.problem} needs the loss {only_loss}; got {self.loss!r}")
         if self.problem == "per_second" and self.mixup:
             raise RecipeError("labels of seconds cannot be mixed. Set mixup to 0")
         if self.problem == "per_second" and self.balanced:
@@ -122,9 +123,6 @@ class FinetuningRecipe(TrainingRecipe):
     @cached_property
     def _checkpoint_config(self):
         return load_config(self.checkpoint)  # cached, since a single-file checkpoint is read whole for it
-
-    def _only_loss(self):
-        return "binary_cross_entropy" if self.problem == "multi_label" else "cross_entropy"
 
     def sources(self):
         return [self.data]

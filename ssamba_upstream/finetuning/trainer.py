@@ -23,7 +23,7 @@ from ..network.classification import (
 from ..training.augmentation import noise_and_roll, spec_augment
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
-from ..training.loop import Run, clips_at_once, signals
+from ..training.loop import Run, signals
 from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError
@@ -132,7 +132,7 @@ class _Finetuning(Run):
         recipe, processes, task = self.recipe, self.processes, self.task
         targets = task.targets["train"]
         return training_batches(
-            task.paths["train"], targets, clips_at_once(recipe, processes.world_size), self.samples, recipe.seed,
+            task.paths["train"], targets, self.clips, self.samples, recipe.seed,
             position=self.position, rank=processes.rank, world_size=processes.world_size, workers=recipe.workers,
             mixup=recipe.mixup, weights=balancing_weights(targets) if recipe.balanced else None,
             sampling_rate=self.model.config.sampling_rate,

@@ -24,7 +24,7 @@ from ..probing.linear import cross_validate, train_probes
 from ..training.augmentation import augment_waveforms
 from ..training.batches import batch_to_fbank
 from ..training.distributed import start_processes
-from ..training.loop import VALIDATION, Run, clips_at_once, seed_of, signals
+from ..training.loop import VALIDATION, Run, seed_of, signals
 from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError, training_states
@@ -116,8 +116,7 @@ class _Pretraining(Run):
 
     def batches(self):
         recipe, processes, config = self.recipe, self.processes, self.config
-        clips = clips_at_once(recipe, processes.world_size)
-        forms = [(max(1, round(clips * config.pretraining_frames / frames * stride / config.time_stride)),
+        forms = [(max(1, round(self.clips * config.pretraining_frames / frames * stride / config.time_stride)),
                   config.front_end.samples_of(frames)) for frames, stride in self.forms]
         return training_batches(
             recipe.train, forms, recipe.seed, self.position, processes.rank, processes.world_size, recipe.workers,
@@ -168,7 +167,7 @@ class _Pretraining(Run):
 
     def begin(self):
         if self.targets is not None:
-            clips = self.processes.world_size * clips_at_once(self.recipe, self.processes.world_size)
+            clips = self.processes.world_size * self.clips
             first = itertools.islice(self.batches(), -(-CLIPS_OF_STATISTICS // clips))
             self.targets.measure(first, self.processes)
         self._validate(0)
@@ -194,8 +193,7 @@ class _Pretraining(Run):
         model.eval()
         totals, averages = torch.zeros(len(self.LOSSES) + 1, dtype=torch.float64), []
         generator = torch.Generator().manual_seed(seed_of(recipe.seed, VALIDATION, 0, processes.rank))
-        clips = clips_at_once(recipe, processes.world_size)
-        batches = validation_batches(recipe.validation, clips, self.samples, processes.rank, processes.world_size,
+        batches = validation_batches(recipe.validation, self.clips, self.samples, processes.rank, processes.world_size,
                                      recipe.workers, recipe.join_short, self.config.sampling_rate,
                                      self.targets is not None)
         for batch in batches:
@@ -206,7 +204,7 @@ class _Pretraining(Run):
             output = self._losses(model, fbank, generator, self._targets(batch, self.config.time_stride))
             values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
             totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
-            if len(averages) * clips < CLIPS_OF_RANK // processes.world_size:
+            if len(averages) * self.clips < CLIPS_OF_RANK // processes.world_size:
                 averages.append(self._averages(model, fbank))
         *sums, count = processes.sum(totals.float().to(processes.device)).tolist()
         if not count:

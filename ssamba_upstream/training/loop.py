@@ -34,6 +34,9 @@ class Run:
         parameter_groups: AdamW's parameter groups; a group's "lr" is its highest learning rate. Default: one group of
             all parameters, with the recipe's learning rate.
         average: AveragedModel of the model, or None.
+
+    Attributes:
+        clips: number of clips in a process's batch.
     """
 
     LOSSES = ("loss",)
@@ -49,6 +52,11 @@ class Run:
         )
         self.highest_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = average
+        parts = processes.world_size * recipe.accumulation
+        if recipe.batch_size % parts:
+            raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for "
+                             f"each of {processes.world_size} processes. Choose a multiple of their product")
+        self.clips = recipe.batch_size // parts
         self.progress = {"step": 0, "best": -math.inf, "skipped": 0, "skipped_in_a_row": 0, "unreadable": 0}
         self.position, self.unreadable = None, []
         self.reports = []  # of the steps since the last log line
@@ -273,15 +281,6 @@ def _decay_projections_only(groups, model):
         others = [parameter for parameter in group["params"] if parameter not in decayed]
         divided += [{**group, "params": projections}, {**group, "params": others, "weight_decay": 0.0}]
     return [group for group in divided if group["params"]]
-
-
-def clips_at_once(recipe, world_size):
-    """Return the number of clips in a process's batch."""
-    parts = world_size * recipe.accumulation
-    if recipe.batch_size % parts:
-        raise ValueError(f"batch_size {recipe.batch_size} cannot be divided into {recipe.accumulation} parts for each "
-                         f"of {world_size} processes. Choose a multiple of their product")
-    return recipe.batch_size // parts
 
 
 def seed_of(*numbers):
