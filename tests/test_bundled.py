@@ -20,6 +20,7 @@ from ssamba_upstream.probing.features import time_averages
 STARTER = "ssamba_starter"
 TAUGHT = ["Google's speech embedding", "Apache-2.0", "Asterisk", "CC BY 3.0", "espeak-ng", "flite"]
 
+
 def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint(STARTER) == BUNDLED[STARTER]
