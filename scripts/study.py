@@ -1,6 +1,5 @@
 """Compare pretraining recipes on real recordings, using probes trained on few labels.
 
-
     python scripts/study.py AUDIO OUT [RECIPE...] [--seed N]    # files or names in study.yaml; default: all names
 
 AUDIO contains the Free Spoken Digit Dataset in ``fsdd/recordings`` and ESC-10 as ``esc10/CLASS/FOLD-*.ogg``. Each

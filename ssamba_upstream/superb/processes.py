@@ -29,7 +29,7 @@ class Processes:
         self._lock, self._running, self._ended = threading.Lock(), set(), False
 
     def run(self, command, **options) -> int:
-        """Run a command, see ``subprocess.Popen``, and return its exit status; if interrupted, kill it. After
+        """Run a command, see ``subprocess.Popen``, and return its exit status; if interrupted, end it. After
         :meth:`end`, raise a CellError."""
         with self._lock:
             if self._ended:
