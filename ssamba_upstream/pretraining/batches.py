@@ -12,7 +12,7 @@ from ..training.batches import Batch, ClipsInOrder, NumberedBatches, in_batches,
 
 
 def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, workers=0, join_short=False,
-                     sampling_rate=SAMPLE_RATE, keep_pieces=False) -> Iterator[Batch]:
+                     sampling_rate=SAMPLE_RATE, keep_pieces=False, in_first_form=0) -> Iterator[Batch]:
     """Yield batches indefinitely, with every file once per epoch in a seeded order.
 
     From manifests, batch m of a rank holds n clips, starting at ``(m * world_size + rank) * n`` in the sequence of all
@@ -22,8 +22,8 @@ def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, 
     Args:
         sources: manifests (see :func:`~ssamba_upstream.corpora.manifest.read_manifest`), or WebDataset shards:
             paths, globs or URLs that end in ``.tar``, with ``{000..099}`` expanded.
-        forms: list of (number of clips, samples) of a process's batches, taken in turn from batch to batch; only one
-            for shards. Files with more samples are cropped at random.
+        forms: list of (number of clips, samples) of a process's batches, see :func:`in_turn`; only one for shards.
+            Files with more samples are cropped at random.
         seed: seed, a non-negative integer.
         position: position of the last batch used, from which the sequence resumes exactly. With manifests it is the
             number of batches used, the same for all ranks and any ``workers``. With shards it is the rank's own, and
@@ -35,6 +35,7 @@ def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, 
         sampling_rate: sampling rate of the clips in Hz.
         keep_pieces: If True, batches also contain the pieces that clips are joined from, and crops start only at the
             positions of :func:`~ssamba_upstream.audio.crop_starts`, so that the same pieces recur.
+        in_first_form: number of batches at the beginning that all have the first form.
 
     Raises:
         ManifestError: If the sources or the position are invalid (raised at the call), or nothing is readable (raised
@@ -44,7 +45,8 @@ def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, 
         from .shards import ShardBatches
 
         if len(forms) > 1:
-            raise ManifestError("clips of several forms need manifests, not shards (.tar)")
+            raise ManifestError("clips of several forms need manifests, not shards (.tar). Give manifests, or set "
+                                "clip_forms=null")
         shards = ShardBatches(sources, *forms[0], seed, position, rank, world_size, max(workers, 1),
                               join_short, sampling_rate, keep_pieces)
         return shards.follow(read_batches(shards, workers))
@@ -52,7 +54,7 @@ def training_batches(sources, forms, seed, position=None, rank=0, world_size=1, 
     batches = _InTurn([
         _ManifestBatches(files, *form, sampling_rate, seed, rank, world_size, join_short, keep_pieces)
         for form in forms
-    ])
+    ], in_first_form)
     return read_batches(batches, workers, sampler=itertools.count(position or 0))
 
 
@@ -111,14 +113,20 @@ def _files(sources):
     return Paths(file for source in sources for file in read_manifest(source))
 
 
+def in_turn(number, count, in_first_form):
+    """Return which of ``count`` forms a batch has: the first until batch ``in_first_form``, then all in turn."""
+    return 0 if number < in_first_form else number % count
+
+
 @dataclass
 class _InTurn(Dataset):
-    """Several data sets in turn: batch m is batch m of data set m modulo their number."""
+    """Data sets that take turns: batch m is that of data set :func:`in_turn`."""
 
     members: list
+    in_first_form: int
 
     def __getitem__(self, number):
-        return self.members[number % len(self.members)][number]
+        return self.members[in_turn(number, len(self.members), self.in_first_form)][number]
 
 
 @dataclass

@@ -40,6 +40,7 @@ class PretrainingRecipe(TrainingRecipe):
             taken in turn from step to step. The number of clips makes all steps equally large. Networks that are read
             at short hops, and short utterances, need them. They need a teacher and whole clips, because
             ``masked_patches`` belongs to one form. Default: ``pretraining_frames`` and ``time_stride`` of ``model``.
+        first_form_share: share of the steps, at the beginning of the run, that all have the first of ``clip_forms``.
         checkpoint: a checkpoint whose encoder the run begins with. Default: random weights.
         join_short: If True, fill up short recordings with other recordings instead of padding.
         schedule: "plateau": halve the learning rate after more than ``patience`` validations without improvement;
@@ -72,6 +73,7 @@ class PretrainingRecipe(TrainingRecipe):
     distillation_weight: float = 1.0
     augmentation: list | None = None
     clip_forms: list | None = None
+    first_form_share: float = 0.0
     checkpoint: str | None = None
     join_short: bool = False
     schedule: str = "plateau"
@@ -100,6 +102,7 @@ class PretrainingRecipe(TrainingRecipe):
                 raise RecipeError(f"{name} lists no manifest")
         super().__post_init__()
         self._check_numbers("steps", "validate_every", "probe_every", low=1, whole=True)
+        self._check_numbers("first_form_share", high=1)
         self._check_numbers("patch_learning_rate")
         self._check_numbers("distillation_weight", above=True)
         self._check_teacher()
@@ -120,7 +123,7 @@ class PretrainingRecipe(TrainingRecipe):
                               f"width of a patch; got {forms!r}")
         if self.masks:
             raise RecipeError("clip_forms needs a teacher, whole clips and no other loss, because masked_patches "
-                              "belongs to one form. Leave it out, or remove the settings that need masks")
+                              "belongs to one form. Set clip_forms=null, or remove the settings that need masks")
 
     @property
     def self_supervised(self):

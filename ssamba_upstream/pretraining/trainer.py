@@ -28,7 +28,7 @@ from ..training.loop import VALIDATION, Run, seed_of, signals
 from ..training.recipe import RecipeError
 from ..training.run_folder import check_continuation, describe_run, lock_run
 from ..training.training_state import TrainingError, training_states
-from .batches import training_batches, validation_batches
+from .batches import in_turn, training_batches, validation_batches
 from .curves import draw_curves
 from .distillation import Student, Targets
 from .model_card import save_result
@@ -110,6 +110,7 @@ class _Pretraining(Run):
             self.labelled.check_probes()  # otherwise the first probe would end the run
         self.samples = config.front_end.samples_of(config.pretraining_frames)
         self.forms = recipe.clip_forms or [[config.pretraining_frames, config.time_stride]]
+        self.in_first_form = round(recipe.first_form_share * recipe.steps)
         self.log_mel = LogMel(config.front_end).to(processes.device)
         super().__init__(recipe, recipe.steps, out, processes, model, _parameter_groups(model, recipe), average)
         self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=recipe.patience)
@@ -120,7 +121,7 @@ class _Pretraining(Run):
                   config.front_end.samples_of(frames)) for frames, stride in self.forms]
         return training_batches(
             recipe.train, forms, recipe.seed, self.position, processes.rank, processes.world_size, recipe.workers,
-            recipe.join_short, config.sampling_rate, keep_pieces=self.targets is not None,
+            recipe.join_short, config.sampling_rate, self.targets is not None, self.in_first_form,
         )
 
     def forward(self, network, batch, generator):
@@ -130,8 +131,9 @@ class _Pretraining(Run):
                                           self.config.sampling_rate, self.recipe.augmentation, generator)
             augmented = replace(batch, waveforms=waveforms)
         # Shards, whose positions are no numbers, have only one form.
-        form = (batch.position - 1) % len(self.forms) if len(self.forms) > 1 else 0
-        return self._losses(network, self._fbank(augmented), generator, self._targets(batch, self.forms[form][1]))
+        number = batch.position - 1 if len(self.forms) > 1 else 0
+        _, time_stride = self.forms[in_turn(number, len(self.forms), self.in_first_form)]
+        return self._losses(network, self._fbank(augmented), generator, self._targets(batch, time_stride))
 
     def _fbank(self, batch):
         """Return the log-mel of a batch, (clips, frames, mel)."""
@@ -187,12 +189,13 @@ class _Pretraining(Run):
 
     @torch.no_grad()
     def _validate(self, step):
-        """Log the losses on the validation clips, under fixed masks, and the effective rank of their representations;
-        save the best network."""
+        """Log the losses on the validation clips, under fixed masks, as means over the distances between patches in the
+        clip forms, and the effective rank of their representations; save the best network."""
         recipe, processes, model = self.recipe, self.processes, self._evaluated()
         model.eval()
         totals, averages = torch.zeros(len(self.LOSSES) + 1, dtype=torch.float64), []
         generator = torch.Generator().manual_seed(seed_of(recipe.seed, VALIDATION, 0, processes.rank))
+        strides = sorted({stride for _, stride in self.forms})
         batches = validation_batches(recipe.validation, self.clips, self.samples, processes.rank, processes.world_size,
                                      recipe.workers, recipe.join_short, self.config.sampling_rate,
                                      self.targets is not None)
@@ -201,8 +204,9 @@ class _Pretraining(Run):
             if not len(batch.lengths):
                 continue
             fbank = self._fbank(batch)
-            output = self._losses(model, fbank, generator, self._targets(batch, self.config.time_stride))
-            values = torch.stack([output[name] for name in self.LOSSES]).double().cpu()
+            outputs = [self._losses(model, fbank, generator, self._targets(batch, stride)) for stride in strides]
+            losses = torch.stack([torch.stack([output[name] for name in self.LOSSES]) for output in outputs])
+            values = losses.double().mean(0).cpu()
             totals += torch.cat([values, values.new_ones(1)]) * len(batch.lengths)
             if len(averages) * self.clips < CLIPS_OF_RANK // processes.world_size:
                 averages.append(self._averages(model, fbank))

@@ -110,6 +110,7 @@ def ssamba(tmp_path_factory):
     return folder
 
 
+FORMS = [[64, 8], [16, 8], [32, 2]]
 KINDS = {"clock": Clock, "s3prl": S3prlTeacher}
 
 
@@ -131,7 +132,7 @@ def assert_equal(found, expected):
     ("transformers:{wav2vec2}", {"teacher_layers": [1, -1], "augmentation": ["mixing", "noise", "gain"]}),
     ("transformers:{wav2vec2}", {"teacher_input": "masked", "ema_decay": 0.5, "accumulation": 2}),
     ("s3prl:ssamba_local:{ssamba}", {"student_layer": 1, "model": {"contrastive_weight": 0.5}}),
-    ("transformers:{wav2vec2}", {"clip_forms": [[64, 8], [16, 8], [32, 2]], "checkpoint": "{ssamba}"}),
+    ("transformers:{wav2vec2}", {"clip_forms": FORMS, "first_form_share": 0.5, "checkpoint": "{ssamba}"}),
     ("s3prl:fbank", {"objective": "two_pass", "teacher_input": "masked", "model": {"reconstruction_weight": 1.0}}),
 ])
 def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, wav2vec2, ssamba, teacher, changes):
@@ -148,6 +149,40 @@ def test_resumed_runs_are_uninterrupted_runs_bit_for_bit(tmp_path, recipe, wav2v
     for kind in ("training", "validation"):
         assert logged(tmp_path / "parts", *names, kind=kind) == logged(tmp_path / "whole", *names, kind=kind)
     assert np.isfinite(logged(tmp_path / "whole", *names)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share, turns", [(0, [0, 1, 2, 0, 1]), (0.4, [0, 0, 2, 0, 1]), (1, [0, 0, 0, 0, 0])])
+def test_the_run_begins_with_the_first_form_and_then_takes_all_in_turn(tmp_path, recipe, monkeypatch, share, turns):
+    seen, losses = [], trainer._Pretraining._losses
+
+    def noted(self, network, fbank, generator, targets):
+        if self.model.training:
+            seen.append((*fbank.shape[:2], targets["time_stride"]))
+        return losses(self, network, fbank, generator, targets)
+
+    monkeypatch.setattr(trainer._Pretraining, "_losses", noted)
+    train(recipe(steps=5, clip_forms=FORMS, first_form_share=share), tmp_path)
+    forms = [(4, 64, 8), (16, 16, 8), (2, 32, 2)]  # clips, frames, distance between patches; equally many tokens
+    assert seen == [forms[turn] for turn in turns]
+
+
+@pytest.mark.slow
+def test_the_best_network_is_chosen_at_all_distances_between_patches(tmp_path, recipe, monkeypatch):
+    similarities, counts, losses = {}, [], trainer._Pretraining._losses
+
+    def noted(self, network, fbank, generator, targets):
+        output = losses(self, network, fbank, generator, targets)
+        if not self.model.training:
+            counts.append(len(fbank))
+            similarities.setdefault(targets["time_stride"], []).append(output["teacher_similarity"].item() * len(fbank))
+        return output
+
+    monkeypatch.setattr(trainer._Pretraining, "_losses", noted)
+    train(recipe(steps=1, validate_every=2, clip_forms=FORMS), tmp_path)
+    (_, began), (_, ended) = logged(tmp_path, "teacher_similarity", kind="validation")
+    assert similarities.keys() == {2, 8}
+    assert (began + ended) / 2 == pytest.approx(sum(map(sum, similarities.values())) / sum(counts), abs=1e-6)
 
 
 @pytest.mark.slow
@@ -455,6 +490,7 @@ def test_google_s_embedding_centres_its_windows(tmp_path):
     ({"augmentation": ["echo"]}, "augmentation must be a list of mixing"),
     ({"teacher_input": "half"}, "teacher_input must be one of whole, masked"),
     ({"clip_forms": [[64, 8], [20, 8]]}, r"clip_forms must be a list of pairs such as \[64, 8\]"),
+    ({"first_form_share": 1.5}, "first_form_share must be a number from 0 to 1; got 1.5"),
     ({"clip_forms": [[64, 9]]}, "and a stride up to 8, the width of a patch"),
     ({"clip_forms": [[64, 2]], "teacher_input": "masked"}, "masked_patches belongs to one form"),
 ])
